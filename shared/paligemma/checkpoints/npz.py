@@ -1,0 +1,172 @@
+"""big_vision's `.npz` checkpoints as lazy arrays: stored members are memory-mapped, deflated ones read when used.
+
+Nothing is unpickled, and nothing is allocated beyond what a member's header declares and its size confirms.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+from numpy.lib import format as npy
+
+from paligemma.errors import DamagedError, InputError
+
+_LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
+
+
+class Member:
+    """One array of the file: shape and dtype now, values when indexed.
+
+    Attributes:
+        shape: as declared by the member's header.
+        dtype: likewise; two-byte void, which is how numpy stores bfloat16, is bfloat16.
+    """
+
+    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
+        self._path, self._info = path, info
+        with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
+            self.shape, stored_dtype, self._fortran = _read_header(stream, self._where)
+            self._header_bytes = stream.tell()
+        self._stored_dtype = stored_dtype
+        is_bfloat16 = stored_dtype == np.dtype("V2")
+        self.dtype = np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else stored_dtype
+        declared = self._header_bytes + stored_dtype.itemsize * int(np.prod(self.shape, dtype=object))
+        if declared != info.file_size:
+            raise DamagedError(
+                "An array's size is not what its header declares.",
+                where=self._where,
+                expected=f"{declared} bytes, found {info.file_size}",
+                fix="fetch the checkpoint again",
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._path}, member {self._info.filename}"
+
+    def __getitem__(self, index) -> np.ndarray:
+        """Values at `index`, without reading the rest where the file allows it."""
+        return self._open()[index]
+
+    def _open(self) -> np.ndarray:
+        order = "F" if self._fortran else "C"
+        if self._info.compress_type == zipfile.ZIP_STORED:
+            values = np.memmap(self._path, self._stored_dtype, "r", self._data_offset(), self.shape, order)
+        else:
+            try:
+                with zipfile.ZipFile(self._path) as archive, archive.open(self._info) as stream:
+                    stream.read(self._header_bytes)
+                    values = np.frombuffer(stream.read(), self._stored_dtype).reshape(self.shape, order=order)
+            except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+                raise _damaged(self._where, error) from None
+        return values.view(self.dtype)
+
+    def _data_offset(self) -> int:
+        with self._path.open("rb") as file:
+            file.seek(self._info.header_offset)
+            header = file.read(_LOCAL_HEADER)
+        name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        return self._info.header_offset + _LOCAL_HEADER + name_bytes + extra_bytes + self._header_bytes
+
+
+class Stacked:
+    """Arrays of equal shape seen as one with a leading axis, for files that keep each layer apart."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self._members = members
+        self.shape = (len(members), *members[0].shape)
+        self.dtype = members[0].dtype
+
+    def __getitem__(self, index) -> np.ndarray:
+        return np.stack([member[...] for member in self._members])[index]
+
+
+LazyArray = Member | Stacked
+
+
+def read_npz(path: str | Path) -> dict[str, LazyArray]:
+    """Every array of a checkpoint by its parameter name (`llm/...`, `img/...`).
+
+    A leading `params/` is dropped; `encoderblock_0`, `encoderblock_1`, ... become one stacked `encoderblock`.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedError: it is not a whole npz file, or a member is a pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint file {path}.", fix="check the path, or run fetch_checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+        members = {_parameter_name(info.filename): Member(path, info) for info in infos}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+    return _stack_layers(members)
+
+
+def write_npz(path: str | Path, arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as stored (so that they can be memory-mapped) members, one at a time. Equal arrays, equal bytes."""
+    items: Iterable = arrays.items() if isinstance(arrays, Mapping) else arrays
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, values in items:
+            # A fixed date keeps the file's hash a function of its values.
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(info, "w", force_zip64=True) as stream:
+                values = np.asarray(values)
+                if values.dtype == ml_dtypes.bfloat16:
+                    values = values.view("V2")
+                npy.write_array(stream, np.asarray(values, order="C"), allow_pickle=False)
+
+
+def _parameter_name(filename: str) -> str:
+    return filename.removesuffix(".npy").removeprefix("params/")
+
+
+def _stack_layers(members: dict[str, Member]) -> dict[str, LazyArray]:
+    result: dict[str, LazyArray] = {}
+    layers: dict[str, dict[int, Member]] = {}
+    for name, member in members.items():
+        match = re.fullmatch(r"(.*/encoderblock)_(\d+)(/.*)", name)
+        if match:
+            layers.setdefault(match[1] + match[3], {})[int(match[2])] = member
+        else:
+            result[name] = member
+    for name, by_layer in layers.items():
+        ordered = [by_layer[layer] for layer in sorted(by_layer)]
+        if sorted(by_layer) != list(range(len(by_layer))) or len({member.shape for member in ordered}) > 1:
+            raise DamagedError(
+                "Layers of the vision tower are missing or differ in shape.",
+                where=name,
+                expected="encoderblock_0 up to the last, all of one shape",
+            )
+        result[name] = Stacked(ordered)
+    return result
+
+
+def _read_header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    version = npy.read_magic(stream)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"unknown npy version {version}")
+    shape, fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise DamagedError("The checkpoint holds a pickle, which is not read.", where=where, expected="numeric arrays")
+    return shape, dtype, fortran
+
+
+def _damaged(where: object, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"The checkpoint cannot be read: {error}.", where=where, expected="a whole npz file", fix="fetch it again"
+    )
+
+
+def iterate(arrays: Mapping[str, LazyArray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values, one array in memory at a time."""
+    for name, array in arrays.items():
+        yield name, array[...]

@@ -1,0 +1,70 @@
+"""Parameters by name: which are trained, where and in which dtype each lives, and how it gets to its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from paligemma.checkpoints.architecture import abstract_model
+from paligemma.checkpoints.npz import LazyArray
+from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.paligemma import PaliGemma
+from paligemma.precision import ComputeDtype, compute_dtype, vision_dtype
+
+_TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
+
+
+def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]:
+    """Every parameter variable, named as in big_vision's checkpoints."""
+    state = model if isinstance(model, nnx.State) else nnx.state(model, nnx.Param)
+    return {"/".join(path): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Splits the largest axis that the mesh's `fsdp` axis divides; replicates when there is none."""
+    size = mesh.shape["fsdp"]
+    divisible = [axis for axis, length in enumerate(shape) if length % size == 0 and length >= size]
+    if size == 1 or not divisible:
+        return NamedSharding(mesh, PartitionSpec())
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+
+def place(array: LazyArray | np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Puts one array on its devices, each reading only its own slice of the file."""
+    if sharding is None:
+        return jnp.asarray(np.asarray(array[...], dtype))
+    return jax.make_array_from_callback(
+        tuple(array.shape), sharding, lambda index: np.asarray(array[index], dtype), dtype=dtype
+    )
+
+
+def build_module(
+    config: PaliGemmaConfig,
+    arrays: Mapping[str, LazyArray | np.ndarray],
+    dtype_of: Callable[[str, np.dtype], np.dtype],
+    compute: ComputeDtype = "auto",
+    mesh: Mesh | None = None,
+) -> PaliGemma:
+    """The network with its parameters loaded one by one.
+
+    Args:
+        config: the architecture.
+        arrays: every parameter by name.
+        dtype_of: the dtype to hold a parameter in, from its name and its dtype in the file.
+        compute: the dtype of activations.
+        mesh: where to shard the parameters; None for the default device.
+    """
+    dtype = compute_dtype(compute)
+    tower_dtype = vision_dtype(dtype, dtype_of(_TOWER, arrays[_TOWER].dtype))
+    graph, state = nnx.split(abstract_model(config, dtype, tower_dtype))
+    for name, variable in parameters_by_name(state).items():
+        array = arrays[name]
+        sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
+        variable.set_value(place(array, np.dtype(dtype_of(name, array.dtype)), sharding))
+    return nnx.merge(graph, state)

@@ -1,0 +1,1 @@
+"""From JSONL rows and image files to batches: images, tokens, records, loader."""

@@ -1,0 +1,86 @@
+"""SentencePiece tokenizer with PaliGemma's special symbols, and the layout of a training sequence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from paligemma.errors import DamagedError, InputError
+
+SEPARATOR = "\n"
+NUM_LOC, NUM_SEG = 1024, 128
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        pad_id, eos_id, bos_id: PaliGemma's 0, 1, 2.
+        sha256: of the model file.
+        vocab_size: number of pieces, which may be less than the embedding's rows.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Loads a SentencePiece model file and checks that it is one PaliGemma can use.
+
+        Raises:
+            InputError: no such file, or a special symbol is missing.
+            DamagedError: not a SentencePiece model.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"There is no tokenizer at {path}.", expected="a SentencePiece model, tokenizer.model")
+        data = path.read_bytes()
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(data)
+        except RuntimeError:
+            raise DamagedError(
+                "The tokenizer is not a SentencePiece model.", where=path, fix="fetch the checkpoint again"
+            ) from None
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.pad_id, self.eos_id, self.bos_id = self._model.pad_id(), self._model.eos_id(), self._model.bos_id()
+        self.vocab_size = self._model.GetPieceSize()
+        if (self.pad_id, self.eos_id, self.bos_id) != (0, 1, 2):
+            raise InputError(
+                f"The tokenizer's pad, eos and bos are {self.pad_id}, {self.eos_id}, {self.bos_id}.",
+                where=path,
+                expected="0, 1, 2, as in PaliGemma's tokenizer",
+            )
+        wanted = [SEPARATOR, *(f"<loc{i:04d}>" for i in range(NUM_LOC)), *(f"<seg{i:03d}>" for i in range(NUM_SEG))]
+        unknown = self._model.unk_id()
+        missing = [piece for piece in wanted if self._model.PieceToId(piece) == unknown]
+        if missing:
+            raise InputError(
+                f"The tokenizer lacks {len(missing)} of PaliGemma's symbols, the first {missing[0]!r}.",
+                where=path,
+                expected=r"'\n', <loc0000> to <loc1023> and <seg000> to <seg127> as single pieces",
+            )
+        self._separator = [self._model.PieceToId(SEPARATOR)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special symbols."""
+        return self._model.EncodeAsIds(text)
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts at once, without special symbols."""
+        return self._model.Encode(list(texts), out_type=int)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, up to the first eos; padding and ids beyond the vocabulary are dropped."""
+        ids = [int(token) for token in ids]
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        special = (self.pad_id, self.bos_id)
+        return self._model.Decode([token for token in ids if token not in special and token < self.vocab_size])
+
+    def prefix_ids(self, prefix: str) -> list[int]:
+        """`[bos] prefix "\\n"`. The separator is tokenized on its own, so that it never merges with the prefix."""
+        return [self.bos_id, *self.encode(prefix), *self._separator]
+
+    def suffix_ids(self, suffix: str) -> list[int]:
+        """`suffix [eos]`."""
+        return [*self.encode(suffix), self.eos_id]

@@ -1,0 +1,49 @@
+"""Errors a user can meet. Each says what was wrong, where, what was expected and what to do, and carries its exit code.
+
+Anything else that escapes is a bug and exits with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PaliGemmaError(Exception):
+    """Base of every error that is shown to a user without a traceback."""
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: object = None, expected: object = None, fix: str | None = None
+    ) -> None:
+        lines = [what]
+        if where is not None:
+            lines.append(f"  where:    {where}")
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if fix is not None:
+            lines.append(f"  to do:    {fix}")
+        super().__init__("\n".join(lines))
+        self.what = what
+
+
+class InputError(PaliGemmaError):
+    """Wrong input or configuration: the user can correct it and run again."""
+
+    exit_code = 2
+
+
+class DamagedError(PaliGemmaError):
+    """A file or artifact is not what its writer wrote: truncated, altered, or only partly there."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Names the nearest valid choice, or lists the choices when nothing is near."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "one of: " + ", ".join(choices)

@@ -1,0 +1,51 @@
+"""Attention shared by the vision tower and the decoder, and the prefix-LM mask."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+MASKED = -2.3819763e38
+"""Logit of an invisible key: large, but finite in float32, so that a row without visible keys has no NaN."""
+
+
+def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | None = None) -> Bool[Array, "b p p"]:
+    """Which key each query sees: `cumsum(mask_ar)[key] <= cumsum(mask_ar)[query]`, both being real tokens.
+
+    A run of `mask_ar == 0` (image and prefix) is one block whose tokens all see each other; every `mask_ar == 1`
+    (suffix) sees what came before it and itself.
+
+    Args:
+        mask_ar: 0 where a token is visible to the block it follows, 1 where only to later tokens.
+        mask_input: False on padding; None when nothing is padding.
+    """
+    block = jnp.cumsum(mask_ar.astype(jnp.int32), axis=1)
+    visible = block[:, None, :] <= block[:, :, None]
+    if mask_input is None:
+        return visible
+    valid = mask_input.astype(bool)
+    return visible & valid[:, None, :] & valid[:, :, None]
+
+
+def attend(
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b s k h"],
+    value: Float[Array, "b s k h"],
+    mask: Bool[Array, "b t s"] | None = None,
+    softcap: float = 0.0,
+) -> Float[Array, "b t n h"]:
+    """Scaled queries against keys; logits and softmax in float32 whatever the inputs' dtype.
+
+    `n` is a multiple of `k`: each key/value head serves `n // k` consecutive query heads.
+    """
+    b, t, n, h = query.shape
+    k = key.shape[2]
+    grouped = query.reshape(b, t, k, n // k, h)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    if softcap:
+        logits = jnp.tanh(logits / softcap) * softcap
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(b, t, n, h)

@@ -1,0 +1,86 @@
+"""SigLIP vision tower: patches, pre-norm transformer, biased projection to the decoder's width. No pooling.
+
+Parameter names and numerics follow big_vision's `models/vit.py`: LayerNorm epsilon 1e-6, tanh-approximated GELU.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from paligemma.models.attention import attend
+from paligemma.models.config import VisionConfig
+from paligemma.models.layers import scan_layers, stack
+
+
+class MultiHeadAttention(nnx.Module):
+    """Bidirectional self-attention with biases."""
+
+    def __init__(self, config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        heads = (config.num_heads, config.width // config.num_heads)
+        self.query = nnx.LinearGeneral(config.width, heads, dtype=dtype, rngs=rngs)
+        self.key = nnx.LinearGeneral(config.width, heads, dtype=dtype, rngs=rngs)
+        self.value = nnx.LinearGeneral(config.width, heads, dtype=dtype, rngs=rngs)
+        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), dtype=dtype, rngs=rngs)
+        self.scale = heads[1] ** -0.5
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return self.out(attend(self.query(x) * self.scale, self.key(x), self.value(x)))
+
+
+class MlpBlock(nnx.Module):
+    """Two linear layers with a tanh-approximated GELU between."""
+
+    def __init__(self, config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.Dense_0 = nnx.Linear(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.Dense_1 = nnx.Linear(config.mlp_dim, config.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return self.Dense_1(jax.nn.gelu(self.Dense_0(x), approximate=True))
+
+
+class EncoderBlock(nnx.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.LayerNorm_0 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.MultiHeadDotProductAttention_0 = MultiHeadAttention(config, dtype, rngs)
+        self.LayerNorm_1 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.MlpBlock_0 = MlpBlock(config, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        x = x + self.MultiHeadDotProductAttention_0(self.LayerNorm_0(x))
+        return x + self.MlpBlock_0(self.LayerNorm_1(x))
+
+
+class Transformer(nnx.Module):
+    """The stacked layers and the final norm."""
+
+    def __init__(self, config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.encoderblock = stack(lambda rngs: EncoderBlock(config, dtype, rngs), config.depth, rngs)
+        self.encoder_norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        x, _ = scan_layers(lambda layer, x, _: (layer(x), None), self.encoderblock, x)
+        return self.encoder_norm(x)
+
+
+class VisionTower(nnx.Module):
+    """Images in [-1, 1] to one embedding per patch, in the decoder's width."""
+
+    def __init__(self, config: VisionConfig, output_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        patch = (config.patch_size, config.patch_size)
+        self.embedding = nnx.Conv(3, config.width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs)
+        initial = nnx.initializers.normal(config.width**-0.5)
+        self.pos_embedding = nnx.Param(initial(rngs.params(), (1, config.num_patches, config.width)))
+        self.Transformer = Transformer(config, dtype, rngs)
+        self.head = nnx.Linear(config.width, output_width, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b s d"]:
+        x = self.embedding(images.astype(self.dtype))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x + self.pos_embedding[...].astype(self.dtype)
+        return self.head(self.Transformer(x))

@@ -1,0 +1,123 @@
+"""Writing a file or a directory so that a crash at any byte leaves the old state or the new one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paligemma.errors import InputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def write_file(path: str | Path, data: bytes | str) -> None:
+    """Replaces a file's contents at once; makes its parents."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
+    """Yields an empty folder to fill; it takes the place of `path` when the block ends without an exception.
+
+    What a killed predecessor left unfinished is removed. An existing `path` stays whole, and is exchanged for the new
+    folder in one step, only if it is empty or holds a file called `may_replace`: nothing of a user's is overwritten.
+
+    Raises:
+        InputError: `path` holds something else, or another process is writing it now.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not _replaceable(path, may_replace):
+        raise InputError(
+            f"{path} exists and is not an artifact of this program.",
+            expected=f"no such path, an empty folder, or a folder with {may_replace}",
+            fix="choose another output path, or remove it yourself",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.mkdir(exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        _lock(handle, path)
+        for entry in partial.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_tree(partial)
+        if path.exists():
+            _exchange(partial, path)
+            shutil.rmtree(partial)
+        else:
+            partial.rename(path)
+        _sync(path.parent)
+    finally:
+        os.close(handle)
+
+
+def _replaceable(path: Path, marker: str) -> bool:
+    return path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))
+
+
+def _lock(handle: int, path: Path) -> None:
+    # The kernel drops the lock with the process, so a killed writer blocks nobody.
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"Another process is writing {path}.", fix="wait for it, or choose another output path"
+        ) from None
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swaps two directories in one step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        done = libc.renameat2(_AT_FDCWD, bytes(new), _AT_FDCWD, bytes(old), _RENAME_EXCHANGE)
+        code = ctypes.get_errno()
+    elif hasattr(libc, "renamex_np"):  # macOS
+        done = libc.renamex_np(bytes(new), bytes(old), _RENAME_EXCHANGE)
+        code = ctypes.get_errno()
+    else:
+        done, code = -1, errno.ENOSYS
+    if done != 0:
+        raise InputError(
+            f"{old} exists and this file system cannot replace it in one step ({os.strerror(code)}).",
+            fix="choose another output path, or remove it yourself",
+        )
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network mounts cannot sync a directory
+            raise
+    finally:
+        os.close(handle)

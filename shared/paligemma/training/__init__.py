@@ -1,0 +1,1 @@
+"""Fine-tuning: recipe, loss, step. Knows models and checkpoints, not components."""
