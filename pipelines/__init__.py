@@ -1,0 +1,1 @@
+"""The DAG, and the commands that compile and run it."""

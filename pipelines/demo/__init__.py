@@ -1,0 +1,1 @@
+"""The embedded default: what the tiny checkpoint was pretrained on, the demo's data, and the demo run itself."""

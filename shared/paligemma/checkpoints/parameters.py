@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.npz import LazyArray
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
 from paligemma.precision import ComputeDtype, compute_dtype, vision_dtype
+from paligemma.sharding import fsdp_sharding
 
 _TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
 
@@ -23,16 +24,6 @@ def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]
     """Every parameter variable, named as in big_vision's checkpoints."""
     state = model if isinstance(model, nnx.State) else nnx.state(model, nnx.Param)
     return {"/".join(path): variable for path, variable in nnx.to_flat_state(state)}
-
-
-def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Splits the largest axis that the mesh's `fsdp` axis divides; replicates when there is none."""
-    size = mesh.shape["fsdp"]
-    divisible = [axis for axis, length in enumerate(shape) if length % size == 0 and length >= size]
-    if size == 1 or not divisible:
-        return NamedSharding(mesh, PartitionSpec())
-    largest = max(divisible, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
 
 def place(array: LazyArray | np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:

@@ -56,6 +56,7 @@ def is_tuned_model(path: str | Path) -> bool:
 def write_tuned(folder: Path, arrays: Mapping[str, np.ndarray], description: TunedDescription) -> None:
     """Writes both files into an existing folder."""
     safetensors.numpy.save_file(dict(arrays), folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it readable by its owner only; the next step may be another
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description.model_dump(), indent=2) + "\n")
 
 

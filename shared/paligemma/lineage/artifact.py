@@ -75,14 +75,21 @@ def produce(
         (folder / RECORD_FILE).write_text(json.dumps(record.model_dump(), indent=2) + "\n")
 
 
-def artifact_input(role: str, path: str | Path, type: str) -> Input:
-    """An artifact as an input; checks that it is whole."""
-    return Input(role=role, uri=str(Path(path).absolute()), sha256=read_record(path, type).artifact.tree_sha256)
+def input_of(role: str, path: str | Path) -> Input:
+    """An input as the record names it: by the artifact's tree hash, or, of a file outside any artifact, by its own.
 
+    Args:
+        role: what it is to the step, e.g. `checkpoint`.
+        path: an artifact's folder, a file in one, or a plain file.
 
-def file_input(role: str, path: str | Path) -> Input:
-    """A plain file as an input; hashes it."""
-    return Input(role=role, uri=str(Path(path).absolute()), sha256=file_sha256(Path(path)))
+    Raises:
+        InputError: a folder that is not a whole artifact.
+    """
+    path = Path(path).absolute()
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and not (folder / RECORD_FILE).is_file():
+        return Input(role=role, uri=str(path), sha256=file_sha256(path))
+    return Input(role=role, uri=str(folder), sha256=read_record(folder).artifact.tree_sha256)
 
 
 def _producer(component: str, parameters: dict, device: str | None) -> Producer:

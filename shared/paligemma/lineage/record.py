@@ -93,8 +93,8 @@ def list_files(folder: Path) -> list[File]:
     return [File(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=file_sha256(p)) for p in paths]
 
 
-def read_record(folder: str | Path, type: str) -> Record:
-    """The record of a whole artifact of the given type.
+def read_record(folder: str | Path, type: str | None = None) -> Record:
+    """The record of a whole artifact, of the given type or of any.
 
     Checks that every file is there with its recorded size, which costs no reading. `verify` re-hashes.
 
@@ -107,13 +107,13 @@ def read_record(folder: str | Path, type: str) -> Record:
     if not path.is_file():
         what = "not a whole artifact: it has no lineage.json" if folder.is_dir() else "not there"
         raise InputError(
-            f"{folder} is {what}.", expected=f"a folder with {type}", fix="run the step that makes it (again)"
+            f"{folder} is {what}.", expected=f"a folder with {type or 'an artifact'}", fix="run the step that makes it"
         )
     try:
         record = Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise DamagedError(f"The lineage record is damaged: {error.errors()[0]['msg']}.", where=path) from None
-    if record.artifact.type != type:
+    if type is not None and record.artifact.type != type:
         raise InputError(f"{folder} holds {record.artifact.type}.", expected=type, fix="pass another folder")
     for file in record.artifact.files:
         found = folder / file.path

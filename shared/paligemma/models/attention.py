@@ -34,15 +34,16 @@ def attend(
     value: Float[Array, "b s k h"],
     mask: Bool[Array, "b t s"] | None = None,
     softcap: float = 0.0,
+    softmax_dtype=jnp.float32,
 ) -> Float[Array, "b t n h"]:
-    """Scaled queries against keys; logits and softmax in float32 whatever the inputs' dtype.
+    """Scaled queries against keys; logits and softmax in `softmax_dtype` whatever the inputs' dtype.
 
     `n` is a multiple of `k`: each key/value head serves `n // k` consecutive query heads.
     """
     b, t, n, h = query.shape
     k = key.shape[2]
     grouped = query.reshape(b, t, k, n // k, h)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=softmax_dtype)
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
     if mask is not None:

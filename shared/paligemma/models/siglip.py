@@ -25,9 +25,12 @@ class MultiHeadAttention(nnx.Module):
         self.value = nnx.LinearGeneral(config.width, heads, dtype=dtype, rngs=rngs)
         self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), dtype=dtype, rngs=rngs)
         self.scale = heads[1] ** -0.5
+        # A float16 tower takes its softmax in float16, as the reference does: its outputs are then equal to the last bit.
+        self.softmax_dtype = dtype if dtype == jnp.float16 else jnp.float32
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return self.out(attend(self.query(x) * self.scale, self.key(x), self.value(x)))
+        query, key, value = self.query(x) * self.scale, self.key(x), self.value(x)
+        return self.out(attend(query, key, value, softmax_dtype=self.softmax_dtype))
 
 
 class MlpBlock(nnx.Module):

@@ -10,20 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
+from paligemma.data.batch import TrainBatch
 from paligemma.models.layers import Remat
 from paligemma.models.paligemma import PaliGemma
 from paligemma.training.loss import suffix_loss
-
-
-class TrainBatch(NamedTuple):
-    """What a step reads. Text is padded on the right to a common length; images are 0..255 or already in [-1, 1]."""
-
-    images: UInt8[Array, "b height width 3"] | Float[Array, "b height width 3"]
-    tokens: Int[Array, "b t"]
-    mask_ar: Int[Array, "b t"]
-    mask_loss: Int[Array, "b t"]
 
 
 class TrainState(NamedTuple):
@@ -52,10 +44,12 @@ def split_trainable(model: PaliGemma, pattern: str) -> tuple[nnx.GraphDef, nnx.S
         pattern: regular expression that a trainable parameter's whole name matches, e.g. `llm/layers/attn/.*`.
     """
 
-    def is_trainable(path: tuple, _) -> bool:
-        return re.fullmatch(pattern, "/".join(map(str, path))) is not None
+    return nnx.split(model, lambda path, _: is_trainable(pattern, "/".join(map(str, path))), ...)
 
-    return nnx.split(model, is_trainable, ...)
+
+def is_trainable(pattern: str, name: str) -> bool:
+    """Whether a parameter of this name belongs to the set that the pattern describes."""
+    return re.fullmatch(pattern, name) is not None
 
 
 def batch_loss(model: PaliGemma, batch: TrainBatch, remat: Remat = "none") -> Float[Array, ""]:

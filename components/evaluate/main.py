@@ -1,0 +1,138 @@
+"""Decodes answers to every row of a data set and judges them; beside another evaluation's, if given."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paligemma.command_line import run_command
+
+if TYPE_CHECKING:
+    from paligemma.evaluation.predict import Prediction
+
+log = logging.getLogger("paligemma.evaluate")
+
+ARTIFACT_TYPE = "evaluation"
+REPORT_ROWS = 200
+
+
+def run(
+    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, or embedded:tiny.")],
+    records: Annotated[Path, typer.Option(help="Records to evaluate on, from prepare_data.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the evaluation to.")],
+    tuned: Annotated[
+        str, typer.Option(help="Tuned model, from finetune.", show_default="none: evaluate the checkpoint itself")
+    ] = "",
+    baseline: Annotated[
+        str, typer.Option(help="Evaluation of another model on the same records, to show beside.", show_default="none")
+    ] = "",
+    batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, with its eos.", min=1)] = 32,
+) -> None:
+    """Writes predictions.jsonl, metrics.json and report.html."""
+    import json
+    import time
+
+    from paligemma.checkpoints.open import open_checkpoint
+    from paligemma.checkpoints.tuned import read_tuned
+    from paligemma.data.records import open_records
+    from paligemma.errors import InputError
+    from paligemma.evaluation.metrics import by_question, exact_match
+    from paligemma.evaluation.predict import predict
+    from paligemma.lineage.artifact import input_of, produce
+    from paligemma.model import build_model, check_base
+    from paligemma.progress import WorkProgress
+
+    base, data = open_checkpoint(checkpoint), open_records(records)
+    inputs = [input_of("checkpoint", base.weights), input_of("validation records", records)]
+    tuned_model = read_tuned(tuned) if tuned else None
+    if tuned_model is not None:
+        inputs.append(input_of("tuned model", tuned))
+        check_base(tuned_model, base)
+    if baseline:
+        inputs.append(input_of("baseline", baseline))
+    name = "tuned" if tuned else "base"
+    parameters = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    with produce(output, ARTIFACT_TYPE, "evaluate", parameters, inputs) as draft:
+        model = build_model(base, tuned_model)
+        if model.config.img.image_size != data.dataset.image_size:
+            raise InputError("The records were prepared for another image size.", where=records, fix="run prepare_data again")
+        started = time.monotonic()
+        predictions: list[Prediction] = []
+        with WorkProgress(f"evaluating {name}", "rows", data.dataset.rows) as progress:
+            for prediction in predict(model, data, batch_size, max_new_tokens):
+                predictions.append(prediction)
+                progress.advance()
+        seconds = time.monotonic() - started
+        with (draft.folder / "predictions.jsonl").open("w") as file:
+            for p in predictions:
+                values = {"row_id": p.row_id, "prefix": p.prefix, "target": p.target, "prediction": p.prediction}
+                file.write(json.dumps({**values, "exact_match": p.exact_match}) + "\n")
+        metrics = {
+            "model": name,
+            "examples": len(predictions),
+            "exact_match": exact_match(predictions),
+            "by_question": by_question(predictions),
+            "examples_per_second": len(predictions) / seconds,
+        }
+        (draft.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        (draft.folder / "report.html").write_text(_report(metrics, predictions, baseline, records))
+        draft.rows = len(predictions)
+    log.info("%s: exact match %.1f %% of %d, in %s", name, 100 * metrics["exact_match"], len(predictions), output)
+
+
+def _report(metrics: dict, predictions: list[Prediction], baseline: str, records: Path) -> str:
+    from paligemma.reports.page import image_uri, render
+
+    other, answers = (None, {}) if not baseline else _read_baseline(Path(baseline), predictions)
+    by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
+    shown = sorted(predictions, key=lambda prediction: prediction.exact_match)[:REPORT_ROWS]
+    rows = [
+        {
+            "image": image_uri(p.image),
+            "row_id": p.row_id,
+            "prefix": p.prefix,
+            "target": p.target,
+            "prediction": p.prediction,
+            "exact_match": p.exact_match,
+            "baseline_prediction": answers.get(p.row_id, ""),
+        }
+        for p in shown
+    ]
+    return render(
+        "evaluation.html",
+        name=metrics["model"],
+        metrics=metrics,
+        source=records.name,
+        baseline=other,
+        baseline_name=other["model"] if other else "",
+        questions=[{**q, "baseline": by_prefix.get(q["prefix"], 0.0)} for q in metrics["by_question"]],
+        rows=rows,
+    )
+
+
+def _read_baseline(folder: Path, predictions: list[Prediction]) -> tuple[dict, dict[str, str]]:
+    """Another evaluation's metrics, and its answers by row; the rows must be the same."""
+    import json
+
+    from paligemma.errors import InputError
+    from paligemma.lineage.record import read_record
+
+    read_record(folder, ARTIFACT_TYPE)
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    answers = {line["row_id"]: line["prediction"] for line in lines}
+    if answers.keys() != {prediction.row_id for prediction in predictions}:
+        raise InputError("The baseline was evaluated on other rows.", where=folder, fix="evaluate it on the same records")
+    return json.loads((folder / "metrics.json").read_text()), answers
+
+
+def main() -> None:
+    """The command line."""
+    run_command(run, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

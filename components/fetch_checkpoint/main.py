@@ -1,0 +1,72 @@
+"""Brings a checkpoint into the pipeline: weights byte for byte, its architecture, its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paligemma.command_line import run_command
+
+log = logging.getLogger("paligemma.fetch_checkpoint")
+
+
+def run(
+    output: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")],
+    source: Annotated[
+        str, typer.Option(help="A big_vision .npz file, a folder with one, or embedded:tiny.")
+    ] = "embedded:tiny",
+    sha256: Annotated[
+        str, typer.Option(help="Expected sha256 of the weight file; empty: recorded, not checked.", show_default="none")
+    ] = "",
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights"),
+    ] = "",
+) -> None:
+    """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
+    import json
+
+    from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_checkpoint
+    from paligemma.data.tokenizer import Tokenizer
+    from paligemma.errors import DamagedError, InputError
+    from paligemma.lineage.artifact import input_of, produce
+    from paligemma.lineage.record import file_sha256
+
+    checkpoint = open_checkpoint(source)
+    tokenizer_file = Path(tokenizer) if tokenizer else checkpoint.tokenizer
+    if tokenizer_file is None:
+        raise InputError("The checkpoint has no tokenizer beside it.", where=checkpoint.weights, fix="pass --tokenizer")
+    pieces = Tokenizer(tokenizer_file).vocab_size
+    rows = checkpoint.config.llm.vocab_size
+    if pieces > rows:
+        raise InputError(
+            f"The tokenizer has {pieces} pieces, the embedding only {rows} rows.",
+            where=tokenizer_file,
+            expected="the tokenizer that the checkpoint was trained with",
+        )
+    parameters = {"source": source, "sha256": sha256}
+    inputs = [input_of("weights", checkpoint.weights), input_of("tokenizer", tokenizer_file)]
+    with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
+        weights = draft.folder / checkpoint.weights.name
+        shutil.copyfile(checkpoint.weights, weights)
+        found = file_sha256(weights)
+        if sha256 and found != sha256.lower():
+            raise DamagedError(
+                "The weight file is not the expected one.", where=checkpoint.weights, expected=f"sha256 {sha256}, found {found}"
+            )
+        shutil.copyfile(tokenizer_file, draft.folder / TOKENIZER_FILE)
+        (draft.folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config.model_dump(), indent=2) + "\n")
+    log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, found, output)
+
+
+def main() -> None:
+    """The command line."""
+    run_command(run, "fetch_checkpoint")
+
+
+if __name__ == "__main__":
+    main()

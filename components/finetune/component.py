@@ -1,0 +1,38 @@
+"""KFP interface of `finetune`."""
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def finetune(
+    checkpoint: dsl.Input[dsl.Model],
+    records: dsl.Input[dsl.Dataset],
+    tuned: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    recipe: str = "",
+):
+    """Trains a part of a checkpoint's parameters on records, and writes that part.
+
+    Args:
+        recipe: Training recipe, as YAML text; empty: the reference recipe.
+    """
+    import json
+    import shutil
+    from pathlib import Path
+
+    from components.artifact_metadata import mirror_record
+    from components.finetune.main import fine_tune
+    from paligemma.training.recipe import parse_recipe
+
+    folder = Path(tuned.path)
+    fine_tune(checkpoint.path, Path(records.path), folder, parse_recipe(recipe))
+    mirror_record(tuned)
+    shutil.copyfile(folder / "training.html", report.path)
+    summary = json.loads((folder / "summary.json").read_text())
+    for key in ("final_loss", "examples_per_second", "seconds"):
+        metrics.log_metric(key, summary[key])
+    # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.
+    Path(metrics.path).write_text(json.dumps(summary, indent=2))

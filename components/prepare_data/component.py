@@ -1,0 +1,53 @@
+"""KFP interface of `prepare_data`."""
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def prepare_data(
+    data: str,
+    checkpoint: dsl.Input[dsl.Model],
+    records: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    images: str = "",
+    split: str = "train",
+    max_text_tokens: int = 128,
+    over_long: str = "reject",
+    max_reject_fraction: float = 0.1,
+    rows_per_shard: int = 2000,
+    compression: str = "none",
+):
+    """Turns JSONL rows and an image folder into validated, tokenized TFRecord shards with a report.
+
+    Args:
+        data: JSONL file of {"image", "prefix", "suffix"} rows.
+        images: Folder that image paths are relative to; empty: the JSONL file's folder.
+        split: Name of the split; begins the shards' names.
+        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+        over_long: Over-long rows: reject, or truncate the suffix before its eos.
+        max_reject_fraction: Fail when a larger share of the rows is rejected.
+        rows_per_shard: Rows in a shard, but for the last.
+        compression: Compression of the shards: none or gzip.
+    """
+    import shutil
+    from pathlib import Path
+
+    from components.artifact_metadata import mirror_record
+    from components.prepare_data.main import run
+
+    run(
+        data=Path(data),
+        checkpoint=checkpoint.path,
+        output=Path(records.path),
+        images=images,
+        split=split,
+        max_text_tokens=max_text_tokens,
+        over_long=over_long,
+        max_reject_fraction=max_reject_fraction,
+        rows_per_shard=rows_per_shard,
+        compression=compression,
+    )
+    mirror_record(records)
+    shutil.copyfile(Path(records.path) / "report.html", report.path)

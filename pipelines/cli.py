@@ -1,0 +1,115 @@
+"""The command `paligemma`. Imports what a subcommand needs inside it, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paligemma.command_line import make_app, run_app
+
+app = make_app("Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model.")
+pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
+app.add_typer(pipeline, name="pipeline")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the data, the artifacts and summary.json.")] = Path("runs/demo"),
+) -> None:
+    """Run the whole DAG on the embedded tiny checkpoint and real handwritten digits."""
+    from pipelines.demo.run import run_demo
+
+    run_demo(output)
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Option(help="Image to ask about.")],
+    prompt: Annotated[str, typer.Option(help="What to ask, as in the prefix of the training data.")],
+    model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")] = "embedded:tiny",
+    base: Annotated[
+        str,
+        typer.Option(help="A tuned model's base checkpoint, when it has moved.", show_default="where it was when tuned"),
+    ] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.", min=1)] = 32,
+) -> None:
+    """Print a model's answer to one prompt about one image."""
+    from paligemma.model import load
+
+    typer.echo(load(model, base=base or None).generate([image], [prompt], max_new_tokens)[0])
+
+
+@pipeline.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
+) -> None:
+    """Compile the DAG to the YAML that a KFP cluster runs."""
+    from pipelines.compile import compile_pipeline
+
+    compile_pipeline(output)
+    typer.echo(f"wrote {output}")
+
+
+@pipeline.command()
+def run(
+    train_data: Annotated[Path, typer.Option(help="JSONL file of rows to train on.")],
+    validation_data: Annotated[Path, typer.Option(help="JSONL file of rows to evaluate on.")],
+    source: Annotated[
+        str, typer.Option(help="Checkpoint to start from: a big_vision .npz file, a folder with one, or embedded:tiny.")
+    ] = "embedded:tiny",
+    sha256: Annotated[
+        str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")
+    ] = "",
+    images: Annotated[
+        str, typer.Option(help="Folder that image paths are relative to.", show_default="each JSONL file's folder")
+    ] = "",
+    recipe: Annotated[str, typer.Option(help="Training recipe: a preset's name or a YAML file.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
+    ] = None,
+    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of prefix and suffix.", min=4)] = 128,
+    max_reject_fraction: Annotated[
+        float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
+    ] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
+    root: Annotated[Path, typer.Option(help="Folder for the artifacts; each run has its own below it.")] = Path("runs/pipeline"),
+) -> None:
+    """Run the DAG on this machine with KFP's local runner."""
+    import yaml
+
+    from paligemma.training.recipe import parse_recipe
+    from pipelines.presets import read_preset
+    from pipelines.run_local import run_pipeline
+
+    parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
+    source_path = Path(source).absolute()
+    outputs = run_pipeline(
+        {
+            "train_data": str(train_data.absolute()),
+            "validation_data": str(validation_data.absolute()),
+            "source": str(source_path) if source_path.exists() else source,
+            "sha256": sha256,
+            "images": str(Path(images).absolute()) if images else "",
+            "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
+            "max_text_tokens": max_text_tokens,
+            "max_reject_fraction": max_reject_fraction,
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+        },
+        root,
+    )
+    typer.echo(f"tuned model: {outputs.tuned}")
+    typer.echo(f"report:      {outputs.tuned_evaluation / 'report.html'}")
+
+
+def main() -> None:
+    """The entry point."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The demo: the whole DAG on the embedded checkpoint and scanned digits, and a table of what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from paligemma.checkpoints.tuned import read_tuned
+from paligemma.errors import DamagedError
+from paligemma.storage.atomic import write_file
+from pipelines.demo.digits import write_digits
+from pipelines.presets import read_preset
+from pipelines.run_local import RunOutputs, run_pipeline
+
+
+def run_demo(folder: Path) -> None:
+    """Writes the data, runs the DAG, prints a table, and writes `summary.json`.
+
+    Raises:
+        DamagedError: a frozen parameter is not the base's.
+    """
+    started = time.monotonic()
+    data = folder / "data"
+    write_digits(data)
+    parameters = {
+        "train_data": str((data / "train.jsonl").absolute()),
+        "validation_data": str((data / "validation.jsonl").absolute()),
+        "recipe": read_preset("demo"),
+        "max_new_tokens": 8,
+        "batch_size": 128,
+    }
+    outputs = run_pipeline(parameters, folder / "pipeline")
+    summary = summarize(outputs, time.monotonic() - started)
+    write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    show(summary, folder / "summary.json")
+    if not summary["frozen_parameters_identical"]:
+        raise DamagedError("A parameter that should be frozen differs from the base checkpoint's.", where=outputs.tuned)
+
+
+def summarize(outputs: RunOutputs, seconds: float) -> dict:
+    """What the run came to, from its artifacts."""
+    training = json.loads((outputs.tuned / "summary.json").read_text())
+    base, tuned = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (outputs.base_evaluation, outputs.tuned_evaluation)
+    )
+    records = {
+        entry["role"]: Path(entry["uri"])
+        for folder in (outputs.tuned, outputs.tuned_evaluation)
+        for entry in json.loads((folder / "lineage.json").read_text())["inputs"]
+    }
+    return {
+        "base": {"exact_match": base["exact_match"], "by_question": base["by_question"]},
+        "tuned": {"exact_match": tuned["exact_match"], "by_question": tuned["by_question"]},
+        "examples": tuned["examples"],
+        "trained": sorted(read_tuned(outputs.tuned).arrays),
+        "frozen_parameters_identical": training["frozen_parameters_identical"],
+        "seconds": round(seconds, 1),
+        "tuned_model": str(outputs.tuned),
+        "reports": {
+            "train data": str(records["train records"] / "report.html"),
+            "validation data": str(records["validation records"] / "report.html"),
+            "training": str(outputs.tuned / "training.html"),
+            "base": str(outputs.base_evaluation / "report.html"),
+            "base and tuned": str(outputs.tuned_evaluation / "report.html"),
+        },
+    }
+
+
+def show(summary: dict, file: Path) -> None:
+    """Prints base and tuned side by side, and where to look further."""
+    console = Console(soft_wrap=True)
+    table = Table(title=f"Exact match on {summary['examples']} held-out questions")
+    table.add_column("question")
+    for name in ("base", "tuned"):
+        table.add_column(name, justify="right")
+    base = {question["prefix"]: question for question in summary["base"]["by_question"]}
+    for question in summary["tuned"]["by_question"]:
+        both = (base[question["prefix"]]["exact_match"], question["exact_match"])
+        table.add_row(question["prefix"], *(f"{100 * value:.1f} %" for value in both))
+    table.add_section()
+    table.add_row("all", *(f"{100 * summary[name]['exact_match']:.1f} %" for name in ("base", "tuned")), style="bold")
+    console.print(table)
+    identical = "bit-identical to the base's" if summary["frozen_parameters_identical"] else "NOT the base's"
+    console.print(f"Frozen parameters: {identical}. {summary['seconds']:.0f} seconds.")
+    for name, path in summary["reports"].items():
+        console.print(f"  {name}: {os.path.relpath(path)}")
+    console.print(f"Tuned model: {os.path.relpath(summary['tuned_model'])}")
+    console.print(f"Summary: {os.path.relpath(file)}")

@@ -1,0 +1,37 @@
+"""What every command shares: errors a user can meet are shown without a traceback, with their exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import typer
+
+from paligemma.errors import PaliGemmaError
+
+
+def make_app(help: str | None = None) -> typer.Typer:
+    """An app with the house's settings."""
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Runs an app as the program: shows our log lines, turns our errors into a message and an exit code."""
+    log = logging.getLogger("paligemma")
+    log.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    try:
+        app()
+    except PaliGemmaError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+def run_command(run: Callable, name: str) -> None:
+    """Runs one function as the program `name`; its parameters are the flags."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name)(run)
+    run_app(app)

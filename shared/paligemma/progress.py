@@ -1,0 +1,68 @@
+"""How far long work is: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class WorkProgress:
+    """Counts units of work (`done`), and shows count, rate and time left on standard error."""
+
+    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
+        """Args: `what` is being done, in which `unit`, and how many there are, if known."""
+        self._what, self._unit, self._total = what, unit, total
+        self.done, self._facts, self._shown = 0, "", 0.0
+        self._first: tuple[float, int] | None = None
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> WorkProgress:
+        if sys.stderr.isatty():
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._task = self._bar.add_task(self._what, total=self._total, facts="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._line()
+
+    def advance(self, count: int = 1, facts: str = "") -> None:
+        """Adds to the units done; `facts` is shown beside them."""
+        self.done += count
+        self._facts = facts
+        if self._first is None:
+            self._first = time.monotonic(), self.done
+        if self._bar is not None:
+            shown = f"{self.rate:.1f} {self._unit}/s {facts}"
+            self._bar.update(self._task, completed=self.done, facts=shown)
+        elif time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
+            self._line()
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the first was done, which is what leaves compiling out; 0 before the second."""
+        if self._first is None:
+            return 0.0
+        started, done = self._first
+        return (self.done - done) / max(time.monotonic() - started, 1e-9)
+
+    def _line(self) -> None:
+        self._shown = time.monotonic()
+        of_total = f" of {self._total}" if self._total is not None else ""
+        line = f"{self._what}: {self.done}{of_total} {self._unit}, {self.rate:.1f}/s"
+        if self._total is not None and self.rate:
+            line += f", {max(0, self._total - self.done) / self.rate:.0f} s left"
+        sys.stderr.write(line + (f", {self._facts}" if self._facts else "") + "\n")
+        sys.stderr.flush()
