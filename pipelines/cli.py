@@ -59,9 +59,7 @@ def run(
     source: Annotated[
         str, typer.Option(help="Checkpoint to start from: a big_vision .npz file, a folder with one, or embedded:tiny.")
     ] = "embedded:tiny",
-    sha256: Annotated[
-        str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")
-    ] = "",
+    sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     images: Annotated[
         str, typer.Option(help="Folder that image paths are relative to.", show_default="each JSONL file's folder")
     ] = "",
@@ -76,7 +74,7 @@ def run(
     ] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
-    root: Annotated[Path, typer.Option(help="Folder for the artifacts; each run has its own below it.")] = Path("runs/pipeline"),
+    root: Annotated[Path, typer.Option(help="Folder for the artifacts of every run.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     import yaml

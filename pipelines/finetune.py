@@ -66,9 +66,7 @@ def finetune_pipeline(
     # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
     of_base = evaluate(checkpoint=checkpoint, **judged)
     of_base.set_display_name("evaluate base")
-    of_tuned = evaluate(
-        checkpoint=checkpoint, tuned=tuned.outputs["tuned"], baseline=of_base.outputs["evaluation"], **judged
-    )
+    of_tuned = evaluate(checkpoint=checkpoint, tuned=tuned.outputs["tuned"], baseline=of_base.outputs["evaluation"], **judged)
     of_tuned.set_display_name("evaluate tuned")
 
     # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either

@@ -16,9 +16,7 @@ log = logging.getLogger("paligemma.fetch_checkpoint")
 
 def run(
     output: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")],
-    source: Annotated[
-        str, typer.Option(help="A big_vision .npz file, a folder with one, or embedded:tiny.")
-    ] = "embedded:tiny",
+    source: Annotated[str, typer.Option(help="A big_vision .npz file, a folder with one, or embedded:tiny.")] = "embedded:tiny",
     sha256: Annotated[
         str, typer.Option(help="Expected sha256 of the weight file; empty: recorded, not checked.", show_default="none")
     ] = "",

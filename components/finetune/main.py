@@ -26,9 +26,7 @@ def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, or embedded:tiny.")],
     records: Annotated[Path, typer.Option(help="Training records, from prepare_data.")],
     output: Annotated[Path, typer.Option(help="Folder to write the tuned model to.")],
-    recipe: Annotated[
-        str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")
-    ] = "",
+    recipe: Annotated[str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),

@@ -46,8 +46,7 @@ def summarize(outputs: RunOutputs, seconds: float) -> dict:
     """What the run came to, from its artifacts."""
     training = json.loads((outputs.tuned / "summary.json").read_text())
     base, tuned = (
-        json.loads((folder / "metrics.json").read_text())
-        for folder in (outputs.base_evaluation, outputs.tuned_evaluation)
+        json.loads((folder / "metrics.json").read_text()) for folder in (outputs.base_evaluation, outputs.tuned_evaluation)
     )
     records = {
         entry["role"]: Path(entry["uri"])

@@ -18,7 +18,5 @@ def read_preset(name: str) -> str:
     presets = {path.stem: path for path in FOLDER.glob("*.yaml")}
     path = presets.get(name, Path(name))
     if not path.is_file():
-        raise InputError(
-            f"There is no recipe {name!r}.", expected=f"a YAML file, or a preset; {did_you_mean(name, presets)}"
-        )
+        raise InputError(f"There is no recipe {name!r}.", expected=f"a YAML file, or a preset; {did_you_mean(name, presets)}")
     return path.read_text()

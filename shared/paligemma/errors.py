@@ -14,9 +14,7 @@ class PaliGemmaError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, what: str, *, where: object = None, expected: object = None, fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, where: object = None, expected: object = None, fix: str | None = None) -> None:
         lines = [what]
         if where is not None:
             lines.append(f"  where:    {where}")

@@ -98,9 +98,7 @@ class Model:
             greedy_decode(graph, state, images, tokens, valid, mask_ar, row_mask, eos, max_new_tokens=max_new_tokens)
         )
 
-    def generate(
-        self, images: Sequence[ImageInput], prompts: Sequence[str] | str, max_new_tokens: int = 32
-    ) -> list[str]:
+    def generate(self, images: Sequence[ImageInput], prompts: Sequence[str] | str, max_new_tokens: int = 32) -> list[str]:
         """Answers to one prompt for each image.
 
         Args:
@@ -112,7 +110,9 @@ class Model:
             InputError: an image cannot be read, or the checkpoint has no tokenizer.
         """
         if self.tokenizer is None:
-            raise InputError("This checkpoint has no tokenizer, so it cannot generate text.", expected="tokenizer.model beside it")
+            raise InputError(
+                "The checkpoint has no tokenizer, so it cannot generate text.", expected="tokenizer.model beside it"
+            )
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(images):
             raise InputError(f"There are {len(images)} images and {len(prompts)} prompts.", expected="as many of each")

@@ -31,4 +31,4 @@ def vision_dtype(compute: jnp.dtype, parameters: jnp.dtype) -> jnp.dtype:
 
     Its activations are small enough for float16, the reference runs it so, and on a T4 it is a fraction of the time.
     """
-    return jnp.dtype(parameters) if compute == jnp.float32 and parameters == jnp.float16 else compute
+    return jnp.dtype(jnp.float16) if compute == jnp.float32 and jnp.dtype(parameters) == jnp.float16 else compute

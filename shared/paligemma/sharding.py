@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -13,10 +14,10 @@ from paligemma.errors import InputError
 Batch = TypeVar("Batch")
 
 
-def make_mesh() -> Mesh:
-    """All devices along `fsdp`; `data` (copies of the parameters) is 1, because memory is what is short."""
-    devices = np.array(jax.devices())
-    return Mesh(devices.reshape(1, len(devices)), ("data", "fsdp"))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (by default every one there is) along `fsdp`; `data`, copies of the parameters, is 1: memory is short."""
+    chosen = np.array(devices or jax.devices())
+    return Mesh(chosen.reshape(1, len(chosen)), ("data", "fsdp"))
 
 
 def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:

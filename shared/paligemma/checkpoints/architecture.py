@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Protocol
 
-import jax
 from flax import nnx
 from jax import numpy as jnp
 
@@ -125,7 +124,6 @@ def nearest_variant(arrays: Mapping[str, HasShape]) -> str:
         return sum(key in arrays and tuple(arrays[key].shape) == shape for key, shape in shapes.items())
 
     return max(VARIANTS, key=agreement)
-
 
 
 def _shortened(items: list[str], most: int = 5) -> str:

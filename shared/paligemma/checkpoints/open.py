@@ -36,9 +36,7 @@ class Checkpoint:
     tokenizer: Path | None
 
 
-def open_checkpoint(
-    path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None
-) -> Checkpoint:
+def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint file or folder.
 
     Args:

@@ -28,7 +28,7 @@ class EvaluationBatch:
     images: UInt8[np.ndarray, "b height width 3"]
     tokens: Int[np.ndarray, "b t"]
     mask_input: Bool[np.ndarray, "b t"]
-    row_mask: Bool[np.ndarray, "b"]
+    row_mask: Bool[np.ndarray, " b"]
     row_ids: list[str]
     prefixes: list[str]
     suffixes: list[str]

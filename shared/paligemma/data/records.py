@@ -101,9 +101,7 @@ def open_records(folder: str | Path) -> Records:
     try:
         return Records(folder, Dataset.model_validate_json((folder / DATASET_FILE).read_bytes()))
     except (OSError, ValidationError) as error:
-        raise DamagedError(
-            f"{DATASET_FILE} is damaged: {error}.", where=folder, fix="run prepare_data again"
-        ) from None
+        raise DamagedError(f"{DATASET_FILE} is damaged: {error}.", where=folder, fix="run prepare_data again") from None
 
 
 def write_shards(

@@ -25,7 +25,7 @@ def greedy_decode(
     tokens: Int[Array, "b t"],
     mask_input: Bool[Array, "b t"],
     mask_ar: Int[Array, "b t"],
-    row_mask: Bool[Array, "b"],
+    row_mask: Bool[Array, " b"],
     eos_id: Int[Array, ""],
     *,
     max_new_tokens: int,
@@ -59,7 +59,7 @@ def greedy_decode(
     visible = jnp.pad(valid, ((0, 0), (0, max_new_tokens)))
     slots = jnp.arange(prompt + max_new_tokens)
 
-    def choose(hidden: Float[Array, "b 1 d"]) -> Int[Array, "b"]:
+    def choose(hidden: Float[Array, "b 1 d"]) -> Int[Array, " b"]:
         return jnp.argmax(model.llm.logits(hidden)[:, 0], axis=-1).astype(jnp.int32)
 
     def running(carry) -> Bool[Array, ""]:
@@ -72,9 +72,7 @@ def greedy_decode(
         ended = ended | (token == eos_id)
         slot = prompt + step
         mask = visible | ((slots >= prompt) & (slots <= slot))
-        hidden, cache = model.llm.step(
-            model.llm.embed(token[:, None]), (length + step)[:, None], mask[:, None], cache, slot
-        )
+        hidden, cache = model.llm.step(model.llm.embed(token[:, None]), (length + step)[:, None], mask[:, None], cache, slot)
         return step + 1, choose(hidden), output, cache, ended
 
     output = jnp.zeros((batch, max_new_tokens), jnp.int32)

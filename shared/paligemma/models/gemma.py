@@ -155,9 +155,7 @@ class Embedder(nnx.Module):
 
     def decode(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Unscaled dot products with every row, accumulated in float32."""
-        return jnp.einsum(
-            "btd,vd->btv", x, self.input_embedding[...].astype(x.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("btd,vd->btv", x, self.input_embedding[...].astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 class Decoder(nnx.Module):

@@ -16,15 +16,11 @@ from paligemma.models.siglip import VisionTower
 class PaliGemma(nnx.Module):
     """The network. Parameters keep the dtype they are given; activations are in `dtype`, the tower's in `vision_dtype`."""
 
-    def __init__(
-        self, config: PaliGemmaConfig, *, dtype=jnp.float32, vision_dtype=None, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: PaliGemmaConfig, *, dtype=jnp.float32, vision_dtype=None, rngs: nnx.Rngs) -> None:
         self.img = VisionTower(config.img, config.llm.width, vision_dtype or dtype, rngs)
         self.llm = Decoder(config.llm, dtype, rngs)
 
-    def embed(
-        self, images: Float[Array, "b height width 3"], tokens: Int[Array, "b t"]
-    ) -> Float[Array, "b p d"]:
+    def embed(self, images: Float[Array, "b height width 3"], tokens: Int[Array, "b t"]) -> Float[Array, "b p d"]:
         """Image embeddings, then text embeddings. Image embeddings are not scaled; text embeddings are."""
         image = self.img(images)
         text = self.llm.embed(tokens)

@@ -82,9 +82,7 @@ def _lock(handle: int, path: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(
-            f"Another process is writing {path}.", fix="wait for it, or choose another output path"
-        ) from None
+        raise InputError(f"Another process is writing {path}.", fix="wait for it, or choose another output path") from None
 
 
 def _exchange(new: Path, old: Path) -> None:

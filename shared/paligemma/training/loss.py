@@ -7,9 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-def suffix_loss(
-    logits: Float[Array, "b t v"], targets: Int[Array, "b t"], mask_loss: Int[Array, "b t"]
-) -> Float[Array, "b"]:
+def suffix_loss(logits: Float[Array, "b t v"], targets: Int[Array, "b t"], mask_loss: Int[Array, "b t"]) -> Float[Array, " b"]:
     """Mean negative log-likelihood of each example's suffix tokens, in nats.
 
     Args:

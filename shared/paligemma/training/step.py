@@ -78,7 +78,7 @@ def make_train_step(
         loss, gradients = jax.value_and_grad(loss_of)(state.trainable)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = StepMetrics(loss, optax.global_norm(gradients))
+        metrics = StepMetrics(loss, optax.tree.norm(gradients))
         return TrainState(state.step + 1, trainable, optimizer_state), metrics
 
     return jax.jit(step, donate_argnums=0)

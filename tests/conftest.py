@@ -1,0 +1,68 @@
+"""Fixtures shared by every layer of tests, and eight simulated devices for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class SmallData:
+    """A JSONL file and its images, made by a test."""
+
+    folder: Path
+
+    @property
+    def jsonl(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    def write(self, rows: list[object]) -> Path:
+        """Writes rows, each a JSON value or raw bytes."""
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        self.jsonl.write_bytes(b"\n".join(lines) + b"\n")
+        return self.jsonl
+
+    def add_image(self, name: str, seed: int = 0, size: int = 12) -> str:
+        """Writes a random picture and returns its name."""
+        pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(self.folder / name)
+        return name
+
+
+@pytest.fixture
+def small_data(tmp_path: Path) -> SmallData:
+    """An empty folder for rows and images."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return SmallData(folder)
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of 21 rows over 7 pictures, prepared for the embedded checkpoint; texts of different lengths."""
+    from components.prepare_data.main import run
+
+    data = SmallData(tmp_path_factory.mktemp("records-source"))
+    rows = [
+        {"image": data.add_image(f"{index}.png", index), "prefix": prefix, "suffix": suffix}
+        for index in range(7)
+        for prefix, suffix in (
+            ("ocr", str(index)),
+            ("caption en", f"the digit number {index}"),
+            ("answer en is it odd or even?", "odd" if index % 2 else "even"),
+        )
+    ]
+    output = tmp_path_factory.mktemp("records") / "train"
+    run(data=data.write(rows), checkpoint="embedded:tiny", output=output)
+    return output
