@@ -16,7 +16,7 @@ from PIL import Image
 from paligemma.checkpoints.open import Checkpoint, open_checkpoint
 from paligemma.checkpoints.parameters import build_module
 from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
-from paligemma.data.images import load_image, preprocess
+from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.decoding.greedy import NO_EOS, greedy_decode
 from paligemma.errors import DamagedError, InputError
@@ -202,7 +202,7 @@ def _pixels(image: ImageInput) -> np.ndarray:
     if isinstance(image, str | Path):
         return load_image(image)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(to_rgb(image))
     return np.asarray(image, np.uint8)
 
 

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from paligemma.errors import DamagedError, InputError
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
 
 _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
 
@@ -105,7 +105,9 @@ def read_npz(path: str | Path) -> dict[str, LazyArray]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
         members = {_parameter_name(info.filename): Member(path, info) for info in infos}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except PaliGemmaError:
+        raise
+    except Exception as error:  # parsing damaged headers raises nearly anything: ValueError, tokenize.TokenError, ...
         raise _damaged(path, error) from None
     return _stack_layers(members)
 

@@ -40,7 +40,7 @@ def decode_image(data: bytes, where: object = "the image") -> UInt8[np.ndarray, 
                     "image_too_large", f"The image has {image.width} x {image.height} pixels; {MAX_PIXELS} at most.", where
                 )
             image = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(image))
+            return np.asarray(to_rgb(image))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -90,7 +90,8 @@ def preprocess(image: np.ndarray, size: int) -> Float[np.ndarray, "size size 3"]
     return normalize(resize(image, size))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency composited on white, 16-bit grey scaled to 8."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow clips 16-bit grey to 8 bits; scale it instead.
         grey = np.asarray(image).astype(np.float32)

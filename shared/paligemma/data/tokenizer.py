@@ -65,10 +65,6 @@ class Tokenizer:
         """Token ids of a text, without special symbols."""
         return self._model.EncodeAsIds(text)
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts at once, without special symbols."""
-        return self._model.Encode(list(texts), out_type=int)
-
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, up to the first eos; padding and ids beyond the vocabulary are dropped."""
         ids = [int(token) for token in ids]

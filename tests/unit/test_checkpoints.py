@@ -1,0 +1,115 @@
+"""Opening checkpoints: inference of the architecture, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import paligemma
+from paligemma.checkpoints.architecture import check_parameters, infer_config, parameter_shapes
+from paligemma.checkpoints.npz import write_npz
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.errors import DamagedError, InputError
+from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
+
+SMALL = PaliGemmaConfig(
+    img=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, mlp_dim=16, num_heads=2),
+    llm=DecoderConfig(width=8, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=2, head_dim=4, vocab_size=16),
+)
+
+
+class Shape:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
+def zeros(config: PaliGemmaConfig) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float16) for name, shape in parameter_shapes(config).items()}
+
+
+@pytest.mark.parametrize("config", [SMALL, *VARIANTS.values()], ids=["small", *VARIANTS])
+def test_the_architecture_is_inferred_from_shapes(config: PaliGemmaConfig) -> None:
+    assert infer_config({name: Shape(shape) for name, shape in parameter_shapes(config).items()}) == config
+
+
+def test_equal_heads_have_one_fused_parameter() -> None:
+    assert parameter_shapes(SMALL)["llm/layers/attn/qkv_einsum/w"] == (1, 3, 2, 8, 4)
+
+
+def test_missing_unexpected_and_misshaped_parameters_are_named(tmp_path: Path) -> None:
+    arrays = zeros(SMALL)
+    arrays["llm/final_norm/scal"] = arrays.pop("llm/final_norm/scale")
+    arrays["img/head/bias"] = np.zeros(9, np.float16)
+    with pytest.raises(DamagedError) as caught:
+        check_parameters(SMALL, arrays, tmp_path)
+    message = str(caught.value)
+    assert "missing: llm/final_norm/scale" in message
+    assert "unexpected: llm/final_norm/scal (for llm/final_norm/scale?)" in message
+    assert "img/head/bias is (9,), not (8,)" in message
+
+
+def test_the_nearest_variant_is_named() -> None:
+    arrays = {name: Shape(shape) for name, shape in parameter_shapes(VARIANTS["paligemma2-3b-pt-224"]).items()}
+    arrays.pop("llm/final_norm/scale")
+    with pytest.raises(DamagedError, match="nearest published variant is paligemma2-3b-pt-224"):
+        check_parameters(VARIANTS["paligemma2-3b-pt-224"], arrays, "x")
+
+
+def test_any_other_npz_is_not_a_checkpoint(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    with pytest.raises(DamagedError, match="not a PaliGemma checkpoint"):
+        open_checkpoint(tmp_path / "x.npz")
+
+
+def test_a_folder_with_several_files_asks_which(tmp_path: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        write_npz(tmp_path / name, zeros(SMALL))
+    with pytest.raises(InputError, match="2 weight files"):
+        open_checkpoint(tmp_path)
+
+
+def test_config_beside_the_weights_is_read_and_an_argument_wins(tmp_path: Path) -> None:
+    write_npz(tmp_path / "x.npz", zeros(SMALL))
+    capped = SMALL.model_dump()
+    capped["llm"]["attn_logits_softcap"] = 5.0
+    (tmp_path / "config.json").write_text(json.dumps(capped))
+    assert open_checkpoint(tmp_path).config.llm.attn_logits_softcap == 5.0
+    assert open_checkpoint(tmp_path, SMALL).config == SMALL
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("paligemma-3b-pt-225", "did you mean 'paligemma-3b-pt-224'"),
+        ({"llm": {"widht": 4}}, "llm.widht: unknown key, did you mean 'width'"),
+        ({"img": {"image_size": 15}}, "not a multiple of patch_size"),
+        ({"llm": {"num_heads": 3, "num_kv_heads": 2}}, "not a multiple of num_kv_heads"),
+    ],
+)
+def test_wrong_configurations_are_explained(config, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        paligemma.load("embedded:tiny", config)
+
+
+@pytest.mark.parametrize("name", ["embedded:tinny", "embedded:../tiny", "embedded:"])
+def test_unknown_embedded_checkpoints(name: str) -> None:
+    with pytest.raises(InputError, match="no embedded checkpoint"):
+        open_checkpoint(name)
+
+
+def test_the_embedded_checkpoint_is_small_and_float16() -> None:
+    checkpoint = open_checkpoint("embedded:tiny")
+    assert sum(path.stat().st_size for path in checkpoint.weights.parent.iterdir()) < 5_000_000
+    assert {array.dtype for array in checkpoint.arrays.values()} == {np.dtype(np.float16)}
+    assert infer_config(checkpoint.arrays) == checkpoint.config
+
+
+def test_load_keeps_the_files_dtype_unless_told() -> None:
+    from paligemma.checkpoints.parameters import parameters_by_name
+
+    for dtype, held in ((None, "float16"), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        module = paligemma.load("embedded:tiny", dtype=dtype).module
+        assert {str(variable.get_value().dtype) for variable in parameters_by_name(module).values()} == {held}

@@ -1,0 +1,111 @@
+"""JSONL rows: what is accepted, and what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paligemma.data.rows import MAX_LINE_BYTES, REASONS, Row, RowError, image_path, parse_row, read_rows, row_id
+
+GOOD = {"image": "a.png", "prefix": "p", "suffix": "s"}
+
+
+def code_of(line: bytes) -> str:
+    with pytest.raises(RowError) as caught:
+        parse_row(line, 2)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"{", "json_invalid"),
+        (b"[" * 100_000, "json_invalid"),
+        (b"9" * 5000, "json_invalid"),
+        (b"[]", "not_an_object"),
+        (b"null", "not_an_object"),
+        (b'{"image": "a", "prefix": "p"}', "key_missing"),
+        (b'{"image": 1, "prefix": "p", "suffix": "s"}', "type_wrong"),
+        (b'{"image": "a", "prefix": null, "suffix": "s"}', "type_wrong"),
+        (b'{"image": "a", "prefix": "p", "suffix": " "}', "suffix_empty"),
+        (b'{"image": "a", "prefix": "\\ud800", "suffix": "s"}', "encoding_invalid"),
+        (b"\xff\xfe", "encoding_invalid"),
+    ],
+)
+def test_what_is_wrong_has_a_code(line: bytes, code: str) -> None:
+    assert code_of(line) == code
+
+
+def test_an_empty_prefix_and_further_keys_are_fine() -> None:
+    row = parse_row(json.dumps({**GOOD, "prefix": "", "source": 7}).encode(), 3)
+    assert row == Row(3, "a.png", "", "s")
+
+
+def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
+    line = json.dumps(GOOD).encode()
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line)
+    assert list(read_rows(tmp_path / "x.jsonl")) == [(1, Row(1, "a.png", "p", "s")), (4, Row(4, "a.png", "p", "s"))]
+
+
+def test_a_long_line_is_rejected_and_the_next_is_read(tmp_path: Path) -> None:
+    long = b'{"image": "' + b"a" * (3 * MAX_LINE_BYTES) + b'"}\n'
+    (tmp_path / "x.jsonl").write_bytes(long + json.dumps(GOOD).encode())
+    (first, error), (second, row) = read_rows(tmp_path / "x.jsonl")
+    assert (first, error.code, second, row.line) == (1, "line_too_long", 2, 2)
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_a_row_or_a_documented_reason(tmp_path_factory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("rows") / "x.jsonl"
+    path.write_bytes(data)
+    lines = data.split(b"\n")
+    numbers = []
+    for number, row in read_rows(path):
+        numbers.append(number)
+        assert isinstance(row, Row) or row.code in REASONS
+    assert numbers == [number for number, line in enumerate(lines, 1) if line.strip()]
+
+
+@given(st.text(), st.text(), st.text())
+def test_any_text_survives(image: str, prefix: str, suffix: str) -> None:
+    (row,) = read_rows_of(json.dumps({"image": image, "prefix": prefix, "suffix": suffix}).encode())
+    if isinstance(row, Row):
+        assert (row.image, row.prefix, row.suffix) == (image, prefix, suffix)
+    else:
+        surrogates = any("\ud800" <= character <= "\udfff" for character in image + prefix + suffix)
+        assert row.code == ("encoding_invalid" if surrogates else "suffix_empty")
+        assert surrogates or not suffix.strip()
+
+
+def read_rows_of(line: bytes) -> list[Row | RowError]:
+    try:
+        return [parse_row(line, 2)]
+    except RowError as error:
+        return [error]
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "out/secret.png"])
+def test_paths_out_of_the_folder_are_unsafe(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    os.symlink(tmp_path, folder / "out")
+    with pytest.raises(RowError) as caught:
+        image_path(folder, name)
+    assert caught.value.code == "image_path_unsafe"
+
+
+@given(st.text(max_size=300))
+def test_any_image_name_is_answered_with_a_documented_reason(tmp_path_factory, name: str) -> None:
+    with pytest.raises(RowError) as caught:
+        image_path(tmp_path_factory.getbasetemp() / "empty", name)
+    assert caught.value.code in REASONS
+
+
+def test_row_identity_tells_prefix_from_suffix() -> None:
+    assert row_id("0", "a", "bc") != row_id("0", "ab", "c")

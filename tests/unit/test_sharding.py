@@ -1,0 +1,65 @@
+"""One mesh over whatever devices exist: eight simulated ones compute what one does."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.parameters import build_module, parameters_by_name
+from paligemma.data.batch import TrainBatch
+from paligemma.errors import InputError
+from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
+from paligemma.training.step import init_state, make_train_step, split_trainable
+
+
+def losses(devices: int, steps: int = 4) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses and trained parameters of a few steps of the embedded checkpoint in float32."""
+    mesh = make_mesh(jax.devices()[:devices])
+    checkpoint = open_checkpoint("embedded:tiny")
+    module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", mesh=mesh)
+    graph, trainable, frozen = split_trainable(module, "llm/layers/attn/.*")
+    optimizer = optax.sgd(0.1)
+    step, state = make_train_step(graph, optimizer), init_state(trainable, optimizer)
+    rng, result = np.random.default_rng(0), []
+    for _ in range(steps):
+        images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
+        tokens, suffix = rng.integers(4, 300, (16, 17), np.int32), np.tile(np.arange(17) > 8, (16, 1)).astype(np.int32)
+        state, metrics = step(state, frozen, shard_batch(mesh, TrainBatch(images, tokens, suffix, suffix)))
+        result.append(float(metrics.loss))
+    return result, {name: np.asarray(v[...]) for name, v in parameters_by_name(state.trainable).items()}
+
+
+def test_eight_devices_compute_what_one_does() -> None:
+    (one, after_one), (eight, after_eight) = losses(1), losses(8)
+    np.testing.assert_allclose(eight, one, atol=1e-5)
+    assert one[-1] < one[0]
+    for name, values in after_one.items():
+        np.testing.assert_allclose(after_eight[name], values, atol=1e-5)
+
+
+def test_parameters_are_split_so_that_each_device_holds_a_part() -> None:
+    checkpoint = open_checkpoint("embedded:tiny")
+    module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float16", mesh=make_mesh())
+    held = whole = 0
+    for variable in parameters_by_name(module).values():
+        array = variable.get_value()
+        whole += array.nbytes
+        held += array.addressable_shards[0].data.nbytes
+    assert whole / 8 <= held < whole / 7
+
+
+def test_the_largest_divisible_axis_is_split() -> None:
+    mesh = make_mesh()
+    assert fsdp_sharding(mesh, (18, 2048, 16384)).spec == PartitionSpec(None, None, "fsdp")
+    assert fsdp_sharding(mesh, (16, 1001)).spec == PartitionSpec("fsdp")
+    assert fsdp_sharding(mesh, (7, 3)).spec == PartitionSpec()
+    assert fsdp_sharding(mesh, ()).spec == PartitionSpec()
+
+
+def test_a_batch_that_does_not_split_is_refused() -> None:
+    with pytest.raises(InputError, match="does not split over 8 devices"):
+        check_batch_size(make_mesh(), 12)
