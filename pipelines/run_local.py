@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import warnings
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from paligemma import errors
 from paligemma.errors import PaliGemmaError
-
-log = logging.getLogger("paligemma.pipeline")
+from pipelines.run_log import RunLog
 
 
 class StepFailedError(PaliGemmaError):
-    """A step of the DAG failed; its own message is above this one."""
+    """A step of the DAG failed; has the exit code of the step's own error."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,14 @@ class RunOutputs:
 
 
 def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
-    """Runs the DAG; its artifacts go below `root`, in a folder of this run's own.
+    """Runs the DAG; its artifacts go below `root`, in a folder of this run's own, and what the steps print into `root/logs`.
 
     Args:
         parameters: arguments of `finetune_pipeline`.
         root: a local folder.
 
     Raises:
-        StepFailedError: names the step that failed.
+        StepFailedError: names the step that failed, and says why.
     """
     from kfp import local
 
@@ -43,14 +45,23 @@ def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
         pipeline_root=str(root.absolute()),
         workspace_root=str((root / "workspace").absolute()),
     )
-    try:
-        task = finetune_pipeline(**parameters)
-    except RuntimeError as error:
-        raise StepFailedError(
-            f"The pipeline did not finish: {error}", fix="see the failed step's message above, then run again"
-        ) from None
+    log = RunLog(root / "logs" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.log")
+    with contextlib.closing(log), contextlib.redirect_stdout(log), warnings.catch_warnings():
+        # The runner warns of what only matters elsewhere: image names, display names, resources.
+        warnings.filterwarnings("ignore", module=r"kfp\.local")
+        try:
+            task = finetune_pipeline(**parameters)
+        except RuntimeError as error:
+            raise _failure(log, error) from None
     outputs = RunOutputs(**{name: Path(task.outputs[name].path) for name in Outputs._fields})
     missing = [path for path in vars(outputs).values() if not path.is_dir()]
     if missing:  # the runner's word is not enough: what it reports as done must be there
-        raise StepFailedError(f"The run left no {missing[0].name} at {missing[0]}.")
+        raise StepFailedError(f"The run left no {missing[0].name}.", where=missing[0], fix=f"see {log.path}")
     return outputs
+
+
+def _failure(log: RunLog, error: RuntimeError) -> StepFailedError:
+    why = "\n".join(log.error) if log.error else f"{error}\n{log.tail()}"
+    failure = StepFailedError(f"The step {log.failed_task or '?'} failed. {why}\n  log:      {log.path}")
+    failure.exit_code = getattr(getattr(errors, log.error_kind, PaliGemmaError), "exit_code", 1)
+    return failure

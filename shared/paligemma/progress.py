@@ -18,7 +18,7 @@ class WorkProgress:
     def __init__(self, what: str, unit: str, total: int | None = None) -> None:
         """Args: `what` is being done, in which `unit`, and how many there are, if known."""
         self._what, self._unit, self._total = what, unit, total
-        self.done, self._facts, self._shown = 0, "", 0.0
+        self.done, self._facts, self._shown = 0, "", time.monotonic()
         self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
 
@@ -59,8 +59,10 @@ class WorkProgress:
     def _line(self) -> None:
         self._shown = time.monotonic()
         of_total = f" of {self._total}" if self._total is not None else ""
-        line = f"{self._what}: {self.done}{of_total} {self._unit}, {self.rate:.1f}/s"
-        if self._total is not None and self.rate:
-            line += f", {max(0, self._total - self.done) / self.rate:.0f} s left"
+        line = f"{self._what}: {self.done}{of_total} {self._unit}"
+        if self.rate:
+            line += f", {self.rate:.1f}/s"
+            if self._total is not None:
+                line += f", {max(0, self._total - self.done) / self.rate:.0f} s left"
         sys.stderr.write(line + (f", {self._facts}" if self._facts else "") + "\n")
         sys.stderr.flush()

@@ -1,0 +1,82 @@
+"""What KFP's local runner prints: all of it into a log file, and to the screen only what a person wants to follow."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import TextIO
+
+_COLOUR = re.compile(r"\x1b\[\d+m")
+_STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
+_ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
+_PROGRESS = re.compile(r"\s*(preparing|training|evaluating)\b.*: \d+ .*")
+_ERROR = re.compile(r"\s*paligemma\.(?:\w+\.)*(?P<kind>\w+Error): (?P<message>.*)")
+
+
+class RunLog(io.TextIOBase):
+    """A stream to take the place of standard output during a run.
+
+    Attributes:
+        failed_task: the first task that failed.
+        error_kind, error: class and text of the last of our own errors that a task ended with.
+    """
+
+    def __init__(self, path: Path, screen: TextIO | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("w")
+        self._screen = screen or sys.stderr
+        self._line = ""
+        self._in_error = False
+        self.failed_task = self.error_kind = ""
+        self.error: list[str] = []
+
+    def writable(self) -> bool:
+        """As any text stream."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Takes text in any pieces; acts on whole lines."""
+        self._file.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._read(_COLOUR.sub("", line))
+        return len(text)
+
+    def flush(self) -> None:
+        """Brings the log file up to date."""
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the log file."""
+        self._file.close()
+        super().close()
+
+    def tail(self, lines: int = 30) -> str:
+        """The end of the log."""
+        self.flush()
+        return "\n".join(self.path.read_text().rstrip().splitlines()[-lines:])
+
+    def _read(self, line: str) -> None:
+        if match := _STARTED.search(line):
+            self._show(f"{match['task']}")
+        elif match := _ENDED.search(line):
+            if match["status"] != "SUCCESS":
+                self._show(f"{match['task']} failed")
+                self.failed_task = self.failed_task or match["task"]
+        elif _PROGRESS.fullmatch(line):
+            self._show(f"  {line.strip()}")
+        if match := _ERROR.fullmatch(line):
+            self.error_kind, self.error, self._in_error = match["kind"], [match["message"]], True
+        elif self._in_error:
+            # The particulars of our errors are indented lines, inside the runner's own indentation.
+            self._in_error = bool(re.match(r"\s{6,}\S", line))
+            if self._in_error:
+                self.error.append(line[4:])
+
+    def _show(self, line: str) -> None:
+        self._screen.write(line + "\n")
+        self._screen.flush()

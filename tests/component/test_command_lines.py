@@ -1,0 +1,140 @@
+"""Every command's help, every component's page, and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from conftest import REPOSITORY
+
+from paligemma.data.rows import REASONS
+from paligemma.training.recipe import Recipe
+from pipelines.cli import app
+
+COMPONENTS = sorted(path.parent.name for path in (REPOSITORY / "components").glob("*/main.py"))
+
+
+def commands() -> dict[str, tuple[list[str], list[typer.core.TyperArgument]]]:
+    """Command line and parameters of everything a user can call."""
+    found = {}
+    for name in COMPONENTS:
+        alone = typer.Typer(add_completion=False)
+        alone.command()(importlib.import_module(f"components.{name}.main").run)
+        found[name] = ([f"components.{name}.main"], typer.main.get_command(alone).params)
+
+    def walk(command, words: list[str]) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, [*words, name])
+        if not hasattr(command, "commands"):
+            found["paligemma " + " ".join(words)] = (["pipelines.cli", *words], command.params)
+
+    walk(typer.main.get_command(app), [])
+    return found
+
+
+COMMANDS = commands()
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+def test_what_there_is() -> None:
+    assert COMPONENTS == ["evaluate", "fetch_checkpoint", "finetune", "prepare_data"]
+    assert {"paligemma demo", "paligemma generate", "paligemma pipeline run", "paligemma pipeline compile"} < COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "paligemma"])
+def test_help_is_quick_and_names_every_flag_with_its_default(name: str) -> None:
+    module, parameters = COMMANDS.get(name, (["pipelines.cli"], []))
+    seconds = []
+    for _ in range(3):  # the fastest of three: the machine may be busy
+        started = time.monotonic()
+        done = call(*module, "--help")
+        seconds.append(time.monotonic() - started)
+    assert done.returncode == 0
+    assert min(seconds) < 1.0
+    text = re.sub(r"[\s│]+", " ", done.stdout)
+    for parameter in parameters:
+        assert parameter.opts[0] in text
+        assert parameter.required or parameter.show_default is not True or parameter.default is not None
+    assert text.count("[default:") + text.count("[required]") == len(parameters)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_components_page_has_the_flags_and_defaults_of_its_signature(component: str) -> None:
+    page = (REPOSITORY / "components" / component / "README.md").read_text()
+    table = {row[0]: row[1:] for row in re.findall(r"^\| `(--[a-z0-9-]+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)}
+    expected = {}
+    for parameter in COMMANDS[component][1]:
+        shown = parameter.show_default if isinstance(parameter.show_default, str) else f"`{parameter.default}`"
+        expected[parameter.opts[0]] = ("required" if parameter.required else shown, parameter.help)
+    assert table == expected
+
+
+def test_finetunes_page_has_every_recipe_key() -> None:
+    page = (REPOSITORY / "components/finetune/README.md").read_text()
+    expected = {}
+    for key, field in Recipe.model_fields.items():
+        expected[key] = ("none" if field.default is None else f"`{field.default}`", field.description)
+    rows = re.findall(r"^\| `([a-z_]+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    assert {row[0]: row[1:] for row in rows} == expected
+
+
+def test_prepare_datas_page_has_every_reason_code() -> None:
+    page = (REPOSITORY / "components/prepare_data/README.md").read_text()
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*?) \|$", page, re.MULTILINE)) == REASONS
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_components_interface_offers_what_its_command_line_does(component: str) -> None:
+    module = importlib.import_module(f"components.{component}.component")
+    inputs = getattr(module, component).component_spec.inputs
+    flags = {parameter.opts[0].removeprefix("--").replace("-", "_") for parameter in COMMANDS[component][1]}
+    assert set(inputs) == flags - {"output", "set"}
+    for parameter in COMMANDS[component][1]:
+        name = parameter.opts[0].removeprefix("--").replace("-", "_")
+        if name in inputs and not parameter.required and inputs[name].default is not None:
+            assert inputs[name].default == parameter.default
+
+
+def test_an_unknown_flag_exits_2() -> None:
+    done = call("components.finetune.main", "--recipee", "x")
+    assert done.returncode == 2
+    assert "--recipee" in done.stderr
+
+
+def test_wrong_input_exits_2_without_a_traceback(tmp_path: Path) -> None:
+    done = call("components.fetch_checkpoint.main", "--output", str(tmp_path / "x"), "--source", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no checkpoint file")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_file_exits_3_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 half a file")
+    done = call("components.fetch_checkpoint.main", "--output", str(tmp_path / "x"), "--source", str(tmp_path / "x.npz"))
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_generate_prints_an_answer(tmp_path: Path, records: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (8, 8), 255).save(tmp_path / "x.png")
+    done = call("pipelines.cli", "generate", "--image", str(tmp_path / "x.png"), "--prompt", "answer en what is shown?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in {"digit", "letter", "shape", "dots"}
+
+
+def test_json_artifacts_are_json(records: Path) -> None:
+    for path in records.glob("*.json"):
+        json.loads(path.read_text())
