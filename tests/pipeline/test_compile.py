@@ -1,0 +1,61 @@
+"""The compiled pipeline: committed, current, and as the design says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from pipelines.compile import compile_pipeline
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    compile_pipeline(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def specification(compiled: Path) -> dict:
+    return yaml.safe_load(compiled.read_text())
+
+
+def test_the_committed_file_is_current(compiled: Path) -> None:
+    committed = (REPOSITORY / "pipeline.yaml").read_text()
+    assert committed == compiled.read_text(), "run `make pipeline` and commit pipeline.yaml"
+
+
+def test_the_edges_are_the_designs(specification: dict) -> None:
+    tasks = specification["root"]["dag"]["tasks"]
+    edges = {name: sorted(task.get("dependentTasks", [])) for name, task in tasks.items()}
+    assert edges == {
+        "fetch-checkpoint": [],
+        "prepare-data": ["fetch-checkpoint"],
+        "prepare-data-2": ["fetch-checkpoint"],
+        "finetune": ["fetch-checkpoint", "prepare-data"],
+        "evaluate": ["fetch-checkpoint", "prepare-data-2"],
+        "evaluate-2": ["evaluate", "fetch-checkpoint", "finetune", "prepare-data-2"],
+    }
+
+
+def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
+    tasks = specification["root"]["dag"]["tasks"]
+    assert {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")} == set()
+
+
+def test_nothing_is_installed_at_run_time(compiled: Path) -> None:
+    assert "pip install" not in compiled.read_text()
+
+
+def test_components_import_no_jax_at_module_level() -> None:
+    import subprocess
+    import sys
+
+    names = [path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")]
+    code = "; ".join(f"import components.{name}.component, components.{name}.main" for name in names)
+    code += "; import sys; print(sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "[]"

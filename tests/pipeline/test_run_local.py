@@ -1,0 +1,64 @@
+"""The DAG through KFP's own local runner."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, SmallData
+
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.record import read_record
+from pipelines.run_local import StepFailedError, run_pipeline
+
+
+@pytest.fixture
+def data(small_data: SmallData) -> Path:
+    rows = [{"image": small_data.add_image(f"{index}.png", index), "prefix": "ocr", "suffix": str(index)} for index in range(8)]
+    return small_data.write(rows)
+
+
+def parameters(data: Path, **more: object) -> dict[str, object]:
+    recipe = "steps: 2\nremat: none"
+    return {"train_data": str(data), "validation_data": str(data), "recipe": recipe, "max_new_tokens": 4, **more}
+
+
+def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
+    outputs = run_pipeline(parameters(data), tmp_path / "root")
+    tuned = read_record(outputs.tuned, "tuned-model")
+    base, evaluation = read_record(outputs.base_evaluation), read_record(outputs.tuned_evaluation)
+    by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
+    assert by_role["tuned model"] == tuned.artifact.tree_sha256
+    assert by_role["baseline"] == base.artifact.tree_sha256
+    for record in (tuned, base):
+        assert by_role["checkpoint"] in {entry.sha256 for entry in record.inputs}
+    assert json.loads((outputs.tuned_evaluation / "metrics.json").read_text())["examples"] == 8
+
+
+def test_a_failing_step_fails_the_run_with_its_own_words(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(StepFailedError) as caught:
+        run_pipeline(parameters(data, validation_data=str(tmp_path / "none.jsonl")), tmp_path / "root")
+    assert "prepare-data-2 failed. There is no data file" in str(caught.value)
+    assert caught.value.exit_code == InputError.exit_code
+    (log,) = (tmp_path / "root/logs").iterdir()
+    assert "Traceback" in log.read_text()
+
+
+def test_a_damaged_checkpoint_fails_the_run_with_exit_code_3(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(StepFailedError) as caught:
+        run_pipeline(parameters(data, source=str(tmp_path / "x.npz")), tmp_path / "root")
+    assert caught.value.exit_code == DamagedError.exit_code
+
+
+def test_the_command_refuses_a_wrong_recipe_before_it_runs_anything(data: Path, tmp_path: Path) -> None:
+    command = ["pipeline", "run", "--train-data", data, "--validation-data", data, "--set", "stepz=1", "--root", tmp_path / "r"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "did you mean 'steps'" in done.stderr
+    assert not (tmp_path / "r").exists()
