@@ -50,7 +50,7 @@ def line_chart(points: Sequence[tuple[float, float]], label: str) -> Markup:
 
     path = " ".join(at(x, y) for x, y in finite)
     line = f'<polyline class="line" points="{path}"/>'
-    return _frame(line, label, (f"{x0:g}", f"{x1:g}"), (f"{y0:.4g}", f"{y1:.4g}"))
+    return _frame(line, label, (f"{x0:g}", f"{x1:g}"), (f"{y0:.3g}", f"{y1:.3g}"))
 
 
 def _frame(body: str, label: str, x_range: tuple[str, str], y_range: tuple[str, str]) -> Markup:

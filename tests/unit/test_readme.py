@@ -1,0 +1,47 @@
+"""The README's commands exist as they are written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import typer
+from conftest import REPOSITORY
+
+from pipelines.cli import app
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "components").glob("*/README.md"))]
+
+
+def shell_lines() -> list[str]:
+    blocks = [block for page in PAGES for block in re.findall(r"```(?:sh)?\n(.*?)```", page.read_text(), re.DOTALL)]
+    return [line for block in blocks for line in block.splitlines() if line.startswith((".venv/", "make "))]
+
+
+def test_flags_and_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    lines = shell_lines()
+    assert len(lines) >= 12
+    for line in lines:
+        program, *words = shlex.split(re.sub(r"\$\([^)]*\)", "x", line), comments=True)
+        if program == "make":
+            assert words[0] in targets
+            continue
+        if program == ".venv/bin/paligemma":
+            command = typer.main.get_command(app)
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+        else:
+            assert words.pop(0) == "-m"
+            module = __import__(words.pop(0), fromlist=["run"])
+            alone = typer.Typer(add_completion=False)
+            alone.command()(module.run)
+            command = typer.main.get_command(alone)
+        flags = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= flags, line
+
+
+def test_linked_files_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), target
