@@ -60,6 +60,9 @@ def run(
         str, typer.Option(help="Checkpoint to start from: a big_vision .npz file, a folder with one, or embedded:tiny.")
     ] = "embedded:tiny",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
+    ] = "",
     images: Annotated[
         str, typer.Option(help="Folder that image paths are relative to.", show_default="each JSONL file's folder")
     ] = "",
@@ -91,6 +94,7 @@ def run(
             "validation_data": str(validation_data.absolute()),
             "source": str(source_path) if source_path.exists() else source,
             "sha256": sha256,
+            "tokenizer": str(Path(tokenizer).absolute()) if tokenizer else "",
             "images": str(Path(images).absolute()) if images else "",
             "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
             "max_text_tokens": max_text_tokens,

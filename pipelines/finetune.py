@@ -24,6 +24,7 @@ def finetune_pipeline(
     validation_data: str,
     source: str = "embedded:tiny",
     sha256: str = "",
+    tokenizer: str = "",
     images: str = "",
     recipe: str = "",
     max_text_tokens: int = 128,
@@ -38,6 +39,7 @@ def finetune_pipeline(
         validation_data: JSONL file of rows to evaluate on.
         source: Checkpoint to start from: a big_vision .npz file, a folder with one, or embedded:tiny.
         sha256: Expected sha256 of the weight file; empty: recorded, not checked.
+        tokenizer: SentencePiece model, when it is not beside the weights.
         images: Folder that image paths are relative to; empty: each JSONL file's folder.
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
@@ -45,7 +47,7 @@ def finetune_pipeline(
         batch_size: Rows decoded at once in evaluation.
         max_new_tokens: Most tokens of an answer, with its eos.
     """
-    fetched = fetch_checkpoint(source=source, sha256=sha256)
+    fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer)
     checkpoint = fetched.outputs["checkpoint"]
     splits = {}
     for split, data in (("train", train_data), ("validation", validation_data)):

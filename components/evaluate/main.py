@@ -11,11 +11,15 @@ import typer
 from paligemma.command_line import run_command
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from paligemma.evaluation.predict import Prediction
+    from paligemma.lineage.record import Input
 
 log = logging.getLogger("paligemma.evaluate")
 
 ARTIFACT_TYPE = "evaluation"
+RECORDS_ROLE = "validation records"
 REPORT_ROWS = 200
 
 
@@ -36,6 +40,8 @@ def run(
     import json
     import time
 
+    import jax
+
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
     from paligemma.data.records import open_records
@@ -47,12 +53,13 @@ def run(
     from paligemma.progress import WorkProgress
 
     base, data = open_checkpoint(checkpoint), open_records(records)
-    inputs = [input_of("checkpoint", base.weights), input_of("validation records", records)]
+    inputs = [input_of("checkpoint", base.weights), input_of(RECORDS_ROLE, records)]
     tuned_model = read_tuned(tuned) if tuned else None
     if tuned_model is not None:
         inputs.append(input_of("tuned model", tuned))
         check_base(tuned_model, base)
     if baseline:
+        check_baseline(Path(baseline), inputs)
         inputs.append(input_of("baseline", baseline))
     name = "tuned" if tuned else "base"
     parameters = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
@@ -62,9 +69,12 @@ def run(
             raise InputError("The records were prepared for another image size.", where=records, fix="run prepare_data again")
         started = time.monotonic()
         predictions: list[Prediction] = []
+        pictures: dict[bool, list[tuple[Prediction, np.ndarray]]] = {False: [], True: []}
         with WorkProgress(f"evaluating {name}", "rows", data.dataset.rows) as progress:
-            for prediction in predict(model, data, batch_size, max_new_tokens):
+            for prediction, image in predict(model, data, batch_size, max_new_tokens):
                 predictions.append(prediction)
+                if len(pictures[prediction.exact_match]) < REPORT_ROWS:  # all pictures would not fit in memory
+                    pictures[prediction.exact_match].append((prediction, image))
                 progress.advance()
         seconds = time.monotonic() - started
         with (draft.folder / "predictions.jsonl").open("w") as file:
@@ -79,20 +89,36 @@ def run(
             "examples_per_second": len(predictions) / seconds,
         }
         (draft.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        (draft.folder / "report.html").write_text(_report(metrics, predictions, baseline, records))
-        draft.rows = len(predictions)
+        shown = [*pictures[False], *pictures[True]][:REPORT_ROWS]
+        (draft.folder / "report.html").write_text(_report(metrics, shown, baseline, records))
+        draft.rows, draft.device = len(predictions), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     log.info("%s: exact match %.1f %% of %d, in %s", name, 100 * metrics["exact_match"], len(predictions), output)
 
 
-def _report(metrics: dict, predictions: list[Prediction], baseline: str, records: Path) -> str:
+def check_baseline(folder: Path, inputs: list[Input]) -> None:
+    """Confirms that a baseline is an evaluation of the same records."""
+    from paligemma.errors import InputError
+    from paligemma.lineage.record import read_record
+
+    theirs = {entry.sha256 for entry in read_record(folder, ARTIFACT_TYPE).inputs if entry.role == RECORDS_ROLE}
+    if theirs != {entry.sha256 for entry in inputs if entry.role == RECORDS_ROLE}:
+        raise InputError("The baseline was evaluated on other records.", where=folder, fix="evaluate it on the same records")
+
+
+def _report(metrics: dict, shown: list[tuple[Prediction, np.ndarray]], baseline: str, records: Path) -> str:
+    import json
+
     from paligemma.reports.page import image_uri, render
 
-    other, answers = (None, {}) if not baseline else _read_baseline(Path(baseline), predictions)
+    other, answers = None, {}
+    if baseline:
+        other = json.loads((Path(baseline) / "metrics.json").read_text())
+        with (Path(baseline) / "predictions.jsonl").open() as lines:
+            answers = {row["row_id"]: row["prediction"] for row in map(json.loads, lines)}
     by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
-    shown = sorted(predictions, key=lambda prediction: prediction.exact_match)[:REPORT_ROWS]
     rows = [
         {
-            "image": image_uri(p.image),
+            "image": image_uri(image),
             "row_id": p.row_id,
             "prefix": p.prefix,
             "target": p.target,
@@ -100,7 +126,7 @@ def _report(metrics: dict, predictions: list[Prediction], baseline: str, records
             "exact_match": p.exact_match,
             "baseline_prediction": answers.get(p.row_id, ""),
         }
-        for p in shown
+        for p, image in shown
     ]
     return render(
         "evaluation.html",
@@ -112,21 +138,6 @@ def _report(metrics: dict, predictions: list[Prediction], baseline: str, records
         questions=[{**q, "baseline": by_prefix.get(q["prefix"], 0.0)} for q in metrics["by_question"]],
         rows=rows,
     )
-
-
-def _read_baseline(folder: Path, predictions: list[Prediction]) -> tuple[dict, dict[str, str]]:
-    """Another evaluation's metrics, and its answers by row; the rows must be the same."""
-    import json
-
-    from paligemma.errors import InputError
-    from paligemma.lineage.record import read_record
-
-    read_record(folder, ARTIFACT_TYPE)
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    answers = {line["row_id"]: line["prediction"] for line in lines}
-    if answers.keys() != {prediction.row_id for prediction in predictions}:
-        raise InputError("The baseline was evaluated on other rows.", where=folder, fix="evaluate it on the same records")
-    return json.loads((folder / "metrics.json").read_text()), answers
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def test_base_and_tuned_stand_side_by_side(records: Path, tuned: Path, base_eval
 def test_a_baseline_on_other_rows_is_refused(base_evaluation: Path, small_data: SmallData, tmp_path: Path) -> None:
     row = {"image": small_data.add_image("a.png"), "prefix": "ocr", "suffix": "1"}
     prepare(data=small_data.write([row]), checkpoint="embedded:tiny", output=tmp_path / "other")
-    with pytest.raises(InputError, match="evaluated on other rows"):
+    with pytest.raises(InputError, match="evaluated on other records"):
         run(checkpoint="embedded:tiny", records=tmp_path / "other", output=tmp_path / "x", baseline=str(base_evaluation))
     assert not (tmp_path / "x").exists()
 

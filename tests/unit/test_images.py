@@ -99,3 +99,18 @@ def test_stored_levels_are_within_half_of_the_exact_resize() -> None:
     exact = resize(image, 32)
     assert np.abs(to_uint8(exact) - exact).max() <= 0.5
     assert normalize(np.array([0, 255], np.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_formats_that_call_other_programs_are_not_opened() -> None:
+    picture = Image.new("RGB", (4, 4))
+    with pytest.raises(ImageError) as caught:
+        decode_image(encode(picture, "EPS"))
+    assert caught.value.code == "image_unreadable"
+
+
+def test_a_file_of_too_many_bytes_is_not_read_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("paligemma.data.images.MAX_BYTES", 100)
+    (tmp_path / "x.png").write_bytes(bytes(101))
+    with pytest.raises(ImageError) as caught:
+        load_image(tmp_path / "x.png")
+    assert caught.value.code == "image_too_large"

@@ -16,11 +16,18 @@ MAX_PIXELS = 64 * 1024 * 1024
 """Largest image that is decoded: 64 megapixels, 192 MiB as RGB. Checked from the header, before any pixel is."""
 
 
+MAX_BYTES = 256 * 1024 * 1024
+"""Largest image file that is read."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded. Pillow knows more, among them some that call other programs (EPS calls Ghostscript)."""
+
+
 class ImageError(InputError):
     """An image that cannot be used; `code` is the reason code of `rejected.jsonl`."""
 
     def __init__(self, code: str, what: str, where: object = None) -> None:
-        super().__init__(what, where=where, expected="a whole PNG, JPEG, WebP, GIF, BMP or TIFF image")
+        super().__init__(what, where=where, expected=f"a whole image, one of {', '.join(FORMATS)}")
         self.code = code
 
 
@@ -34,7 +41,7 @@ def decode_image(data: bytes, where: object = "the image") -> UInt8[np.ndarray, 
         with warnings.catch_warnings():
             # Pillow warns about large images before it refuses them; our own limit below is the one that decides.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
                     "image_too_large", f"The image has {image.width} x {image.height} pixels; {MAX_PIXELS} at most.", where
@@ -52,12 +59,24 @@ def decode_image(data: bytes, where: object = "the image") -> UInt8[np.ndarray, 
 
 
 def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads and decodes an image file; see `decode_image`."""
+    """Reads and decodes an image file; see `read_image_file` and `decode_image`."""
+    return decode_image(read_image_file(path), path)
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """An image file's bytes.
+
+    Raises:
+        ImageError: it is not there (`image_missing`) or has too many bytes (`image_too_large`).
+    """
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ImageError("image_missing", f"The image file cannot be read: {error.strerror}.", path) from None
-    return decode_image(data, path)
+    if len(data) > MAX_BYTES:
+        raise ImageError("image_too_large", f"The image file has more than {MAX_BYTES} bytes.", path)
+    return data
 
 
 def resize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from paligemma.data.images import ImageError, decode_image, resize, to_uint8
+from paligemma.data.images import ImageError, decode_image, read_image_file, resize, to_uint8
 from paligemma.data.records import Example
 from paligemma.data.rows import Row, RowError, image_path, read_rows, row_id
 from paligemma.data.tokenizer import Tokenizer
@@ -72,12 +72,10 @@ class Preparation:
         return self.rejected.total()
 
     def _example(self, row: Row) -> Example:
-        try:
-            data = image_path(self.images, row.image).read_bytes()
-        except OSError as error:
-            raise RowError("image_missing", f"{row.image!r} cannot be read: {error.strerror}") from None
+        path = image_path(self.images, row.image)
         prefix_ids, suffix_ids = self._tokenize(row)
         try:
+            data = read_image_file(path)
             image = to_uint8(resize(decode_image(data, row.image), self.image_size))
         except ImageError as error:
             raise RowError(error.code, f"{row.image!r}: {error.what}") from None

@@ -24,7 +24,7 @@ REASONS = {
     "image_path_unsafe": "the image path is absolute or leads out of the image folder",
     "image_missing": "there is no such image file, or it cannot be read",
     "image_unreadable": "the file is not an image that can be decoded",
-    "image_too_large": "the image has too many pixels to decode safely",
+    "image_too_large": "the image has too many pixels, or bytes, to decode safely",
     "text_too_long": "prefix and suffix have more tokens than the budget",
 }
 """Reason codes of `rejected.jsonl`, and what each means."""

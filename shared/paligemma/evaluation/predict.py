@@ -16,13 +16,12 @@ from paligemma.model import Model
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row's answer. `image` is uint8, as the model saw it."""
+    """One row's answer."""
 
     row_id: str
     prefix: str
     target: str
     prediction: str
-    image: np.ndarray
 
     @property
     def exact_match(self) -> bool:
@@ -30,8 +29,8 @@ class Prediction:
         return self.prediction.strip() == self.target.strip()
 
 
-def predict(model: Model, records: Records, batch_size: int, max_new_tokens: int) -> Iterator[Prediction]:
-    """Greedy answers. The rows that fill up the last batch are decoded and dropped.
+def predict(model: Model, records: Records, batch_size: int, max_new_tokens: int) -> Iterator[tuple[Prediction, np.ndarray]]:
+    """Greedy answers, each with its image (uint8, as the model saw it). The rows that fill up the last batch are decoded and dropped.
 
     Raises:
         InputError: the model has no tokenizer.
@@ -45,10 +44,10 @@ def predict(model: Model, records: Records, batch_size: int, max_new_tokens: int
             images, batch.tokens, batch.mask_input, mask_ar, max_new_tokens, tokenizer.eos_id, batch.row_mask
         )
         for row in np.flatnonzero(batch.row_mask):
-            yield Prediction(
+            prediction = Prediction(
                 row_id=batch.row_ids[row],
                 prefix=batch.prefixes[row],
                 target=batch.suffixes[row],
                 prediction=tokenizer.decode(answers[row]),
-                image=batch.images[row],
             )
+            yield prediction, batch.images[row]
