@@ -30,7 +30,7 @@ class Prediction:
 
 
 def predict(model: Model, records: Records, batch_size: int, max_new_tokens: int) -> Iterator[tuple[Prediction, np.ndarray]]:
-    """Greedy answers, each with its image (uint8, as the model saw it). The rows that fill up the last batch are decoded and dropped.
+    """Greedy answers, each with its image (uint8, as the model saw it). Rows that fill up the last batch are dropped.
 
     Raises:
         InputError: the model has no tokenizer.
