@@ -19,6 +19,8 @@ hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 REPOSITORY = Path(__file__).parents[1]
+ONE_DEVICE = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+"""Environment of a process that sees this machine as it is: eight simulated devices on two cores are slow."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY
 
 from paligemma.data.rows import REASONS
 from paligemma.training.recipe import Recipe
@@ -43,7 +43,8 @@ COMMANDS = commands()
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=ONE_DEVICE, check=False)
 
 
 def test_what_there_is() -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY
 
 from paligemma.lineage.record import file_sha256, read_record
 
@@ -36,7 +36,7 @@ def test_a_killed_step_leaves_nothing_or_everything(step: str, records: Path, tm
     command = [sys.executable, "-m", f"components.{step}.main", *arguments, "--output", str(output)]
 
     started = time.monotonic()
-    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True)
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)
     seconds = time.monotonic() - started
     undisturbed = file_sha256(output / SAME_EVERY_TIME[step])
 
@@ -45,14 +45,16 @@ def test_a_killed_step_leaves_nothing_or_everything(step: str, records: Path, tm
         if fresh:
             output = tmp_path / f"out{chance.random()}"
             command[-1] = str(output)
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=ONE_DEVICE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(seconds * chance.uniform(0.3, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
         if output.exists():  # it finished in time, or its predecessor had
             read_record(output)
             assert file_sha256(output / SAME_EVERY_TIME[step]) == undisturbed
-    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True)
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)
     read_record(output)
     assert file_sha256(output / SAME_EVERY_TIME[step]) == undisturbed
     assert not list(output.parent.glob(f".{output.name}*"))

@@ -15,6 +15,11 @@ from paligemma.lineage.record import read_record
 from pipelines.run_local import StepFailedError, run_pipeline
 
 
+@pytest.fixture(autouse=True)
+def _steps_see_this_machine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
+
+
 @pytest.fixture
 def data(small_data: SmallData) -> Path:
     rows = [{"image": small_data.add_image(f"{index}.png", index), "prefix": "ocr", "suffix": str(index)} for index in range(8)]
