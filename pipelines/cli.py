@@ -54,17 +54,21 @@ def compile_(
 
 @pipeline.command()
 def run(
-    train_data: Annotated[Path, typer.Option(help="JSONL file of rows to train on.")],
-    validation_data: Annotated[Path, typer.Option(help="JSONL file of rows to evaluate on.")],
+    train_data: Annotated[str, typer.Option(help="JSONL file of rows to train on, local or gs://.")],
+    validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
     source: Annotated[
-        str, typer.Option(help="Checkpoint to start from: a big_vision .npz file, a folder with one, or embedded:tiny.")
+        str,
+        typer.Option(
+            help="Checkpoint to start from: a big_vision .npz file, a folder with one (local or gs://), or embedded:tiny."
+        ),
     ] = "embedded:tiny",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     tokenizer: Annotated[
         str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
     ] = "",
     images: Annotated[
-        str, typer.Option(help="Folder that image paths are relative to.", show_default="each JSONL file's folder")
+        str,
+        typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="each JSONL file's folder"),
     ] = "",
     recipe: Annotated[str, typer.Option(help="Training recipe: a preset's name or a YAML file.")] = "default",
     set_: Annotated[
@@ -77,35 +81,46 @@ def run(
     ] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
-    root: Annotated[Path, typer.Option(help="Folder for the artifacts of every run.")] = Path("runs/pipeline"),
+    artifact_root: Annotated[
+        str,
+        typer.Option(help="Folder or gs:// prefix that artifacts go to.", show_default="a folder of the run's below --root"),
+    ] = "",
+    root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     import yaml
 
+    from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
     from pipelines.presets import read_preset
     from pipelines.run_local import run_pipeline
 
     parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
-    source_path = Path(source).absolute()
     outputs = run_pipeline(
         {
-            "train_data": str(train_data.absolute()),
-            "validation_data": str(validation_data.absolute()),
-            "source": str(source_path) if source_path.exists() else source,
+            "train_data": absolute(train_data),
+            "validation_data": absolute(validation_data),
+            "source": absolute(source),
             "sha256": sha256,
-            "tokenizer": str(Path(tokenizer).absolute()) if tokenizer else "",
-            "images": str(Path(images).absolute()) if images else "",
+            "tokenizer": absolute(tokenizer),
+            "images": absolute(images),
             "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
             "max_text_tokens": max_text_tokens,
             "max_reject_fraction": max_reject_fraction,
             "batch_size": batch_size,
             "max_new_tokens": max_new_tokens,
+            "artifact_root": absolute(artifact_root),
         },
         root,
     )
     typer.echo(f"tuned model: {outputs.tuned}")
-    typer.echo(f"report:      {outputs.tuned_evaluation / 'report.html'}")
+    typer.echo(f"report:      {localize(outputs.tuned_evaluation) / 'report.html'}")
+
+
+def absolute(location: str) -> str:
+    """A local path made absolute, because steps run in folders of their own; anything else as it is."""
+    is_local = location and "://" not in location and not location.startswith("embedded:")
+    return str(Path(location).absolute()) if is_local else location
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ def finetune_pipeline(
     max_reject_fraction: float = 0.1,
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    artifact_root: str = "",
 ) -> Outputs:
     """Fine-tunes a checkpoint.
 
@@ -46,8 +47,13 @@ def finetune_pipeline(
         max_reject_fraction: Fail when a larger share of a split's rows is rejected.
         batch_size: Rows decoded at once in evaluation.
         max_new_tokens: Most tokens of an answer, with its eos.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
     """
-    fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer)
+    place = {
+        "artifact_root": artifact_root,
+        "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
+    }
+    fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer, **place)
     checkpoint = fetched.outputs["checkpoint"]
     splits = {}
     for split, data in (("train", train_data), ("validation", validation_data)):
@@ -58,13 +64,14 @@ def finetune_pipeline(
             split=split,
             max_text_tokens=max_text_tokens,
             max_reject_fraction=max_reject_fraction,
+            **place,
         )
         task.set_display_name(f"prepare {split} data")
         splits[split] = task
     train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
 
-    tuned = finetune(checkpoint=checkpoint, records=train, recipe=recipe)
-    judged = {"records": validation, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    tuned = finetune(checkpoint=checkpoint, records=train, recipe=recipe, **place)
+    judged = {"records": validation, "batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
     # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
     of_base = evaluate(checkpoint=checkpoint, **judged)
     of_base.set_display_name("evaluate base")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from paligemma import errors
 from paligemma.errors import PaliGemmaError
+from paligemma.lineage.record import RECORD_FILE
+from paligemma.storage.files import exists
 from pipelines.run_log import RunLog
 
 
@@ -19,11 +21,11 @@ class StepFailedError(PaliGemmaError):
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Folders of a finished run's artifacts."""
+    """Where a finished run's artifacts are: local paths, or `gs://` addresses."""
 
-    tuned: Path
-    base_evaluation: Path
-    tuned_evaluation: Path
+    tuned: str
+    base_evaluation: str
+    tuned_evaluation: str
 
 
 def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
@@ -53,10 +55,10 @@ def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
             task = finetune_pipeline(**parameters)
         except RuntimeError as error:
             raise _failure(log, error) from None
-    outputs = RunOutputs(**{name: Path(task.outputs[name].path) for name in Outputs._fields})
-    missing = [path for path in vars(outputs).values() if not path.is_dir()]
+    outputs = RunOutputs(**{name: task.outputs[name].uri for name in Outputs._fields})
+    missing = [location for location in vars(outputs).values() if not exists(location, RECORD_FILE)]
     if missing:  # the runner's word is not enough: what it reports as done must be there
-        raise StepFailedError(f"The run left no {missing[0].name}.", where=missing[0], fix=f"see {log.path}")
+        raise StepFailedError("The run left no whole artifact.", where=missing[0], fix=f"see {log.path}")
     return outputs
 
 

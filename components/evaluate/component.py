@@ -16,31 +16,37 @@ def evaluate(
     baseline: dsl.Input[dsl.Artifact] = None,
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    artifact_root: str = "",
+    task: str = "",
 ):
     """Decodes answers to every row and judges them, beside another evaluation's if one is given.
 
     Args:
         batch_size: Rows decoded at once; does not change the result.
         max_new_tokens: Most tokens of an answer, with its eos.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import json
     import shutil
     from pathlib import Path
 
-    from components.artifact_metadata import mirror_record
+    from components.artifacts import input_location, mirror_record, output_location
     from components.evaluate.main import run
+    from paligemma.lineage.artifact import localize
 
-    folder = Path(evaluation.path)
+    output = output_location(evaluation, artifact_root, task)
     run(
-        checkpoint=checkpoint.path,
-        records=Path(records.path),
-        output=folder,
-        tuned=tuned.path if tuned else "",
-        baseline=baseline.path if baseline else "",
+        checkpoint=input_location(checkpoint),
+        records=input_location(records),
+        output=output,
+        tuned=input_location(tuned),
+        baseline=input_location(baseline),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    mirror_record(evaluation)
+    mirror_record(evaluation, output)
+    folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)
     values = json.loads((folder / "metrics.json").read_text())
     for key in ("exact_match", "examples", "examples_per_second"):

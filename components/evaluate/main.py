@@ -24,11 +24,12 @@ REPORT_ROWS = 200
 
 
 def run(
-    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, or embedded:tiny.")],
-    records: Annotated[Path, typer.Option(help="Records to evaluate on, from prepare_data.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the evaluation to.")],
+    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
+    records: Annotated[str, typer.Option(help="Records to evaluate on, from prepare_data; local or gs://.")],
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the evaluation to.")],
     tuned: Annotated[
-        str, typer.Option(help="Tuned model, from finetune.", show_default="none: evaluate the checkpoint itself")
+        str,
+        typer.Option(help="Tuned model, from finetune; local or gs://.", show_default="none: evaluate the checkpoint itself"),
     ] = "",
     baseline: Annotated[
         str, typer.Option(help="Evaluation of another model on the same records, to show beside.", show_default="none")
@@ -48,18 +49,19 @@ def run(
     from paligemma.errors import InputError
     from paligemma.evaluation.metrics import by_question, exact_match
     from paligemma.evaluation.predict import predict
-    from paligemma.lineage.artifact import input_of, produce
+    from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.model import build_model, check_base
     from paligemma.progress import WorkProgress
 
     base, data = open_checkpoint(checkpoint), open_records(records)
-    inputs = [input_of("checkpoint", base.weights), input_of(RECORDS_ROLE, records)]
-    tuned_model = read_tuned(tuned) if tuned else None
+    inputs = [input_of("checkpoint", base.location), input_of(RECORDS_ROLE, records)]
+    tuned_model = read_tuned(localize(tuned)) if tuned else None
     if tuned_model is not None:
         inputs.append(input_of("tuned model", tuned))
         check_base(tuned_model, base)
-    if baseline:
-        check_baseline(Path(baseline), inputs)
+    baseline_folder = localize(baseline) if baseline else None
+    if baseline_folder is not None:
+        check_baseline(baseline_folder, inputs)
         inputs.append(input_of("baseline", baseline))
     name = "tuned" if tuned else "base"
     parameters = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
@@ -90,7 +92,7 @@ def run(
         }
         (draft.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         shown = [*pictures[False], *pictures[True]][:REPORT_ROWS]
-        (draft.folder / "report.html").write_text(_report(metrics, shown, baseline, records))
+        (draft.folder / "report.html").write_text(_report(metrics, shown, baseline_folder, records))
         draft.rows, draft.device = len(predictions), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     log.info("%s: exact match %.1f %% of %d, in %s", name, 100 * metrics["exact_match"], len(predictions), output)
 
@@ -105,15 +107,15 @@ def check_baseline(folder: Path, inputs: list[Input]) -> None:
         raise InputError("The baseline was evaluated on other records.", where=folder, fix="evaluate it on the same records")
 
 
-def _report(metrics: dict, shown: list[tuple[Prediction, np.ndarray]], baseline: str, records: Path) -> str:
+def _report(metrics: dict, shown: list[tuple[Prediction, np.ndarray]], baseline: Path | None, records: str) -> str:
     import json
 
     from paligemma.reports.page import image_uri, render
 
     other, answers = None, {}
-    if baseline:
-        other = json.loads((Path(baseline) / "metrics.json").read_text())
-        with (Path(baseline) / "predictions.jsonl").open() as lines:
+    if baseline is not None:
+        other = json.loads((baseline / "metrics.json").read_text())
+        with (baseline / "predictions.jsonl").open() as lines:
             answers = {row["row_id"]: row["prediction"] for row in map(json.loads, lines)}
     by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
     rows = [
@@ -132,7 +134,7 @@ def _report(metrics: dict, shown: list[tuple[Prediction, np.ndarray]], baseline:
         "evaluation.html",
         name=metrics["model"],
         metrics=metrics,
-        source=records.name,
+        source=str(records).rstrip("/").rsplit("/", 1)[-1],
         baseline=other,
         baseline_name=other["model"] if other else "",
         questions=[{**q, "baseline": by_prefix.get(q["prefix"], 0.0)} for q in metrics["by_question"]],

@@ -11,6 +11,8 @@ def fetch_checkpoint(
     source: str = "embedded:tiny",
     sha256: str = "",
     tokenizer: str = "",
+    artifact_root: str = "",
+    task: str = "",
 ):
     """Brings a checkpoint into the pipeline: weights byte for byte, its architecture, its tokenizer.
 
@@ -18,11 +20,12 @@ def fetch_checkpoint(
         source: A big_vision .npz file, a folder with one, or embedded:tiny.
         sha256: Expected sha256 of the weight file; empty: recorded, not checked.
         tokenizer: SentencePiece model, when it is not beside the weights.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
-    from pathlib import Path
-
-    from components.artifact_metadata import mirror_record
+    from components.artifacts import mirror_record, output_location
     from components.fetch_checkpoint.main import run
 
-    run(output=Path(checkpoint.path), source=source, sha256=sha256, tokenizer=tokenizer)
-    mirror_record(checkpoint)
+    output = output_location(checkpoint, artifact_root, task)
+    run(output=output, source=source, sha256=sha256, tokenizer=tokenizer)
+    mirror_record(checkpoint, output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,8 +14,10 @@ log = logging.getLogger("paligemma.fetch_checkpoint")
 
 
 def run(
-    output: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")],
-    source: Annotated[str, typer.Option(help="A big_vision .npz file, a folder with one, or embedded:tiny.")] = "embedded:tiny",
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the checkpoint to.")],
+    source: Annotated[
+        str, typer.Option(help="A big_vision .npz file, a folder with one (local or gs://), or embedded:tiny.")
+    ] = "embedded:tiny",
     sha256: Annotated[
         str, typer.Option(help="Expected sha256 of the weight file; empty: recorded, not checked.", show_default="none")
     ] = "",
@@ -31,11 +32,11 @@ def run(
     from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_checkpoint
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import DamagedError, InputError
-    from paligemma.lineage.artifact import input_of, produce
+    from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.lineage.record import file_sha256
 
     checkpoint = open_checkpoint(source)
-    tokenizer_file = Path(tokenizer) if tokenizer else checkpoint.tokenizer
+    tokenizer_file = localize(tokenizer) if tokenizer else checkpoint.tokenizer
     if tokenizer_file is None:
         raise InputError("The checkpoint has no tokenizer beside it.", where=checkpoint.weights, fix="pass --tokenizer")
     pieces = Tokenizer(tokenizer_file).vocab_size
@@ -47,7 +48,7 @@ def run(
             expected="the tokenizer that the checkpoint was trained with",
         )
     parameters = {"source": source, "sha256": sha256}
-    inputs = [input_of("weights", checkpoint.weights), input_of("tokenizer", tokenizer_file)]
+    inputs = [input_of("weights", checkpoint.location), input_of("tokenizer", tokenizer or tokenizer_file)]
     with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
         weights = draft.folder / checkpoint.weights.name
         shutil.copyfile(checkpoint.weights, weights)

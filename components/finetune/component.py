@@ -13,23 +13,29 @@ def finetune(
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
     recipe: str = "",
+    artifact_root: str = "",
+    task: str = "",
 ):
     """Trains a part of a checkpoint's parameters on records, and writes that part.
 
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import json
     import shutil
     from pathlib import Path
 
-    from components.artifact_metadata import mirror_record
+    from components.artifacts import input_location, mirror_record, output_location
     from components.finetune.main import fine_tune
+    from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
 
-    folder = Path(tuned.path)
-    fine_tune(checkpoint.path, Path(records.path), folder, parse_recipe(recipe))
-    mirror_record(tuned)
+    output = output_location(tuned, artifact_root, task)
+    fine_tune(input_location(checkpoint), input_location(records), output, parse_recipe(recipe))
+    mirror_record(tuned, output)
+    folder = localize(output)
     shutil.copyfile(folder / "training.html", report.path)
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("final_loss", "examples_per_second", "seconds"):

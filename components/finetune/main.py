@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,9 +22,9 @@ ARTIFACT_TYPE = "tuned-model"
 
 
 def run(
-    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, or embedded:tiny.")],
-    records: Annotated[Path, typer.Option(help="Training records, from prepare_data.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the tuned model to.")],
+    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
+    records: Annotated[str, typer.Option(help="Training records, from prepare_data; local or gs://.")],
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the tuned model to.")],
     recipe: Annotated[str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")] = "",
     set_: Annotated[
         list[str] | None,
@@ -38,7 +37,7 @@ def run(
     fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []))
 
 
-def fine_tune(checkpoint: str | Path, records: Path, output: Path, recipe: Recipe) -> None:
+def fine_tune(checkpoint: str, records: str, output: str, recipe: Recipe) -> None:
     """Trains and writes a tuned model; see `run`."""
     import json
     import time
@@ -63,7 +62,7 @@ def fine_tune(checkpoint: str | Path, records: Path, output: Path, recipe: Recip
     mesh = make_mesh()
     check_batch_size(mesh, recipe.batch_size)
     steps = recipe.total_steps(data.dataset.rows)
-    inputs = [input_of("checkpoint", base.weights), input_of("train records", records)]
+    inputs = [input_of("checkpoint", base.location), input_of("train records", records)]
 
     with produce(output, ARTIFACT_TYPE, "finetune", recipe.model_dump(), inputs) as draft:
         pattern = TRAINABLE_SETS[recipe.trainable]
@@ -96,7 +95,7 @@ def fine_tune(checkpoint: str | Path, records: Path, output: Path, recipe: Recip
         seconds = time.monotonic() - started
 
         trained = {name: jax.device_get(variable[...]) for name, variable in parameters_by_name(state.trainable).items()}
-        base_of = Base(uri=str(base.weights), weights_file=base.weights.name, weights_sha256=file_sha256(base.weights))
+        base_of = Base(uri=base.location, weights_file=base.weights.name, weights_sha256=file_sha256(base.weights))
         description = TunedDescription(base=base_of, config=base.config, recipe=recipe.model_dump(), steps=steps)
         write_tuned(draft.folder, trained, description)
         if base.tokenizer is not None:

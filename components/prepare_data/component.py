@@ -18,6 +18,8 @@ def prepare_data(
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
     compression: str = "none",
+    artifact_root: str = "",
+    task: str = "",
 ):
     """Turns JSONL rows and an image folder into validated, tokenized TFRecord shards with a report.
 
@@ -30,17 +32,20 @@ def prepare_data(
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Rows in a shard, but for the last.
         compression: Compression of the shards: none or gzip.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import shutil
-    from pathlib import Path
 
-    from components.artifact_metadata import mirror_record
+    from components.artifacts import input_location, mirror_record, output_location
     from components.prepare_data.main import run
+    from paligemma.lineage.artifact import localize
 
+    output = output_location(records, artifact_root, task)
     run(
-        data=Path(data),
-        checkpoint=checkpoint.path,
-        output=Path(records.path),
+        data=data,
+        checkpoint=input_location(checkpoint),
+        output=output,
         images=images,
         split=split,
         max_text_tokens=max_text_tokens,
@@ -49,5 +54,5 @@ def prepare_data(
         rows_per_shard=rows_per_shard,
         compression=compression,
     )
-    mirror_record(records)
-    shutil.copyfile(Path(records.path) / "report.html", report.path)
+    mirror_record(records, output)
+    shutil.copyfile(localize(output) / "report.html", report.path)

@@ -18,11 +18,12 @@ log = logging.getLogger("paligemma.prepare_data")
 
 
 def run(
-    data: Annotated[Path, typer.Option(help='JSONL file of {"image", "prefix", "suffix"} rows.')],
+    data: Annotated[str, typer.Option(help='JSONL file of {"image", "prefix", "suffix"} rows, local or gs://.')],
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to prepare for.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the records to.")],
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the records to.")],
     images: Annotated[
-        str, typer.Option(help="Folder that image paths are relative to.", show_default="the JSONL file's folder")
+        str,
+        typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="the JSONL file's folder"),
     ] = "",
     split: Annotated[str, typer.Option(help="Name of the split; begins the shards' names.")] = "train",
     max_text_tokens: Annotated[
@@ -42,26 +43,27 @@ def run(
     import re
 
     from paligemma.checkpoints.open import open_checkpoint
+    from paligemma.data.image_source import open_images
     from paligemma.data.prepare import Preparation
     from paligemma.data.records import ARTIFACT_TYPE, DATASET_FILE, REJECTED_FILE, Dataset, write_shards
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import InputError
-    from paligemma.lineage.artifact import input_of, produce
+    from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.progress import WorkProgress
+    from paligemma.storage.files import parent_of
 
     opened = open_checkpoint(checkpoint)
     if opened.tokenizer is None:
         raise InputError("The checkpoint has no tokenizer.", where=checkpoint, fix="run fetch_checkpoint with --tokenizer")
-    if not data.is_file():
+    rows_file = localize(data)
+    if not rows_file.is_file():
         raise InputError(f"There is no data file {data}.", expected="a JSONL file")
-    folder = Path(images) if images else data.parent
-    if not folder.is_dir():
-        raise InputError(f"There is no image folder {folder}.", fix="pass --images")
+    image_source = open_images(images or parent_of(data))
     if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
         raise InputError(f"The split's name is {split!r}.", expected="letters, digits, - and _")
 
     tokenizer, size = Tokenizer(opened.tokenizer), opened.config.img.image_size
-    preparation = Preparation(folder, tokenizer, size, max_text_tokens, over_long)
+    preparation = Preparation(image_source, tokenizer, size, max_text_tokens, over_long)
     parameters = {
         "split": split,
         "image_size": size,
@@ -71,7 +73,7 @@ def run(
         "rows_per_shard": rows_per_shard,
         "compression": compression,
     }
-    inputs = [input_of("data", data), input_of("checkpoint", opened.weights), input_of("tokenizer", opened.tokenizer)]
+    inputs = [input_of("data", data), input_of("checkpoint", opened.location), input_of("tokenizer", opened.tokenizer)]
     with produce(output, ARTIFACT_TYPE, "prepare_data", parameters, inputs) as draft:
         with (
             (draft.folder / REJECTED_FILE).open("w") as rejects,
@@ -79,7 +81,7 @@ def run(
         ):
 
             def watched():
-                for example in preparation.examples(data, rejects):
+                for example in preparation.examples(rows_file, rejects):
                     progress.advance(preparation.lines - progress.done, f"{preparation.reject_count} rejected")
                     yield example
 
@@ -105,14 +107,14 @@ def run(
     log.info("%d rows kept, %d rejected, in %s", dataset.rows, preparation.reject_count, output)
 
 
-def _check_rejects(preparation: Preparation, most: float, data: Path, output: Path, rejected: Path) -> None:
+def _check_rejects(preparation: Preparation, most: float, data: str, output: str, rejected: Path) -> None:
     """Fails the step when too many rows are bad, and leaves the whole list beside the output."""
     from paligemma.errors import InputError
-    from paligemma.storage.atomic import write_file
+    from paligemma.storage.files import write_file
 
     if preparation.rows and preparation.reject_count <= most * preparation.lines:
         return
-    kept = output.with_name(f"{output.name}.rejected.jsonl")
+    kept = f"{str(output).rstrip('/')}.rejected.jsonl"
     write_file(kept, rejected.read_bytes())
     reasons = ", ".join(f"{count} {code}" for code, count in preparation.rejected.most_common())
     first = "".join(f"\n    line {r['line']}: {r['code']}, {r['message']}" for r in preparation.first_rejects[:20])
@@ -124,7 +126,7 @@ def _check_rejects(preparation: Preparation, most: float, data: Path, output: Pa
     )
 
 
-def _report(dataset: Dataset, preparation: Preparation, data: Path) -> str:
+def _report(dataset: Dataset, preparation: Preparation, data: str) -> str:
     from paligemma.data.rows import REASONS
     from paligemma.reports.page import image_uri, render
 
@@ -142,7 +144,7 @@ def _report(dataset: Dataset, preparation: Preparation, data: Path) -> str:
     return render(
         "dataset.html",
         dataset=dataset,
-        source=data.name,
+        source=str(data).rsplit("/", 1)[-1],
         sample=sample,
         frequent=preparation.suffixes.most_common(20),
         rejects=preparation.first_rejects,

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.errors import DamagedError
+from paligemma.lineage.artifact import localize
 from paligemma.storage.atomic import write_file
 from pipelines.demo.digits import write_digits
 from pipelines.presets import read_preset
@@ -44,29 +45,28 @@ def run_demo(folder: Path) -> None:
 
 def summarize(outputs: RunOutputs, seconds: float) -> dict:
     """What the run came to, from its artifacts."""
-    training = json.loads((outputs.tuned / "summary.json").read_text())
-    base, tuned = (
-        json.loads((folder / "metrics.json").read_text()) for folder in (outputs.base_evaluation, outputs.tuned_evaluation)
-    )
+    tuned_model, of_base, of_tuned = map(localize, (outputs.tuned, outputs.base_evaluation, outputs.tuned_evaluation))
+    training = json.loads((tuned_model / "summary.json").read_text())
+    base, tuned = (json.loads((folder / "metrics.json").read_text()) for folder in (of_base, of_tuned))
     records = {
         entry["role"]: Path(entry["uri"])
-        for folder in (outputs.tuned, outputs.tuned_evaluation)
+        for folder in (tuned_model, of_tuned)
         for entry in json.loads((folder / "lineage.json").read_text())["inputs"]
     }
     return {
         "base": {"exact_match": base["exact_match"], "by_question": base["by_question"]},
         "tuned": {"exact_match": tuned["exact_match"], "by_question": tuned["by_question"]},
         "examples": tuned["examples"],
-        "trained": sorted(read_tuned(outputs.tuned).arrays),
+        "trained": sorted(read_tuned(tuned_model).arrays),
         "frozen_parameters_identical": training["frozen_parameters_identical"],
         "seconds": round(seconds, 1),
-        "tuned_model": str(outputs.tuned),
+        "tuned_model": str(tuned_model),
         "reports": {
             "train data": str(records["train records"] / "report.html"),
             "validation data": str(records["validation records"] / "report.html"),
-            "training": str(outputs.tuned / "training.html"),
-            "base": str(outputs.base_evaluation / "report.html"),
-            "base and tuned": str(outputs.tuned_evaluation / "report.html"),
+            "training": str(tuned_model / "training.html"),
+            "base": str(of_base / "report.html"),
+            "base and tuned": str(of_tuned / "report.html"),
         },
     }
 

@@ -20,6 +20,7 @@ from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.decoding.greedy import NO_EOS, greedy_decode
 from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import file_sha256
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
@@ -140,7 +141,7 @@ def load(
     """Loads a checkpoint or a tuned model.
 
     Args:
-        path: a big_vision `.npz` file, a folder with one, `embedded:tiny`, or a tuned model's folder.
+        path: a big_vision `.npz` file, a folder with one, `embedded:tiny`, or a tuned model's folder; local or on `gs://`.
         config: the architecture, as an object, mapping, JSON file or variant name; by default `config.json` beside the
             weights, else inferred from the shapes.
         dtype: dtype to hold the parameters in; by default the file's own.
@@ -150,9 +151,9 @@ def load(
         InputError: nothing there, or an unknown configuration.
         DamagedError: a file is not whole, does not fit the architecture, or is not the tuned model's base.
     """
-    if not is_tuned_model(path):
+    if str(path).startswith("embedded:") or not is_tuned_model(localize(path)):
         return build_model(open_checkpoint(path, config), dtype=dtype)
-    tuned = read_tuned(path)
+    tuned = read_tuned(localize(path))
     checkpoint = open_checkpoint(base or tuned.description.base.uri, config or tuned.description.config)
     check_base(tuned, checkpoint)
     return build_model(checkpoint, tuned, dtype=dtype)

@@ -40,7 +40,7 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     assert by_role["baseline"] == base.artifact.tree_sha256
     for record in (tuned, base):
         assert by_role["checkpoint"] in {entry.sha256 for entry in record.inputs}
-    assert json.loads((outputs.tuned_evaluation / "metrics.json").read_text())["examples"] == 8
+    assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
 
 
 def test_a_failing_step_fails_the_run_with_its_own_words(data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from paligemma.checkpoints.architecture import check_parameters, infer_config
 from paligemma.checkpoints.npz import LazyArray, read_npz
 from paligemma.errors import InputError
+from paligemma.lineage.artifact import localize
 from paligemma.models.config import PaliGemmaConfig, parse_config
+from paligemma.storage.location import SCHEME
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -24,12 +26,14 @@ class Checkpoint:
     """A checkpoint on disk, opened but not loaded.
 
     Attributes:
+        location: where it was opened from: `gs://...`, or the weight file.
         weights: the weight file.
         config: its architecture.
         arrays: every parameter by name, lazily.
         tokenizer: the SentencePiece model beside it, if there is one.
     """
 
+    location: str
     weights: Path
     config: PaliGemmaConfig
     arrays: Mapping[str, LazyArray]
@@ -40,14 +44,15 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
     """Opens a checkpoint file or folder.
 
     Args:
-        path: a weight file, or a folder with one; `embedded:tiny` for the one in the package.
+        path: a weight file, or a folder with one, local or on `gs://`; `embedded:tiny` for the one in the package.
         config: the architecture; by default the `config.json` beside the weights, else inferred from the shapes.
 
     Raises:
         InputError: nothing there, or several weight files to choose from.
         DamagedError: the file is not whole, or does not fit the architecture.
     """
-    weights = _find_weights(resolve_embedded(path))
+    in_storage = isinstance(path, str) and path.startswith(SCHEME)
+    weights = _find_weights(localize(path) if in_storage else resolve_embedded(path))
     arrays = read_npz(weights)
     beside = weights.parent / CONFIG_FILE
     if config is not None:
@@ -58,7 +63,8 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
         config = infer_config(arrays)
     check_parameters(config, arrays, weights)
     tokenizer = weights.parent / TOKENIZER_FILE
-    return Checkpoint(weights, config, arrays, tokenizer if tokenizer.is_file() else None)
+    location = str(path) if in_storage else str(weights.absolute())
+    return Checkpoint(location, weights, config, arrays, tokenizer if tokenizer.is_file() else None)
 
 
 def resolve_embedded(path: str | Path) -> Path:

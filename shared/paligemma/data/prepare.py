@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from paligemma.data.images import ImageError, decode_image, read_image_file, resize, to_uint8
+from paligemma.data.image_source import ImageSource
+from paligemma.data.images import ImageError, decode_image, resize, to_uint8
 from paligemma.data.records import Example
-from paligemma.data.rows import Row, RowError, image_path, read_rows, row_id
+from paligemma.data.rows import Row, RowError, read_rows, row_id
 from paligemma.data.tokenizer import Tokenizer
 
 OverLong = Literal["reject", "truncate"]
@@ -33,7 +34,7 @@ class Preparation:
         first_rejects: the first rejected rows, as in `rejected.jsonl`.
     """
 
-    images: Path
+    images: ImageSource
     tokenizer: Tokenizer
     image_size: int
     max_text_tokens: int
@@ -54,7 +55,7 @@ class Preparation:
 
     def examples(self, data: Path, rejects: TextIO) -> Iterator[Example]:
         """Every usable row of `data` as an example, in order; a JSON line to `rejects` for every other."""
-        for number, row in read_rows(data):
+        for number, row in self.images.ahead(read_rows(data)):
             self.lines += 1
             try:
                 if isinstance(row, RowError):
@@ -72,10 +73,9 @@ class Preparation:
         return self.rejected.total()
 
     def _example(self, row: Row) -> Example:
-        path = image_path(self.images, row.image)
+        data = self.images.read(row.image)
         prefix_ids, suffix_ids = self._tokenize(row)
         try:
-            data = read_image_file(path)
             image = to_uint8(resize(decode_image(data, row.image), self.image_size))
         except ImageError as error:
             raise RowError(error.code, f"{row.image!r}: {error.what}") from None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paligemma.data.tensorflow import import_tensorflow
 from paligemma.errors import DamagedError
+from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import file_sha256, read_record
 
 DATASET_FILE = "dataset.json"
@@ -90,13 +91,13 @@ class Records:
 
 
 def open_records(folder: str | Path) -> Records:
-    """Opens a records artifact.
+    """Opens a records artifact, local or on `gs://`.
 
     Raises:
         InputError: the folder is not one.
         DamagedError: it is not whole.
     """
-    folder = Path(folder)
+    folder = localize(folder)
     read_record(folder, ARTIFACT_TYPE)
     try:
         return Records(folder, Dataset.model_validate_json((folder / DATASET_FILE).read_bytes()))

@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from paligemma.errors import DamagedError
 from paligemma.lineage.record import (
     RECORD_FILE,
     Artifact,
@@ -26,9 +31,15 @@ from paligemma.lineage.record import (
     read_record,
     tree_sha256,
 )
+from paligemma.progress import WorkProgress
+from paligemma.storage import cache, gcs, versions
 from paligemma.storage.atomic import write_directory
+from paligemma.storage.location import GcsLocation, Location, absolute_uri, parse_location
 
 _PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "sentencepiece", "pillow", "kfp")
+
+_verified: dict[tuple[GcsLocation, int], Path] = {}
+"""Artifacts whose local copies this process has hashed already, by address and the generation of their record."""
 
 
 @dataclass
@@ -42,26 +53,26 @@ class Draft:
 
 @contextmanager
 def produce(
-    path: str | Path, type: str, component: str, parameters: Mapping[str, object], inputs: list[Input]
+    output: str | Path, type: str, component: str, parameters: Mapping[str, object], inputs: list[Input]
 ) -> Iterator[Draft]:
-    """Yields a draft whose folder becomes the artifact at `path` when the block ends without an exception.
+    """Yields a draft whose folder becomes the artifact at `output` when the block ends without an exception.
 
     Args:
-        path: where the artifact is to be.
+        output: where the artifact is to be: a local folder, or a `gs://` prefix.
         type: its kind, e.g. `records`.
         component: the step that makes it.
         parameters: everything that determines its contents besides the inputs; JSON values, no secrets.
         inputs: what it is made from.
     """
-    started = time.monotonic()
-    with write_directory(path, may_replace=RECORD_FILE) as folder:
-        draft = Draft(folder)
-        yield draft
-        files = list_files(folder)
+    started, location = time.monotonic(), parse_location(output)
+
+    def write_record(draft: Draft, version: str | None) -> None:
+        files = list_files(draft.folder)
         record = Record(
             artifact=Artifact(
                 type=type,
-                uri=str(Path(path).absolute()),
+                uri=absolute_uri(location),
+                version=version,
                 tree_sha256=tree_sha256(files),
                 bytes=sum(file.bytes for file in files),
                 rows=draft.rows,
@@ -72,24 +83,92 @@ def produce(
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),
         )
-        (folder / RECORD_FILE).write_text(json.dumps(record.model_dump(), indent=2) + "\n")
+        (draft.folder / RECORD_FILE).write_text(json.dumps(record.model_dump(), indent=2) + "\n")
+
+    if isinstance(location, Path):
+        with write_directory(location, may_replace=RECORD_FILE) as folder:
+            draft = Draft(folder)
+            yield draft
+            write_record(draft, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        draft = Draft(Path(folder))
+        yield draft
+        version = secrets.token_hex(8)
+        write_record(draft, version)
+        versions.publish(draft.folder, location, RECORD_FILE, version)
 
 
-def input_of(role: str, path: str | Path) -> Input:
+def localize(location: str | Path | Location) -> Path:
+    """A path on this machine with what is at `location`: itself when it is local, else a cached, verified copy.
+
+    Args:
+        location: a local path, or the `gs://` address of an artifact or of an object.
+
+    Raises:
+        InputError: there is nothing there.
+        DamagedError: it is an artifact that is not whole, or an object whose bytes do not match its checksum.
+    """
+    location = parse_location(location)
+    if isinstance(location, Path):
+        return location
+    manifest = gcs.stat(location / RECORD_FILE)
+    if manifest is None:
+        return cache.local_copy(location)
+    if (location, manifest.generation) in _verified:
+        return _verified[location, manifest.generation]
+    record = _parse_record(gcs.read_bytes(location / RECORD_FILE)[0], location)
+    folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
+    with cache.exclusive(folder):
+        if not (folder.is_dir() and _matches(folder, record)):
+            with (
+                write_directory(folder, may_replace=RECORD_FILE) as partial,
+                WorkProgress(f"fetching {location}", "bytes", record.artifact.bytes) as progress,
+            ):
+                versions.fetch(location, partial, RECORD_FILE, _version_and_files, progress.advance)
+                if not _matches(partial, read_record(partial)):
+                    raise DamagedError(f"What arrived of {location} is not what was recorded.", fix="run its step again")
+    _verified[location, manifest.generation] = folder
+    return folder
+
+
+def input_of(role: str, location: str | Path) -> Input:
     """An input as the record names it: by the artifact's tree hash, or, of a file outside any artifact, by its own.
 
     Args:
         role: what it is to the step, e.g. `checkpoint`.
-        path: an artifact's folder, a file in one, or a plain file.
+        location: an artifact, a file in one, or a plain file; local or `gs://`.
 
     Raises:
         InputError: a folder that is not a whole artifact.
     """
-    path = Path(path).absolute()
+    path = localize(location).absolute()
+    uri = str(path) if isinstance(parse_location(location), Path) else str(location)
     folder = path if path.is_dir() else path.parent
     if not path.is_dir() and not (folder / RECORD_FILE).is_file():
-        return Input(role=role, uri=str(path), sha256=file_sha256(path))
-    return Input(role=role, uri=str(folder), sha256=read_record(folder).artifact.tree_sha256)
+        return Input(role=role, uri=uri, sha256=file_sha256(path))
+    record = read_record(folder)
+    # A cached copy goes by its address in storage, which outlives this machine.
+    in_storage = record.artifact.version is not None
+    return Input(role=role, uri=record.artifact.uri if in_storage else str(folder), sha256=record.artifact.tree_sha256)
+
+
+def _parse_record(data: bytes, location: GcsLocation) -> Record:
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        message = f"The lineage record is damaged: {error.errors()[0]['msg']}."
+        raise DamagedError(message, where=location / RECORD_FILE) from None
+
+
+def _version_and_files(data: bytes) -> tuple[str, list[str]]:
+    artifact = Record.model_validate_json(data).artifact
+    return str(artifact.version), [file.path for file in artifact.files]
+
+
+def _matches(folder: Path, record: Record) -> bool:
+    """Whether a folder holds, byte for byte, what the record says."""
+    return tree_sha256(list_files(folder)) == record.artifact.tree_sha256
 
 
 def _producer(component: str, parameters: dict, device: str | None) -> Producer:

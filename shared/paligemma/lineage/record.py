@@ -27,10 +27,11 @@ class File(_Part):
 
 
 class Artifact(_Part):
-    """What was made."""
+    """What was made. On gs://, its files are below `uri`/version-`version`."""
 
     type: str
     uri: str
+    version: str | None = None
     tree_sha256: str
     bytes: int
     rows: int | None = None

@@ -1,0 +1,31 @@
+"""The few things a step does with single files, wherever they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paligemma.storage import atomic, gcs
+from paligemma.storage.location import GcsLocation, Location, parse_location
+
+
+def parent_of(location: str | Path) -> Location:
+    """The folder or prefix that a file is in."""
+    parsed = parse_location(location)
+    if isinstance(parsed, Path):
+        return parsed.parent
+    return GcsLocation(parsed.bucket, parsed.name.rpartition("/")[0])
+
+
+def write_file(location: str | Path, data: bytes) -> None:
+    """Replaces a file's or an object's contents at once."""
+    parsed = parse_location(location)
+    if isinstance(parsed, Path):
+        atomic.write_file(parsed, data)
+    else:
+        gcs.write_bytes(parsed, data)
+
+
+def exists(location: str | Path, name: str) -> bool:
+    """Whether a folder or prefix has a file of this name."""
+    parsed = parse_location(location)
+    return (parsed / name).is_file() if isinstance(parsed, Path) else gcs.stat(parsed / name) is not None

@@ -1,0 +1,429 @@
+"""Google Cloud Storage: whole objects in and out, checked by crc32c end to end, retried while it can help.
+
+Every failure a user can meet names bucket, object, operation and, where one is missing, the permission.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import google_crc32c
+
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.storage.location import GcsLocation
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+T = TypeVar("T")
+
+RANGE_BYTES = 32 * 1024 * 1024
+"""Bytes of a ranged request, and of a chunk of a resumable upload: what a broken connection costs at most."""
+
+STREAMS = 8
+"""Connections that carry one large object, or many small ones."""
+
+_BUFFER = 1024 * 1024
+_TRANSIENT_CODES = frozenset({408, 429, 500, 502, 503, 504})
+_PERMISSIONS = {
+    "read": "storage.objects.get (role Storage Object Viewer)",
+    "list": "storage.objects.list (role Storage Object Viewer)",
+    "write": "storage.objects.create, and storage.objects.delete to replace (role Storage Object User)",
+    "delete": "storage.objects.delete (role Storage Object User)",
+}
+
+
+class StorageUnavailableError(PaliGemmaError):
+    """The service did not answer for as long as we tried. Nothing is half done; running again goes on."""
+
+    exit_code = 4
+
+
+class ChangedError(PaliGemmaError):
+    """An object is not at the generation it was expected at: somebody else wrote it."""
+
+    exit_code = 2
+
+
+@dataclass
+class RetryPolicy:
+    """How long to go on: exponential waits with full jitter, from `initial` to `maximum` seconds, `timeout` seconds in all."""
+
+    initial: float = 0.5
+    maximum: float = 32.0
+    timeout: float = 300.0
+
+
+RETRY = RetryPolicy()
+"""The policy in force."""
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object's metadata. `crc32c` is big-endian base64, as the service gives it."""
+
+    location: GcsLocation
+    size: int
+    crc32c: str
+    generation: int
+    created: float
+
+
+def stat(location: GcsLocation) -> Object | None:
+    """An object's metadata; None if there is no such object."""
+    blob = _call("read", location, lambda: _bucket(location).get_blob(location.name, retry=None, timeout=60))
+    return None if blob is None else _object(blob)
+
+
+def list_objects(prefix: GcsLocation) -> Iterator[Object]:
+    """Every object whose name is `prefix/...`, sorted by name."""
+    start = f"{prefix.name}/" if prefix.name else ""
+    token: str | None = None
+    while True:
+
+        def page(token: str | None = token):
+            listing = _client().list_blobs(prefix.bucket, prefix=start, page_token=token, retry=None, timeout=60)
+            blobs = list(next(listing.pages, []))
+            return blobs, listing.next_page_token
+
+        blobs, token = _call("list", prefix, page)
+        yield from map(_object, blobs)
+        if not token:
+            return
+
+
+def read_bytes(location: GcsLocation, generation: int | None = None) -> tuple[bytes, Object]:
+    """A small object's contents, verified, and its metadata.
+
+    Raises:
+        InputError: no such object.
+        DamagedError: its bytes never matched its checksum.
+    """
+    found = _existing(location, generation)
+    data = _call("read", location, lambda: _checked(_fetch(found, 0, found.size), found))
+    return data, found
+
+
+def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = None) -> Object:
+    """Writes an object at once: a reader sees the old contents or these.
+
+    Args:
+        location: the object.
+        data: its contents.
+        if_generation: write only if the object is at this generation (0: does not exist).
+
+    Raises:
+        ChangedError: it is at another generation.
+    """
+    checksum = crc32c_of(data)
+
+    def put() -> Object:
+        blob = _bucket(location).blob(location.name)
+        blob.crc32c = checksum  # the service refuses contents that do not match
+        try:
+            blob.upload_from_string(data, if_generation_match=if_generation, retry=None, timeout=60, checksum=None)
+        except _google_exceptions().PreconditionFailed:
+            # Our own earlier attempt may have arrived although its answer was lost.
+            found = stat(location)
+            if found is not None and (found.size, found.crc32c) == (len(data), checksum):
+                return found
+            raise ChangedError(
+                f"{location} was written by somebody else.", expected=f"generation {if_generation}", fix="run again"
+            ) from None
+        return _checked_upload(_object(blob), len(data), checksum)
+
+    return _call("write", location, put)
+
+
+def delete(location: GcsLocation) -> None:
+    """Deletes an object; one that is not there is fine."""
+
+    def remove() -> None:
+        try:
+            _bucket(location).blob(location.name).delete(retry=None, timeout=60)
+        except _google_exceptions().NotFound:
+            return
+
+    _call("delete", location, remove)
+
+
+def download(location: GcsLocation, path: Path, advance: Callable[[int], None] = lambda _: None) -> Object:
+    """Downloads an object to a file that appears whole, or not at all.
+
+    Ranges travel in parallel; each is retried on its own, and what has arrived is kept beside `path` for the next call when
+    this one is killed. Memory is bounded whatever the size.
+
+    Args:
+        location: the object.
+        path: the file; replaced if it exists.
+        advance: told the bytes of every range that arrived.
+
+    Raises:
+        InputError: no such object.
+        DamagedError: the bytes that arrived do not match the object's checksum.
+    """
+    found = _existing(location, None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The name holds the generation, so that parts of different versions never meet in one file.
+    partial = path.with_name(f".{path.name}.{found.generation}.partial")
+    done_file = partial.with_suffix(".done")
+    done = set(done_file.read_text().split()) if partial.exists() and done_file.exists() else set()
+    starts = [start for start in range(0, found.size, RANGE_BYTES) if str(start) not in done]
+    advance(sum(min(RANGE_BYTES, found.size - int(start)) for start in done))
+    handle = os.open(partial, os.O_RDWR | os.O_CREAT)
+    lock = threading.Lock()
+
+    def get(start: int) -> None:
+        stop = min(start + RANGE_BYTES, found.size)
+        _call("read", location, lambda: _fetch_to(found, start, stop, handle))
+        with lock, done_file.open("a") as file:
+            file.write(f"{start}\n")
+        advance(stop - start)
+
+    try:
+        os.ftruncate(handle, found.size)
+        with ThreadPoolExecutor(STREAMS) as pool:
+            list(pool.map(get, starts))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    if file_crc32c(partial) != found.crc32c:
+        partial.unlink()
+        done_file.unlink(missing_ok=True)
+        raise DamagedError(
+            f"What arrived of {location} does not match its checksum.",
+            expected=f"crc32c {found.crc32c}",
+            fix="run again; if it stays so, the object itself is damaged",
+        )
+    partial.replace(path)
+    done_file.unlink(missing_ok=True)
+    return found
+
+
+def upload(
+    path: Path, location: GcsLocation, advance: Callable[[int], None] = lambda _: None, if_generation: int | None = None
+) -> Object:
+    """Uploads a file as one object, which appears whole or not at all; skipped when it is there already.
+
+    Raises:
+        ChangedError: the object is not at `if_generation`.
+        DamagedError: what the service stored does not match the file.
+    """
+    size, checksum = path.stat().st_size, file_crc32c(path)
+    found = stat(location)
+    if found is not None and (found.size, found.crc32c) == (size, checksum):
+        advance(size)
+        return found
+    if size <= RANGE_BYTES:
+        result = write_bytes(location, path.read_bytes(), if_generation)
+    else:
+
+        def put() -> Object:
+            # A resumable session in chunks; the client asks a broken session how far it came.
+            blob = _bucket(location).blob(location.name, chunk_size=RANGE_BYTES)
+            blob.crc32c = checksum
+            blob.upload_from_filename(str(path), if_generation_match=if_generation, timeout=120, checksum=None)
+            return _checked_upload(_object(blob), size, checksum)
+
+        result = _call("write", location, put)
+    advance(size)
+    return result
+
+
+def crc32c_of(data: bytes) -> str:
+    """Checksum of bytes, as the service writes it."""
+    return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+
+
+def file_crc32c(path: Path) -> str:
+    """Checksum of a file, as the service writes it; read in pieces."""
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while piece := file.read(_BUFFER):
+            checksum.update(piece)
+    return base64.b64encode(checksum.digest()).decode()
+
+
+class _BadBytesError(Exception):
+    """Bytes that do not match their checksum; worth another try."""
+
+
+def _existing(location: GcsLocation, generation: int | None) -> Object:
+    found = stat(location)
+    if found is None or (generation is not None and found.generation != generation):
+        raise InputError(f"There is no object {location}.", fix="check bucket and name, or run the step that writes it")
+    return found
+
+
+def _fetch(found: Object, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of an object at its known generation."""
+    if start == stop:
+        return b""
+    blob = _bucket(found.location).blob(found.location.name, generation=found.generation)
+    data = blob.download_as_bytes(start=start, end=stop - 1, raw_download=True, checksum=None, retry=None, timeout=60)
+    if len(data) != stop - start:
+        raise _BadBytesError(f"{len(data)} bytes of {stop - start}")
+    return data
+
+
+def _fetch_to(found: Object, start: int, stop: int, handle: int) -> None:
+    blob = _bucket(found.location).blob(found.location.name, generation=found.generation)
+    writer = _RangeWriter(handle, start)
+    blob.download_to_file(writer, start=start, end=stop - 1, raw_download=True, checksum=None, retry=None, timeout=60)
+    if writer.position != stop:
+        raise _BadBytesError(f"{writer.position - start} bytes of {stop - start}")
+
+
+class _RangeWriter:
+    """A file object that writes at a position of its own, so that ranges share one file descriptor."""
+
+    def __init__(self, handle: int, position: int) -> None:
+        self._handle, self.position = handle, position
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._handle, view, self.position)
+            self.position += count
+            view = view[count:]
+        return len(data)
+
+
+def _checked(data: bytes, found: Object) -> bytes:
+    if crc32c_of(data) != found.crc32c:
+        raise _BadBytesError(f"crc32c {crc32c_of(data)}, expected {found.crc32c}")
+    return data
+
+
+def _checked_upload(stored: Object, size: int, checksum: str) -> Object:
+    if (stored.size, stored.crc32c) != (size, checksum):
+        raise _BadBytesError(f"stored {stored.size} bytes, crc32c {stored.crc32c}; sent {size}, {checksum}")
+    return stored
+
+
+def _call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T:
+    """Runs one request; retries what may pass, and turns the rest into our own errors."""
+    import random
+
+    deadline, wait = time.monotonic() + RETRY.timeout, RETRY.initial
+    while True:
+        try:
+            return function()
+        except PaliGemmaError:
+            raise
+        except Exception as error:
+            if not _is_transient(error):
+                raise _translated(operation, location, error) from None
+            pause = max(random.uniform(0, wait), _retry_after(error))
+            if time.monotonic() + pause > deadline:
+                raise _given_up(operation, location, error) from None
+            time.sleep(pause)
+            wait = min(2 * wait, RETRY.maximum)
+
+
+def _is_transient(error: Exception) -> bool:
+    import google.auth.exceptions
+    import requests
+
+    broken = (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+        google.auth.exceptions.TransportError,
+        ConnectionError,
+        _BadBytesError,
+    )
+    return isinstance(error, broken) or _code(error) in _TRANSIENT_CODES
+
+
+def _code(error: Exception) -> int | None:
+    code = getattr(error, "code", None)
+    response = getattr(error, "response", None)
+    return code if isinstance(code, int) else getattr(response, "status_code", None)
+
+
+def _retry_after(error: Exception) -> float:
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    try:
+        return min(float(headers.get("Retry-After", 0)), RETRY.maximum)
+    except ValueError:  # an HTTP date; our own waits do
+        return 0.0
+
+
+def _given_up(operation: str, location: GcsLocation, error: Exception) -> PaliGemmaError:
+    if isinstance(error, _BadBytesError):
+        return DamagedError(f"The bytes of {location} never matched their checksum: {error}.", fix="run again")
+    return StorageUnavailableError(
+        f"Google Cloud Storage did not answer: {operation} {location} failed for {RETRY.timeout:.0f} s.",
+        where=f"{type(error).__name__}: {error}",
+        fix="run the same command again; what is done is kept",
+    )
+
+
+def _translated(operation: str, location: GcsLocation, error: Exception) -> Exception:
+    import google.auth.exceptions
+
+    code = _code(error)
+    if isinstance(error, google.auth.exceptions.GoogleAuthError) or code == 401:
+        return InputError(
+            f"There are no Google credentials to {operation} {location} with.",
+            where=str(error).splitlines()[0],
+            fix="run `gcloud auth application-default login`, or give the pod or job a service account",
+        )
+    if code == 403:
+        return InputError(
+            f"Not allowed to {operation} {location}.",
+            expected=f"the permission {_PERMISSIONS[operation]} on bucket {location.bucket}",
+            fix="grant it to the account this runs as",
+        )
+    if code == 404:
+        return InputError(
+            f"There is no bucket {location.bucket}, or no object {location.name} in it.", where=f"{operation} {location}"
+        )
+    if code is not None and 400 <= code < 500:
+        return InputError(f"Google Cloud Storage refused to {operation} {location}.", where=str(error))
+    return error
+
+
+def _object(blob: storage.Blob) -> Object:
+    location = GcsLocation(blob.bucket.name, blob.name)
+    created = blob.time_created.timestamp() if blob.time_created else 0.0
+    return Object(location, int(blob.size), blob.crc32c, int(blob.generation), created)
+
+
+def _bucket(location: GcsLocation) -> storage.Bucket:
+    return _client().bucket(location.bucket)
+
+
+def _google_exceptions():
+    from google.api_core import exceptions
+
+    return exceptions
+
+
+def _client() -> storage.Client:
+    return _client_for(os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
+@functools.cache
+def _client_for(emulator: str | None) -> storage.Client:
+    """One client for the process; anonymous against an emulator."""
+    import requests.adapters
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import storage
+
+    client = storage.Client(project="emulated", credentials=AnonymousCredentials()) if emulator else storage.Client()
+    # As many kept connections as there are threads to use them.
+    adapter = requests.adapters.HTTPAdapter(pool_maxsize=4 * STREAMS)
+    for scheme in ("http://", "https://"):
+        client._http.mount(scheme, adapter)
+    return client

@@ -1,0 +1,115 @@
+"""A folder in Google Cloud Storage that changes from one whole version to the next, as a renamed directory does locally.
+
+    gs://bucket/name/MANIFEST          written last; readers start here
+    gs://bucket/name/version-X/...     the files of a version; X is its writer's own, and in the manifest
+
+A reader that finds a manifest finds all that it names: files are uploaded first; then the manifest moves on, if it is still
+at the generation that the writer knew; only then the versions before are deleted. A writer that began before that moment
+can no longer publish, so nothing that a manifest will ever name is deleted. What a killed writer left goes with the next
+publication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from paligemma.errors import DamagedError, InputError
+from paligemma.storage import gcs
+from paligemma.storage.location import GcsLocation
+
+_PREFIX = "version-"
+
+
+def publish(
+    folder: Path,
+    location: GcsLocation,
+    manifest: str,
+    version: str,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Makes the files of `folder` the current version at `location`.
+
+    Args:
+        folder: the files, among them one called `manifest`.
+        location: the prefix.
+        manifest: name of the file that readers start from.
+        version: name of the version, which no other publication has; the manifest holds it too.
+        advance: told the bytes of every file that was uploaded.
+
+    Raises:
+        InputError: something that is not ours is at `location`.
+        ChangedError: another writer published meanwhile.
+    """
+    before = gcs.stat(location / manifest)
+    if before is None and any(not _is_version(found, location) for found in gcs.list_objects(location)):
+        raise InputError(
+            f"{location} holds objects that are not an artifact of this program.",
+            expected="an unused prefix",
+            fix="choose another output location, or delete them yourself",
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / manifest)
+    place = location / f"{_PREFIX}{version}"
+
+    def upload(path: Path) -> None:
+        gcs.upload(path, place / path.relative_to(folder).as_posix(), advance)
+
+    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        list(pool.map(upload, files))
+    expected = 0 if before is None else before.generation
+    published = gcs.write_bytes(location / manifest, (folder / manifest).read_bytes(), expected)
+    _delete_versions_before(published, location, place)
+
+
+def fetch(
+    location: GcsLocation,
+    folder: Path,
+    manifest: str,
+    version_of: Callable[[bytes], tuple[str, list[str]]],
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Downloads the current version into an existing, empty folder.
+
+    Args:
+        location: the prefix.
+        folder: where to.
+        manifest: name of the file to start from.
+        version_of: name of the version, and paths of its files, from the manifest's bytes.
+        advance: told the bytes of every file that arrived.
+
+    Raises:
+        InputError: nothing was published there.
+        DamagedError: a file that the manifest names is gone.
+    """
+    while True:
+        data, found = gcs.read_bytes(location / manifest)
+        version, names = version_of(data)
+        place = location / f"{_PREFIX}{version}"
+
+        def download(name: str, place: GcsLocation = place) -> None:
+            gcs.download(place / name, folder / name, advance)
+
+        try:
+            with ThreadPoolExecutor(gcs.STREAMS) as pool:
+                list(pool.map(download, names))
+        except InputError as error:
+            current = gcs.stat(location / manifest)
+            if current is not None and current.generation != found.generation:
+                continue  # a newer version took the place of the one being read
+            raise DamagedError(
+                f"The artifact at {location} is not whole: {error.what}", fix="run the step that makes it again"
+            ) from None
+        (folder / manifest).write_bytes(data)
+        return
+
+
+def _is_version(found: gcs.Object, location: GcsLocation) -> bool:
+    return found.location.name.removeprefix(f"{location.name}/").startswith(_PREFIX)
+
+
+def _delete_versions_before(manifest: gcs.Object, location: GcsLocation, current: GcsLocation) -> None:
+    for found in gcs.list_objects(location):
+        is_current = found.location.name.startswith(f"{current.name}/")
+        if _is_version(found, location) and not is_current and found.created < manifest.created:
+            gcs.delete(found.location)
