@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import ONE_DEVICE, REPOSITORY
 
+from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.data.rows import REASONS
 from paligemma.training.recipe import Recipe
 from pipelines.cli import app

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import SmallData
 
 from components.evaluate.main import run
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
+from conftest import SmallData
 from paligemma.errors import InputError
 
 

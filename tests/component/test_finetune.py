@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import SmallData
 
 from components.finetune.main import run
 from components.prepare_data.main import run as prepare
+from conftest import SmallData
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.checkpoints.tuned import read_tuned

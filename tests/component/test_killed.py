@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ONE_DEVICE, REPOSITORY
 
+from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.lineage.record import file_sha256, read_record
 
 STEPS = {

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SmallData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from components.prepare_data.main import run
+from conftest import SmallData
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.images import load_image, resize, to_uint8
 from paligemma.data.loader import evaluation_batches

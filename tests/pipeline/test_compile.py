@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 
+from conftest import REPOSITORY
 from pipelines.compile import compile_pipeline
 
 

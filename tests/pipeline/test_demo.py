@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ONE_DEVICE, REPOSITORY
 
+from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.model import load

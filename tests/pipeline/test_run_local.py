@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SmallData
 
+from conftest import REPOSITORY, SmallData
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
 from pipelines.run_local import StepFailedError, run_pipeline

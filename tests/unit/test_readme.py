@@ -6,8 +6,8 @@ import re
 import shlex
 
 import typer
-from conftest import REPOSITORY
 
+from conftest import REPOSITORY
 from pipelines.cli import app
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "components").glob("*/README.md"))]

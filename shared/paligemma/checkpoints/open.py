@@ -10,6 +10,7 @@ from paligemma.checkpoints.architecture import check_parameters, infer_config
 from paligemma.checkpoints.npz import LazyArray, read_npz
 from paligemma.errors import InputError
 from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import RECORD_FILE
 from paligemma.models.config import PaliGemmaConfig, parse_config
 from paligemma.storage.location import SCHEME
 
@@ -26,7 +27,7 @@ class Checkpoint:
     """A checkpoint on disk, opened but not loaded.
 
     Attributes:
-        location: where it was opened from: `gs://...`, or the weight file.
+        location: address of the artifact or of the weight file on `gs://`, else the weight file's path.
         weights: the weight file.
         config: its architecture.
         arrays: every parameter by name, lazily.
@@ -63,7 +64,10 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
         config = infer_config(arrays)
     check_parameters(config, arrays, weights)
     tokenizer = weights.parent / TOKENIZER_FILE
-    location = str(path) if in_storage else str(weights.absolute())
+    location = str(weights.absolute())
+    if in_storage:  # an artifact goes by its own address, a weight file in a plain prefix by the file's
+        in_prefix = weights.name != str(path).rsplit("/", 1)[-1] and not (weights.parent / RECORD_FILE).is_file()
+        location = f"{str(path).rstrip('/')}/{weights.name}" if in_prefix else str(path)
     return Checkpoint(location, weights, config, arrays, tokenizer if tokenizer.is_file() else None)
 
 

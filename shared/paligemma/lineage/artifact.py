@@ -94,9 +94,8 @@ def produce(
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         draft = Draft(Path(folder))
         yield draft
-        version = secrets.token_hex(8)
-        write_record(draft, version)
-        versions.publish(draft.folder, location, RECORD_FILE, version)
+        write_record(draft, secrets.token_hex(8))
+        versions.publish(draft.folder, location, RECORD_FILE, _version_and_files)
 
 
 def localize(location: str | Path | Location) -> Path:

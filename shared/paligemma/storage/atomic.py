@@ -55,8 +55,7 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
     handle = os.open(partial, os.O_RDONLY)
     try:
         _lock(handle, path)
-        for entry in partial.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        clear(partial)
         try:
             yield partial
         except BaseException:
@@ -71,6 +70,12 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         os.close(handle)
+
+
+def clear(folder: Path) -> None:
+    """Removes everything in a folder, but not the folder, which may be locked."""
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _replaceable(path: Path, marker: str) -> bool:

@@ -46,7 +46,8 @@ def local_copy(location: GcsLocation) -> Path:
     """
     found = gcs.stat(location)
     if found is not None:
-        return _copies(location, [found]) / _name(found)
+        parent = GcsLocation(location.bucket, location.name.rpartition("/")[0])
+        return _copies(parent, [found]) / _name(found)
     depth = f"{location.name}/".count("/") if location.name else 0
     below = [found for found in gcs.list_objects(location) if found.location.name.count("/") == depth]
     if not below:
@@ -54,10 +55,9 @@ def local_copy(location: GcsLocation) -> Path:
     return _copies(location, below)
 
 
-def _copies(location: GcsLocation, objects: list[gcs.Object]) -> Path:
-    """The folder that holds copies of these versions of the objects."""
-    identity = [(str(found.location), found.generation, found.crc32c) for found in objects]
-    folder = cache_folder() / "objects" / hashlib.sha256(repr((str(location), identity)).encode()).hexdigest()
+def _copies(parent: GcsLocation, objects: list[gcs.Object]) -> Path:
+    """The folder that mirrors a prefix, with current copies of these of its objects."""
+    folder = cache_folder() / "objects" / hashlib.sha256(str(parent).encode()).hexdigest()
     with exclusive(folder):
         for found in objects:
             path = folder / _name(found)

@@ -108,9 +108,15 @@ def read_bytes(location: GcsLocation, generation: int | None = None) -> tuple[by
         InputError: no such object.
         DamagedError: its bytes never matched its checksum.
     """
-    found = _existing(location, generation)
-    data = _call("read", location, lambda: _checked(_fetch(found, 0, found.size), found))
-    return data, found
+    while True:
+        found = _existing(location, generation)
+        try:
+            return _call("read", location, lambda found=found: _checked(_fetch(found, 0, found.size), found)), found
+        except InputError:
+            # A pointer may move between the look at its metadata and the reading of its contents.
+            current = stat(location)
+            if generation is not None or current is None or current.generation == found.generation:
+                raise
 
 
 def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = None) -> Object:
@@ -126,22 +132,10 @@ def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = 
     """
     checksum = crc32c_of(data)
 
-    def put() -> Object:
-        blob = _bucket(location).blob(location.name)
-        blob.crc32c = checksum  # the service refuses contents that do not match
-        try:
-            blob.upload_from_string(data, if_generation_match=if_generation, retry=None, timeout=60, checksum=None)
-        except _google_exceptions().PreconditionFailed:
-            # Our own earlier attempt may have arrived although its answer was lost.
-            found = stat(location)
-            if found is not None and (found.size, found.crc32c) == (len(data), checksum):
-                return found
-            raise ChangedError(
-                f"{location} was written by somebody else.", expected=f"generation {if_generation}", fix="run again"
-            ) from None
-        return _checked_upload(_object(blob), len(data), checksum)
+    def send(blob: storage.Blob) -> None:
+        blob.upload_from_string(data, if_generation_match=if_generation, retry=None, timeout=60, checksum=None)
 
-    return _call("write", location, put)
+    return _put(location, len(data), checksum, if_generation, send)
 
 
 def delete(location: GcsLocation) -> None:
@@ -227,14 +221,14 @@ def upload(
         result = write_bytes(location, path.read_bytes(), if_generation)
     else:
 
-        def put() -> Object:
-            # A resumable session in chunks; the client asks a broken session how far it came.
-            blob = _bucket(location).blob(location.name, chunk_size=RANGE_BYTES)
-            blob.crc32c = checksum
-            blob.upload_from_filename(str(path), if_generation_match=if_generation, timeout=120, checksum=None)
-            return _checked_upload(_object(blob), size, checksum)
+        def send(blob: storage.Blob) -> None:
+            # A resumable session; each chunk is retried on its own.
+            blob.chunk_size = RANGE_BYTES
+            blob.upload_from_filename(
+                str(path), if_generation_match=if_generation, retry=_chunk_retry(), timeout=120, checksum=None
+            )
 
-        result = _call("write", location, put)
+        result = _put(location, size, checksum, if_generation, send)
     advance(size)
     return result
 
@@ -304,10 +298,36 @@ def _checked(data: bytes, found: Object) -> bytes:
     return data
 
 
-def _checked_upload(stored: Object, size: int, checksum: str) -> Object:
-    if (stored.size, stored.crc32c) != (size, checksum):
-        raise _BadBytesError(f"stored {stored.size} bytes, crc32c {stored.crc32c}; sent {size}, {checksum}")
-    return stored
+def _put(
+    location: GcsLocation, size: int, checksum: str, if_generation: int | None, send: Callable[[storage.Blob], None]
+) -> Object:
+    """Sends an object's contents until the service holds exactly them."""
+
+    def put() -> Object:
+        blob = _bucket(location).blob(location.name)
+        blob.crc32c = checksum  # the service refuses contents that do not match
+        try:
+            send(blob)
+            stored = _object(blob)
+        except _google_exceptions().PreconditionFailed:
+            # Our own earlier attempt may have arrived although its answer was lost.
+            found = stat(location)
+            if found is None or (found.size, found.crc32c) != (size, checksum):
+                raise ChangedError(
+                    f"{location} was written by somebody else.", expected=f"generation {if_generation}", fix="run again"
+                ) from None
+            return found
+        if (stored.size, stored.crc32c) != (size, checksum):
+            raise _BadBytesError(f"stored {stored.size} bytes, crc32c {stored.crc32c}; sent {size}, {checksum}")
+        return stored
+
+    return _call("write", location, put)
+
+
+def _chunk_retry():
+    from google.api_core.retry import Retry
+
+    return Retry(_is_transient, RETRY.initial, RETRY.maximum, timeout=RETRY.timeout)
 
 
 def _call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T:
@@ -321,6 +341,8 @@ def _call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T
         except PaliGemmaError:
             raise
         except Exception as error:
+            if isinstance(error, _google_exceptions().RetryError):
+                raise _given_up(operation, location, error) from None
             if not _is_transient(error):
                 raise _translated(operation, location, error) from None
             pause = max(random.uniform(0, wait), _retry_after(error))
@@ -333,11 +355,13 @@ def _call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T
 def _is_transient(error: Exception) -> bool:
     import google.auth.exceptions
     import requests
+    import urllib3.exceptions
 
     broken = (
         requests.ConnectionError,
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
+        urllib3.exceptions.HTTPError,  # a raw body that breaks off is not wrapped by requests
         google.auth.exceptions.TransportError,
         ConnectionError,
         _BadBytesError,
@@ -417,6 +441,8 @@ def _client() -> storage.Client:
 @functools.cache
 def _client_for(emulator: str | None) -> storage.Client:
     """One client for the process; anonymous against an emulator."""
+    # Or the first use of every bucket asks for the bucket itself too, which takes a permission that nobody needs.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     import requests.adapters
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage

@@ -4,9 +4,9 @@
     gs://bucket/name/version-X/...     the files of a version; X is its writer's own, and in the manifest
 
 A reader that finds a manifest finds all that it names: files are uploaded first; then the manifest moves on, if it is still
-at the generation that the writer knew; only then the versions before are deleted. A writer that began before that moment
-can no longer publish, so nothing that a manifest will ever name is deleted. What a killed writer left goes with the next
-publication.
+at the generation that the writer knew; only then older versions are deleted, but for the one that the manifest named before,
+which somebody may be reading. A writer that began before that moment can no longer publish, so nothing that a manifest
+will ever name is deleted. What a killed writer left goes with the next publication.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError
 from paligemma.storage import gcs
+from paligemma.storage.atomic import clear
 from paligemma.storage.location import GcsLocation
 
 _PREFIX = "version-"
+
+
+VersionOf = Callable[[bytes], tuple[str, list[str]]]
+"""Reads a manifest's bytes: the name of its version, and the paths of its files."""
 
 
 def publish(
     folder: Path,
     location: GcsLocation,
     manifest: str,
-    version: str,
+    version_of: VersionOf,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Makes the files of `folder` the current version at `location`.
@@ -35,7 +40,7 @@ def publish(
         folder: the files, among them one called `manifest`.
         location: the prefix.
         manifest: name of the file that readers start from.
-        version: name of the version, which no other publication has; the manifest holds it too.
+        version_of: reads it; its version must have a name that no other publication has.
         advance: told the bytes of every file that was uploaded.
 
     Raises:
@@ -43,13 +48,17 @@ def publish(
         ChangedError: another writer published meanwhile.
     """
     before = gcs.stat(location / manifest)
-    if before is None and any(not _is_version(found, location) for found in gcs.list_objects(location)):
+    kept = set()
+    if before is not None:
+        kept.add(version_of(gcs.read_bytes(location / manifest)[0])[0])
+    elif any(not _is_version(found, location) for found in gcs.list_objects(location)):
         raise InputError(
             f"{location} holds objects that are not an artifact of this program.",
             expected="an unused prefix",
             fix="choose another output location, or delete them yourself",
         )
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / manifest)
+    version, _ = version_of((folder / manifest).read_bytes())
     place = location / f"{_PREFIX}{version}"
 
     def upload(path: Path) -> None:
@@ -59,14 +68,14 @@ def publish(
         list(pool.map(upload, files))
     expected = 0 if before is None else before.generation
     published = gcs.write_bytes(location / manifest, (folder / manifest).read_bytes(), expected)
-    _delete_versions_before(published, location, place)
+    _delete_versions_before(published, location, {version, *kept})
 
 
 def fetch(
     location: GcsLocation,
     folder: Path,
     manifest: str,
-    version_of: Callable[[bytes], tuple[str, list[str]]],
+    version_of: VersionOf,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Downloads the current version into an existing, empty folder.
@@ -75,7 +84,7 @@ def fetch(
         location: the prefix.
         folder: where to.
         manifest: name of the file to start from.
-        version_of: name of the version, and paths of its files, from the manifest's bytes.
+        version_of: reads it.
         advance: told the bytes of every file that arrived.
 
     Raises:
@@ -96,7 +105,9 @@ def fetch(
         except InputError as error:
             current = gcs.stat(location / manifest)
             if current is not None and current.generation != found.generation:
-                continue  # a newer version took the place of the one being read
+                # A newer version took the place of the one being read: begin anew, with nothing of the old one.
+                clear(folder)
+                continue
             raise DamagedError(
                 f"The artifact at {location} is not whole: {error.what}", fix="run the step that makes it again"
             ) from None
@@ -108,8 +119,8 @@ def _is_version(found: gcs.Object, location: GcsLocation) -> bool:
     return found.location.name.removeprefix(f"{location.name}/").startswith(_PREFIX)
 
 
-def _delete_versions_before(manifest: gcs.Object, location: GcsLocation, current: GcsLocation) -> None:
+def _delete_versions_before(manifest: gcs.Object, location: GcsLocation, kept: set[str]) -> None:
     for found in gcs.list_objects(location):
-        is_current = found.location.name.startswith(f"{current.name}/")
-        if _is_version(found, location) and not is_current and found.created < manifest.created:
+        part = found.location.name.removeprefix(f"{location.name}/").partition("/")[0]
+        if _is_version(found, location) and part.removeprefix(_PREFIX) not in kept and found.created < manifest.created:
             gcs.delete(found.location)

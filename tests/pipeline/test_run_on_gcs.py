@@ -1,0 +1,113 @@
+"""The DAG with its data, its checkpoint and all its artifacts in Google Cloud Storage (a real fake-gcs-server process)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import paligemma
+from components.evaluate.main import run as evaluate
+from components.prepare_data.main import run as prepare
+from conftest import SmallData
+from paligemma.checkpoints.open import resolve_embedded
+from paligemma.data.records import open_records
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import read_record
+from paligemma.storage import cache, gcs
+from paligemma.storage.location import GcsLocation
+from pipelines.run_local import run_pipeline
+from servers.gcs import GcsServer
+
+BUCKET = GcsLocation("bucket-of-the-dag", "")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[GcsServer]:
+    with GcsServer() as running:
+        running.create_bucket(BUCKET.bucket)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _storage(server: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def data(small_data: SmallData) -> GcsLocation:
+    """Eight rows and their images in the bucket, and one row whose image leads out of the prefix."""
+    rows = [{"image": small_data.add_image(f"{n}.png", n), "prefix": "ocr", "suffix": str(n)} for n in range(8)]
+    small_data.write([*rows, {**rows[0], "image": "../secret.png"}])
+    for path in small_data.folder.iterdir():
+        gcs.upload(path, BUCKET / "data" / path.name)
+    return BUCKET / "data/rows.jsonl"
+
+
+def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
+    for path in resolve_embedded("embedded:tiny").iterdir():
+        gcs.upload(path, BUCKET / "checkpoints/tiny" / path.name)
+    outputs = run_pipeline(
+        {
+            "source": str(BUCKET / "checkpoints/tiny"),
+            "train_data": str(data),
+            "validation_data": str(data),
+            "recipe": "steps: 2\nremat: none",
+            "max_new_tokens": 4,
+            "max_reject_fraction": 0.2,
+            "artifact_root": str(BUCKET / "artifacts"),
+        },
+        tmp_path / "root",
+    )
+    assert all(
+        location.startswith("gs://bucket-of-the-dag/artifacts/paligemma-finetune") for location in vars(outputs).values()
+    )
+    evaluation = read_record(localize(outputs.tuned_evaluation), "evaluation")
+    assert evaluation.artifact.uri == outputs.tuned_evaluation
+    assert {entry.uri.split("/")[2] for entry in evaluation.inputs} == {BUCKET.bucket}
+    by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
+    assert by_role["tuned model"] == read_record(localize(outputs.tuned)).artifact.tree_sha256
+    assert json.loads((localize(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
+    names = {found.location.name.split("/")[2] for found in gcs.list_objects(BUCKET / "artifacts")}
+    assert names == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+
+    # The tuned model's base is found where it was published, from any machine.
+    model = paligemma.load(outputs.tuned)
+    assert len(model.generate([resolve_image(data)], "ocr", max_new_tokens=2)) == 1
+
+
+def resolve_image(data: GcsLocation) -> Path:
+    return localize(GcsLocation(data.bucket, "data/0.png"))
+
+
+def test_unsafe_and_missing_images_are_rejected_as_in_a_folder(data: GcsLocation, tmp_path: Path) -> None:
+    prepare(data=str(data), checkpoint="embedded:tiny", output=str(tmp_path / "x"), max_reject_fraction=1.0)
+    assert open_records(tmp_path / "x").dataset.rejected == {"image_path_unsafe": 1}
+    prepare(data=str(data), checkpoint="embedded:tiny", output=str(tmp_path / "local"), images=str(tmp_path / "data"),
+            max_reject_fraction=1.0)  # fmt: skip
+    shards = [read_record(tmp_path / name).artifact.files for name in ("x", "local")]
+    tfrecords = [[file.sha256 for file in files if file.path.endswith(".tfrecord")] for files in shards]
+    assert tfrecords[0] == tfrecords[1]
+
+
+def test_too_many_rejects_leave_the_list_in_the_bucket(data: GcsLocation) -> None:
+    output = BUCKET / "too-many/records"
+    with pytest.raises(InputError, match="1 of 9 rows were rejected"):
+        prepare(data=str(data), checkpoint="embedded:tiny", output=str(output), max_reject_fraction=0.0)
+    assert json.loads(gcs.read_bytes(BUCKET / "too-many/records.rejected.jsonl")[0])["code"] == "image_path_unsafe"
+    assert gcs.stat(output / "lineage.json") is None
+
+
+def test_an_altered_artifact_is_found(data: GcsLocation, tmp_path: Path) -> None:
+    output = BUCKET / "altered/records"
+    prepare(data=str(data), checkpoint="embedded:tiny", output=str(output), max_reject_fraction=1.0)
+    shard = next(found for found in gcs.list_objects(output) if found.location.name.endswith(".tfrecord"))
+    contents = gcs.read_bytes(shard.location)[0]
+    gcs.write_bytes(shard.location, b"x" + contents[1:])
+    with pytest.raises(DamagedError, match="not what was recorded"):
+        evaluate(checkpoint="embedded:tiny", records=str(output), output=str(tmp_path / "x"))
