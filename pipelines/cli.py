@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,14 +58,16 @@ def run(
     validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
     source: Annotated[
         str,
-        typer.Option(
-            help="Checkpoint to start from: a big_vision .npz file, a folder with one (local or gs://), or embedded:tiny."
-        ),
+        typer.Option(help="Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny."),
     ] = "embedded:tiny",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     tokenizer: Annotated[
         str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
     ] = "",
+    precision: Annotated[
+        Literal["float16", "bfloat16", "float32"],
+        typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
+    ] = "float16",
     images: Annotated[
         str,
         typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="each JSONL file's folder"),
@@ -100,9 +102,10 @@ def run(
         {
             "train_data": absolute(train_data),
             "validation_data": absolute(validation_data),
-            "source": absolute(source),
+            "source": ",".join(absolute(part.strip()) for part in source.split(",")),
             "sha256": sha256,
             "tokenizer": absolute(tokenizer),
+            "precision": precision,
             "images": absolute(images),
             "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
             "max_text_tokens": max_text_tokens,

@@ -25,6 +25,7 @@ def finetune_pipeline(
     source: str = "embedded:tiny",
     sha256: str = "",
     tokenizer: str = "",
+    precision: str = "float16",
     images: str = "",
     recipe: str = "",
     max_text_tokens: int = 128,
@@ -38,9 +39,10 @@ def finetune_pipeline(
     Args:
         train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on.
         validation_data: JSONL file of rows to evaluate on.
-        source: Checkpoint to start from: a big_vision .npz file, a folder with one, or embedded:tiny.
+        source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
         sha256: Expected sha256 of the weight file; empty: recorded, not checked.
         tokenizer: SentencePiece model, when it is not beside the weights.
+        precision: Which file of a Kaggle model: by the dtype of its weights.
         images: Folder that image paths are relative to; empty: each JSONL file's folder.
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
@@ -53,7 +55,7 @@ def finetune_pipeline(
         "artifact_root": artifact_root,
         "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
     }
-    fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer, **place)
+    fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, **place)
     checkpoint = fetched.outputs["checkpoint"]
     splits = {}
     for split, data in (("train", train_data), ("validation", validation_data)):

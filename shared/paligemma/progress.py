@@ -50,11 +50,12 @@ class WorkProgress:
 
     @property
     def rate(self) -> float:
-        """Units a second since the first was done, which is what leaves compiling out; 0 before the second."""
+        """Units a second since the first was done, which is what leaves compiling out; 0 before that can be told."""
         if self._first is None:
             return 0.0
         started, done = self._first
-        return (self.done - done) / max(time.monotonic() - started, 1e-9)
+        seconds = time.monotonic() - started
+        return (self.done - done) / seconds if seconds > 0.05 else 0.0
 
     def _line(self) -> None:
         self._shown = time.monotonic()

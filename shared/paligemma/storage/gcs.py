@@ -20,6 +20,7 @@ import google_crc32c
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.storage.location import GcsLocation
+from paligemma.storage.space import check_space
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -167,6 +168,7 @@ def download(location: GcsLocation, path: Path, advance: Callable[[int], None] =
     """
     found = _existing(location, None)
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_space(path.parent, found.size)
     # The name holds the generation, so that parts of different versions never meet in one file.
     partial = path.with_name(f".{path.name}.{found.generation}.partial")
     done_file = partial.with_suffix(".done")
