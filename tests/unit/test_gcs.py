@@ -62,15 +62,6 @@ def test_a_file_goes_up_and_comes_back(place: GcsLocation, tmp_path: Path, size:
     assert {path.name for path in tmp_path.iterdir()} == {"up", "down"}
 
 
-def test_what_is_there_already_is_not_sent_again(server: GcsServer, place: GcsLocation, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "x").write_bytes(noise(1000))
-    gcs.upload(tmp_path / "x", place)
-    with FaultProxy(server.url, lambda _: None) as proxy:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        gcs.upload(tmp_path / "x", place)
-        assert {request.method for request, _, _ in proxy.log} == {"GET"}
-
-
 def test_a_conditional_write_sees_other_writers(place: GcsLocation) -> None:
     first = gcs.write_bytes(place, b"one", if_generation=0)
     with pytest.raises(gcs.ChangedError):

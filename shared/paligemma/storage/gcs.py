@@ -30,7 +30,7 @@ T = TypeVar("T")
 RANGE_BYTES = 32 * 1024 * 1024
 """Bytes of a ranged request, and of a chunk of a resumable upload: what a broken connection costs at most."""
 
-STREAMS = 8
+STREAMS = 16
 """Connections that carry one large object, or many small ones."""
 
 _BUFFER = 1024 * 1024
@@ -152,21 +152,28 @@ def delete(location: GcsLocation) -> None:
 
 
 def download(location: GcsLocation, path: Path, advance: Callable[[int], None] = lambda _: None) -> Object:
+    """Downloads the object at a location; see `download_object`."""
+    found = _existing(location, None)
+    download_object(found, path, advance)
+    return found
+
+
+def download_object(found: Object, path: Path, advance: Callable[[int], None] = lambda _: None) -> None:
     """Downloads an object to a file that appears whole, or not at all.
 
     Ranges travel in parallel; each is retried on its own, and what has arrived is kept beside `path` for the next call when
     this one is killed. Memory is bounded whatever the size.
 
     Args:
-        location: the object.
+        found: the object, as `stat` or `list_objects` gave it.
         path: the file; replaced if it exists.
         advance: told the bytes of every range that arrived.
 
     Raises:
-        InputError: no such object.
+        InputError: it is not there any more.
         DamagedError: the bytes that arrived do not match the object's checksum.
     """
-    found = _existing(location, None)
+    location = found.location
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path.parent, found.size)
     # The name holds the generation, so that parts of different versions never meet in one file.
@@ -187,8 +194,11 @@ def download(location: GcsLocation, path: Path, advance: Callable[[int], None] =
 
     try:
         os.ftruncate(handle, found.size)
-        with ThreadPoolExecutor(STREAMS) as pool:
-            list(pool.map(get, starts))
+        if len(starts) > 1:
+            with ThreadPoolExecutor(min(STREAMS, len(starts))) as pool:
+                list(pool.map(get, starts))
+        else:
+            list(map(get, starts))
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -202,23 +212,18 @@ def download(location: GcsLocation, path: Path, advance: Callable[[int], None] =
         )
     partial.replace(path)
     done_file.unlink(missing_ok=True)
-    return found
 
 
 def upload(
     path: Path, location: GcsLocation, advance: Callable[[int], None] = lambda _: None, if_generation: int | None = None
 ) -> Object:
-    """Uploads a file as one object, which appears whole or not at all; skipped when it is there already.
+    """Uploads a file as one object, which appears whole or not at all.
 
     Raises:
         ChangedError: the object is not at `if_generation`.
         DamagedError: what the service stored does not match the file.
     """
     size, checksum = path.stat().st_size, file_crc32c(path)
-    found = stat(location)
-    if found is not None and (found.size, found.crc32c) == (size, checksum):
-        advance(size)
-        return found
     if size <= RANGE_BYTES:
         result = write_bytes(location, path.read_bytes(), if_generation)
     else:
@@ -315,6 +320,8 @@ def _put(
             # Our own earlier attempt may have arrived although its answer was lost.
             found = stat(location)
             if found is None or (found.size, found.crc32c) != (size, checksum):
+                if stat(location) != found:
+                    raise _BadBytesError("metadata that differs from one look to the next") from None
                 raise ChangedError(
                     f"{location} was written by somebody else.", expected=f"generation {if_generation}", fix="run again"
                 ) from None

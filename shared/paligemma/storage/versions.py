@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError
@@ -96,12 +97,12 @@ def fetch(
         version, names = version_of(data)
         place = location / f"{_PREFIX}{version}"
 
-        def download(name: str, place: GcsLocation = place) -> None:
-            gcs.download(place / name, folder / name, advance)
-
         try:
+            objects = {one.location.name.removeprefix(f"{place.name}/"): one for one in gcs.list_objects(place)}
+            if missing := set(names) - objects.keys():
+                raise InputError(f"{place / min(missing)} is not there.")
             with ThreadPoolExecutor(gcs.STREAMS) as pool:
-                list(pool.map(download, names))
+                list(pool.map(gcs.download_object, map(objects.get, names), map(folder.joinpath, names), repeat(advance)))
         except InputError as error:
             current = gcs.stat(location / manifest)
             if current is not None and current.generation != found.generation:
