@@ -314,4 +314,4 @@ def test_readers_see_whole_versions_while_publishers_are_killed(place: GcsLocati
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.communicate()
-    assert len(seen) > 50
+    assert len(seen) > 20
