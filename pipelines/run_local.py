@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from paligemma import errors
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.record import RECORD_FILE
 from paligemma.storage.files import exists
@@ -65,5 +65,7 @@ def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
 def _failure(log: RunLog, error: RuntimeError) -> StepFailedError:
     why = "\n".join(log.error) if log.error else f"{error}\n{log.tail()}"
     failure = StepFailedError(f"The step {log.failed_task or '?'} failed. {why}\n  log:      {log.path}")
-    failure.exit_code = getattr(getattr(errors, log.error_kind, PaliGemmaError), "exit_code", 1)
+    module, _, name = log.error_kind.rpartition(".")
+    if module:
+        failure.exit_code = getattr(importlib.import_module(module), name).exit_code
     return failure

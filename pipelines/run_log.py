@@ -12,7 +12,7 @@ _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
 _ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
 _PROGRESS = re.compile(r"\s*(preparing|training|evaluating)\b.*: \d+ .*")
-_ERROR = re.compile(r"\s*paligemma\.(?:\w+\.)*(?P<kind>\w+Error): (?P<message>.*)")
+_ERROR = re.compile(r"\s*(?P<kind>paligemma(?:\.\w+)*\.\w+Error): (?P<message>.*)")
 
 
 class RunLog(io.TextIOBase):
@@ -20,7 +20,7 @@ class RunLog(io.TextIOBase):
 
     Attributes:
         failed_task: the first task that failed.
-        error_kind, error: class and text of the last of our own errors that a task ended with.
+        error_kind, error: dotted name of the class, and text, of the last of our own errors that a task ended with.
     """
 
     def __init__(self, path: Path, screen: TextIO | None = None) -> None:

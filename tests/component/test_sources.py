@@ -15,7 +15,7 @@ from paligemma.checkpoints.open import resolve_embedded
 from paligemma.checkpoints.sources import redacted, verify_weights
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import file_sha256, read_record
-from paligemma.storage import cache, gcs, space
+from paligemma.storage import cache, retry, space
 from paligemma.storage.location import GcsLocation
 from servers.fault_proxy import Corrupt, FaultProxy, ResetBody, Status, Truncate
 from servers.gcs import GcsServer
@@ -36,7 +36,7 @@ def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(gcs, "RETRY", gcs.RetryPolicy(initial=0.001, maximum=0.01, timeout=2.0))
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.001, maximum=0.01, timeout=2.0))
 
 
 @pytest.fixture

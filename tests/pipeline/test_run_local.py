@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import REPOSITORY, SmallData
+from paligemma.checkpoints.npz import write_npz
+from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
 from pipelines.run_local import StepFailedError, run_pipeline
@@ -57,6 +60,17 @@ def test_a_damaged_checkpoint_fails_the_run_with_exit_code_3(data: Path, tmp_pat
     with pytest.raises(StepFailedError) as caught:
         run_pipeline(parameters(data, source=str(tmp_path / "x.npz")), tmp_path / "root")
     assert caught.value.exit_code == DamagedError.exit_code
+
+
+def test_a_diverging_training_fails_the_run_with_exit_code_2(data: Path, tmp_path: Path) -> None:
+    arrays = {name: array[...].copy() for name, array in open_checkpoint("embedded:tiny").arrays.items()}
+    arrays["llm/final_norm/scale"][0] = np.nan
+    (tmp_path / "ck").mkdir()
+    write_npz(tmp_path / "ck/x.npz", arrays)
+    (tmp_path / "ck/tokenizer.model").write_bytes((resolve_embedded("embedded:tiny") / "tokenizer.model").read_bytes())
+    with pytest.raises(StepFailedError, match=r"finetune failed\. The loss or its gradient is not finite") as caught:
+        run_pipeline(parameters(data, source=str(tmp_path / "ck")), tmp_path / "root")
+    assert caught.value.exit_code == 2
 
 
 def test_the_command_refuses_a_wrong_recipe_before_it_runs_anything(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from conftest import REPOSITORY
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
-from paligemma.storage import cache, gcs, versions
+from paligemma.storage import cache, gcs, retry, versions
 from paligemma.storage.location import GcsLocation, parse_location
 from servers.fault_proxy import Corrupt, FaultProxy, Status, WrongChecksum, random_schedule
 from servers.gcs import GcsServer
@@ -35,7 +35,7 @@ def server() -> Iterator[GcsServer]:
 @pytest.fixture(autouse=True)
 def _quick_and_small(server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-    monkeypatch.setattr(gcs, "RETRY", gcs.RetryPolicy(initial=0.002, maximum=0.02, timeout=1.0))
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.002, maximum=0.02, timeout=1.0))
     monkeypatch.setattr(gcs, "RANGE_BYTES", 256 * 1024)
 
 
@@ -64,7 +64,7 @@ def test_a_file_goes_up_and_comes_back(place: GcsLocation, tmp_path: Path, size:
 
 def test_a_conditional_write_sees_other_writers(place: GcsLocation) -> None:
     first = gcs.write_bytes(place, b"one", if_generation=0)
-    with pytest.raises(gcs.ChangedError):
+    with pytest.raises(retry.ChangedError):
         gcs.write_bytes(place, b"two", if_generation=0)
     gcs.write_bytes(place, b"two", if_generation=first.generation)
     assert gcs.read_bytes(place)[0] == b"two"
@@ -132,7 +132,7 @@ def test_a_resumable_upload_survives_faults(
 ) -> None:
     contents = noise(9 * 1024 * 1024, seed)  # beyond 8 MiB the client opens a resumable session
     monkeypatch.setattr(gcs, "RANGE_BYTES", 1024 * 1024)
-    monkeypatch.setattr(gcs, "RETRY", gcs.RetryPolicy(initial=0.002, maximum=0.02, timeout=20.0))
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.002, maximum=0.02, timeout=20.0))
     (tmp_path / "x").write_bytes(contents)
     with FaultProxy(server.url, random_schedule(seed, share=0.4)) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
@@ -146,7 +146,7 @@ def test_a_resumable_upload_survives_faults(
 
 def test_a_server_that_asks_for_patience_is_given_it(server: GcsServer, place: GcsLocation, monkeypatch) -> None:
     gcs.write_bytes(place, b"x")
-    monkeypatch.setattr(gcs, "RETRY", gcs.RetryPolicy(initial=0.001, maximum=2.0, timeout=5.0))
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.001, maximum=2.0, timeout=5.0))
     with FaultProxy(server.url, lambda request: Status(429, retry_after=1) if request.number == 0 else None) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         started = time.monotonic()
@@ -157,7 +157,7 @@ def test_a_server_that_asks_for_patience_is_given_it(server: GcsServer, place: G
 def test_a_service_that_stays_away_is_named(server: GcsServer, place: GcsLocation, monkeypatch) -> None:
     with FaultProxy(server.url, lambda _: Status(503)) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        with pytest.raises(gcs.StorageUnavailableError) as caught:
+        with pytest.raises(retry.StorageUnavailableError) as caught:
             gcs.read_bytes(place)
     assert str(place) in str(caught.value)
     assert caught.value.exit_code == 4

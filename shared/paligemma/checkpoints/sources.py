@@ -16,7 +16,7 @@ from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
-from paligemma.storage import cache, gcs
+from paligemma.storage import cache, retry
 from paligemma.storage.location import SCHEME
 from paligemma.storage.space import check_space
 
@@ -206,13 +206,13 @@ def _attempts(most: int = 6) -> Iterator[bool]:
     """Whether there will be another attempt, for each attempt; waits between them, with jitter."""
     for number in range(most):
         if number:
-            time.sleep(random.uniform(0, min(gcs.RETRY.maximum, gcs.RETRY.initial * 2**number)))
+            time.sleep(random.uniform(0, min(retry.RETRY.maximum, retry.RETRY.initial * 2**number)))
         yield number + 1 < most
 
 
-def _unavailable(source: str, error: Exception) -> gcs.StorageUnavailableError:
+def _unavailable(source: str, error: Exception) -> retry.StorageUnavailableError:
     # Only the error's kind: its text may hold a signed address.
     name = type(error).__name__
-    return gcs.StorageUnavailableError(
+    return retry.StorageUnavailableError(
         f"{redacted(source)} could not be fetched.", where=name, fix="run again; what has arrived is kept"
     )

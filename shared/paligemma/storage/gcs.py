@@ -1,7 +1,4 @@
-"""Google Cloud Storage: whole objects in and out, checked by crc32c end to end, retried while it can help.
-
-Every failure a user can meet names bucket, object, operation and, where one is missing, the permission.
-"""
+"""Google Cloud Storage: whole objects in and out, checked by crc32c end to end."""
 
 from __future__ import annotations
 
@@ -9,23 +6,21 @@ import base64
 import functools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.errors import DamagedError, InputError
 from paligemma.storage.location import GcsLocation
+from paligemma.storage.retry import BadBytesError, ChangedError, call, chunk_retry, google_exceptions
 from paligemma.storage.space import check_space
 
 if TYPE_CHECKING:
     from google.cloud import storage
-
-T = TypeVar("T")
 
 RANGE_BYTES = 32 * 1024 * 1024
 """Bytes of a ranged request, and of a chunk of a resumable upload: what a broken connection costs at most."""
@@ -34,38 +29,6 @@ STREAMS = 16
 """Connections that carry one large object, or many small ones."""
 
 _BUFFER = 1024 * 1024
-_TRANSIENT_CODES = frozenset({408, 429, 500, 502, 503, 504})
-_PERMISSIONS = {
-    "read": "storage.objects.get (role Storage Object Viewer)",
-    "list": "storage.objects.list (role Storage Object Viewer)",
-    "write": "storage.objects.create, and storage.objects.delete to replace (role Storage Object User)",
-    "delete": "storage.objects.delete (role Storage Object User)",
-}
-
-
-class StorageUnavailableError(PaliGemmaError):
-    """The service did not answer for as long as we tried. Nothing is half done; running again goes on."""
-
-    exit_code = 4
-
-
-class ChangedError(PaliGemmaError):
-    """An object is not at the generation it was expected at: somebody else wrote it."""
-
-    exit_code = 2
-
-
-@dataclass
-class RetryPolicy:
-    """How long to go on: exponential waits with full jitter, from `initial` to `maximum` seconds, `timeout` seconds in all."""
-
-    initial: float = 0.5
-    maximum: float = 32.0
-    timeout: float = 300.0
-
-
-RETRY = RetryPolicy()
-"""The policy in force."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +44,7 @@ class Object:
 
 def stat(location: GcsLocation) -> Object | None:
     """An object's metadata; None if there is no such object."""
-    blob = _call("read", location, lambda: _bucket(location).get_blob(location.name, retry=None, timeout=60))
+    blob = call("read", location, lambda: _bucket(location).get_blob(location.name, retry=None, timeout=60))
     return None if blob is None else _object(blob)
 
 
@@ -96,7 +59,7 @@ def list_objects(prefix: GcsLocation) -> Iterator[Object]:
             blobs = list(next(listing.pages, []))
             return blobs, listing.next_page_token
 
-        blobs, token = _call("list", prefix, page)
+        blobs, token = call("list", prefix, page)
         yield from map(_object, blobs)
         if not token:
             return
@@ -112,7 +75,7 @@ def read_bytes(location: GcsLocation, generation: int | None = None) -> tuple[by
     while True:
         found = _existing(location, generation)
         try:
-            return _call("read", location, lambda found=found: _checked(_fetch(found, 0, found.size), found)), found
+            return call("read", location, lambda found=found: _checked(_fetch(found, 0, found.size), found)), found
         except InputError:
             # A pointer may move between the look at its metadata and the reading of its contents.
             current = stat(location)
@@ -145,10 +108,10 @@ def delete(location: GcsLocation) -> None:
     def remove() -> None:
         try:
             _bucket(location).blob(location.name).delete(retry=None, timeout=60)
-        except _google_exceptions().NotFound:
+        except google_exceptions().NotFound:
             return
 
-    _call("delete", location, remove)
+    call("delete", location, remove)
 
 
 def download(location: GcsLocation, path: Path, advance: Callable[[int], None] = lambda _: None) -> Object:
@@ -187,7 +150,7 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
 
     def get(start: int) -> None:
         stop = min(start + RANGE_BYTES, found.size)
-        _call("read", location, lambda: _fetch_to(found, start, stop, handle))
+        call("read", location, lambda: _fetch_to(found, start, stop, handle))
         with lock, done_file.open("a") as file:
             file.write(f"{start}\n")
         advance(stop - start)
@@ -232,7 +195,7 @@ def upload(
             # A resumable session; each chunk is retried on its own.
             blob.chunk_size = RANGE_BYTES
             blob.upload_from_filename(
-                str(path), if_generation_match=if_generation, retry=_chunk_retry(), timeout=120, checksum=None
+                str(path), if_generation_match=if_generation, retry=chunk_retry(), timeout=120, checksum=None
             )
 
         result = _put(location, size, checksum, if_generation, send)
@@ -254,10 +217,6 @@ def file_crc32c(path: Path) -> str:
     return base64.b64encode(checksum.digest()).decode()
 
 
-class _BadBytesError(Exception):
-    """Bytes that do not match their checksum; worth another try."""
-
-
 def _existing(location: GcsLocation, generation: int | None) -> Object:
     found = stat(location)
     if found is None or (generation is not None and found.generation != generation):
@@ -272,7 +231,7 @@ def _fetch(found: Object, start: int, stop: int) -> bytes:
     blob = _bucket(found.location).blob(found.location.name, generation=found.generation)
     data = blob.download_as_bytes(start=start, end=stop - 1, raw_download=True, checksum=None, retry=None, timeout=60)
     if len(data) != stop - start:
-        raise _BadBytesError(f"{len(data)} bytes of {stop - start}")
+        raise BadBytesError(f"{len(data)} bytes of {stop - start}")
     return data
 
 
@@ -281,7 +240,7 @@ def _fetch_to(found: Object, start: int, stop: int, handle: int) -> None:
     writer = _RangeWriter(handle, start)
     blob.download_to_file(writer, start=start, end=stop - 1, raw_download=True, checksum=None, retry=None, timeout=60)
     if writer.position != stop:
-        raise _BadBytesError(f"{writer.position - start} bytes of {stop - start}")
+        raise BadBytesError(f"{writer.position - start} bytes of {stop - start}")
 
 
 class _RangeWriter:
@@ -301,7 +260,7 @@ class _RangeWriter:
 
 def _checked(data: bytes, found: Object) -> bytes:
     if crc32c_of(data) != found.crc32c:
-        raise _BadBytesError(f"crc32c {crc32c_of(data)}, expected {found.crc32c}")
+        raise BadBytesError(f"crc32c {crc32c_of(data)}, expected {found.crc32c}")
     return data
 
 
@@ -316,115 +275,21 @@ def _put(
         try:
             send(blob)
             stored = _object(blob)
-        except _google_exceptions().PreconditionFailed:
+        except google_exceptions().PreconditionFailed:
             # Our own earlier attempt may have arrived although its answer was lost.
             found = stat(location)
             if found is None or (found.size, found.crc32c) != (size, checksum):
                 if stat(location) != found:
-                    raise _BadBytesError("metadata that differs from one look to the next") from None
+                    raise BadBytesError("metadata that differs from one look to the next") from None
                 raise ChangedError(
                     f"{location} was written by somebody else.", expected=f"generation {if_generation}", fix="run again"
                 ) from None
             return found
         if (stored.size, stored.crc32c) != (size, checksum):
-            raise _BadBytesError(f"stored {stored.size} bytes, crc32c {stored.crc32c}; sent {size}, {checksum}")
+            raise BadBytesError(f"stored {stored.size} bytes, crc32c {stored.crc32c}; sent {size}, {checksum}")
         return stored
 
-    return _call("write", location, put)
-
-
-def _chunk_retry():
-    from google.api_core.retry import Retry
-
-    return Retry(_is_transient, RETRY.initial, RETRY.maximum, timeout=RETRY.timeout)
-
-
-def _call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T:
-    """Runs one request; retries what may pass, and turns the rest into our own errors."""
-    import random
-
-    deadline, wait = time.monotonic() + RETRY.timeout, RETRY.initial
-    while True:
-        try:
-            return function()
-        except PaliGemmaError:
-            raise
-        except Exception as error:
-            if isinstance(error, _google_exceptions().RetryError):
-                raise _given_up(operation, location, error) from None
-            if not _is_transient(error):
-                raise _translated(operation, location, error) from None
-            pause = max(random.uniform(0, wait), _retry_after(error))
-            if time.monotonic() + pause > deadline:
-                raise _given_up(operation, location, error) from None
-            time.sleep(pause)
-            wait = min(2 * wait, RETRY.maximum)
-
-
-def _is_transient(error: Exception) -> bool:
-    import google.auth.exceptions
-    import requests
-    import urllib3.exceptions
-
-    broken = (
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-        urllib3.exceptions.HTTPError,  # a raw body that breaks off is not wrapped by requests
-        google.auth.exceptions.TransportError,
-        ConnectionError,
-        _BadBytesError,
-    )
-    return isinstance(error, broken) or _code(error) in _TRANSIENT_CODES
-
-
-def _code(error: Exception) -> int | None:
-    code = getattr(error, "code", None)
-    response = getattr(error, "response", None)
-    return code if isinstance(code, int) else getattr(response, "status_code", None)
-
-
-def _retry_after(error: Exception) -> float:
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    try:
-        return min(float(headers.get("Retry-After", 0)), RETRY.maximum)
-    except ValueError:  # an HTTP date; our own waits do
-        return 0.0
-
-
-def _given_up(operation: str, location: GcsLocation, error: Exception) -> PaliGemmaError:
-    if isinstance(error, _BadBytesError):
-        return DamagedError(f"The bytes of {location} never matched their checksum: {error}.", fix="run again")
-    return StorageUnavailableError(
-        f"Google Cloud Storage did not answer: {operation} {location} failed for {RETRY.timeout:.0f} s.",
-        where=f"{type(error).__name__}: {error}",
-        fix="run the same command again; what is done is kept",
-    )
-
-
-def _translated(operation: str, location: GcsLocation, error: Exception) -> Exception:
-    import google.auth.exceptions
-
-    code = _code(error)
-    if isinstance(error, google.auth.exceptions.GoogleAuthError) or code == 401:
-        return InputError(
-            f"There are no Google credentials to {operation} {location} with.",
-            where=str(error).splitlines()[0],
-            fix="run `gcloud auth application-default login`, or give the pod or job a service account",
-        )
-    if code == 403:
-        return InputError(
-            f"Not allowed to {operation} {location}.",
-            expected=f"the permission {_PERMISSIONS[operation]} on bucket {location.bucket}",
-            fix="grant it to the account this runs as",
-        )
-    if code == 404:
-        return InputError(
-            f"There is no bucket {location.bucket}, or no object {location.name} in it.", where=f"{operation} {location}"
-        )
-    if code is not None and 400 <= code < 500:
-        return InputError(f"Google Cloud Storage refused to {operation} {location}.", where=str(error))
-    return error
+    return call("write", location, put)
 
 
 def _object(blob: storage.Blob) -> Object:
@@ -435,12 +300,6 @@ def _object(blob: storage.Blob) -> Object:
 
 def _bucket(location: GcsLocation) -> storage.Bucket:
     return _client().bucket(location.bucket)
-
-
-def _google_exceptions():
-    from google.api_core import exceptions
-
-    return exceptions
 
 
 def _client() -> storage.Client:
