@@ -24,6 +24,8 @@ IMAGE_SIZE = 32
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POOL = 40_000  # pictures drawn; each is met in several tasks
 BATCH_SIZE = 64
+TEXT_WIDTH = 24  # tokens of a whole text
+LOSS_WIDTH = 8  # tokens of a suffix
 
 
 def tasks(glyph: Glyph) -> list[tuple[str, str]]:
@@ -88,15 +90,15 @@ def string_of_printables() -> str:
     return " ".join(chr(code) for code in range(33, 127))
 
 
-def batches(tokenizer, rng: np.random.Generator, text_width: int) -> Iterator:
+def batches(tokenizer, rng: np.random.Generator) -> Iterator:
     """Endless random batches over a pool of drawn pictures."""
-    from paligemma.data.batch import TrainBatch
+    from paligemma.data.batch import train_batch
 
     pool = [draw(rng, IMAGE_SIZE) for _ in range(POOL)]
     encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     while True:
-        tokens = np.zeros((BATCH_SIZE, text_width), np.int32)
-        suffix = np.zeros((BATCH_SIZE, text_width), np.int32)
+        tokens = np.zeros((BATCH_SIZE, TEXT_WIDTH), np.int32)
+        suffix = np.zeros((BATCH_SIZE, TEXT_WIDTH), np.int32)
         images = np.zeros((BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         for row in range(BATCH_SIZE):
             glyph = pool[rng.integers(POOL)]
@@ -108,7 +110,7 @@ def batches(tokenizer, rng: np.random.Generator, text_width: int) -> Iterator:
             images[row] = glyph.pixels
             tokens[row, : len(before) + len(after)] = before + after
             suffix[row, len(before) : len(before) + len(after)] = 1
-        yield TrainBatch(images, tokens, suffix, suffix)
+        yield train_batch(images, tokens, suffix, suffix, LOSS_WIDTH)
 
 
 def pretrain(
@@ -150,7 +152,7 @@ def pretrain(
     graph, trainable, frozen = split_trainable(PaliGemma(config, rngs=nnx.Rngs(seed)), ".*")
     state, step = init_state(trainable, optimizer), make_train_step(graph, optimizer)
     started, losses = time.monotonic(), []
-    for number, batch in zip(range(1, steps + 1), batches(tokenizer, np.random.default_rng(seed), 24), strict=False):
+    for number, batch in zip(range(1, steps + 1), batches(tokenizer, np.random.default_rng(seed)), strict=False):
         state, metrics = step(state, frozen, batch)
         losses.append(metrics.loss)
         if number % 200 == 0:

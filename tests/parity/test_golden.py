@@ -16,7 +16,7 @@ import paligemma
 from paligemma.checkpoints.architecture import abstract_model, parameter_shapes
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
-from paligemma.data.batch import TrainBatch
+from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.data.images import preprocess
 from paligemma.models.config import VARIANTS
 from paligemma.training.optimizer import learning_rate_schedule
@@ -38,8 +38,8 @@ def largest_difference(ours, theirs) -> float:
     return float(np.max(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))))
 
 
-def train_batch(inputs: dict[str, np.ndarray]) -> TrainBatch:
-    return TrainBatch(*(inputs[f"train/{key}"] for key in ("image", "text", "mask_ar", "mask_loss")))
+def batch_of(inputs: dict[str, np.ndarray]) -> TrainBatch:
+    return train_batch(*(inputs[f"train/{key}"] for key in ("image", "text", "mask_ar", "mask_loss")))
 
 
 def train(module, inputs: dict[str, np.ndarray], remat: str = "none"):
@@ -49,7 +49,7 @@ def train(module, inputs: dict[str, np.ndarray], remat: str = "none"):
     optimizer = optax.sgd(lambda count: rates[count])
     step, state, losses = make_train_step(graph, optimizer, remat), init_state(trainable, optimizer), []
     for _ in range(3):
-        state, metrics = step(state, frozen, train_batch(inputs))
+        state, metrics = step(state, frozen, batch_of(inputs))
         losses.append(float(metrics.loss))
     return losses, parameters_by_name(state.trainable), nnx.merge(graph, state.trainable, frozen)
 
@@ -164,8 +164,8 @@ def test_the_3b_step_keeps_frozen_float16_and_trained_float32() -> None:
     model = abstract_model(VARIANTS["paligemma-3b-pt-224"], vision_dtype=jnp.float16)
     graph, trainable, frozen = split_trainable(model, ATTENTION)
     frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float16), frozen)
-    text = jax.ShapeDtypeStruct((1, 33), jnp.int32)
-    batch = TrainBatch(jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8), text, text, text)
+    text, losses = jax.ShapeDtypeStruct((1, 32), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    batch = TrainBatch(jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8), text, text, losses, losses, losses)
 
     def gradients(trainable, frozen, batch):
         return jax.grad(lambda t: batch_loss(nnx.merge(graph, t, frozen), batch, "full"))(trainable)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from paligemma.checkpoints.open import resolve_embedded
+from paligemma.data.batch import TrainBatch
 from paligemma.data.loader import evaluation_batches, text_width, training_batches
 from paligemma.data.records import open_records
 from paligemma.data.tokenizer import Tokenizer
@@ -19,13 +20,14 @@ from paligemma.errors import DamagedError, InputError
 TINY = Tokenizer(resolve_embedded("embedded:tiny") / "tokenizer.model")
 
 
-def texts(batch) -> list[tuple[str, str]]:
+def texts(batch: TrainBatch) -> list[tuple[str, str]]:
     """Prefix and suffix of each row, read back from its tokens and masks."""
     result = []
-    for tokens, suffix in zip(batch.tokens, batch.mask_loss, strict=True):
-        before, after = tokens[(suffix == 0) & (tokens != 0)], tokens[suffix == 1]
+    for tokens, mask_ar, targets, mask_loss in zip(batch.tokens, batch.mask_ar, batch.targets, batch.mask_loss, strict=True):
+        before, after = tokens[(mask_ar == 0) & (tokens != 0)], targets[mask_loss == 1]
         assert before[0] == TINY.bos_id
         assert after[-1] == TINY.eos_id
+        assert list(after[:-1]) == list(tokens[mask_ar == 1])[: len(after) - 1]
         prefix = TINY.decode(before)
         assert prefix.endswith("\n")
         result.append((prefix[:-1], TINY.decode(after)))
@@ -61,7 +63,7 @@ def test_the_seed_determines_the_order(records: Path) -> None:
 def test_batches_are_full_and_of_one_shape(records: Path) -> None:
     opened = open_records(records)
     shapes = {batch.tokens.shape for batch in itertools.islice(training_batches(opened, 8, seed=0), 9)}
-    assert shapes == {(8, text_width(opened))}
+    assert shapes == {(8, text_width(opened) - 1)}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 64])

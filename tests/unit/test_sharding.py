@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
-from paligemma.data.batch import TrainBatch
+from paligemma.data.batch import train_batch
 from paligemma.errors import InputError
 from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
 from paligemma.training.step import init_state, make_train_step, split_trainable
@@ -28,7 +28,7 @@ def losses(devices: int, steps: int = 4) -> tuple[list[float], dict[str, np.ndar
     for _ in range(steps):
         images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
         tokens, suffix = rng.integers(4, 300, (16, 17), np.int32), np.tile(np.arange(17) > 8, (16, 1)).astype(np.int32)
-        state, metrics = step(state, frozen, shard_batch(mesh, TrainBatch(images, tokens, suffix, suffix)))
+        state, metrics = step(state, frozen, shard_batch(mesh, train_batch(images, tokens, suffix, suffix)))
         result.append(float(metrics.loss))
     return result, {name: np.asarray(v[...]) for name, v in parameters_by_name(state.trainable).items()}
 

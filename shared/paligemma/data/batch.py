@@ -10,15 +10,64 @@ from jaxtyping import ArrayLike, Bool, Float, Int, UInt8
 
 
 class TrainBatch(NamedTuple):
-    """What a training step reads. Text is padded on the right; images are uint8, or already in [-1, 1].
+    """What a jitted training step reads. Text is padded on the right, losses to the widest row's number of them.
 
-    `mask_ar` and `mask_loss` are 1 on the suffix and its eos, 0 elsewhere.
+    Attributes:
+        images: uint8, or already in [-1, 1]; `[b, 0]` when the step reads the rows' vision features from elsewhere.
+        tokens: the input tokens, without the last of the whole text.
+        mask_ar: 1 on the input tokens of the suffix, 0 elsewhere.
+        loss_positions: input positions whose next token counts in the loss, in order; 0 on padding.
+        targets: that next token.
+        mask_loss: 1 where an entry of `loss_positions` is one, 0 on padding.
     """
 
-    images: UInt8[ArrayLike, "b height width 3"] | Float[ArrayLike, "b height width 3"]
+    images: UInt8[ArrayLike, "b height width 3"] | Float[ArrayLike, "b height width 3"] | UInt8[ArrayLike, "b 0"]
     tokens: Int[ArrayLike, "b t"]
     mask_ar: Int[ArrayLike, "b t"]
-    mask_loss: Int[ArrayLike, "b t"]
+    loss_positions: Int[ArrayLike, "b s"]
+    targets: Int[ArrayLike, "b s"]
+    mask_loss: Int[ArrayLike, "b s"]
+
+
+def train_batch(
+    images: np.ndarray,
+    tokens: Int[np.ndarray, "b t+1"],
+    mask_ar: Int[np.ndarray, "b t+1"],
+    mask_loss: Int[np.ndarray, "b t+1"],
+    loss_width: int | None = None,
+) -> TrainBatch:
+    """A batch from arrays over whole texts, as big_vision has them: inputs are `[:, :-1]`, targets `[:, 1:]`.
+
+    Args:
+        images: as in `TrainBatch`.
+        tokens: whole texts, padded on the right.
+        mask_ar: 1 on the suffix, 0 elsewhere.
+        mask_loss: 1 on the tokens to be predicted, 0 elsewhere; any pattern.
+        loss_width: entries of `loss_positions`; None for as many as the row with the most losses has.
+
+    Raises:
+        ValueError: a row has more losses than `loss_width`.
+    """
+    wanted = np.asarray(mask_loss)[:, 1:] != 0
+    counts = wanted.sum(axis=1)
+    largest = int(counts.max(initial=0))
+    width = largest if loss_width is None else loss_width
+    if largest > width:
+        raise ValueError(f"a row has {largest} tokens with a loss, loss_width is {width}")
+    row, position = np.nonzero(wanted)
+    entry = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    loss_positions, targets, mask = np.zeros((3, len(wanted), width), np.int32)
+    loss_positions[row, entry] = position
+    targets[row, entry] = np.asarray(tokens)[row, position + 1]
+    mask[row, entry] = 1
+    return TrainBatch(
+        images=images,
+        tokens=np.asarray(tokens)[:, :-1].astype(np.int32),
+        mask_ar=np.asarray(mask_ar)[:, :-1].astype(np.int32),
+        loss_positions=loss_positions,
+        targets=targets,
+        mask_loss=mask,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paligemma.data.batch import EvaluationBatch, TrainBatch
+from paligemma.data.batch import EvaluationBatch, TrainBatch, train_batch
 from paligemma.data.records import Records
 from paligemma.data.tensorflow import import_tensorflow
 from paligemma.errors import DamagedError, InputError
@@ -37,7 +37,7 @@ def training_batches(records: Records, batch_size: int, seed: int) -> Iterator[T
     for batch in _numpy(batched, records):
         suffix = (batch["suffix_mask"] == 1) & (np.arange(width) >= batch["prefix_length"][:, None])
         mask = suffix.astype(np.int32)
-        yield TrainBatch(batch["image"], batch["tokens"].astype(np.int32), mask, mask)
+        yield train_batch(batch["image"], batch["tokens"], mask, mask, loss_width=width - 1)
 
 
 def evaluation_batches(records: Records, batch_size: int) -> Iterator[EvaluationBatch]:

@@ -7,11 +7,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-def suffix_loss(logits: Float[Array, "b t v"], targets: Int[Array, "b t"], mask_loss: Int[Array, "b t"]) -> Float[Array, " b"]:
+def suffix_loss(logits: Float[Array, "b s v"], targets: Int[Array, "b s"], mask_loss: Int[Array, "b s"]) -> Float[Array, " b"]:
     """Mean negative log-likelihood of each example's suffix tokens, in nats.
 
     Args:
-        logits: at position i, of the token that follows position i.
+        logits: at each position that has a loss, of the token that follows it.
         targets: that token.
         mask_loss: 1 where the target is a suffix token or its eos; an example without any has loss 0.
     """

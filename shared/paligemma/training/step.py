@@ -53,12 +53,13 @@ def is_trainable(pattern: str, name: str) -> bool:
 
 
 def batch_loss(model: PaliGemma, batch: TrainBatch, remat: Remat = "none") -> Float[Array, ""]:
-    """Mean over examples of the mean over suffix tokens; inputs are `tokens[:, :-1]`, targets `tokens[:, 1:]`."""
+    """Mean over examples of the mean over suffix tokens. Logits, 257,152 of them a token, only where there is a loss."""
     images = batch.images
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 127.5 - 1.0
-    hidden = model.hidden(images, batch.tokens[:, :-1], batch.mask_ar[:, :-1], remat=remat)
-    return jnp.mean(suffix_loss(model.llm.logits(hidden), batch.tokens[:, 1:], batch.mask_loss[:, 1:]))
+    hidden = model.hidden(images, batch.tokens, batch.mask_ar, remat=remat)
+    hidden = jnp.take_along_axis(hidden, batch.loss_positions[..., None], axis=1)
+    return jnp.mean(suffix_loss(model.llm.logits(hidden), batch.targets, batch.mask_loss))
 
 
 def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
