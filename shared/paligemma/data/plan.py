@@ -1,0 +1,185 @@
+"""The order of training: which rows make up each batch, decided from lengths alone, without reading any data.
+
+Every row belongs to a bucket of rows of similar text length, and a batch holds rows of one bucket, so that a jitted step
+compiles once per bucket. Every epoch is a permutation of all rows. Its rows queue up by bucket, in its order; whenever a
+bucket's queue holds a batch, that is the next batch. Queues outlive the epoch: batches are always full, and no row is
+left out. Where a step finds its rows is arithmetic, so any step is reached without replaying those before it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from paligemma.errors import InputError
+
+TEXT_MULTIPLE = 16
+"""Text is padded to a multiple of this many tokens."""
+
+LOSS_MULTIPLE = 8
+"""Losses are padded to a multiple of this many tokens."""
+
+BATCHES_PER_BUCKET = 16
+"""Batches that a bucket holds at least. It costs a compilation; fewer would not earn it, and small data keeps one bucket."""
+
+
+class Bucket(NamedTuple):
+    """The widths of a batch, in tokens: of the input text, and of the losses."""
+
+    text_width: int
+    loss_width: int
+
+
+class PlannedBatch(NamedTuple):
+    """A batch: its step from 0, its bucket, and its rows."""
+
+    step: int
+    bucket: Bucket
+    rows: Int[np.ndarray, " b"]
+
+
+class Plan:
+    """An endless sequence of batches, the same on every machine.
+
+    Attributes:
+        buckets: narrowest first.
+        bucket_of: the bucket's number of every row.
+    """
+
+    def __init__(
+        self,
+        text_tokens: Int[np.ndarray, " rows"],
+        suffix_tokens: Int[np.ndarray, " rows"],
+        batch_size: int,
+        seed: int,
+        buckets: int = 4,
+    ) -> None:
+        """Plans batches of rows, of which there is at least one.
+
+        Args:
+            text_tokens: tokens of each row's whole text, of which the last is no input.
+            suffix_tokens: those that have a loss.
+            batch_size: rows in a batch, over all processes.
+            seed: determines the order.
+            buckets: most buckets; 1 pads every batch to one width.
+        """
+        widths = round_up(text_tokens - 1, TEXT_MULTIPLE)
+        chosen = bucket_widths(text_tokens - 1, buckets, BATCHES_PER_BUCKET * batch_size)
+        self.bucket_of = np.searchsorted(chosen, widths).astype(np.int8)
+        self._members = np.bincount(self.bucket_of, minlength=len(chosen))
+        self.buckets = []
+        for number, width in enumerate(chosen):
+            longest = suffix_tokens[self.bucket_of == number].max()
+            self.buckets.append(Bucket(int(width), int(min(width, round_up(longest, LOSS_MULTIPLE)))))
+        self._batch_size, self._seed = batch_size, seed
+
+    def batches(self, start_step: int = 0) -> Iterator[PlannedBatch]:
+        """The batches from a step on, from 0: exactly those that a run without a pause has there."""
+        epoch = self._epoch_of(start_step)
+        step, queues = self._steps_before(epoch), self._queues_before(epoch)
+        while True:
+            order = permutation(len(self.bucket_of), self._seed, epoch)
+            planned: list[tuple[int, int, np.ndarray]] = []
+            for number, queue in enumerate(queues):
+                places = np.flatnonzero(self.bucket_of[order] == number)
+                rows = np.concatenate([queue, order[places]])
+                whole = len(rows) // self._batch_size
+                # A batch is ready when its last row has come; that is in this epoch, as a queue is shorter than a batch.
+                ready = places[np.arange(1, whole + 1) * self._batch_size - 1 - len(queue)]
+                of_bucket = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
+                planned += zip(ready.tolist(), [number] * whole, of_bucket, strict=True)
+                queues[number] = rows[whole * self._batch_size :]
+            planned.sort(key=lambda batch: batch[0])
+            for _, number, rows in planned:
+                if step >= start_step:
+                    yield PlannedBatch(step, self.buckets[number], rows)
+                step += 1
+            epoch += 1
+
+    def _steps_before(self, epoch: int) -> int:
+        """Batches that the rows of the epochs before this one make up."""
+        return int((epoch * self._members // self._batch_size).sum())
+
+    def _epoch_of(self, step: int) -> int:
+        """The epoch in which a step's batch becomes ready."""
+        # Queues hold back less than a batch of each bucket.
+        latest = ((step + 1 + len(self.buckets)) * self._batch_size) // len(self.bucket_of) + 1
+        return bisect_right(range(latest + 1), step, key=self._steps_before) - 1
+
+    def _queues_before(self, epoch: int) -> list[np.ndarray]:
+        """What is left in each bucket's queue when an epoch begins: the last rows of the epochs before it."""
+        queues = [np.empty(0, np.int64) for _ in self.buckets]
+        wanted = epoch * self._members % self._batch_size
+        while any(len(queue) < count for queue, count in zip(queues, wanted, strict=True)):
+            epoch -= 1
+            order = permutation(len(self.bucket_of), self._seed, epoch)
+            for number, queue in enumerate(queues):
+                if missing := wanted[number] - len(queue):
+                    queues[number] = np.concatenate([order[self.bucket_of[order] == number][-missing:], queue])
+        return queues
+
+
+def permutation(rows: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
+    """The order of the rows in an epoch.
+
+    Sorts the raw output of Philox, which NumPy promises never to change, as it does not promise of `Generator.permutation`:
+    a run can be resumed on another machine with another NumPy.
+    """
+    keys = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(0, epoch))).random_raw(rows)
+    return np.argsort(keys, kind="stable")
+
+
+def bucket_widths(input_tokens: Int[np.ndarray, " rows"], buckets: int, smallest: int) -> Int[np.ndarray, " k"]:
+    """The text widths, ascending, that pad least: at most `buckets`, each of `smallest` rows or more unless there is only one.
+
+    Dynamic programming over the histogram of widths: the least padding of the rows up to a width in k buckets is the least,
+    over where the last bucket begins, of that of the rows before it in k - 1 buckets and the last bucket's own.
+    """
+    widths, which = np.unique(round_up(input_tokens, TEXT_MULTIPLE), return_inverse=True)
+    rows = np.concatenate([[0], np.bincount(which).cumsum()])
+    size = len(widths)
+    # padded[i, j]: tokens, with padding, of the rows of widths[i] to widths[j] in one bucket; infinite for too few rows.
+    together = rows[1:] - rows[:-1, None]
+    padded = np.where(together >= max(smallest, 1), together * widths.astype(np.float64), np.inf)
+    least, begins = [padded[0]], []
+    for _ in range(min(buckets, size) - 1):
+        # joined[i, j]: the rows before widths[i] as well as can be, then one bucket to widths[j].
+        joined = np.full((size, size), np.inf)
+        joined[1:] = least[-1][:-1, None] + padded[1:]
+        begins.append(joined.argmin(axis=0))
+        least.append(joined.min(axis=0))
+    count = int(np.argmin([costs[-1] for costs in least]))
+    chosen = [size - 1]
+    for begin in reversed(begins[:count]):
+        chosen.append(int(begin[chosen[-1]]) - 1)
+    return widths[chosen[::-1]]
+
+
+def process_share(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Where a process's rows are in every batch: the shares are equal, and in the order of the processes.
+
+    Raises:
+        InputError: the batch does not split evenly.
+    """
+    if batch_size % process_count:
+        raise InputError(
+            f"A batch of {batch_size} does not split over {process_count} processes.",
+            expected=f"a multiple of {process_count}",
+            fix=f"set batch_size={round_up(batch_size, process_count)}",
+        )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Steps in which every row is seen once, give or take a batch: what is left of an epoch is in the next one's batches."""
+    return max(1, round(rows / batch_size))
+
+
+def round_up(length, multiple: int):
+    """The least multiple that is not less."""
+    return -(-length // multiple) * multiple
