@@ -84,7 +84,7 @@ def fine_tune(checkpoint: str, records: str, output: str, recipe: Recipe) -> Non
             make_train_step(graph, optimizer, recipe.remat),
             init_state(trainable, optimizer),
             frozen,
-            training_batches(data, recipe.batch_size, recipe.seed),
+            (batch for _, batch in training_batches(data, recipe.batch_size, recipe.seed, buckets=1)),
             steps=steps,
             batch_size=recipe.batch_size,
             schedule=learning_rate_schedule(recipe, steps),

@@ -1,112 +1,125 @@
-"""Batches from records: endless and shuffled for training, once and in order for evaluation."""
+"""Batches from records: endless and in the plan's order for training, once and in order for evaluation. Assembled ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
+from paligemma.data.augment import Augmentation
+from paligemma.data.augment import augment as augmented
 from paligemma.data.batch import EvaluationBatch, TrainBatch, train_batch
-from paligemma.data.records import Records
-from paligemma.data.tensorflow import import_tensorflow
+from paligemma.data.plan import TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
+from paligemma.data.records import Records, read_lengths
+from paligemma.data.tfrecord import RowReader
 from paligemma.errors import DamagedError, InputError
 
-SHUFFLE_WINDOW = 4096
-"""Records held for shuffling: 0.6 GiB at 224 pixels. Shards are read in order, so order the rows of larger sets at random."""
+LOOK_AHEAD = 4
+"""Batches that are assembled, each by a thread, while the one before them is used."""
 
-TEXT_MULTIPLE = 16
-"""Text is padded to a multiple of this many tokens."""
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def training_batches(records: Records, batch_size: int, seed: int) -> Iterator[TrainBatch]:
-    """Endless batches; every epoch in another order, which the seed determines.
+def training_batches(
+    records: Records,
+    batch_size: int,
+    seed: int,
+    *,
+    start_step: int = 0,
+    buckets: int = 4,
+    augment: Augmentation | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    with_images: bool = True,
+) -> Iterator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
+    """Endless batches with the numbers of their rows, in the order of a `Plan`; equal arguments give equal bits.
 
-    An epoch's last rows are filled up from the next, so that every batch is full.
+    Args:
+        records: the data.
+        batch_size: rows in a batch over all processes; each gets an equal share of every batch.
+        seed: determines the order and the augmentation.
+        start_step: first step, from 0: the batches are those of a run that began at 0.
+        buckets: most text widths, and so most shapes of a batch.
+        augment: random changes to images; `check_augmentation` tells whether the texts allow them.
+        process_index: which process this is, from 0.
+        process_count: how many there are.
+        with_images: False leaves images `[b, 0]`, for a step that has its rows' vision features already.
+
+    Raises:
+        InputError: there are no rows, or a batch does not split over the processes.
+        DamagedError: `rows.jsonl`, or (when its batch's turn comes) a record is damaged.
     """
-    tf = import_tensorflow()
-    rows = records.dataset.rows
-    if rows == 0:
+    if records.dataset.rows == 0:
         raise InputError(f"{records.folder} holds no rows.", expected="at least one")
-    width = text_width(records)
-    # Records are shuffled before they are parsed, within a window that bounds memory.
-    shuffled = _shards(records).shuffle(min(rows, SHUFFLE_WINDOW), seed=seed, reshuffle_each_iteration=True)
-    parsed = shuffled.repeat().map(_parser(records))
-    shapes = {"image": [None] * 3, "tokens": [width], "row_id": [], "prefix": [], "suffix": [], "prefix_length": []}
-    batched = parsed.map(lambda row: {**row, "suffix_mask": tf.ones_like(row["tokens"])})
-    batched = batched.padded_batch(batch_size, {**shapes, "suffix_mask": [width]}).prefetch(2)
-    for batch in _numpy(batched, records):
-        suffix = (batch["suffix_mask"] == 1) & (np.arange(width) >= batch["prefix_length"][:, None])
-        mask = suffix.astype(np.int32)
-        yield train_batch(batch["image"], batch["tokens"], mask, mask, loss_width=width - 1)
+    share = process_share(batch_size, process_index, process_count)
+    prefix_tokens, suffix_tokens = read_lengths(records)
+    plan = Plan(prefix_tokens + suffix_tokens, suffix_tokens, batch_size, seed, buckets)
+    reader, size = RowReader(records), records.dataset.image_size
+
+    def assemble(planned: PlannedBatch) -> tuple[np.ndarray, TrainBatch]:
+        rows = planned.rows[share]
+        tokens, suffix = np.zeros((2, len(rows), planned.bucket.text_width + 1), np.int32)
+        images = np.empty((len(rows), size, size, 3) if with_images else (len(rows), 0), np.uint8)
+        for place, number in enumerate(rows.tolist()):
+            row = reader.read(number)
+            length = len(row.tokens)
+            if (row.prefix_length, length - row.prefix_length) != (prefix_tokens[number], suffix_tokens[number]):
+                raise DamagedError(
+                    f"Row {number} has other numbers of tokens than rows.jsonl lists.",
+                    where=records.folder,
+                    fix="run prepare_data again",
+                )
+            tokens[place, :length] = row.tokens
+            suffix[place, row.prefix_length : length] = 1
+            if with_images and augment is not None:
+                # By the place in the batch of all processes: their number must not change what is trained on.
+                images[place] = augmented(row.image, augment, (seed, planned.step, share.start + place))
+            elif with_images:
+                images[place] = row.image
+        return rows, train_batch(images, tokens, suffix, suffix, planned.bucket.loss_width)
+
+    return _ahead(assemble, plan.batches(start_step))
 
 
 def evaluation_batches(records: Records, batch_size: int) -> Iterator[EvaluationBatch]:
     """Every row once, in order; the last batch is filled up with masked copies of its first row."""
-    width = _round_up(max(records.dataset.prefix_tokens, default=1))
-    parsed = _shards(records).map(_parser(records))
-    prompts = parsed.map(lambda row: {**row, "tokens": row["tokens"][: row["prefix_length"]]})
-    shapes = {"image": [None] * 3, "tokens": [width], "row_id": [], "prefix": [], "suffix": [], "prefix_length": []}
-    for batch in _numpy(prompts.padded_batch(batch_size, shapes).prefetch(2), records):
-        real = len(batch["tokens"])
-        source = np.concatenate([np.arange(real), np.zeros(batch_size - real, int)])
-        yield EvaluationBatch(
-            images=batch["image"][source],
-            tokens=batch["tokens"][source].astype(np.int32),
-            mask_input=(np.arange(width) < batch["prefix_length"][:, None])[source],
-            row_mask=np.arange(batch_size) < real,
-            row_ids=_text(batch["row_id"]),
-            prefixes=_text(batch["prefix"]),
-            suffixes=_text(batch["suffix"]),
+    width = round_up(max(records.dataset.prefix_tokens, default=1), TEXT_MULTIPLE)
+    reader = RowReader(records)
+
+    def assemble(start: int) -> EvaluationBatch:
+        rows = [reader.read(number) for number in range(start, min(start + batch_size, len(reader)))]
+        filled = rows + [rows[0]] * (batch_size - len(rows))
+        tokens = np.zeros((batch_size, width), np.int32)
+        lengths = np.array([row.prefix_length for row in filled])
+        for place, row in enumerate(filled):
+            tokens[place, : row.prefix_length] = row.tokens[: row.prefix_length]
+        return EvaluationBatch(
+            images=np.stack([row.image for row in filled]),
+            tokens=tokens,
+            mask_input=np.arange(width) < lengths[:, None],
+            row_mask=np.arange(batch_size) < len(rows),
+            row_ids=[row.row_id for row in rows],
+            prefixes=[row.prefix for row in rows],
+            suffixes=[row.suffix for row in rows],
         )
 
-
-def text_width(records: Records) -> int:
-    """Tokens that every training example is padded to: the longest, rounded up, and one more for the shifted target."""
-    return _round_up(max(records.dataset.text_tokens, default=1) - 1) + 1
+    return _ahead(assemble, range(0, len(reader), batch_size))
 
 
-def _round_up(length: int) -> int:
-    return -(-length // TEXT_MULTIPLE) * TEXT_MULTIPLE
-
-
-def _shards(records: Records):
-    tf = import_tensorflow()
-    compression = "GZIP" if records.dataset.compression == "gzip" else None
-    return tf.data.TFRecordDataset([str(path) for path in records.shard_paths], compression)
-
-
-def _parser(records: Records):
-    tf = import_tensorflow()
-    size = records.dataset.image_size
-    features = {
-        "image": tf.io.FixedLenFeature([], tf.string),
-        "tokens": tf.io.VarLenFeature(tf.int64),
-        "prefix_length": tf.io.FixedLenFeature([], tf.int64),
-        "prefix": tf.io.FixedLenFeature([], tf.string),
-        "suffix": tf.io.FixedLenFeature([], tf.string),
-        "row_id": tf.io.FixedLenFeature([], tf.string),
-    }
-
-    def parse(record):
-        row = tf.io.parse_single_example(record, features)
-        row["image"] = tf.reshape(tf.io.decode_raw(row["image"], tf.uint8), [size, size, 3])
-        row["tokens"] = tf.sparse.to_dense(row["tokens"])
-        return row
-
-    return parse
-
-
-def _numpy(dataset, records: Records) -> Iterator[dict[str, np.ndarray]]:
-    tf = import_tensorflow()
+def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map(assemble, items)`, some of it ahead of time in threads, which end with the iterator."""
+    pool = ThreadPoolExecutor(LOOK_AHEAD, thread_name_prefix="loader")
+    coming: deque[Future[Result]] = deque()
     try:
-        yield from dataset.as_numpy_iterator()
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-        raise DamagedError(
-            f"A record cannot be read: {error.message.splitlines()[0]}.",
-            where=records.folder,
-            fix="run prepare_data again",
-        ) from None
-
-
-def _text(values: np.ndarray) -> list[str]:
-    return [value.decode() for value in values]
+        for item in items:
+            coming.append(pool.submit(assemble, item))
+            if len(coming) > LOOK_AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

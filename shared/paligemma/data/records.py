@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paligemma.data.tensorflow import import_tensorflow
@@ -105,6 +106,48 @@ def open_records(folder: str | Path) -> Records:
         raise DamagedError(f"{DATASET_FILE} is damaged: {error}.", where=folder, fix="run prepare_data again") from None
 
 
+def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
+    """Tokens of the prefix (with bos and separator) and of the suffix (with eos) of every row.
+
+    Raises:
+        DamagedError: `rows.jsonl` does not list them.
+    """
+    kind = np.dtype([("prefix", np.int32), ("suffix", np.int32)])
+    try:
+        with (records.folder / ROWS_FILE).open("rb") as file:
+            entries = map(json.loads, file)
+            lengths = np.fromiter(((entry["prefix_tokens"], entry["suffix_tokens"]) for entry in entries), kind)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged_index(records, f"it cannot be read: {error!r}") from None
+    if len(lengths) != records.dataset.rows:
+        raise _damaged_index(records, f"it lists {len(lengths)} rows of {records.dataset.rows}")
+    return lengths["prefix"], lengths["suffix"]
+
+
+def row_ids(records: Records, rows: Iterable[int]) -> list[str]:
+    """The `row_id` of rows by number, for a report of an error. Reads through `rows.jsonl`: seconds for millions of rows.
+
+    Raises:
+        DamagedError: `rows.jsonl` does not list them.
+    """
+    wanted = [int(row) for row in rows]
+    found: dict[int, str] = dict.fromkeys(wanted, "")
+    try:
+        with (records.folder / ROWS_FILE).open("rb") as file:
+            for number, line in enumerate(file):
+                if number in found:
+                    found[number] = json.loads(line)["row_id"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged_index(records, f"it cannot be read: {error!r}") from None
+    if "" in found.values():
+        raise _damaged_index(records, "it ends too early")
+    return [found[row] for row in wanted]
+
+
+def _damaged_index(records: Records, why: str) -> DamagedError:
+    return DamagedError(f"{ROWS_FILE} is damaged: {why}.", where=records.folder, fix="run prepare_data again")
+
+
 def write_shards(
     folder: Path, split: str, examples: Iterable[Example], rows_per_shard: int, compression: Compression
 ) -> list[Shard]:
@@ -162,6 +205,8 @@ def _index_entry(example: Example, shard: int, position: int) -> dict:
         "image_sha256": example.image_sha256,
         "image_file": example.image_file,
         "line": example.line,
+        "prefix_tokens": len(example.prefix_ids),
+        "suffix_tokens": len(example.suffix_ids),
         "shard": shard,
         "position": position,
     }

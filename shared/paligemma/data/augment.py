@@ -1,0 +1,149 @@
+"""Random changes to training images, off by default: mirroring, crops, colours. Refused where they would make a text wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from paligemma.data.records import Records
+from paligemma.data.tfrecord import RowReader, StoredRow
+from paligemma.errors import InputError
+from paligemma.progress import WorkProgress
+
+THREADS, READ_AHEAD = 8, 256
+"""Threads that read rows to check their texts, and rows that are in memory then."""
+
+ASPECTS = (3 / 4, 4 / 3)
+"""Widest range of a crop's width to its height, relative to the stored square."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Grey of red, green and blue (ITU-R BT.601), as Pillow has it."""
+
+SIDES = {
+    "en": "left right leftmost rightmost leftward leftwards rightward rightwards lefthand righthand clockwise counterclockwise "
+    "anticlockwise",
+    "de": "links rechts linke linken linker linkes linkem rechte rechten rechter rechtes rechtem",
+    "fr": "gauche droite",
+    "es": "izquierda izquierdo derecha derecho",
+    "it": "sinistra sinistro destra destro",
+    "pt": "esquerda esquerdo direita direito",
+    "nl": "links rechts linker linkse rechter rechtse linksom rechtsom",
+    "ru": "слева справа налево направо левый левая левое левой правый правая правое правой",
+}
+"""Words for sides and turns, which a mirrored picture would make wrong. Other senses (what is right) are refused with them."""
+
+SIDE_SIGNS = ("左", "右", "왼쪽", "오른쪽")
+"""The same in languages written without spaces or with endings: found anywhere."""
+
+_WORDS = "|".join(sorted({word for words in SIDES.values() for word in words.split()}))
+# Letters only delimit a word, so that left-hand and left_arm hold one.
+_SIDE = re.compile(rf"(?<![^\W\d_])(?:{_WORDS})(?![^\W\d_])|{'|'.join(SIDE_SIGNS)}", re.IGNORECASE)
+_PLACE = re.compile(r"<loc|<seg")
+
+
+class Augmentation(BaseModel):
+    """Which random changes are made. The defaults make none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: bool = Field(False, description="Mirror every other image; not for pictures of writing.")
+    crop: float = Field(1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps; 1: no crops.")
+    colour: float = Field(0.0, ge=0, lt=1, description="Largest change of brightness, contrast and saturation; 0: none.")
+
+
+def augment(image: UInt8[np.ndarray, "size size 3"], augmentation: Augmentation, key: tuple[int, int, int]) -> np.ndarray:
+    """The image, changed at random: mirrored, cropped and resized back, recoloured, in this order.
+
+    Args:
+        image: as records store it.
+        augmentation: which changes, and how large.
+        key: seed, step and position in the batch, which determine them.
+
+    Returns:
+        uint8 `[size, size, 3]`.
+    """
+    seed, *place = key
+    # All eight are drawn whatever is turned on, so that turning one change on leaves the others as they were.
+    raw = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(1, *place))).random_raw(8)
+    mirror, area, aspect, left, top, *factors = (raw >> np.uint64(11)) * 2.0**-53
+    picture = Image.fromarray(image)
+    if augmentation.flip and mirror < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.crop < 1:
+        box = crop_box(augmentation.crop, area, aspect, left, top)
+        picture = picture.resize(picture.size, Image.Resampling.BILINEAR, tuple(side * picture.width for side in box))
+    if augmentation.colour > 0:
+        changes = (1 + augmentation.colour * (2 * factor - 1) for factor in factors)
+        picture = picture.convert("RGB", colour_matrix(picture, *changes))
+    return np.asarray(picture)
+
+
+def crop_box(smallest: float, area: float, aspect: float, left: float, top: float) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a crop of the unit square, from numbers in [0, 1).
+
+    Its area is uniform from `smallest` to 1, its aspect ratio log-uniform in what of `ASPECTS` fits in the square.
+    """
+    share = smallest + (1 - smallest) * area
+    low, high = np.log(np.clip(ASPECTS, share, 1 / share))
+    ratio = np.exp(low + (high - low) * aspect)
+    width, height = min(1.0, float(np.sqrt(share * ratio))), min(1.0, float(np.sqrt(share / ratio)))
+    x, y = float(left) * (1 - width), float(top) * (1 - height)
+    return x, y, min(1.0, x + width), min(1.0, y + height)
+
+
+def colour_matrix(picture: Image.Image, brightness: float, contrast: float, saturation: float) -> tuple[float, ...]:
+    """The 3 x 4 matrix, by rows, that changes brightness, then contrast about the mean grey, then saturation, and clips once.
+
+    A factor of 1 changes nothing; 0 would give black, the mean grey, and greys.
+    """
+    mean = float(np.asarray(picture).mean(axis=(0, 1)) @ np.array(LUMA))
+    linear = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * np.array([LUMA] * 3))
+    constant = np.full((3, 1), (1 - contrast) * brightness * mean)
+    return tuple(np.hstack([linear, constant]).ravel().tolist())
+
+
+def check_augmentation(augmentation: Augmentation, records: Records) -> None:
+    """Confirms that the changes leave every text right; reads every record once, if there is something to confirm.
+
+    Texts that name sides or turns (`SIDES`) would be wrong of a mirrored picture, places (`<loc0000>`, `<seg000>`) of a
+    mirrored or a cropped one.
+
+    Raises:
+        InputError: a text would be wrong; names the row.
+    """
+    if not augmentation.flip and augmentation.crop == 1:
+        return
+    reader = RowReader(records)
+    with WorkProgress("checking augmentation", "rows", len(reader)) as progress, ThreadPoolExecutor(THREADS) as pool:
+        for number, row in enumerate(_all_rows(reader, pool)):
+            found, option, off = _contradiction(augmentation, row)
+            if found:
+                raise InputError(
+                    f"{option} would make a text wrong: it has {found!r}, and the picture would change.",
+                    where=f"row {number} of {records.folder}, line {row.line} of its source: {row.prefix!r} {row.suffix!r}",
+                    fix=f"set {option} to {off}, or leave such rows out",
+                )
+            progress.advance()
+
+
+def _all_rows(reader: RowReader, pool: ThreadPoolExecutor) -> Iterator[StoredRow]:
+    for start in range(0, len(reader), READ_AHEAD):
+        yield from pool.map(reader.read, range(start, min(start + READ_AHEAD, len(reader))))
+
+
+def _contradiction(augmentation: Augmentation, row: StoredRow) -> tuple[str, str, str]:
+    """What of a row's texts contradicts which option, and the option's harmless value; empty when nothing does."""
+    for text in (row.prefix, row.suffix):
+        place = _PLACE.search(text)
+        side = _SIDE.search(text)
+        if augmentation.flip and (place or side):
+            return (place or side).group(), "flip", "false"
+        if augmentation.crop < 1 and place:
+            return place.group(), "crop", "1"
+    return "", "", ""
