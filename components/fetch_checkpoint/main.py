@@ -40,8 +40,10 @@ def run(
     """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
     import json
 
+    from paligemma.checkpoints.npz import verify_weights
     from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_checkpoint
-    from paligemma.checkpoints.sources import fetch_first, is_remote, redacted, verify_weights
+    from paligemma.checkpoints.sources.fetch import fetch_first
+    from paligemma.checkpoints.sources.remote import is_remote, redacted
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import DamagedError, InputError
     from paligemma.lineage.artifact import input_of, localize, produce

@@ -11,8 +11,9 @@ import pytest
 
 from components.fetch_checkpoint.main import run
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open import resolve_embedded
-from paligemma.checkpoints.sources import redacted, verify_weights
+from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import file_sha256, read_record
 from paligemma.storage import cache, retry, space

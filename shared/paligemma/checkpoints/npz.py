@@ -126,6 +126,21 @@ def write_npz(path: str | Path, arrays: Iterable[tuple[str, np.ndarray]] | Mappi
                 npy.write_array(stream, np.asarray(values, order="C"), allow_pickle=False)
 
 
+def verify_weights(path: Path) -> None:
+    """Reads a whole npz file and compares every member with its CRC-32.
+
+    Raises:
+        DamagedError: names the member that differs.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DamagedError(f"The weight file is damaged: {error}.", where=path, fix="fetch it again") from None
+    if bad is not None:
+        raise DamagedError("The weight file is damaged: a member's bytes do not match its checksum.", where=f"{path}, {bad}")
+
+
 def _parameter_name(filename: str) -> str:
     return filename.removesuffix(".npy").removeprefix("params/")
 

@@ -1,0 +1,55 @@
+"""The first source that can be had: `kaggle://`, `https://`, `gs://`, a path, the package."""
+
+from __future__ import annotations
+
+import logging
+
+from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.sources import kaggle, web
+from paligemma.checkpoints.sources.remote import redacted
+from paligemma.errors import InputError, PaliGemmaError
+from paligemma.lineage.artifact import localize
+from paligemma.storage.location import SCHEME
+
+log = logging.getLogger("paligemma.sources")
+
+
+def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "float16") -> tuple[str, str]:
+    """Brings the first source that can be had to this machine.
+
+    Args:
+        sources: one source, or several separated by commas, the preferred first.
+        sha256: expected hash of the weight file; needed for `https://`.
+        precision: which of a Kaggle model's files.
+
+    Returns:
+        The source that was had, and what `open_checkpoint` opens: a path, a `gs://` address, or `embedded:NAME`.
+
+    Raises:
+        PaliGemmaError: the last source's error, after a warning for each before.
+    """
+    candidates = [source.strip() for source in sources.split(",") if source.strip()]
+    if not candidates:
+        raise InputError("No source is given.", expected="a checkpoint, e.g. embedded:tiny")
+    for source in candidates[:-1]:
+        try:
+            return source, _fetch(source, sha256, precision)
+        except PaliGemmaError as error:
+            log.warning("%s cannot be had, trying the next source: %s", redacted(source), error)
+    return candidates[-1], _fetch(candidates[-1], sha256, precision)
+
+
+def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
+    if source.startswith("kaggle://"):
+        return str(kaggle.fetch(source, precision))
+    if source.startswith(("https://", "http://")):
+        return str(web.fetch(source, sha256))
+    if source.startswith(SCHEME):
+        localize(source)
+        return source
+    if "://" in source:
+        expected = "kaggle://, https://, gs://, a path, or embedded:tiny"
+        raise InputError(f"{redacted(source)!r} is not a source of checkpoints.", expected=expected)
+    if not resolve_embedded(source).exists():
+        raise InputError(f"There is no checkpoint file or folder {source}.", expected="an existing path")
+    return source

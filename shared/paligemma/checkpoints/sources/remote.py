@@ -1,0 +1,41 @@
+"""What sources elsewhere have in common: how messages and records name them, and how often they are asked."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from paligemma.storage import retry
+from paligemma.storage.location import SCHEME
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is fetched by us from elsewhere than storage that a step can name as an input."""
+    return "://" in source and not source.startswith(SCHEME)
+
+
+def redacted(source: str) -> str:
+    """A source without what may be a secret: user, password, query and fragment of a web address."""
+    if not is_remote(source):
+        return source
+    parts = urlsplit(source)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def attempts(most: int = 6) -> Iterator[bool]:
+    """Whether there will be another attempt, for each attempt; waits between them, with jitter."""
+    for number in range(most):
+        if number:
+            time.sleep(random.uniform(0, min(retry.RETRY.maximum, retry.RETRY.initial * 2**number)))
+        yield number + 1 < most
+
+
+def unavailable(source: str, error: Exception) -> retry.StorageUnavailableError:
+    """The error after the last attempt."""
+    # Only the error's kind: its text may hold a signed address.
+    name = type(error).__name__
+    return retry.StorageUnavailableError(
+        f"{redacted(source)} could not be fetched.", where=name, fix="run again; what has arrived is kept"
+    )

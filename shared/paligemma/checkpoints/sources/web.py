@@ -1,0 +1,72 @@
+"""Files on the web, by address and hash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from paligemma.checkpoints.sources.remote import attempts, redacted, unavailable
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.record import file_sha256
+from paligemma.progress import WorkProgress
+from paligemma.storage import cache
+from paligemma.storage.space import check_space
+
+_BUFFER = 64 * 1024  # what a broken connection costs at most
+
+
+def fetch(source: str, sha256: str) -> Path:
+    """A file by its address and hash; an interrupted download goes on where it stopped."""
+    import requests
+
+    if not sha256:
+        raise InputError(
+            f"The sha256 of {redacted(source)} is not given.", expected="--sha256: nothing else says that it is the right file"
+        )
+    name = urlsplit(source).path.rsplit("/", 1)[-1] or "checkpoint.npz"
+    path = cache.cache_folder() / "downloads" / sha256.lower() / name
+    partial = path.with_name(f".{name}.partial")
+    with cache.exclusive(path):
+        if path.is_file() and file_sha256(path) == sha256.lower():
+            return path
+        for again in attempts():
+            try:
+                _get(source, partial)
+            except requests.HTTPError as error:
+                status = error.response.status_code
+                if status not in (408, 429) and status < 500:
+                    raise InputError(f"{redacted(source)} cannot be had: HTTP {status}.", fix="check the address") from None
+                if not again:
+                    raise unavailable(source, error) from None
+                continue
+            except requests.RequestException as error:
+                if not again:
+                    raise unavailable(source, error) from None
+                continue
+            found = file_sha256(partial)
+            if found == sha256.lower():
+                partial.replace(path)
+                return path
+            partial.unlink()
+            if not again:
+                raise DamagedError(f"{redacted(source)} is not the expected file.", expected=f"sha256 {sha256}, found {found}")
+    raise AssertionError("unreachable")
+
+
+def _get(source: str, partial: Path) -> None:
+    """Adds to `partial` what it lacks of the file."""
+    import requests
+
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(source, headers=headers, stream=True, timeout=60) as response:
+        if response.status_code == 416:  # there is nothing after what we have
+            return
+        response.raise_for_status()
+        goes_on = response.status_code == 206
+        check_space(partial.parent, int(response.headers.get("Content-Length", 0)))
+        total = int(response.headers.get("Content-Length", 0)) + (have if goes_on else 0)
+        with partial.open("ab" if goes_on else "wb") as file, WorkProgress("fetching", "bytes", total or None) as progress:
+            for piece in response.iter_content(_BUFFER):
+                file.write(piece)
+                progress.advance(len(piece))
