@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from components.fetch_checkpoint.main import run
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.sources import secret_manager
+from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import file_sha256, read_record
@@ -21,6 +25,7 @@ from paligemma.storage.location import GcsLocation
 from servers.fault_proxy import Corrupt, FaultProxy, ResetBody, Status, Truncate
 from servers.gcs import GcsServer
 from servers.kaggle import KaggleServer
+from servers.secret_manager import ACCOUNT, SecretServer
 
 TINY = resolve_embedded("embedded:tiny")
 WEIGHTS = (TINY / "checkpoint.npz").read_bytes()
@@ -32,7 +37,7 @@ FILE = "paligemma-3b-pt-224.f16.npz"
 
 @pytest.fixture(autouse=True)
 def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", SECRET_VARIABLE, "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
@@ -86,8 +91,6 @@ def test_missing_credentials_give_the_page_and_the_step(kaggle: KaggleServer, tm
 
 
 def test_credentials_from_a_mounted_file(kaggle: KaggleServer, tmp_path: Path, monkeypatch) -> None:
-    import json
-
     environment = kaggle.environment()
     folder = tmp_path / "home" / ".kaggle"
     folder.mkdir(parents=True)
@@ -138,6 +141,181 @@ def test_no_credential_is_in_any_output(kaggle: KaggleServer, tmp_path: Path) ->
         assert secret.encode() not in done.stdout + done.stderr
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+SECRET = "projects/project/secrets/kaggle/versions/latest"
+NO_JSON = "projects/project/secrets/other/versions/3"
+WITHOUT_KEY = "projects/project/secrets/half/versions/1"
+
+
+@pytest.fixture
+def vault(kaggle: KaggleServer, tmp_path: Path, monkeypatch) -> Iterator[SecretServer]:
+    """Secret Manager with Kaggle's credentials, which are nowhere else; the process runs as a service account."""
+    environment = kaggle.environment()
+    username, key = environment["KAGGLE_USERNAME"], environment["KAGGLE_KEY"]
+    payloads = {
+        SECRET: json.dumps({"username": username, "key": key}).encode() + b"\n",
+        NO_JSON: f"{username}:{key}".encode(),
+        WITHOUT_KEY: json.dumps({"username": username, "key": " ", "note": key}).encode(),
+    }
+    with SecretServer(payloads) as server:
+        credentials = server.credentials_file(tmp_path / "account.json")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))
+        monkeypatch.setenv(SECRET_VARIABLE, SECRET)
+        monkeypatch.setattr(secret_manager, "ENDPOINT", server.url)
+        monkeypatch.delenv("KAGGLE_USERNAME")
+        monkeypatch.delenv("KAGGLE_KEY")
+        yield server
+
+
+def accesses(vault: SecretServer) -> list[int]:
+    """Statuses of the requests for secrets, without those for tokens."""
+    return [status for request, status in vault.requests if request.path != "/token"]
+
+
+def test_credentials_from_secret_manager_stay_in_memory(vault: SecretServer, kaggle: KaggleServer, tmp_path: Path) -> None:
+    from kagglehub.config import get_kaggle_credentials
+
+    before = dict(os.environ)
+    assert (fetch(tmp_path, HANDLE) / FILE).read_bytes() == WEIGHTS
+    assert accesses(vault) == [200]
+    assert dict(os.environ) == before
+    assert get_kaggle_credentials() is None
+
+
+def test_the_environment_comes_before_a_file_and_a_file_before_secret_manager(
+    vault: SecretServer, kaggle: KaggleServer, tmp_path: Path, monkeypatch
+) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    environment = kaggle.environment()
+    good = {"username": environment["KAGGLE_USERNAME"], "key": environment["KAGGLE_KEY"]}
+    (folder / "kaggle.json").write_text(json.dumps(good))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder))
+    fetch(tmp_path, HANDLE)
+    assert vault.requests == []
+    (folder / "kaggle.json").write_text(json.dumps({**good, "key": "wrong"}))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "another"))
+    with pytest.raises(InputError, match="who asks"):
+        fetch(tmp_path, HANDLE)
+    monkeypatch.setenv("KAGGLE_USERNAME", good["username"])
+    monkeypatch.setenv("KAGGLE_KEY", good["key"])
+    fetch(tmp_path, HANDLE)
+    assert vault.requests == []
+
+
+def test_a_mounted_file_that_is_broken_is_named(kaggle: KaggleServer, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "kaggle.json").write_text('{"username": "somebody"')
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(InputError, match=f"Invalid Kaggle credentials file at {tmp_path}"):
+        fetch(tmp_path, HANDLE)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "what", "step"),
+    [
+        (
+            (403, "Permission 'secretmanager.versions.access' denied"),
+            "Not allowed to read the secret",
+            "gcloud secrets add-iam-policy-binding kaggle --project project --member serviceAccount:"
+            f"{ACCOUNT} --role roles/secretmanager.secretAccessor",
+        ),
+        (
+            (403, "SERVICE_DISABLED"),
+            "not enabled in the project",
+            "gcloud services enable secretmanager.googleapis.com --project project",
+        ),
+        ((404, "not found"), "There is no secret", "gcloud secrets create kaggle --project project --data-file"),
+        ((400, "Version is in DESTROYED state"), "does not give", "gcloud secrets versions list kaggle --project project"),
+    ],
+)
+def test_a_refused_secret_gives_the_step_to_take(
+    vault: SecretServer, tmp_path: Path, refusal: tuple[int, str], what: str, step: str
+) -> None:
+    vault.refusals[SECRET] = refusal
+    with pytest.raises(InputError, match=what) as caught:
+        fetch(tmp_path, HANDLE)
+    assert f"to do:    {step}" in str(caught.value) or f": {step}" in str(caught.value)
+    assert refusal[1] in str(caught.value)
+    assert accesses(vault) == [refusal[0]]  # asked once
+
+
+@pytest.mark.parametrize("name", [NO_JSON, WITHOUT_KEY])
+def test_a_secret_that_is_no_kaggle_json_is_not_shown(
+    vault: SecretServer, kaggle: KaggleServer, tmp_path: Path, monkeypatch, name: str
+) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, name)
+    with pytest.raises(InputError, match=r"gcloud secrets versions add (other|half) --project project") as caught:
+        fetch(tmp_path, HANDLE)
+    assert kaggle.environment()["KAGGLE_KEY"] not in str(caught.value)
+    assert kaggle.requests == []
+
+
+@pytest.mark.parametrize("name", ["the key itself", "projects/p/secrets/../versions/1", f"{SECRET}:access?x="])
+def test_what_is_no_name_of_a_secret_is_not_shown_and_not_asked_for(
+    vault: SecretServer, tmp_path: Path, monkeypatch, name: str
+) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, name)
+    with pytest.raises(InputError, match="projects/PROJECT/secrets/SECRET/versions/latest") as caught:
+        fetch(tmp_path, HANDLE)
+    assert name not in str(caught.value)
+    assert vault.requests == []
+
+
+def test_without_google_credentials_the_step_is_given(vault: SecretServer, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with pytest.raises(InputError, match="gcloud auth application-default login"):
+        fetch(tmp_path, HANDLE)
+    assert vault.requests == []
+
+
+@pytest.mark.parametrize("fault", [Status(503), Status(429), ResetBody(10), Truncate(20), Corrupt(90), Corrupt(0)])
+def test_a_secret_through_faults(vault: SecretServer, tmp_path: Path, monkeypatch, fault) -> None:
+    with FaultProxy(vault.url, lambda request: fault if request.number < 2 else None) as proxy:
+        monkeypatch.setattr(secret_manager, "ENDPOINT", proxy.url)
+        assert json.loads(secret_manager.read_secret(SECRET))["username"] == "somebody"
+        assert len(proxy.log) == 3
+
+
+@pytest.mark.parametrize(("fault", "error"), [(Status(503), retry.StorageUnavailableError), (Corrupt(90), DamagedError)])
+def test_a_secret_that_never_arrives_whole(vault: SecretServer, tmp_path: Path, monkeypatch, fault, error) -> None:
+    with FaultProxy(vault.url, lambda _: fault) as proxy:
+        monkeypatch.setattr(secret_manager, "ENDPOINT", proxy.url)
+        with pytest.raises(error, match="projects/project/secrets/kaggle/versions/latest"):
+            secret_manager.read_secret(SECRET)
+
+
+def test_nothing_from_secret_manager_is_in_any_output(vault: SecretServer, kaggle: KaggleServer, tmp_path: Path) -> None:
+    """Of a run that succeeds and of two that fail, with every library's own log lines shown."""
+    hidden = [kaggle.environment()["KAGGLE_KEY"], vault.token, *vault.private_key.splitlines()[1:-1]]
+    program = f"""
+import logging
+logging.basicConfig(level=logging.DEBUG)
+from paligemma.checkpoints.sources import secret_manager
+secret_manager.ENDPOINT = {vault.url!r}
+from components.fetch_checkpoint.main import main
+main()
+"""
+    arguments = ["--source", HANDLE, "--tokenizer", TOKENIZER]
+    for number, (name, accepted, code) in enumerate([(SECRET, True, 0), (SECRET, False, 2), (NO_JSON, True, 2)]):
+        kaggle.accepted = accepted
+        environment = {
+            **os.environ, "XLA_FLAGS": "", SECRET_VARIABLE: name, "HOME": str(tmp_path), "KAGGLE_LOGGING_ENABLED": "true",
+            "KAGGLEHUB_VERBOSITY": "debug", "KAGGLEHUB_CACHE": str(tmp_path / f"kagglehub{number}"),
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments, "--output", str(tmp_path / f"out{number}")],
+            cwd=REPOSITORY, env=environment, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert not [one for one in hidden if one.encode() in done.stdout + done.stderr]
+    assert (tmp_path / "out0" / FILE).read_bytes() == WEIGHTS
+    (tmp_path / "account.json").unlink()  # the test's own
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or not [one for one in hidden if one.encode() in path.read_bytes()], path
 
 
 @pytest.fixture(scope="module")

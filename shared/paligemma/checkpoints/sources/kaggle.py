@@ -1,16 +1,24 @@
-"""Kaggle's models, through kagglehub and its cache."""
+"""Kaggle's models, through kagglehub and its cache, with credentials from the environment, a file or Secret Manager."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.sources.remote import attempts, unavailable
+from paligemma.checkpoints.sources.secret_manager import read_secret, secret_and_project
 from paligemma.errors import DamagedError, InputError
 
 Precision = Literal["float16", "bfloat16", "float32"]
 _FILES = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
+
+SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
+"""Names the version of a secret whose payload is a kaggle.json."""
 
 
 def fetch(source: str, precision: Precision) -> Path:
@@ -28,35 +36,83 @@ def fetch(source: str, precision: Precision) -> Path:
     model, framework, variation, version = rest[:4]
     handle = f"{owner}/{model}/{framework}/{variation}/{version}"
     name = rest[4] if len(rest) == 5 else variation + _FILES[precision]
-    page = f"https://www.kaggle.com/models/{owner}/{model}"
-    for again in attempts():
-        try:
-            path = Path(kagglehub.model_download(handle, path=name))
+    with _credentials():
+        for again in attempts():
             try:
-                verify_weights(path)
-            except DamagedError:
-                # kagglehub appends what a failing server says to an interrupted file, and does not check it.
-                path = Path(kagglehub.model_download(handle, path=name, force_download=True))
-                verify_weights(path)
-            return path
-        except KaggleApiHTTPError as error:
-            status = getattr(error.response, "status_code", None)
-            if status == 401:
-                raise InputError(
-                    f"Kaggle wants to know who asks for {handle}.",
-                    fix="create a token at https://www.kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or mount "
-                    "it as ~/.kaggle/kaggle.json",
-                ) from None
-            if status == 403:
-                raise InputError(
-                    f"This Kaggle account may not download {handle}.",
-                    fix=f"accept the model's licence at {page}, signed in as that account; then run again",
-                ) from None
-            if status == 404:
-                raise InputError(f"Kaggle has no file {name} in {handle}.", fix=f"see {page} for versions and files") from None
-            if not again:
-                raise unavailable(source, error) from None
-        except (RequestException, DamagedError) as error:
-            if not again:
-                raise (error if isinstance(error, DamagedError) else unavailable(source, error)) from None
+                path = Path(kagglehub.model_download(handle, path=name))
+                try:
+                    verify_weights(path)
+                except DamagedError:
+                    # kagglehub appends what a failing server says to an interrupted file, and does not check it.
+                    path = Path(kagglehub.model_download(handle, path=name, force_download=True))
+                    verify_weights(path)
+                return path
+            except KaggleApiHTTPError as error:
+                if refusal := _refusal(getattr(error.response, "status_code", None), handle, name):
+                    raise refusal from None
+                if not again:
+                    raise unavailable(source, error) from None
+            except (RequestException, DamagedError) as error:
+                if not again:
+                    raise (error if isinstance(error, DamagedError) else unavailable(source, error)) from None
     raise AssertionError("unreachable")
+
+
+def _refusal(status: int | None, handle: str, name: str) -> InputError | None:
+    """What a user can do about a status; None if it may pass."""
+    page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
+    match status:
+        case 401:
+            return InputError(
+                f"Kaggle wants to know who asks for {handle}.",
+                fix="create a token at https://www.kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or mount it as "
+                f"~/.kaggle/kaggle.json, or keep it in Secret Manager and name it in {SECRET_VARIABLE}",
+            )
+        case 403:
+            return InputError(
+                f"This Kaggle account may not download {handle}.",
+                fix=f"accept the model's licence at {page}, signed in as that account; then run again",
+            )
+        case 404:
+            return InputError(f"Kaggle has no file {name} in {handle}.", fix=f"see {page} for versions and files")
+    return None
+
+
+@contextmanager
+def _credentials() -> Iterator[None]:
+    """Hands kagglehub the credentials in Secret Manager, when it finds none in the environment or a file.
+
+    They stay in this process's memory: what is in the environment would be every child process's too.
+    """
+    from kagglehub import config
+
+    try:
+        found = config.get_kaggle_credentials()
+    except ValueError as error:  # its text names the file, and what is missing in it
+        raise InputError(f"{error}.", fix="download it again from https://www.kaggle.com/settings") from None
+    name = os.environ.get(SECRET_VARIABLE)
+    if found or not name:
+        yield
+        return
+    config.set_kaggle_credentials(*_parse_secret(name, read_secret(name)))
+    try:
+        yield
+    finally:
+        config.clear_kaggle_credentials()
+
+
+def _parse_secret(name: str, payload: bytes) -> tuple[str, str]:
+    """User name and key of a kaggle.json."""
+    try:
+        loaded = json.loads(payload)
+        username, key = loaded["username"].strip(), loaded["key"].strip()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        username = key = ""
+    if not (username and key):
+        raise InputError(
+            f"The secret {name} is not a kaggle.json.",
+            expected='{"username": "...", "key": "..."}',
+            fix="download one from https://www.kaggle.com/settings, then: "
+            f"gcloud secrets versions add {secret_and_project(name)} --data-file kaggle.json",
+        )
+    return username, key

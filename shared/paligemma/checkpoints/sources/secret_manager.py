@@ -1,0 +1,133 @@
+"""Secrets from Google Secret Manager, over its REST API: into memory only, never to a disk, a log or the environment.
+
+https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from paligemma.checkpoints.sources.remote import attempts
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.storage.retry import BadBytesError, StorageUnavailableError
+
+if TYPE_CHECKING:
+    import requests
+
+# Not to be had from the environment: who could set it there could have our account's token sent anywhere.
+ENDPOINT = "https://secretmanager.googleapis.com"
+
+_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+_NAME = re.compile(r"projects/([\w.:-]+)/secrets/([\w-]+)/versions/[\w-]+")
+
+
+def read_secret(name: str) -> bytes:
+    """The payload of a secret's version, verified by its checksum.
+
+    Args:
+        name: `projects/PROJECT/secrets/SECRET/versions/VERSION`; a version is a number, an alias or `latest`.
+
+    Raises:
+        InputError: no such name, no Google credentials, not allowed, or no such secret or version.
+        DamagedError: the payload never matched its checksum.
+        StorageUnavailableError: the service did not answer.
+    """
+    import google.auth
+    import requests
+    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.transport.requests import AuthorizedSession
+
+    if _NAME.fullmatch(name) is None:
+        # What is there instead may be the secret itself, so it is not shown.
+        raise InputError(
+            "What should be the name of a secret's version is none.", expected="projects/PROJECT/secrets/SECRET/versions/latest"
+        )
+    try:
+        credentials, _ = google.auth.default(scopes=[_SCOPE])
+    except GoogleAuthError as error:
+        raise _no_credentials(name, error) from None
+    with AuthorizedSession(credentials) as session:
+        for again in attempts():
+            try:
+                response = session.get(f"{ENDPOINT}/v1/{name}:access", timeout=60)
+                status = response.status_code
+                if status == 200:
+                    return _payload(response)
+                if status not in (408, 429) and status < 500:
+                    raise _refused(name, response, getattr(credentials, "service_account_email", None))
+                reason = f"HTTP {status}"
+            except GoogleAuthError as error:
+                if not (error.retryable or isinstance(error, TransportError)):
+                    raise _no_credentials(name, error) from None
+                reason = type(error).__name__
+            except BadBytesError as error:
+                if not again:
+                    raise DamagedError(f"What arrived of the secret {name} is not whole: {error}.", fix="run again") from None
+            except requests.RequestException as error:
+                reason = type(error).__name__
+    raise StorageUnavailableError(f"Secret Manager did not answer for {name}.", where=reason, fix="run the same command again")
+
+
+def secret_and_project(name: str) -> str:
+    """The secret of a version's name, as arguments of `gcloud secrets` commands."""
+    project, secret = _NAME.fullmatch(name).groups()
+    return f"{secret} --project {project}"
+
+
+def _payload(response: requests.Response) -> bytes:
+    try:
+        payload = response.json()["payload"]
+        data = base64.b64decode(payload.get("data", ""), validate=True)
+        checksum = int(payload["dataCrc32c"])
+    except (ValueError, LookupError, TypeError, AttributeError, binascii.Error):
+        raise BadBytesError("no answer of Secret Manager") from None
+    if google_crc32c.value(data) != checksum:
+        raise BadBytesError("its bytes do not match its checksum")
+    return data
+
+
+def _refused(name: str, response: requests.Response, account: str | None) -> PaliGemmaError:
+    where = f"HTTP {response.status_code}: {_message(response)}"
+    secret = secret_and_project(name)
+    if response.status_code == 403 and "SERVICE_DISABLED" in response.text:
+        fix = f"gcloud services enable secretmanager.googleapis.com --project {secret.split()[-1]}"
+        return InputError(f"Secret Manager is not enabled in the project of {name}.", where=where, fix=fix)
+    if response.status_code in (401, 403):
+        member = f"serviceAccount:{account}" if "@" in (account or "") else "serviceAccount:ACCOUNT"
+        role = "roles/secretmanager.secretAccessor"
+        return InputError(
+            f"Not allowed to read the secret {name}.",
+            where=where,
+            expected=f"the role Secret Manager Secret Accessor ({role}) on it",
+            fix=f"gcloud secrets add-iam-policy-binding {secret} --member {member} --role {role}",
+        )
+    if response.status_code == 404:
+        return InputError(
+            f"There is no secret {name}, or no such version of it.",
+            where=where,
+            fix=f"check the name, or make it: gcloud secrets create {secret} --data-file FILE",
+        )
+    # A version that is disabled or destroyed is a 400.
+    return InputError(
+        f"Secret Manager does not give {name}.", where=where, fix=f"see its versions: gcloud secrets versions list {secret}"
+    )
+
+
+def _message(response: requests.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return "no reason given"
+
+
+def _no_credentials(name: str, error: Exception) -> PaliGemmaError:
+    return InputError(
+        f"There are no Google credentials to read the secret {name} with.",
+        where=str(error.args[0] if error.args else "").partition("\n")[0],  # further arguments may hold an answer
+        fix="run `gcloud auth application-default login`, or give the pod or job a service account",
+    )
