@@ -92,6 +92,8 @@ def _find_weights(path: Path) -> Path:
             return path / name
     if len(candidates) == 1:
         return candidates[0]
+    if not candidates and any(path.glob("*.safetensors")):
+        raise InputError(f"The folder {path} holds Hugging Face weights, which are not read yet.", expected="a .npz file")
     raise InputError(
         f"The folder {path} holds {len(candidates)} weight files.",
         expected=f"one .npz file, or one called {' or '.join(_PREFERRED)}",

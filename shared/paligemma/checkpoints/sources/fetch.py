@@ -1,11 +1,11 @@
-"""The first source that can be had: `kaggle://`, `https://`, `gs://`, a path, the package."""
+"""The first source that can be had: `kaggle://`, `https://`, `hf://`, `gs://`, a path, the package."""
 
 from __future__ import annotations
 
 import logging
 
 from paligemma.checkpoints.open import resolve_embedded
-from paligemma.checkpoints.sources import kaggle, web
+from paligemma.checkpoints.sources import huggingface, kaggle, web
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.artifact import localize
@@ -44,11 +44,13 @@ def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
         return str(kaggle.fetch(source, precision))
     if source.startswith(("https://", "http://")):
         return str(web.fetch(source, sha256))
+    if source.startswith("hf://"):
+        return str(huggingface.snapshot_folder(source))
     if source.startswith(SCHEME):
         localize(source)
         return source
     if "://" in source:
-        expected = "kaggle://, https://, gs://, a path, or embedded:tiny"
+        expected = "kaggle://, https://, hf://, gs://, a path, or embedded:tiny"
         raise InputError(f"{redacted(source)!r} is not a source of checkpoints.", expected=expected)
     if not resolve_embedded(source).exists():
         raise InputError(f"There is no checkpoint file or folder {source}.", expected="an existing path")

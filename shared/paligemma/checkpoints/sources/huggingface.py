@@ -1,0 +1,99 @@
+"""Snapshots of Hugging Face models that `hf download` left on this machine. Asks no network, and reads no weights.
+
+The cache's layout is that of https://huggingface.co/docs/hub/local-cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from paligemma.errors import DamagedError, InputError
+
+INDEX_FILE = "model.safetensors.index.json"
+
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    INDEX_FILE,
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_SOURCE = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>\w[\w./-]*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def snapshot_folder(source: str) -> Path:
+    """The folder of a downloaded snapshot that has all the files of a checkpoint.
+
+    Args:
+        source: `hf://owner/name[@revision]`; a revision is a branch, a tag or a whole commit, by default `main`.
+
+    Raises:
+        InputError: it was not downloaded, or not to its end.
+        DamagedError: a file in it is not one of the cache's, or the index of its weights cannot be read.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None or ".." in source:
+        raise InputError(f"{source!r} is not a model on Hugging Face.", expected="hf://owner/name or hf://owner/name@revision")
+    owner, name, revision = match["owner"], match["name"], match["revision"] or "main"
+    page = f"https://huggingface.co/{owner}/{name}"
+    fix = f"accept the licence at {page}, then: hf auth login && hf download {owner}/{name} --revision {revision}"
+    repository = cache_folder() / f"models--{owner}--{name}"
+    commit, reference = revision, repository / "refs" / revision
+    if not _COMMIT.fullmatch(revision) and reference.is_file():
+        commit = reference.read_text().strip()
+    folder = repository / "snapshots" / commit
+    if not (_COMMIT.fullmatch(commit) and folder.is_dir()):
+        raise InputError(f"{source} has not been downloaded.", where=repository, expected="a snapshot of it", fix=fix)
+    files = checkpoint_files(folder)
+    if missing := sorted(name for name, file in files.items() if not file.is_file()):
+        raise InputError(f"The download of {source} is not complete.", where=folder, expected=", ".join(missing), fix=fix)
+    return folder
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """What a checkpoint needs of a snapshot: weights in safetensors, configuration, tokenizer, processor; nothing pickled.
+
+    Returns:
+        Paths by name, links followed. Of what every checkpoint has, also those that are not there.
+
+    Raises:
+        DamagedError: a link leads out of the cache, or the index of the weights cannot be read.
+    """
+    weights = _weights_in_index(folder / INDEX_FILE) if (folder / INDEX_FILE).is_file() else set()
+    weights = weights or {path.name for path in folder.glob("*.safetensors")} or {"model.safetensors"}
+    small = {name for name in _SMALL_FILES if os.path.lexists(folder / name)}
+    root = cache_folder().resolve()
+    files = {name: (folder / name).resolve() for name in sorted({"config.json", *small, *weights})}
+    for name, path in files.items():
+        if not path.is_relative_to(root):
+            raise DamagedError(
+                f"{folder / name} leads out of the Hugging Face cache.", where=path, expected=f"a file in {root}"
+            )
+    return files
+
+
+def cache_folder() -> Path:
+    """`$HF_HUB_CACHE`, else `hub` in `$HF_HOME`, else in `huggingface` in the user's cache folder."""
+    chosen, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
+    home = home or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(chosen or Path(home) / "hub").expanduser()
+
+
+def _weights_in_index(index: Path) -> set[str]:
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        valid = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise DamagedError("The index of the weights cannot be read.", where=index, fix="download it again")
+    return names
