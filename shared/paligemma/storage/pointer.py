@@ -1,0 +1,86 @@
+"""Small JSON files that say which of many things is current, such as `latest.json`, and that one writer at a time can move.
+
+Whoever moves a pointer says which state of it was read, and fails if anybody has moved it since. It has the same contents on
+a local disk and in Google Cloud Storage: the value, and a random number, so that no two moves leave the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import DamagedError
+from paligemma.storage import gcs
+from paligemma.storage.atomic import write_file
+from paligemma.storage.cache import exclusive
+from paligemma.storage.location import GcsLocation, Location, parse_location
+from paligemma.storage.retry import ChangedError
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A pointer as it was at one moment.
+
+    Attributes:
+        value: a JSON value; None if there is no such pointer.
+        generation: differs after every move; 0 if there is no such pointer.
+    """
+
+    value: Any
+    generation: int
+
+
+def read_pointer(location: str | Path | Location) -> Pointer:
+    """A pointer's value and generation.
+
+    Raises:
+        DamagedError: what is there is not a pointer.
+    """
+    location = parse_location(location)
+    if isinstance(location, GcsLocation):
+        if gcs.stat(location) is None:
+            return Pointer(None, 0)
+        data, found = gcs.read_bytes(location)
+        generation = found.generation
+    else:
+        try:
+            data = location.read_bytes()
+        except FileNotFoundError:
+            return Pointer(None, 0)
+        generation = _generation(data)
+    try:
+        return Pointer(json.loads(data)["value"], generation)
+    except (ValueError, LookupError, TypeError):
+        raise DamagedError("What is there is not a pointer.", where=location, expected='{"value": ..., "move": ...}') from None
+
+
+def move_pointer(location: str | Path | Location, value: Any, generation: int) -> Pointer:
+    """Gives a pointer a new value, if it is still at the generation that was read; readers see the old value or the new one.
+
+    Args:
+        location: a path, or a `gs://` address.
+        value: a JSON value.
+        generation: as `read_pointer` gave it; 0 to make a pointer that is not there yet.
+
+    Raises:
+        ChangedError: somebody else moved it meanwhile; where an answer got lost, perhaps after this move had been made.
+    """
+    location = parse_location(location)
+    data = (json.dumps({"value": value, "move": secrets.token_hex(16)}, indent=2) + "\n").encode()
+    if isinstance(location, GcsLocation):
+        return Pointer(value, gcs.write_bytes(location, data, generation).generation)
+    with exclusive(location):
+        if read_pointer(location).generation != generation:
+            raise ChangedError(
+                f"{location} was written by somebody else.", expected=f"generation {generation}", fix="run again"
+            )
+        write_file(location, data)
+    return Pointer(value, _generation(data))
+
+
+def _generation(data: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest()[:8])
