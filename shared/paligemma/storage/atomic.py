@@ -61,7 +61,7 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync_tree(partial)
+        sync_tree(partial)
         if path.exists():
             _exchange(partial, path)
             shutil.rmtree(partial)
@@ -108,7 +108,8 @@ def _exchange(new: Path, old: Path) -> None:
         )
 
 
-def _sync_tree(root: Path) -> None:
+def sync_tree(root: Path) -> None:
+    """Has a folder and all that is in it on the disk when it returns."""
     for folder, _, files in os.walk(root):
         for name in files:
             _sync(Path(folder) / name)

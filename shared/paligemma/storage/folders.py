@@ -1,0 +1,55 @@
+"""Folders of files, on a disk or in Google Cloud Storage: what they hold, with its checksums, and their removal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from paligemma.storage import gcs
+from paligemma.storage.location import GcsLocation, Location
+
+Checksums = dict[str, tuple[int, str]]
+"""Of every file of a folder, by its path with forward slashes: its bytes, and their crc32c as Cloud Storage writes it."""
+
+
+def list_files(folder: Location) -> Iterator[str]:
+    """The paths of all files in a folder and below, with forward slashes; nothing if there is no such folder."""
+    if isinstance(folder, GcsLocation):
+        for found in gcs.list_objects(folder):
+            yield _below(folder, found)
+    else:
+        yield from (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def checksums(folder: Location) -> Checksums:
+    """What a folder holds. A local folder's files are read; an object's checksum is the one that the service keeps."""
+    if isinstance(folder, GcsLocation):
+        return {_below(folder, found): (found.size, found.crc32c) for found in gcs.list_objects(folder)}
+    return {name: ((folder / name).stat().st_size, gcs.file_crc32c(folder / name)) for name in sorted(list_files(folder))}
+
+
+def read_file(location: Location) -> bytes | None:
+    """A small file's contents; None if there is no such file."""
+    if isinstance(location, GcsLocation):
+        return None if gcs.stat(location) is None else gcs.read_bytes(location)[0]
+    try:
+        return location.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def remove_folder(folder: Location, first: str) -> None:
+    """Removes a folder with all that is in it, beginning with the file without which it counts for nothing."""
+    if isinstance(folder, Path):
+        (folder / first).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        return
+    gcs.delete(folder / first)
+    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        list(pool.map(gcs.delete, [found.location for found in gcs.list_objects(folder)]))
+
+
+def _below(folder: GcsLocation, found: gcs.Object) -> str:
+    return found.location.name.removeprefix(f"{folder.name}/")

@@ -1,0 +1,85 @@
+"""What determines a run, kept beside its state, so that nothing else goes on from there by mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from paligemma.errors import DamagedError, InputError
+from paligemma.storage import atomic, folders, gcs
+from paligemma.storage.location import GcsLocation, Location
+from paligemma.storage.retry import ChangedError
+
+FINGERPRINT_FILE = "fingerprint.json"
+
+_LINES = 20
+_ABSENT = object()
+
+
+def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool) -> None:
+    """Makes sure that the state at `location` is that of the run with this fingerprint.
+
+    Args:
+        location: where the state is, or will be.
+        fingerprint: JSON values.
+        write: whether to write the fingerprint if there is none yet; else nothing is done then.
+
+    Raises:
+        InputError: there is a state of a run with another fingerprint (the message says how they differ), or something else.
+        DamagedError: the fingerprint there cannot be read.
+    """
+    path = location / FINGERPRINT_FILE
+    if (data := folders.read_file(path)) is None and write:
+        if any(not name.startswith(".") for name in folders.list_files(location)):
+            raise InputError(
+                f"{location} holds files that are not a training state of this program.",
+                expected="an unused folder or prefix",
+                fix="choose another --state, or remove them yourself",
+            )
+        text = json.dumps(fingerprint, indent=1)
+        try:
+            if isinstance(path, GcsLocation):
+                gcs.write_bytes(path, text.encode(), if_generation=0)
+            else:
+                atomic.write_file(path, text)
+        except ChangedError:  # another process was first
+            data = folders.read_file(path)
+    if data is None:
+        return
+    try:
+        before = json.loads(data)
+    except ValueError:
+        raise DamagedError(
+            "The fingerprint of a training state is damaged.", where=path, fix="choose another --state"
+        ) from None
+    changes = describe_changes(before, json.loads(json.dumps(fingerprint)))
+    if changes:
+        raise InputError(
+            "The saved training state is of another run:\n" + "\n".join(f"  {change}" for change in changes),
+            where=location,
+            expected="the recipe, data and checkpoint that the run began with",
+            fix="put these values back to go on, or choose another --state to begin anew",
+        )
+
+
+def describe_changes(before: object, after: object) -> list[str]:
+    """How two JSON values differ: lines like `recipe.learning_rate: 0.03 -> 0.01`, twenty at most; none if they are equal."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    lines = [
+        f"{path}: {_shown(old.get(path, _ABSENT))} -> {_shown(new.get(path, _ABSENT))}"
+        for path in {**old, **new}
+        if old.get(path, _ABSENT) != new.get(path, _ABSENT)
+    ]
+    return lines if len(lines) <= _LINES else [*lines[:_LINES], f"and {len(lines) - _LINES} more"]
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and (value or not path):
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def _shown(value: object) -> str:
+    return "(absent)" if value is _ABSENT else json.dumps(value)

@@ -1,0 +1,386 @@
+"""Training state that is never lost: checkpoints saved in the background, each seen whole or not at all.
+
+    fingerprint.json                      what determines the run; written first
+    step-00000200-5f0c91d2/arrays/...     Orbax's files
+    step-00000200-5f0c91d2/checkpoint.json    step, metric, the caller's JSON, checksums of Orbax's files; written last
+
+A checkpoint exists once its checkpoint.json does. No two processes share a folder name, so what a killed one left unfinished
+never mixes with anything; the next one removes it. Orbax notices neither a flipped bit in an array nor a missing array file
+before it is read, hence the checksums.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Literal, NamedTuple, Self, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.storage import folders
+from paligemma.storage.atomic import sync_tree
+from paligemma.storage.files import write_file
+from paligemma.storage.gcs import crc32c_of
+from paligemma.storage.location import parse_location
+from paligemma.storage.retry import StorageUnavailableError
+from paligemma.storage.space import check_space
+from paligemma.training.fingerprint import claim, describe_changes
+
+log = logging.getLogger(__name__)
+
+Tree = TypeVar("Tree")
+
+FORMAT = 1
+CHECKPOINT_FILE = "checkpoint.json"
+
+_ARRAYS = "arrays"
+_PREFIX = "step-"
+
+
+class Restored(NamedTuple, Generic[Tree]):
+    """A saved state: after how many steps, its arrays, and the JSON that was saved with them."""
+
+    step: int
+    state: Tree
+    extra: dict
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Contents of checkpoint.json, and the name of its folder."""
+
+    folder: str
+    step: int
+    metric: float | None
+    extra: dict
+    arrays: dict[str, str]
+    files: folders.Checksums = field(default_factory=dict)
+
+
+class StateStore:
+    """The checkpoints of one run, for the length of a `with`, which ends when the last save is done.
+
+    With several processes, all of them call every method, in the same order, with their parts of the same arrays, and
+    `location` is one that all of them can reach.
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        fingerprint: Mapping[str, object],
+        *,
+        keep_last: int = 2,
+        keep_best: Literal["min", "max"] | None = None,
+    ) -> None:
+        """Nothing is touched before the `with`.
+
+        Args:
+            location: a local folder or a `gs://` prefix of the run's own.
+            fingerprint: JSON values that determine the run: going on is refused when one of them is another.
+            keep_last: how many of the newest checkpoints are kept, at least 1. With 2, there is one to fall back to.
+            keep_best: keep the one with the least or the greatest metric, too.
+        """
+        if keep_last < 1:
+            raise ValueError("keep_last must be at least 1")
+        parsed = parse_location(location)
+        self._location = parsed.absolute() if isinstance(parsed, Path) else parsed
+        self._fingerprint = {"state_format": FORMAT, **fingerprint}
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._checkpoints: list[_Checkpoint] = []  # by step
+        self._damaged: list[str] = []
+        self._pending: Future[None] | None = None
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        """Finds what is there, and removes what a killed predecessor left unfinished.
+
+        Raises:
+            InputError: the state is of another run (with how the two differ), or another process is writing it.
+        """
+        first = jax.process_index() == 0
+        if first and isinstance(self._location, Path):
+            self._lock = _lock_folder(self._location)
+        try:
+            claim(self._location, self._fingerprint, write=first)
+            published = self._find()
+            if first:
+                self._remove_all_but(published)
+            self._session = _of_first_process(secrets.randbits(31))
+        except BaseException:
+            self._unlock()
+            raise
+        self._checkpointer = _checkpointer()
+        self._background = ThreadPoolExecutor(1, "save")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except PaliGemmaError as failed:
+            if error is None:
+                raise
+            log.warning("The last save failed, too: %s", failed)
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
+            self._unlock()
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
+        self.wait()
+        return self._checkpoints[-1].step if self._checkpoints else None
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint that `keep_best` keeps; None if there is none with a metric."""
+        self.wait()
+        best = _best(self._checkpoints, self._keep_best) if self._keep_best else None
+        return None if best is None else best.step
+
+    def restore(self, abstract: Tree, step: int | None = None) -> Restored[Tree] | None:
+        """A saved state, verified against its checksums, on the devices and in the layout that `abstract` says.
+
+        Args:
+            abstract: the state's tree, with a `jax.ShapeDtypeStruct` that has a sharding for every array.
+            step: which; by default the newest. Of the newest, one that is damaged is passed over, with a warning.
+
+        Returns:
+            The state; None if nothing was ever saved.
+
+        Raises:
+            DamagedError: none is whole.
+            InputError: the saved arrays have other names, shapes or dtypes, or there is no such step.
+        """
+        self.wait()
+        wanted = [one for one in self._checkpoints if step in (None, one.step)]
+        if step is not None and not wanted:
+            raise InputError(f"There is no checkpoint of step {step}.", where=self._location)
+        # One process reads for all; the others learn which checkpoint it settled for.
+        chosen = self._newest_whole(wanted) if jax.process_index() == 0 else -1
+        chosen = _of_first_process(chosen)
+        for damaged in wanted[chosen + 1 :]:
+            self._checkpoints.remove(damaged)
+            self._damaged.append(damaged.folder)
+        if chosen < 0:
+            if not self._damaged:
+                return None
+            raise DamagedError(
+                "The training state is damaged, and there is no older one that is whole.",
+                where=", ".join(str(self._location / name) for name in self._damaged),
+                fix="choose another --state to begin anew",
+            )
+        return self._read(wanted[chosen], abstract)
+
+    def save(self, step: int, state: object, extra: Mapping[str, object] | None = None, metric: float | None = None) -> None:
+        """Saves in the background; waits for the save before and for the copy from the devices, so that buffers can be donated.
+
+        A step that is saved already is not saved again.
+
+        Args:
+            step: how many steps are done.
+            state: a tree of arrays.
+            extra: JSON values to be had back with the state.
+            metric: what `keep_best` compares; one that is not finite counts as none.
+
+        Raises:
+            InputError: no room is left on the disk.
+            StorageUnavailableError: this save, or the one before, could not be written.
+        """
+        self.wait()
+        if any(one.step == step for one in self._checkpoints):
+            return
+        arrays = _by_name(state)
+        name = f"{_PREFIX}{step:08d}-{self._session:08x}"
+        metric = metric if metric is not None and math.isfinite(metric) else None
+        checkpoint = _Checkpoint(name, step, metric, json.loads(json.dumps(extra or {})), _describe(arrays))
+        with self._explained():
+            if isinstance(self._location, Path):
+                check_space(self._location, sum(array.nbytes for array in arrays.values()))
+            self._checkpointer.save(str(self._location / name / _ARRAYS), args=_orbax().args.PyTreeSave(arrays))
+        self._pending = self._background.submit(self._publish, checkpoint)
+
+    def wait(self) -> None:
+        """Returns when the last save is done.
+
+        Raises:
+            InputError: no room is left on the disk.
+            StorageUnavailableError: it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            with self._explained():
+                pending.result()
+
+    def _publish(self, checkpoint: _Checkpoint) -> None:
+        """Waits for Orbax, makes the checkpoint appear, and removes the ones that nobody needs any more."""
+        self._checkpointer.wait_until_finished()
+        first, folder = jax.process_index() == 0, self._location / checkpoint.folder
+        if first:
+            if isinstance(folder, Path):
+                sync_tree(folder)
+            checkpoint = replace(checkpoint, files=folders.checksums(folder / _ARRAYS))
+            content = {name: value for name, value in asdict(checkpoint).items() if name != "folder"}
+            write_file(folder / CHECKPOINT_FILE, json.dumps({"crc32c": _crc32c(content), "content": content}).encode())
+        checkpoints = sorted([*self._checkpoints, checkpoint], key=lambda one: one.step)
+        best = _best(checkpoints, self._keep_best) if self._keep_best else None
+        older, newest = checkpoints[: -self._keep_last], checkpoints[-self._keep_last :]
+        self._checkpoints = [one for one in older if one is best] + newest
+        self._damaged.clear()
+        if first:
+            self._remove_all_but({one.folder for one in self._checkpoints})
+
+    def _remove_all_but(self, kept: set[str]) -> None:
+        for name in self._folders() - kept:
+            folders.remove_folder(self._location / name, first=CHECKPOINT_FILE)
+
+    def _folders(self) -> set[str]:
+        """Names of the folders of checkpoints, finished or not."""
+        if isinstance(self._location, Path):  # a folder can be empty here
+            return {path.name for path in self._location.glob(f"{_PREFIX}*")}
+        return {name.partition("/")[0] for name in folders.list_files(self._location) if name.startswith(_PREFIX)}
+
+    def _find(self) -> set[str]:
+        """Reads every checkpoint.json; returns the names of their folders, those of damaged ones too."""
+        for name in sorted(self._folders()):
+            data = folders.read_file(self._location / name / CHECKPOINT_FILE)
+            if data is None:
+                continue
+            try:
+                written = json.loads(data)
+                content = written["content"]
+                if written["crc32c"] != _crc32c(content):
+                    raise ValueError("its checksum is another")
+                content["files"] = {path: (size, checksum) for path, (size, checksum) in content["files"].items()}
+                self._checkpoints.append(_Checkpoint(name, **content))
+            except (ValueError, TypeError, KeyError) as error:
+                log.warning("%s is damaged, and passed over: %s", self._location / name / CHECKPOINT_FILE, error)
+                self._damaged.append(name)
+        self._checkpoints.sort(key=lambda one: one.step)
+        return {one.folder for one in self._checkpoints} | set(self._damaged)
+
+    def _newest_whole(self, checkpoints: list[_Checkpoint]) -> int:
+        """Index of the last checkpoint whose files are what was written; -1 if there is none."""
+        for index in reversed(range(len(checkpoints))):
+            folder = self._location / checkpoints[index].folder
+            expected, found = checkpoints[index].files, folders.checksums(folder / _ARRAYS)
+            wrong = [name for name in sorted(expected) if found.get(name) != expected[name]]
+            if not wrong:
+                return index
+            what = "altered or truncated" if wrong[0] in found else "missing"
+            log.warning("%s is damaged, and passed over: %s/%s is %s", folder, _ARRAYS, wrong[0], what)
+        return -1
+
+    def _read(self, checkpoint: _Checkpoint, abstract: Tree) -> Restored[Tree]:
+        targets = _by_name(abstract)
+        if changes := describe_changes(checkpoint.arrays, _describe(targets)):
+            raise InputError(
+                "The saved training state has other arrays:\n" + "\n".join(f"  {change}" for change in changes),
+                where=self._location / checkpoint.folder,
+                fix="use the version of this program that wrote it, or choose another --state to begin anew",
+            )
+        orbax = _orbax()
+        how = orbax.args.PyTreeRestore(targets, orbax.checkpoint_utils.construct_restore_args(targets))
+        with self._explained():
+            arrays = self._checkpointer.restore(str(self._location / checkpoint.folder / _ARRAYS), args=how)
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in targets])
+        return Restored(checkpoint.step, state, checkpoint.extra)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what Orbax and TensorStore raise about the storage into our own errors."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            text = str(error)
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+                raise InputError(
+                    f"There is no room left in {self._location}. What was saved before is whole.",
+                    where=text.splitlines()[0][:300],
+                    fix="free some and run the same command again; it goes on from the last save",
+                ) from None
+            if isinstance(error, OSError) or any(code in text for code in _UNAVAILABLE):
+                raise StorageUnavailableError(
+                    f"The training state could not be written to or read from {self._location}.",
+                    where=f"{type(error).__name__}: {text[:300]}",
+                    fix="run the same command again; it goes on from the last save",
+                ) from error
+            raise
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+_UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "PERMISSION_DENIED", "NOT_FOUND")
+"""Status codes with which TensorStore gives up on Cloud Storage, after its own retries."""
+
+
+def _best(checkpoints: list[_Checkpoint], mode: Literal["min", "max"]) -> _Checkpoint | None:
+    """The one with the best metric; the earliest of equals."""
+    sign = -1 if mode == "max" else 1
+    return min((one for one in checkpoints if one.metric is not None), key=lambda one: sign * one.metric, default=None)
+
+
+def _orbax():
+    """Orbax, imported when it is needed, and told to reach gs:// by the plain object API and not through TensorFlow."""
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+def _checkpointer():
+    orbax = _orbax()
+    # Floats hardly compress, and the processor is busy with training.
+    return orbax.AsyncCheckpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
+
+
+def _by_name(tree: object) -> dict:
+    """The leaves of a tree by their paths; a flat dictionary is one that Orbax gives back whatever the tree was made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise ValueError("two arrays of the state have the same name")
+    return named
+
+
+def _describe(arrays: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
+
+
+def _crc32c(content: dict) -> str:
+    return crc32c_of(json.dumps(content, sort_keys=True).encode())
+
+
+def _of_first_process(value: int) -> int:
+    """The first process's value, on every process; waits for all of them."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _lock_folder(folder: Path) -> int:
+    """Keeps other processes out until the handle is closed. The kernel drops the lock of a killed process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(
+            f"Another process is training with the state in {folder}.", fix="wait for it, or choose another --state"
+        ) from None
+    return handle
