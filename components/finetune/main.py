@@ -1,8 +1,9 @@
-"""Fine-tunes a checkpoint on records. Reads as the story of a run: recipe, mesh, model, data, steps, check, save."""
+"""Fine-tunes a checkpoint on records. Reads as the story of a run: recipe, mesh, model, data, state, steps, check, save."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,108 +15,170 @@ if TYPE_CHECKING:
 
     from paligemma.checkpoints.open import Checkpoint
     from paligemma.data.records import Records
+    from paligemma.training.feed import FedBatch
     from paligemma.training.recipe import Recipe
 
 log = logging.getLogger("paligemma.finetune")
 
 ARTIFACT_TYPE = "tuned-model"
+DIVERGED_FILE = "diverged.jsonl"
 
 
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     records: Annotated[str, typer.Option(help="Training records, from prepare_data; local or gs://.")],
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the tuned model to.")],
+    validation: Annotated[
+        str, typer.Option(help="Records for the recipe's validate_every; local or gs://.", show_default="none")
+    ] = "",
     recipe: Annotated[str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
+    state: Annotated[
+        str,
+        typer.Option(
+            help="Folder or gs:// prefix for the training state, which an interrupted run goes on from; kept at the end.",
+            show_default="OUTPUT.state, removed at the end",
+        ),
+    ] = "",
 ) -> None:
     """Trains the recipe's parameters and writes them, with metrics.jsonl, training.html and summary.json."""
     from paligemma.training.recipe import read_recipe
 
-    fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []))
+    fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []), validation, state)
 
 
-def fine_tune(checkpoint: str, records: str, output: str, recipe: Recipe) -> None:
-    """Trains and writes a tuned model; see `run`."""
-    import json
+def fine_tune(
+    checkpoint: str, records: str, output: str, recipe: Recipe, validation: str = "", state: str = "", state_root: str = ""
+) -> None:
+    """Trains and writes a tuned model; see `run`.
+
+    Args:
+        checkpoint, records, output, recipe, validation, state: as `run` has them.
+        state_root: in place of `state`, a place below which the state has one of its own, named by what determines the run:
+            so a task that is started again, by whatever runner and with whatever output, goes on; removed at the end.
+    """
+    import contextlib
+    import tempfile
     import time
+    from functools import partial
 
     import jax
+    from rich.console import Console
 
-    from paligemma.checkpoints.open import TOKENIZER_FILE, open_checkpoint
+    from components.finetune.results import write_results
+    from paligemma.checkpoints.open import open_checkpoint
     from paligemma.checkpoints.parameters import build_module, parameters_by_name
-    from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
+    from paligemma.compile_cache import use_compile_cache
+    from paligemma.data.augment import Augmentation, check_augmentation
     from paligemma.data.loader import training_batches
     from paligemma.data.records import open_records
+    from paligemma.errors import InputError
     from paligemma.lineage.artifact import input_of, produce
-    from paligemma.lineage.record import file_sha256
     from paligemma.sharding import check_batch_size, make_mesh
-    from paligemma.training.fit import fit
+    from paligemma.training import distributed
+    from paligemma.training.feed import feed
+    from paligemma.training.fit import Loop, Progress, fit
+    from paligemma.training.flops import flops_counter, peak_flops
     from paligemma.training.optimizer import learning_rate_schedule, make_optimizer
-    from paligemma.training.recipe import TRAINABLE_SETS
-    from paligemma.training.step import init_state, is_trainable, make_train_step, split_trainable
+    from paligemma.training.state import StateStore, remove_state
+    from paligemma.training.step import StepSettings, init_state, make_train_step
+    from paligemma.training.telemetry import Telemetry
+    from paligemma.training.trainable import compile_pattern, groups_table, is_trainable, parameter_groups, split_trainable
+    from paligemma.training.validation import make_validator
+    from paligemma.training.vision_cache import make_vision_cache
 
+    distributed.join_processes()
+    use_compile_cache()
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
-    mesh = make_mesh()
-    check_batch_size(mesh, recipe.batch_size)
+    judge = open_records(validation) if validation else None
+    if judge is not None:
+        check_compatible(base, judge)
+    if recipe.validate_every is not None and judge is None:
+        raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
+    if recipe.augment != Augmentation():
+        check_augmentation(recipe.augment, data)
+    mesh = make_mesh(copies=recipe.data_parallel)
+    check_batch_size(mesh, recipe.batch_size, recipe.accumulate)
     steps = recipe.total_steps(data.dataset.rows)
+    determined_by = fingerprint(base, data, judge, recipe, steps)
+    location = state_location(output, state, state_root, determined_by)
     inputs = [input_of("checkpoint", base.location), input_of("train records", records)]
+    inputs += [input_of("validation records", validation)] if validation else []
 
-    with produce(output, ARTIFACT_TYPE, "finetune", recipe.model_dump(), inputs) as draft:
-        pattern = TRAINABLE_SETS[recipe.trainable]
+    pattern = compile_pattern(recipe.trainable)
+    lora = recipe.lora if recipe.trainable == "lora" else None
 
-        def dtype_of(name: str, _) -> str:
-            return "float32" if is_trainable(pattern, name) else recipe.frozen_dtype
+    def dtype_of(name: str, _) -> str:
+        return "float32" if is_trainable(pattern, name) else recipe.frozen_dtype
 
-        model = build_module(base.config, base.arrays, dtype_of, recipe.compute_dtype, mesh)
-        graph, trainable, frozen = split_trainable(model, pattern)
-        del model
-        trained_count, frozen_count = count_parameters(trainable), count_parameters(frozen)
-        device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        log.info("training %s parameters of %s, %d steps, on %s", f"{trained_count:,}", f"{trained_count + frozen_count:,}",
-                 steps, device)  # fmt: skip
+    model = build_module(base.config, base.arrays, dtype_of, recipe.compute_dtype, mesh, lora, recipe.seed)
+    groups = parameter_groups(parameters_by_name(model), pattern)
+    graph, trainable, frozen = split_trainable(model, pattern)
+    del model
+    settings, optimizer = StepSettings.of(recipe), make_optimizer(recipe, steps)
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if distributed.is_first():
+        Console(stderr=True).print(groups_table(groups))
+    log.info("training %d steps of %d examples on %s", steps, recipe.batch_size, device)
 
+    with contextlib.ExitStack() as stack:
+        keep_best = "min" if recipe.select == "best" else None
+        store = stack.enter_context(StateStore(location, determined_by, keep_last=recipe.keep_last, keep_best=keep_best))
+        current, done, progress = init_state(trainable, optimizer), 0, Progress()
+        del trainable
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), current)
+        if restored := store.restore(abstract):
+            current, done, progress = restored.state, restored.step, Progress(**restored.extra)
+            log.info("going on after step %d of %d, from the state in %s", done, steps, location)
+        if distributed.is_first():
+            draft = stack.enter_context(produce(output, ARTIFACT_TYPE, "finetune", recipe.model_dump(mode="json"), inputs))
+            folder = draft.folder
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.monotonic()
-        optimizer = make_optimizer(recipe, steps)
-        state, history = fit(
-            make_train_step(graph, optimizer, recipe.remat),
-            init_state(trainable, optimizer),
-            frozen,
-            (batch for _, batch in training_batches(data, recipe.batch_size, recipe.seed, buckets=1)),
+        loop = Loop(
+            recipe=recipe,
             steps=steps,
-            batch_size=recipe.batch_size,
+            step=make_train_step(graph, optimizer, settings),
+            frozen=frozen,
+            batches=feed(
+                training_batches(
+                    data,
+                    recipe.batch_size,
+                    recipe.seed,
+                    start_step=done,
+                    buckets=recipe.buckets,
+                    augment=recipe.augment if recipe.augment != Augmentation() else None,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                ),
+                mesh,
+                make_vision_cache(graph, current.trainable, frozen, base, data, recipe, mesh),
+            ),
             schedule=learning_rate_schedule(recipe, steps),
-            mesh=mesh,
-            metrics_file=draft.folder / "metrics.jsonl",
-            log_every=recipe.log_every,
+            validate=None if judge is None else make_validator(graph, frozen, judge, recipe, mesh),
+            flops=flops_counter(base.config, current.trainable),
+            peak_flops=peak_flops(),
+            on_divergence=partial(note_divergence, data, location),
         )
+        with Telemetry(folder, steps, recipe.batch_size, progress.entries) as telemetry:
+            current = fit(loop, current, done, progress, store, telemetry, location)
+        loop.batches.close()
+        if recipe.select == "best" and store.best_step() is not None:
+            current = store.restore(abstract, store.best_step()).state
         seconds = time.monotonic() - started
-
-        trained = {name: jax.device_get(variable[...]) for name, variable in parameters_by_name(state.trainable).items()}
-        base_of = Base(uri=base.location, weights_file=base.weights.name, weights_sha256=file_sha256(base.weights))
-        description = TunedDescription(base=base_of, config=base.config, recipe=recipe.model_dump(), steps=steps)
-        write_tuned(draft.folder, trained, description)
-        if base.tokenizer is not None:
-            (draft.folder / TOKENIZER_FILE).write_bytes(base.tokenizer.read_bytes())
-        tail = [entry["loss"] for entry in history[-max(1, len(history) // 10) :]]
-        summary = {
-            "steps": steps,
-            "first_loss": history[0]["loss"],
-            "final_loss": sum(tail) / len(tail),
-            "examples_per_second": steps * recipe.batch_size / seconds,
-            "seconds": seconds,
-            "device": device,
-            "trained_parameters": trained_count,
-            "frozen_parameters": frozen_count,
-            "frozen_parameters_identical": is_identical(frozen, base),
-        }
-        (draft.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        (draft.folder / "training.html").write_text(_report(summary, history, trained, recipe))
-        draft.device = device
-    log.info("loss %.4f -> %.4f in %.0f s, in %s", summary["first_loss"], summary["final_loss"], seconds, output)
+        trained = {name: distributed.on_host(leaf[...]) for name, leaf in parameters_by_name(current.trainable).items()}
+        identical = is_identical(frozen, base)
+        if distributed.is_first():
+            draft.device = device
+            write_results(folder, base, recipe, trained, telemetry.entries, progress, seconds, device, identical)
+    if not state and distributed.is_first():
+        remove_state(location)
+    log.info("%d steps in %.0f s, in %s", steps - done, seconds, output)
 
 
 def check_compatible(base: Checkpoint, data: Records) -> None:
@@ -138,11 +201,43 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
         )
 
 
-def count_parameters(state: nnx.State) -> int:
-    """How many numbers the parameters hold."""
+def fingerprint(base: Checkpoint, data: Records, judge: Records | None, recipe: Recipe, steps: int) -> dict:
+    """What determines the parameters that come out, down to the last bit, on given devices."""
+    from paligemma.lineage.record import read_record
+
+    return {
+        "recipe": recipe.determining(),
+        "steps": steps,
+        "checkpoint": base.weights_sha256,
+        "records": read_record(data.folder).artifact.tree_sha256,
+        "validation": None if judge is None else read_record(judge.folder).artifact.tree_sha256,
+    }
+
+
+def state_location(output: str, state: str, state_root: str, determined_by: dict) -> str:
+    """Where the training state is: where the user says, below a root, or beside the output."""
+    from paligemma.lineage.record import canonical_sha256
+
+    if state:
+        return state
+    if state_root:
+        return f"{state_root.rstrip('/')}/{canonical_sha256(determined_by)[:16]}"
+    return f"{str(output).rstrip('/')}.state"
+
+
+def note_divergence(data: Records, location: str, number: int, fed: FedBatch) -> str:
+    """Writes which rows a step had whose loss or gradient is not finite; returns where."""
+    import json
+
     import jax
 
-    return sum(leaf.size for leaf in jax.tree.leaves(state))
+    from paligemma.data.records import row_ids
+    from paligemma.storage.files import write_file
+
+    file = f"{location}/diverged-step-{number:08d}-process-{jax.process_index()}.json"
+    noted = {"step": number, "rows": fed.rows.tolist(), "row_ids": row_ids(data, fed.rows.tolist())}
+    write_file(file, (json.dumps(noted) + "\n").encode())
+    return file
 
 
 def is_identical(frozen: nnx.State, base: Checkpoint) -> bool:
@@ -157,25 +252,6 @@ def is_identical(frozen: nnx.State, base: Checkpoint) -> bool:
             if np.asarray(shard.data).tobytes() != expected.tobytes():
                 return False
     return True
-
-
-def _report(summary: dict, history: list[dict], trained: dict, recipe: Recipe) -> str:
-    import yaml
-
-    from paligemma.reports.page import render
-
-    rows = [
-        {"name": name, "shape": list(values.shape), "dtype": str(values.dtype), "bytes": values.nbytes}
-        for name, values in trained.items()
-    ]
-    return render(
-        "training.html",
-        summary=summary,
-        recipe=recipe,
-        recipe_text=yaml.safe_dump(recipe.model_dump(), sort_keys=False),
-        trained=rows,
-        curve=lambda key: [(entry["step"], entry[key]) for entry in history],
-    )
 
 
 def main() -> None:

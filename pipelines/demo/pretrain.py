@@ -129,7 +129,8 @@ def pretrain(
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
     from paligemma.models.paligemma import PaliGemma
-    from paligemma.training.step import init_state, make_train_step, split_trainable
+    from paligemma.training.step import init_state, make_train_step
+    from paligemma.training.trainable import compile_pattern, split_trainable
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,7 @@ def pretrain(
     )
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 200, steps, learning_rate / 50)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.02))
-    graph, trainable, frozen = split_trainable(PaliGemma(config, rngs=nnx.Rngs(seed)), ".*")
+    graph, trainable, frozen = split_trainable(PaliGemma(config, rngs=nnx.Rngs(seed)), compile_pattern("all"))
     state, step = init_state(trainable, optimizer), make_train_step(graph, optimizer)
     started, losses = time.monotonic(), []
     for number, batch in zip(range(1, steps + 1), batches(tokenizer, np.random.default_rng(seed)), strict=False):

@@ -20,6 +20,7 @@ def run_app(app: typer.Typer) -> None:
     """Runs an app as the program: shows our log lines, turns our errors into a message and an exit code."""
     log = logging.getLogger("paligemma")
     log.setLevel(logging.INFO)
+    log.propagate = False  # a library that sets up the root logger would have every line twice
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
+from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open import Checkpoint, open_checkpoint
 from paligemma.checkpoints.parameters import build_module
 from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
@@ -21,7 +22,6 @@ from paligemma.data.tokenizer import Tokenizer
 from paligemma.decoding.greedy import NO_EOS, greedy_decode
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import file_sha256
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
 
@@ -161,15 +161,12 @@ def load(
 
 def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: str | None = None) -> Model:
     """A model from an opened checkpoint, with a tuned model's parameters in place of its own where there are any."""
-    trained = {} if tuned is None else tuned.arrays
-    unknown = trained.keys() - checkpoint.arrays.keys()
-    if unknown:
-        raise DamagedError(f"The tuned model has a parameter that its base has not: {min(unknown)}.")
+    arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
 
     def dtype_of(name: str, stored: np.dtype) -> np.dtype:
-        return stored if dtype is None or name in trained else jnp.dtype(dtype)
+        return stored if dtype is None or arrays[name] is not checkpoint.arrays[name] else jnp.dtype(dtype)
 
-    module = build_module(checkpoint.config, {**checkpoint.arrays, **trained}, dtype_of)
+    module = build_module(checkpoint.config, arrays, dtype_of)
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     return Model(module, checkpoint.config, tokenizer)
 
@@ -177,7 +174,7 @@ def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: 
 def check_base(tuned: TunedModel, checkpoint: Checkpoint) -> None:
     """Confirms that a checkpoint is the one that the model was tuned from."""
     expected = tuned.description.base.weights_sha256
-    found = file_sha256(checkpoint.weights)
+    found = checkpoint.weights_sha256
     if found != expected:
         raise DamagedError(
             "This is not the checkpoint that the model was tuned from.",
@@ -210,4 +207,4 @@ def _pixels(image: ImageInput) -> np.ndarray:
 @partial(jax.jit, static_argnames="graph")
 def _logits(graph, state, images, tokens, mask_ar, mask_input):
     model = nnx.merge(graph, state)
-    return model.llm.logits(model.hidden(images, tokens, mask_ar, mask_input))
+    return model.llm.logits(model.hidden(model.img(images), tokens, mask_ar, mask_input))

@@ -1,34 +1,58 @@
-"""Which dtype a model computes in, by device."""
+"""Which dtypes a model holds its parameters in, multiplies in, and keeps its activations in. One policy for all of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-ComputeDtype = Literal["auto", "float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+FrozenDtype = Literal["float16", "bfloat16", "float32"]
 
 
-def compute_dtype(name: ComputeDtype = "auto") -> jnp.dtype:
-    """The dtype of activations and matmul inputs.
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes of a model. Norm variance, rotary angles, softmax, logits and loss are float32 whatever they are.
 
-    `auto` is bfloat16 where the hardware multiplies it fast (TPUs, NVIDIA since compute capability 8.0) and float32
-    elsewhere. float16 is not offered for the decoder: Gemma's residual stream exceeds its range.
+    Attributes:
+        activations: of the decoder's residual stream and of what its layers pass on.
+        products: of the operands of the decoder's matrix products. float16 with float32 activations: see `models/product.py`.
+        vision: of the vision tower, activations and products.
     """
-    if name != "auto":
-        return jnp.dtype(name)
+
+    activations: jnp.dtype
+    products: jnp.dtype
+    vision: jnp.dtype
+
+    @staticmethod
+    def of(compute: ComputeDtype = "auto", vision_parameters: jnp.dtype | str = "float32") -> Precision:
+        """The policy for a compute dtype, on the present device.
+
+        Args:
+            compute: `bfloat16` (the range of float32, 8 bits of precision), `float32`, or `float16`, whose range Gemma's
+                residual stream exceeds: there the activations stay float32, and only operands of products are float16. `auto`
+                is bfloat16 where the hardware multiplies it fast (TPUs, NVIDIA since compute capability 8.0), float16 on older
+                NVIDIA devices with tensor cores (7.0, 7.5: V100, T4), float32 elsewhere.
+            vision_parameters: the dtype that the vision tower's parameters are held in. The activations of SigLIP are small
+                enough for float16: a float16 tower computes in it, as the reference does, unless all is bfloat16.
+        """
+        products = jnp.dtype(_fast_dtype() if compute == "auto" else compute)
+        activations = jnp.dtype(jnp.bfloat16 if products == jnp.bfloat16 else jnp.float32)
+        in_float16 = products == jnp.float16 or jnp.dtype(vision_parameters) == jnp.float16
+        vision = jnp.dtype(jnp.float16) if in_float16 and products != jnp.bfloat16 else activations
+        return Precision(activations, products, vision)
+
+
+FLOAT32 = Precision(jnp.dtype(jnp.float32), jnp.dtype(jnp.float32), jnp.dtype(jnp.float32))
+
+
+def _fast_dtype() -> str:
     device = jax.devices()[0]
     if device.platform == "tpu":
-        return jnp.dtype(jnp.bfloat16)
-    if device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= 8.0:
-        return jnp.dtype(jnp.bfloat16)
-    return jnp.dtype(jnp.float32)
-
-
-def vision_dtype(compute: jnp.dtype, parameters: jnp.dtype) -> jnp.dtype:
-    """The dtype that the vision tower computes in: as the decoder, but float16 parameters in a float32 model as they are.
-
-    Its activations are small enough for float16, the reference runs it so, and on a T4 it is a fraction of the time.
-    """
-    return jnp.dtype(jnp.float16) if compute == jnp.float32 and jnp.dtype(parameters) == jnp.float16 else compute
+        return "bfloat16"
+    if device.platform != "gpu":
+        return "float32"
+    capability = float(getattr(device, "compute_capability", "0"))
+    return "bfloat16" if capability >= 8.0 else "float16" if capability >= 7.0 else "float32"

@@ -48,6 +48,10 @@ class WorkProgress:
         elif time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
             self._line()
 
+    def skip(self, count: int) -> None:
+        """Counts units that were done before, by another process; they have no part in the rate."""
+        self.done += count
+
     @property
     def rate(self) -> float:
         """Units a second since the first was done, which is what leaves compiling out; 0 before that can be told."""

@@ -14,10 +14,23 @@ from paligemma.errors import InputError
 Batch = TypeVar("Batch")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (by default every one there is) along `fsdp`; `data`, copies of the parameters, is 1: memory is short."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, copies: int = 1) -> Mesh:
+    """A mesh of `data` x `fsdp`.
+
+    Args:
+        devices: by default every one there is, of all processes.
+        copies: of the parameters, along `data`; each is split over the devices along `fsdp`. One needs the least memory.
+
+    Raises:
+        InputError: the devices do not split into so many copies.
+    """
     chosen = np.array(devices or jax.devices())
-    return Mesh(chosen.reshape(1, len(chosen)), ("data", "fsdp"))
+    if len(chosen) % copies:
+        raise InputError(
+            f"{len(chosen)} devices do not split into {copies} copies of the parameters.",
+            expected=f"data_parallel to divide {len(chosen)}",
+        )
+    return Mesh(chosen.reshape(copies, -1), ("data", "fsdp"))
 
 
 def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -31,17 +44,21 @@ def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """Splits every array of a batch by rows over all devices."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    """Splits every array of a batch by rows over all devices; of each process, its own rows over its own devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), batch)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Confirms that a batch splits evenly over the devices."""
-    devices = mesh.devices.size
+def check_batch_size(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
+    """Confirms that each part of a batch splits evenly over the devices."""
+    devices = mesh.devices.size * parts
     if batch_size % devices:
         near = max(devices, round(batch_size / devices) * devices)
         raise InputError(
-            f"A batch of {batch_size} does not split over {devices} devices.",
+            f"A batch of {batch_size} does not split over {mesh.devices.size} devices"
+            + (f" in {parts} parts." if parts > 1 else "."),
             expected=f"a multiple of {devices}",
             fix=f"set batch_size={near}",
         )

@@ -13,17 +13,20 @@ from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import train_batch
 from paligemma.errors import InputError
 from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
-from paligemma.training.step import init_state, make_train_step, split_trainable
+from paligemma.training.step import StepSettings, init_state, make_train_step
+from paligemma.training.trainable import compile_pattern, split_trainable
 
 
-def losses(devices: int, steps: int = 4) -> tuple[list[float], dict[str, np.ndarray]]:
+def losses(
+    devices: int, steps: int = 4, copies: int = 1, settings: StepSettings = StepSettings()
+) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses and trained parameters of a few steps of the embedded checkpoint in float32."""
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.devices()[:devices], copies)
     checkpoint = open_checkpoint("embedded:tiny")
     module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", mesh=mesh)
-    graph, trainable, frozen = split_trainable(module, "llm/layers/attn/.*")
+    graph, trainable, frozen = split_trainable(module, compile_pattern("attention"))
     optimizer = optax.sgd(0.1)
-    step, state = make_train_step(graph, optimizer), init_state(trainable, optimizer)
+    step, state = make_train_step(graph, optimizer, settings), init_state(trainable, optimizer)
     rng, result = np.random.default_rng(0), []
     for _ in range(steps):
         images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
@@ -33,8 +36,9 @@ def losses(devices: int, steps: int = 4) -> tuple[list[float], dict[str, np.ndar
     return result, {name: np.asarray(v[...]) for name, v in parameters_by_name(state.trainable).items()}
 
 
-def test_eight_devices_compute_what_one_does() -> None:
-    (one, after_one), (eight, after_eight) = losses(1), losses(8)
+@pytest.mark.parametrize(("copies", "parts"), [(1, 1), (2, 1), (2, 2), (8, 1)])
+def test_eight_devices_compute_what_one_does(copies: int, parts: int) -> None:
+    (one, after_one), (eight, after_eight) = losses(1), losses(8, copies=copies, settings=StepSettings(accumulate=parts))
     np.testing.assert_allclose(eight, one, atol=1e-5)
     assert one[-1] < one[0]
     for name, values in after_one.items():
@@ -60,6 +64,13 @@ def test_the_largest_divisible_axis_is_split() -> None:
     assert fsdp_sharding(mesh, ()).spec == PartitionSpec()
 
 
+def test_devices_that_do_not_split_into_copies_are_refused() -> None:
+    with pytest.raises(InputError, match="8 devices do not split into 3 copies"):
+        make_mesh(copies=3)
+
+
 def test_a_batch_that_does_not_split_is_refused() -> None:
     with pytest.raises(InputError, match="does not split over 8 devices"):
         check_batch_size(make_mesh(), 12)
+    with pytest.raises(InputError, match="8 devices in 4 parts"):
+        check_batch_size(make_mesh(), 24, parts=4)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from flax import nnx
-from jax import numpy as jnp
 
 from paligemma.errors import DamagedError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.models.lora import LoraConfig
 from paligemma.models.paligemma import PaliGemma
+from paligemma.precision import FLOAT32, Precision
 
 _ATTENTION = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0"
 
@@ -24,9 +25,9 @@ class HasShape(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def abstract_model(config: PaliGemmaConfig, dtype=jnp.float32, vision_dtype=None) -> PaliGemma:
+def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora: LoraConfig | None = None) -> PaliGemma:
     """The network with shapes in place of parameters; takes no memory."""
-    return nnx.eval_shape(lambda: PaliGemma(config, dtype=dtype, vision_dtype=vision_dtype, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: PaliGemma(config, precision=precision, lora=lora, rngs=nnx.Rngs(0)))
 
 
 def parameter_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from paligemma.checkpoints.architecture import check_parameters, infer_config
 from paligemma.checkpoints.npz import LazyArray, read_npz
 from paligemma.errors import InputError
 from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE
+from paligemma.lineage.record import RECORD_FILE, file_sha256
 from paligemma.models.config import PaliGemmaConfig, parse_config
 from paligemma.storage.location import SCHEME
 
@@ -39,6 +40,11 @@ class Checkpoint:
     config: PaliGemmaConfig
     arrays: Mapping[str, LazyArray]
     tokenizer: Path | None
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the weight file."""
+        return file_sha256(self.weights)
 
 
 def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None) -> Checkpoint:

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.npz import LazyArray
 from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.lora import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma
-from paligemma.precision import ComputeDtype, compute_dtype, vision_dtype
+from paligemma.precision import ComputeDtype, Precision
 from paligemma.sharding import fsdp_sharding
 
 _TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
@@ -41,8 +42,10 @@ def build_module(
     dtype_of: Callable[[str, np.dtype], np.dtype],
     compute: ComputeDtype = "auto",
     mesh: Mesh | None = None,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
 ) -> PaliGemma:
-    """The network with its parameters loaded one by one.
+    """The network with its parameters loaded one by one; adapters start at what the seed determines.
 
     Args:
         config: the architecture.
@@ -50,12 +53,14 @@ def build_module(
         dtype_of: the dtype to hold a parameter in, from its name and its dtype in the file.
         compute: the dtype of activations.
         mesh: where to shard the parameters; None for the default device.
+        lora: adapters to add; None for none.
+        seed: of the adapters.
     """
-    dtype = compute_dtype(compute)
-    tower_dtype = vision_dtype(dtype, dtype_of(_TOWER, arrays[_TOWER].dtype))
-    graph, state = nnx.split(abstract_model(config, dtype, tower_dtype))
+    precision = Precision.of(compute, dtype_of(_TOWER, arrays[_TOWER].dtype))
+    graph, state = nnx.split(abstract_model(config, precision, lora))
     for name, variable in parameters_by_name(state).items():
-        array = arrays[name]
+        new = is_adapter(name) and name not in arrays
+        array = initial_factor(name, variable.shape, seed) if new else arrays[name]
         sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
         variable.set_value(place(array, np.dtype(dtype_of(name, array.dtype)), sharding))
     return nnx.merge(graph, state)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import PaliGemmaConfig, describe_validation_error
+from paligemma.models.lora import LoraConfig
 
 WEIGHTS_FILE = "trained.safetensors"
 DESCRIPTION_FILE = "tuned.json"
@@ -37,6 +38,7 @@ class TunedDescription(BaseModel):
     base: Base
     config: PaliGemmaConfig
     recipe: dict
+    lora: LoraConfig | None = None
     steps: int
 
 

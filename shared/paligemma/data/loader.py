@@ -13,7 +13,7 @@ from jaxtyping import Int
 from paligemma.data.augment import Augmentation
 from paligemma.data.augment import augment as augmented
 from paligemma.data.batch import EvaluationBatch, TrainBatch, train_batch
-from paligemma.data.plan import TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
+from paligemma.data.plan import LOSS_MULTIPLE, TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
 from paligemma.data.records import Records, read_lengths
 from paligemma.data.tfrecord import RowReader
 from paligemma.errors import DamagedError, InputError
@@ -83,6 +83,38 @@ def training_batches(
         return rows, train_batch(images, tokens, suffix, suffix, planned.bucket.loss_width)
 
     return _ahead(assemble, plan.batches(start_step))
+
+
+def validation_batches(
+    records: Records, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
+    """Every row once, in order, as training batches of one shape; the last is filled up with rows that have no loss.
+
+    Args:
+        records: the data.
+        batch_size: rows in a batch over all processes.
+        process_index: which process this is, from 0.
+        process_count: how many there are.
+    """
+    share = process_share(batch_size, process_index, process_count)
+    prefix_tokens, suffix_tokens = read_lengths(records)
+    width = round_up(int((prefix_tokens + suffix_tokens).max()) - 1, TEXT_MULTIPLE)
+    loss_width = min(width, round_up(int(suffix_tokens.max()), LOSS_MULTIPLE))
+    reader = RowReader(records)
+
+    def assemble(start: int) -> tuple[np.ndarray, TrainBatch]:
+        numbers = np.arange(start, start + batch_size)[share]
+        real = numbers < len(reader)
+        numbers = np.where(real, numbers, 0)
+        tokens, suffix = np.zeros((2, len(numbers), width + 1), np.int32)
+        rows = [reader.read(number) for number in numbers.tolist()]
+        for place, row in enumerate(rows):
+            tokens[place, : len(row.tokens)] = row.tokens
+            suffix[place, row.prefix_length : len(row.tokens)] = 1
+        batch = train_batch(np.stack([row.image for row in rows]), tokens, suffix, suffix, loss_width)
+        return numbers, batch._replace(mask_loss=batch.mask_loss * real[:, None])
+
+    return _ahead(assemble, range(0, len(reader), batch_size))
 
 
 def evaluation_batches(records: Records, batch_size: int) -> Iterator[EvaluationBatch]:

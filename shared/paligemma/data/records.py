@@ -124,6 +124,24 @@ def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.nda
     return lengths["prefix"], lengths["suffix"]
 
 
+def image_numbers(records: Records) -> Int[np.ndarray, " rows"]:
+    """A number for the image of every row, from 0: rows with the same image have the same one.
+
+    Raises:
+        DamagedError: `rows.jsonl` does not list them.
+    """
+    numbers: dict[str, int] = {}
+    try:
+        with (records.folder / ROWS_FILE).open("rb") as file:
+            hashes = (json.loads(line)["image_sha256"] for line in file)
+            found = np.fromiter((numbers.setdefault(image, len(numbers)) for image in hashes), np.int64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged_index(records, f"it cannot be read: {error!r}") from None
+    if len(found) != records.dataset.rows:
+        raise _damaged_index(records, f"it lists {len(found)} rows of {records.dataset.rows}")
+    return found
+
+
 def row_ids(records: Records, rows: Iterable[int]) -> list[str]:
     """The `row_id` of rows by number, for a report of an error. Reads through `rows.jsonl`: seconds for millions of rows.
 

@@ -47,7 +47,7 @@ def greedy_decode(
     """
     model = nnx.merge(graph, state)
     batch = tokens.shape[0]
-    x = model.embed(images, tokens)
+    x = model.embed(model.img(images), tokens)
     mask_ar, valid = with_image(x.shape[1] - tokens.shape[1], mask_ar, mask_input)
     # With every prompt flush right, the next token of every row takes the same slot of the cache.
     x, valid, mask_ar = _flush_right(x, valid, mask_ar)

@@ -11,11 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.models.attention import attend
 from paligemma.models.config import DecoderConfig
-from paligemma.models.layers import Remat, scan_layers, stack
+from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_layers, stack, unstack
+from paligemma.models.lora import LoraConfig, make_adapter
+from paligemma.models.product import product
+from paligemma.precision import Precision
 
 
 class KVCache(NamedTuple):
@@ -31,6 +35,62 @@ class LayerCache(NamedTuple):
     keys: Float[Array, "b s k h"]
     values: Float[Array, "b s k h"]
     slot: Int[Array, ""]
+
+
+class Dropout(NamedTuple):
+    """Dropout of what attention and MLP add to the residual stream, as in big_vision's Gemma."""
+
+    rate: float
+    key: Key[Array, ""]
+
+    def __call__(
+        self, x: Float[Array, "b q d"], place: int, length: int, at: Int[Array, "b q"] | None = None
+    ) -> Float[Array, "b q d"]:
+        """Drops numbers of `x`.
+
+        Args:
+            x: all of a sequence, or its rows at positions `at`.
+            place: tells apart the places of one layer.
+            length: of the sequence.
+            at: drops the same numbers as if `x` were all of it.
+        """
+        whole = (x.shape[0], length, x.shape[2])
+        keep = jax.random.bernoulli(jax.random.fold_in(self.key, place), 1.0 - self.rate, whole)
+        keep = keep if at is None else take(keep, at)
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+def take(x: Float[Array, "b t d"], at: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+    """The rows of `x` at these positions, for each example."""
+    return jnp.take_along_axis(x, at[:, :, None], axis=1)
+
+
+@jax.custom_vjp
+def gelu_gate(gate: Float[Array, "*s f"], up: Float[Array, "*s f"]) -> Float[Array, "*s f"]:
+    """Tanh-approximated GELU of `gate`, times `up`.
+
+    Its backward pass is two products: the slope is computed in the forward pass, where the tanh is at hand anyway, in place of
+    recomputing both. As many numbers are kept for it as automatic differentiation keeps.
+    """
+    return jax.nn.gelu(gate, approximate=True) * up
+
+
+def _gelu_gate_forward(gate, up):
+    c = 0.7978845608028654  # sqrt(2 / pi)
+    x = gate.astype(jnp.float32)
+    tanh = jnp.tanh(c * (x + 0.044715 * x**3))
+    half = 0.5 * (1.0 + tanh)
+    slope = half + 0.5 * x * (1.0 - tanh**2) * c * (1.0 + 3 * 0.044715 * x**2)
+    gelu = (x * half).astype(gate.dtype)
+    return gelu * up, (gelu, slope.astype(gate.dtype) * up)
+
+
+def _gelu_gate_backward(kept, gradient):
+    gelu, slope = kept
+    return gradient * slope, gradient * gelu
+
+
+gelu_gate.defvjp(_gelu_gate_forward, _gelu_gate_backward)
 
 
 def apply_rope(x: Float[Array, "b t n h"], positions: Int[Array, "b t"]) -> Float[Array, "b t n h"]:
@@ -59,24 +119,29 @@ class RMSNorm(nnx.Module):
 class Einsum(nnx.Module):
     """A weight of any rank, applied with an einsum."""
 
-    def __init__(self, shape: tuple[int, ...], fan_in: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.w = nnx.Param(nnx.initializers.normal(fan_in**-0.5)(rngs.params(), shape))
+        self.dtype = dtype
 
     def __call__(self, equation: str, x: Array) -> Array:
-        return jnp.einsum(equation, x, self.w[...].astype(x.dtype))
+        return product(equation, x, self.w[...], self.dtype)
 
 
 class Attention(nnx.Module):
     """Rotary grouped-query self-attention."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, lora: LoraConfig | None, rngs: nnx.Rngs) -> None:
         D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         if N == K:
-            self.qkv_einsum = Einsum((3, N, D, H), D, rngs)
+            self.qkv_einsum = Einsum((3, N, D, H), D, dtype, rngs)
+            self.lora_qkv_einsum = make_adapter("qkv_einsum", (3, N, D, H), lora, rngs)
         else:
-            self.q_einsum = Einsum((N, D, H), D, rngs)
-            self.kv_einsum = Einsum((2, K, D, H), D, rngs)
-        self.attn_vec_einsum = Einsum((N, H, D), N * H, rngs)
+            self.q_einsum = Einsum((N, D, H), D, dtype, rngs)
+            self.kv_einsum = Einsum((2, K, D, H), D, dtype, rngs)
+            self.lora_q_einsum = make_adapter("q_einsum", (N, D, H), lora, rngs)
+            self.lora_kv_einsum = make_adapter("kv_einsum", (2, K, D, H), lora, rngs)
+        self.attn_vec_einsum = Einsum((N, H, D), N * H, dtype, rngs)
+        self.lora_attn_vec_einsum = make_adapter("attn_vec_einsum", (N, H, D), lora, rngs)
         self.fused_qkv = N == K
         self.scale = config.query_scale
         self.softcap = config.attn_logits_softcap
@@ -87,57 +152,91 @@ class Attention(nnx.Module):
         positions: Int[Array, "b t"],
         mask: Bool[Array, "b t s"],
         cache: LayerCache | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]]:
-        """Returns the output, and the keys and values it attended to."""
+        at: Int[Array, "b q"] | None = None,
+    ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]]:
+        """Returns the output, at positions `at` (None: at all), and the keys and values it attended to."""
         if self.fused_qkv:
-            query, key, value = self.qkv_einsum("btd,cndh->cbtnh", x)
+            query, key, value = _adapted(self.qkv_einsum("btd,cndh->cbtnh", x), self.lora_qkv_einsum, x)
+            if at is not None:
+                query = jnp.take_along_axis(query, at[:, :, None, None], axis=1)
         else:
-            query = self.q_einsum("btd,ndh->btnh", x)
-            key, value = self.kv_einsum("btd,ckdh->cbtkh", x)
-        query = apply_rope(query, positions) * self.scale
+            asking = x if at is None else take(x, at)
+            query = _adapted(self.q_einsum("btd,ndh->btnh", asking), self.lora_q_einsum, asking)
+            key, value = _adapted(self.kv_einsum("btd,ckdh->cbtkh", x), self.lora_kv_einsum, x)
         key = apply_rope(key, positions)
+        if at is not None:
+            positions, mask = jnp.take_along_axis(positions, at, axis=1), take(mask, at)
+        query = apply_rope(query, positions) * self.scale
         if cache is not None:
             start = (0, cache.slot, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.keys, key.astype(cache.keys.dtype), start)
             value = jax.lax.dynamic_update_slice(cache.values, value.astype(cache.values.dtype), start)
+        query, key, value = checkpoint_name((query, key, value), ATTENTION_SAVED)
         attended = attend(query, key.astype(x.dtype), value.astype(x.dtype), mask, self.softcap)
-        return self.attn_vec_einsum("btnh,nhd->btd", attended), (key, value)
+        attended = checkpoint_name(attended, ATTENTION_SAVED)
+        output = _adapted(self.attn_vec_einsum("btnh,nhd->btd", attended), self.lora_attn_vec_einsum, attended)
+        return output, (key, value)
 
 
 class FeedForward(nnx.Module):
     """Gated MLP: tanh-approximated GELU of the gate, times the up-projection."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, lora: LoraConfig | None, rngs: nnx.Rngs) -> None:
         D, F = config.width, config.mlp_dim
         self.gating_einsum = nnx.Param(nnx.initializers.normal(D**-0.5)(rngs.params(), (2, D, F)))
         self.linear = nnx.Param(nnx.initializers.normal(F**-0.5)(rngs.params(), (F, D)))
+        self.lora_gating_einsum = make_adapter("gating_einsum", (2, D, F), lora, rngs)
+        self.lora_linear = make_adapter("linear", (F, D), lora, rngs)
+        self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        gate, up = self.gating_einsum[...].astype(x.dtype)
-        return (jax.nn.gelu(x @ gate, approximate=True) * (x @ up)) @ self.linear[...].astype(x.dtype)
+        gate, up = (product("btd,df->btf", x, weight, self.dtype) for weight in self.gating_einsum[...])
+        if self.lora_gating_einsum is not None:
+            more_gate, more_up = self.lora_gating_einsum(x)
+            gate, up = gate + more_gate, up + more_up
+        hidden = gelu_gate(gate, up)
+        return _adapted(product("btf,fd->btd", hidden, self.linear[...], self.dtype), self.lora_linear, hidden)
+
+
+def _adapted(output: Array, adapter, x: Array) -> Array:
+    return output if adapter is None else output + adapter(x)
 
 
 class Block(nnx.Module):
     """One decoder layer; Gemma 2 also normalizes what attention and MLP return."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, lora: LoraConfig | None, rngs: nnx.Rngs) -> None:
         self.pre_attention_norm = RMSNorm(config.width)
-        self.attn = Attention(config, rngs)
+        self.attn = Attention(config, dtype, lora, rngs)
         self.pre_ffw_norm = RMSNorm(config.width)
-        self.mlp = FeedForward(config, rngs)
+        self.mlp = FeedForward(config, dtype, lora, rngs)
         self.post_norms = config.post_norms
         if config.post_norms:
             self.post_attention_norm = RMSNorm(config.width)
             self.post_ffw_norm = RMSNorm(config.width)
 
-    def __call__(self, x, positions, mask, cache: LayerCache | None = None):
-        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, cache)
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[Array, "b t"],
+        mask: Bool[Array, "b t s"],
+        cache: LayerCache | None = None,
+        at: Int[Array, "b q"] | None = None,
+        dropout: Dropout | None = None,
+    ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]]:
+        """Returns the residual stream, at positions `at` (None: at all), and the keys and values."""
+        length = x.shape[1]
+        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, cache, at)
         if self.post_norms:
             attended = self.post_attention_norm(attended)
-        x = x + attended
+        if dropout is not None:
+            attended = dropout(attended, 0, length, at)
+        x = checkpoint_name((x if at is None else take(x, at)) + attended, ATTENTION_SAVED)
         mixed = self.mlp(self.pre_ffw_norm(x))
         if self.post_norms:
             mixed = self.post_ffw_norm(mixed)
+        if dropout is not None:
+            mixed = dropout(mixed, 1, length, at)
         return x + mixed, keys_values
 
 
@@ -153,38 +252,62 @@ class Embedder(nnx.Module):
         rows = self.input_embedding[...][tokens]
         return rows * jnp.sqrt(jnp.float32(rows.shape[-1])).astype(rows.dtype)
 
-    def decode(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Unscaled dot products with every row, accumulated in float32."""
+    def decode(self, x: Float[Array, "b t d"], dtype: jnp.dtype) -> Float[Array, "b t v"]:
+        """Unscaled dot products with every row, in float32."""
+        if x.dtype == jnp.float32:
+            return product("btd,vd->btv", x, self.input_embedding[...], dtype)
         return jnp.einsum("btd,vd->btv", x, self.input_embedding[...].astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 class Decoder(nnx.Module):
     """Embeddings in, hidden states out; `logits` turns hidden states into a distribution over tokens."""
 
-    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, precision: Precision, lora: LoraConfig | None, rngs: nnx.Rngs) -> None:
         self.embedder = Embedder(config, rngs)
-        self.layers = stack(lambda rngs: Block(config, rngs), config.depth, rngs)
+        self.layers = stack(lambda rngs: Block(config, precision.products, lora, rngs), config.depth, rngs)
+        self.depth = config.depth
         self.final_norm = RMSNorm(config.width)
-        self.dtype = dtype
+        self.precision = precision
 
     def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Scaled token embeddings in the compute dtype."""
-        return self.embedder.encode(tokens).astype(self.dtype)
+        return self.embedder.encode(tokens).astype(self.precision.activations)
 
     def __call__(
         self,
         x: Float[Array, "b p d"],
         positions: Int[Array, "b p"],
         mask: Bool[Array, "b p p"],
-        remat: Remat = "none",
-    ) -> Float[Array, "b p d"]:
-        """Hidden states after the final norm, of a whole sequence."""
+        at: Int[Array, "b s"] | None = None,
+        plan: LayerPlan | None = None,
+        dropout: Dropout | None = None,
+    ) -> Float[Array, "b s d"]:
+        """Hidden states after the final norm, of a whole sequence.
 
-        def layer(block: Block, x, _):
-            return block(x, positions, mask)[0], None
+        Args:
+            x: embeddings.
+            positions: their places in the sequence.
+            mask: which key each query sees.
+            at: where the hidden states are wanted; None for everywhere.
+            plan: how the layers run.
+            dropout: None for none.
+        """
+        plan = plan or LayerPlan()
+        keys = None if dropout is None else jax.random.split(dropout.key, self.depth)
 
-        x, _ = scan_layers(layer, self.layers, x, remat=remat)
-        return self.final_norm(x)
+        def layer(block: Block, x, key, at=None):
+            dropped = None if dropout is None else Dropout(dropout.rate, key)
+            return block(x, positions, mask, at=at, dropout=dropped)[0], None
+
+        if not plan.unroll:
+            x, _ = scan_layers(layer, self.layers, x, xs=keys, plan=plan)
+            return self.final_norm(x if at is None else take(x, at))
+        *blocks, last = unstack(self.layers)
+        run = plan.checkpoint(lambda block, x, key, at=None: layer(block, x, key, at)[0])
+        for index, block in enumerate(blocks):
+            x = run(block, x, None if keys is None else keys[index])
+        # Nobody reads the last layer elsewhere: its attention and MLP are spared there.
+        return self.final_norm(run(last, x, None if keys is None else keys[-1], at))
 
     def prefill(self, x, positions, mask) -> tuple[Float[Array, "b p d"], KVCache]:
         """As `__call__`, and the keys and values of every layer."""
@@ -213,4 +336,4 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Output logits in float32, without Gemma 2's final soft cap; see `DecoderConfig.final_logits_softcap`."""
-        return self.embedder.decode(hidden)
+        return self.embedder.decode(hidden, self.precision.products)

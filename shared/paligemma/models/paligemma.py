@@ -8,47 +8,62 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma.models.attention import prefix_lm_mask
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.models.gemma import Decoder
-from paligemma.models.layers import Remat
+from paligemma.models.gemma import Decoder, Dropout
+from paligemma.models.layers import LayerPlan
+from paligemma.models.lora import LoraConfig
 from paligemma.models.siglip import VisionTower
+from paligemma.precision import FLOAT32, Precision
 
 
 class PaliGemma(nnx.Module):
-    """The network. Parameters keep the dtype they are given; activations are in `dtype`, the tower's in `vision_dtype`."""
+    """The network. Parameters keep the dtype they are given; `precision` says what it computes in."""
 
-    def __init__(self, config: PaliGemmaConfig, *, dtype=jnp.float32, vision_dtype=None, rngs: nnx.Rngs) -> None:
-        self.img = VisionTower(config.img, config.llm.width, vision_dtype or dtype, rngs)
-        self.llm = Decoder(config.llm, dtype, rngs)
+    def __init__(
+        self,
+        config: PaliGemmaConfig,
+        *,
+        precision: Precision = FLOAT32,
+        lora: LoraConfig | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.img = VisionTower(config.img, config.llm.width, precision.vision, rngs)
+        self.llm = Decoder(config.llm, precision, lora, rngs)
 
-    def embed(self, images: Float[Array, "b height width 3"], tokens: Int[Array, "b t"]) -> Float[Array, "b p d"]:
-        """Image embeddings, then text embeddings. Image embeddings are not scaled; text embeddings are."""
-        image = self.img(images)
+    def embed(self, image: Float[Array, "b s d"], tokens: Int[Array, "b t"]) -> Float[Array, "b p d"]:
+        """Image embeddings (of `self.img`), then text embeddings. Image embeddings are not scaled; text embeddings are."""
         text = self.llm.embed(tokens)
         return jnp.concatenate([image.astype(text.dtype), text], axis=1)
 
     def hidden(
         self,
-        images: Float[Array, "b height width 3"],
+        image: Float[Array, "b s d"],
         tokens: Int[Array, "b t"],
         mask_ar: Int[Array, "b t"],
         mask_input: Bool[Array, "b t"] | None = None,
-        remat: Remat = "none",
-    ) -> Float[Array, "b t d"]:
-        """Final hidden states at the text positions; `self.llm.logits` maps them to logits.
+        *,
+        at: Int[Array, "b q"] | None = None,
+        plan: LayerPlan | None = None,
+        dropout: Dropout | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Final hidden states at text positions; `self.llm.logits` maps them to logits.
 
         Args:
-            images: in [-1, 1].
+            image: image embeddings, of `self.img`.
             tokens: token ids.
             mask_ar: 0 on the prefix, 1 on the suffix.
             mask_input: False on padding; None (as in training) when padding need not be hidden, because nothing that
                 counts comes after it.
-            remat: what the backward pass recomputes.
+            at: indices into the tokens; None for all of them.
+            plan: how the decoder's layers run.
+            dropout: on the decoder; None for none.
         """
-        x = self.embed(images, tokens)
-        patches = x.shape[1] - tokens.shape[1]
+        x = self.embed(image, tokens)
+        patches = image.shape[1]
         mask = prefix_lm_mask(*with_image(patches, mask_ar, mask_input))
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        return self.llm(x, positions, mask, remat)[:, patches:]
+        if at is None:
+            at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return self.llm(x, positions, mask, at + patches, plan, dropout)
 
 
 def with_image(

@@ -40,13 +40,20 @@ def read_file(location: Location) -> bytes | None:
         return None
 
 
+def remove_file(location: Location) -> None:
+    """Removes a file, if there is one."""
+    if isinstance(location, GcsLocation):
+        gcs.delete(location)
+    else:
+        location.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Location, first: str) -> None:
     """Removes a folder with all that is in it, beginning with the file without which it counts for nothing."""
+    remove_file(folder / first)
     if isinstance(folder, Path):
-        (folder / first).unlink(missing_ok=True)
         shutil.rmtree(folder)
         return
-    gcs.delete(folder / first)
     with ThreadPoolExecutor(gcs.STREAMS) as pool:
         list(pool.map(gcs.delete, [found.location for found in gcs.list_objects(folder)]))
 

@@ -1,23 +1,30 @@
-"""The training loop: steps over batches, metrics fetched one step late, a line of progress."""
+"""The training loop: steps over batches, metrics fetched one step late, states saved, validation, an end in good order."""
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 
 import jax
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
-from paligemma.data.batch import TrainBatch
 from paligemma.errors import PaliGemmaError
-from paligemma.progress import WorkProgress
-from paligemma.sharding import shard_batch
+from paligemma.training.feed import FedBatch
+from paligemma.training.preemption import PreemptedError, PreemptionGuard
+from paligemma.training.recipe import Recipe
+from paligemma.training.state import StateStore
 from paligemma.training.step import StepMetrics, TrainState, TrainStep
+from paligemma.training.telemetry import Clock, Telemetry
+
+log = logging.getLogger("paligemma.finetune")
+
+SECONDS_BETWEEN_SAVES = 600.0
+STEPS_BETWEEN_SAVES = 100
+"""With several processes, whose clocks differ: all of them have to save at the same steps."""
 
 
 class DivergedError(PaliGemmaError):
@@ -26,64 +33,184 @@ class DivergedError(PaliGemmaError):
     exit_code = 2
 
 
-def fit(
-    step: TrainStep,
-    state: TrainState,
-    frozen: nnx.State,
-    batches: Iterator[TrainBatch],
-    *,
-    steps: int,
-    batch_size: int,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    metrics_file: Path,
-    log_every: int,
-) -> tuple[TrainState, list[dict]]:
-    """Runs `steps` steps; returns the last state and what was measured.
+@dataclass
+class Progress:
+    """What is known of a run besides its arrays; saved with them.
 
-    Every `log_every`-th step (and the first and the last) becomes a JSON line of `metrics_file`: step (from 1), loss (nats a
-    suffix token, before the update), gradient_norm, learning_rate, examples_per_second (since the line before).
+    Attributes:
+        entries: those of `metrics.jsonl` so far.
+        skipped: steps whose loss or gradient was not finite.
+        validations: step and loss of each.
+        stopped: whether no further step is to be made, because validation got no better.
+    """
+
+    entries: list[dict] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def best_loss(self) -> float:
+        """The least validation loss; infinite before the first."""
+        return min((loss for _, loss in self.validations), default=math.inf)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Everything that a run's steps are made of.
+
+    Attributes:
+        recipe: the recipe.
+        steps: to make in all.
+        step: the compiled step.
+        frozen: parameters that are not trained.
+        batches: from the first step that is to be made.
+        schedule: learning rate by the number of updates made.
+        validate: loss on the validation rows, nats a suffix token; None without any.
+        flops: operations that a batch needs.
+        peak_flops: operations a second that the devices can do.
+        on_divergence: called with the rows of a batch whose loss or gradient is not finite; returns where they were noted.
+    """
+
+    recipe: Recipe
+    steps: int
+    step: TrainStep
+    frozen: nnx.State
+    batches: Iterator[FedBatch]
+    schedule: optax.Schedule
+    validate: Callable[[nnx.State], float] | None
+    flops: Callable[[FedBatch], float]
+    peak_flops: float
+    on_divergence: Callable[[int, FedBatch], str]
+
+
+def fit(
+    loop: Loop, state: TrainState, done: int, progress: Progress, store: StateStore, telemetry: Telemetry, location: object
+) -> TrainState:
+    """Makes the steps after `done`; returns the last state. `location` is where the store is, for people.
+
+    Every `log_every`-th step, and the first and the last, becomes an entry of `telemetry`: step (from 1), loss (before the
+    update, nats a suffix token), gradient_norm, learning_rate, and of the steps since the entry before: examples_per_second,
+    tflops (needed operations, 10^12 a second), share_of_peak, and seconds_data, seconds_step, seconds_save,
+    seconds_validate (waiting for each). Entries after a validation have validation_loss.
 
     Raises:
-        DivergedError: a loss or gradient is not finite; names the step.
+        DivergedError: a loss or gradient is not finite, and the recipe says stop.
+        PreemptedError: SIGTERM or SIGINT came; the state is saved.
     """
-    history: list[dict] = []
-    line_started, line_step = time.monotonic(), 0
-    with metrics_file.open("w", buffering=1) as file, WorkProgress("training", "examples", steps * batch_size) as progress:
+    recipe, clock = loop.recipe, Clock()
+    meter = _Meter(loop, clock, progress, telemetry, done)
+    last_save = time.monotonic()
 
-        def record(number: int, metrics: StepMetrics) -> None:
-            # Waits for a step's device work; called only once the next step has been handed to the device.
-            nonlocal line_started, line_step
-            loss, norm = (float(value) for value in jax.device_get(metrics))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise DivergedError(
-                    f"The loss or its gradient is not finite: loss {loss}, gradient norm {norm}.",
-                    where=f"step {number} of {steps}",
-                    expected="finite numbers",
-                    fix="lower learning_rate",
-                )
-            progress.advance(batch_size, f"step {number}, loss {loss:.4f}")
-            if number % log_every and number not in (1, steps):
-                return
-            now = time.monotonic()
-            rate = (number - line_step) * batch_size / max(now - line_started, 1e-9)
-            line_started, line_step = now, number
-            entry = {
-                "step": number,
-                "loss": loss,
-                "gradient_norm": norm,
-                "learning_rate": float(schedule(number - 1)),
-                "examples_per_second": rate,
-            }
-            history.append(entry)
-            file.write(json.dumps(entry) + "\n")
+    def save(number: int, metric: float | None = None) -> None:
+        nonlocal last_save
+        meter.flush()  # a state whose loss was not finite is not saved
+        with clock.phase("save"):
+            store.save(number, state, asdict(progress), metric)
+        last_save = time.monotonic()
 
-        pending: tuple[int, StepMetrics] | None = None
-        for number in range(1, steps + 1):
-            state, metrics = step(state, frozen, shard_batch(mesh, next(batches)))
-            if pending is not None:
-                record(*pending)
-            pending = number, metrics
-        if pending is not None:
-            record(*pending)
-    return state, history
+    with PreemptionGuard() as guard:
+        for number in range(done + 1, loop.steps + 1):
+            if progress.stopped:
+                break
+            with clock.phase("data"):
+                fed = next(loop.batches)
+            with clock.phase("step"):
+                state, metrics = loop.step(state, loop.frozen, fed.batch)
+                meter.record(number, metrics, fed)
+            if loop.validate and (number % recipe.validate_every == 0 or number == loop.steps):
+                meter.flush()
+                with clock.phase("validate"):
+                    loss = loop.validate(state.trainable)
+                better = loss < progress.best_loss
+                progress.validations.append((number, loss))
+                telemetry.write({"step": number, "validation_loss": loss})
+                log.info("step %d: validation loss %.4f%s", number, loss, ", the best" if better else "")
+                progress.stopped = _has_stalled(progress.validations, recipe.patience)
+                if (better and recipe.select == "best") or progress.stopped:
+                    save(number, loss)
+            if guard.should_stop(number):
+                save(number)
+                store.wait()
+                raise PreemptedError(number, location)
+            if _is_due(recipe, number, last_save):
+                save(number)
+        meter.flush()
+    return state
+
+
+def _has_stalled(validations: list[tuple[int, float]], patience: int | None) -> bool:
+    """Whether the best of the validations is as many validations ago as patience lasts."""
+    if patience is None:
+        return False
+    losses = [loss for _, loss in validations]
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+def _is_due(recipe: Recipe, number: int, last_save: float) -> bool:
+    if recipe.save_every is not None:
+        return number % recipe.save_every == 0
+    if jax.process_count() > 1:
+        return number % STEPS_BETWEEN_SAVES == 0
+    return time.monotonic() - last_save >= SECONDS_BETWEEN_SAVES
+
+
+class _Meter:
+    """Turns the metrics of steps into entries, one step late: so the device always has the next step to do."""
+
+    def __init__(self, loop: Loop, clock: Clock, progress: Progress, telemetry: Telemetry, done: int) -> None:
+        self._loop, self._clock, self._progress, self._telemetry = loop, clock, progress, telemetry
+        self._pending: tuple[int, StepMetrics, FedBatch] | None = None
+        self._line_step, self._line_started, self._flops = done, time.monotonic(), 0.0
+
+    def record(self, number: int, metrics: StepMetrics, fed: FedBatch) -> None:
+        """Takes a step's metrics, and writes those of the step before."""
+        self.flush()
+        self._pending = number, metrics, fed
+
+    def flush(self) -> None:
+        """Waits for the last step that was taken, and writes its metrics.
+
+        Raises:
+            DivergedError: they are not finite, and the recipe says stop.
+        """
+        if self._pending is None:
+            return
+        (number, metrics, fed), self._pending = self._pending, None
+        loss, norm = (float(value) for value in jax.device_get(metrics))
+        self._flops += self._loop.flops(fed)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._diverged(number, fed, loss, norm)
+        recipe = self._loop.recipe
+        self._telemetry.advance(f"step {number}, loss {loss:.4f}")
+        if number % recipe.log_every and number not in (1, self._loop.steps):
+            return
+        now = time.monotonic()
+        seconds = max(now - self._line_started, 1e-9)
+        tflops = self._flops / seconds / 1e12
+        entry = {
+            "step": number,
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": float(self._loop.schedule(number - 1 - len(self._progress.skipped))),
+            "examples_per_second": (number - self._line_step) * recipe.batch_size / seconds,
+            "tflops": tflops,
+            "share_of_peak": tflops * 1e12 / self._loop.peak_flops,
+            **{f"seconds_{phase}": spent for phase, spent in sorted(self._clock.take().items())},
+        }
+        self._line_step, self._line_started, self._flops = number, now, 0.0
+        self._telemetry.write(entry)
+        self._progress.entries = self._telemetry.entries
+
+    def _diverged(self, number: int, fed: FedBatch, loss: float, norm: float) -> None:
+        noted = self._loop.on_divergence(number, fed)
+        if self._loop.recipe.non_finite == "skip":
+            self._progress.skipped.append(number)
+            log.warning("step %d is left out: loss %s, gradient norm %s; its rows are in %s", number, loss, norm, noted)
+            return
+        raise DivergedError(
+            f"The loss or its gradient is not finite: loss {loss}, gradient norm {norm}.",
+            where=f"step {number} of {self._loop.steps}; its rows are in {noted}",
+            expected="finite numbers",
+            fix="lower learning_rate, set gradient_clip=1.0, or set non_finite=skip to leave such steps out",
+        )

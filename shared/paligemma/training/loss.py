@@ -1,20 +1,76 @@
-"""Next-token loss on suffix tokens only."""
+"""Next-token loss on suffix tokens only: weights that sum to one over a batch, and logits in chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
+LossPer = Literal["example", "token"]
 
-def suffix_loss(logits: Float[Array, "b s v"], targets: Int[Array, "b s"], mask_loss: Int[Array, "b s"]) -> Float[Array, " b"]:
-    """Mean negative log-likelihood of each example's suffix tokens, in nats.
+
+def token_weights(mask_loss: Int[Array, "b s"], per: LossPer = "example") -> Float[Array, "b s"]:
+    """Each token's part in a batch's loss. A batch's parts can be summed up in any order: they are relative to the whole.
 
     Args:
-        logits: at each position that has a loss, of the token that follows it.
-        targets: that token.
-        mask_loss: 1 where the target is a suffix token or its eos; an example without any has loss 0.
+        mask_loss: 1 on the tokens that count; an example without any counts as one whose loss is 0.
+        per: whether all examples count the same, whatever their length (big_vision), or all tokens.
     """
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
     weights = mask_loss.astype(jnp.float32)
-    return jnp.sum(nll * weights, axis=-1) / jnp.maximum(jnp.sum(weights, axis=-1), 1.0)
+    if per == "token":
+        return weights / jnp.maximum(jnp.sum(weights), 1.0)
+    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1.0) / len(weights)
+
+
+def cross_entropy(
+    logits: Float[Array, "b s v"], targets: Int[Array, "b s"], label_smoothing: float = 0.0
+) -> Float[Array, "b s"]:
+    """Negative log-likelihood of each target, in nats, in float32.
+
+    With label smoothing, the target has weight 1 - `label_smoothing`, and the other tokens share the rest (big_vision,
+    `trainers/proj/paligemma/train.py`).
+    """
+    logits = logits.astype(jnp.float32)
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    likelihood = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - normalizer
+    if not label_smoothing:
+        return -likelihood
+    vocabulary = logits.shape[-1]
+    others = jnp.sum(logits, axis=-1) - vocabulary * normalizer - likelihood
+    return -(1.0 - label_smoothing) * likelihood - label_smoothing / (vocabulary - 1) * others
+
+
+def weighted_loss(
+    to_logits: Callable[[Float[Array, "b c d"]], Float[Array, "b c v"]],
+    hidden: Float[Array, "b s d"],
+    targets: Int[Array, "b s"],
+    weights: Float[Array, "b s"],
+    label_smoothing: float = 0.0,
+    chunk: int = 512,
+) -> Float[Array, ""]:
+    """Sum of the tokens' weighted losses, with the logits of about `chunk` tokens in memory at a time.
+
+    A token has 257,152 logits: 1 MiB in float32. Where there is more than one chunk, the backward pass computes a chunk's
+    logits anew. Chunks are columns, so that rows stay on their devices.
+    """
+    rows, width = targets.shape
+    columns = max(1, chunk // rows)
+
+    def loss_of(hidden, targets, weights):
+        return jnp.sum(cross_entropy(to_logits(hidden), targets, label_smoothing) * weights)
+
+    if columns >= width:
+        return loss_of(hidden, targets, weights)
+    count = -(-width // columns)
+
+    def chunks(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, count * columns - width)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, count, columns, *x.shape[2:]), 1, 0)
+
+    def add(total, part):
+        return total + jax.checkpoint(loss_of, prevent_cse=False)(*part), None
+
+    return jax.lax.scan(add, jnp.float32(0.0), (chunks(hidden), chunks(targets), chunks(weights)))[0]

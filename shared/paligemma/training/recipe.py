@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from paligemma.data.augment import Augmentation
 from paligemma.errors import InputError
 from paligemma.models.config import describe_validation_error
-from paligemma.models.layers import Remat
-from paligemma.precision import ComputeDtype
+from paligemma.models.layers import LayerPlan, Remat
+from paligemma.models.lora import LoraConfig
+from paligemma.precision import ComputeDtype, FrozenDtype
+from paligemma.training.trainable import compile_pattern
 
-TRAINABLE_SETS = {
-    "attention": r"llm/layers/attn/.*",
-    "all": r".*",
-}
-"""Named sets of parameters: a pattern that a parameter's whole name matches."""
+OPERATIONAL = {"log_every", "save_every", "keep_last", "vision_cache"}
+"""Keys that change nothing about the parameters that come out; a run can be resumed with other values of them."""
 
 
 class Recipe(BaseModel):
@@ -26,33 +26,106 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trainable: Literal["attention", "all"] = Field(
-        "attention", description="Which parameters are trained: the decoder's attention layers, or everything."
+    trainable: str | tuple[str, ...] = Field(
+        "attention",
+        description="Parameters that are trained: attention (of the decoder), llm, vision, all, lora (adapters), or a list of "
+        "regular expressions of whole names.",
     )
+    lora: LoraConfig = Field(LoraConfig(), description="Adapters, for trainable: lora. Keys rank, alpha, targets.")
+
     batch_size: int = Field(8, gt=0, description="Examples in a step, over all devices.")
+    accumulate: int = Field(1, gt=0, description="Parts that a batch is worked through in; less memory, the same result.")
     steps: int | None = Field(None, gt=0, description="Steps to train; give this or epochs. Without both: 64.")
     epochs: float | None = Field(None, gt=0, description="Passes over the training records; give this or steps.")
-    optimizer: Literal["sgd"] = Field("sgd", description="Plain SGD: no momentum, no decay, no optimizer state.")
-    learning_rate: float = Field(0.03, gt=0, description="Peak learning rate.")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Learning rate after warm-up: falls to 0 along a cosine, or stays."
+
+    optimizer: Literal["sgd", "momentum", "adamw", "adafactor", "lion"] = Field(
+        "sgd", description="sgd (no state), momentum, adamw, adafactor or lion."
     )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment: momentum, adamw and lion (b1), adafactor.")
+    second_moment: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of the second moment (b2). Without: adamw 0.999, lion 0.99, adafactor 0.999 at most.",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled, as in big_vision: an update takes off schedule x weight_decay, not x learning_rate."
+    )
+    weight_decay_on: str = Field(
+        r".*/(kernel|w|gating_einsum|linear|a|b)",
+        description="Regular expression of the names that decay: by default all matrices but the embeddings.",
+    )
+    learning_rate: float = Field(0.03, gt=0, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "rsqrt", "constant"] = Field(
+        "cosine", description="Learning rate after warm-up: falls to 0 (cosine, linear), as 1/sqrt(1 + t/timescale), or stays."
+    )
+    timescale: int = Field(10_000, gt=0, description="Steps, for the schedule rsqrt.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
-    frozen_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+    warmup_steps: int | None = Field(None, ge=0, description="Steps over which the rate rises from 0, in place of a share.")
+    gradient_clip: float | None = Field(None, gt=0, description="Largest global norm of a gradient; longer ones are shortened.")
+
+    loss_per: Literal["example", "token"] = Field(
+        "example", description="What counts equally in a batch's loss: every example, or every suffix token."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a target's weight spread over the other tokens.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of what the decoder's attention and MLP add that is dropped.")
+    augment: Augmentation = Field(Augmentation(), description="Random changes of images: keys flip, crop, colour.")
+
+    frozen_dtype: FrozenDtype = Field(
         "float16", description="Dtype that frozen parameters are held in; trained ones are float32."
     )
     compute_dtype: ComputeDtype = Field(
-        "auto", description="Dtype of activations; auto: bfloat16 where it is fast, else float32."
+        "auto", description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32."
     )
-    remat: Remat = Field("full", description="What the backward pass recomputes: full (least memory) or none (fastest).")
-    seed: int = Field(0, ge=0, description="Determines the order of the training examples.")
+    remat: Remat = Field(
+        "full", description="What the backward pass recomputes, from fast to lean: none, dots, attention, full."
+    )
+    unroll: bool = Field(
+        False, description="Compile the decoder's layers one by one, not as a loop: slower to compile, faster to run."
+    )
+    loss_chunk: int = Field(512, gt=0, description="Most tokens whose logits are in memory at once.")
+    buckets: int = Field(4, gt=0, description="Most text lengths that batches are padded to; each is compiled once.")
+    vision_cache: Literal["off", "memory", "disk"] = Field(
+        "off", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
+    )
+    data_parallel: int = Field(1, gt=0, description="Copies of the parameters; each is sharded over devices / copies.")
+
+    seed: int = Field(0, ge=0, description="Determines the order of the examples, dropout, augmentation and adapters.")
+    validate_every: int | None = Field(None, gt=0, description="Steps between validation losses; without: never.")
+    patience: int | None = Field(
+        None, gt=0, description="Stop after this many validation losses without a better one; without: never."
+    )
+    select: Literal["last", "best"] = Field("last", description="Parameters to give out: the last, or of the best validation.")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="When a loss or gradient is not finite: end the run, or leave that step out and count it."
+    )
+    save_every: int | None = Field(None, gt=0, description="Steps between saved states. Without: every 10 minutes.")
+    keep_last: int = Field(2, gt=0, description="Saved states to keep.")
     log_every: int = Field(1, gt=0, description="Steps between lines of metrics.jsonl.")
 
+    @field_validator("trainable", mode="after")
+    @classmethod
+    def _a_set_or_patterns(cls, trainable: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        compile_pattern(trainable)
+        return trainable
+
     @model_validator(mode="after")
-    def _one_length(self) -> Recipe:
+    def _consistent(self) -> Recipe:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both given; give one")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.vision_cache != "off" and self.augment != Augmentation():
+            raise ValueError("vision_cache keeps one embedding of an image, augment makes new ones each time; give one")
+        for key in ("patience", "select"):
+            if self.validate_every is None and getattr(self, key) not in (None, "last"):
+                raise ValueError(f"{key} needs validate_every")
         return self
+
+    @property
+    def layer_plan(self) -> LayerPlan:
+        """How the decoder's layers run."""
+        return LayerPlan(self.remat, self.unroll)
 
     def total_steps(self, rows: int) -> int:
         """Steps to train on a data set of `rows` rows."""
@@ -60,22 +133,27 @@ class Recipe(BaseModel):
             return max(1, round(self.epochs * rows / self.batch_size))
         return self.steps or 64
 
+    def determining(self) -> dict:
+        """The values that determine the parameters that come out."""
+        return self.model_dump(mode="json", exclude=OPERATIONAL)
+
 
 def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = "the recipe") -> Recipe:
-    """A recipe from YAML text, then `key=value` overrides whose values are YAML too.
+    """A recipe from YAML text, then `key=value` overrides whose values are YAML too; `lora.rank=4` sets a key below another.
 
     Raises:
         InputError: not YAML, an unknown key (with the nearest known one), or a wrong value.
     """
     try:
         values = yaml.safe_load(text) or {}
-        changes = dict(_override(item) for item in overrides)
     except yaml.YAMLError as error:
         raise InputError("The recipe is not YAML.", where=f"{where}: {error}") from None
     if not isinstance(values, dict):
         raise InputError("The recipe is not a mapping.", where=where, expected="lines like `learning_rate: 0.03`")
+    for item in overrides:
+        _override(values, item)
     try:
-        return Recipe.model_validate({**values, **changes})
+        return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError("The recipe is wrong: " + describe_validation_error(error, Recipe), where=where) from None
 
@@ -91,8 +169,17 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     return parse_recipe(text, overrides, path)
 
 
-def _override(item: str) -> tuple[str, object]:
-    key, equals, value = item.partition("=")
+def _override(values: dict, item: str) -> None:
+    path, equals, value = item.partition("=")
     if not equals:
         raise InputError(f"The override {item!r} has no value.", expected="key=value, as in learning_rate=0.01")
-    return key.strip(), yaml.safe_load(value)
+    *parents, key = path.strip().split(".")
+    for parent in parents:
+        below = values.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise InputError(f"The override {item!r} goes below {parent}, which is a plain value.")
+        values = below
+    try:
+        values[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"The override {item!r} has a value that is not YAML: {error}.") from None

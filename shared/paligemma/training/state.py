@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ from paligemma.storage.gcs import crc32c_of
 from paligemma.storage.location import parse_location
 from paligemma.storage.retry import StorageUnavailableError
 from paligemma.storage.space import check_space
-from paligemma.training.fingerprint import claim, describe_changes
+from paligemma.training.fingerprint import FINGERPRINT_FILE, claim, describe_changes
 
 log = logging.getLogger(__name__)
 
@@ -323,6 +324,16 @@ class StateStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def remove_state(location: str | Path) -> None:
+    """Removes a run's state, its fingerprint last: interrupted, it is still known for what it is."""
+    place = parse_location(location)
+    for name in sorted({name.partition("/")[0] for name in folders.list_files(place) if name.startswith(_PREFIX)}):
+        folders.remove_folder(place / name, first=CHECKPOINT_FILE)
+    folders.remove_file(place / FINGERPRINT_FILE)
+    if isinstance(place, Path):
+        shutil.rmtree(place)
 
 
 _UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "PERMISSION_DENIED", "NOT_FOUND")

@@ -1,9 +1,10 @@
-"""One training step: gradients of the trainable parameters only, one optimizer update."""
+"""One training step: gradients of the trainable parameters only, summed over the parts of a batch, one optimizer update."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,13 +14,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from paligemma.data.batch import TrainBatch
-from paligemma.models.layers import Remat
+from paligemma.models.gemma import Dropout
+from paligemma.models.layers import LayerPlan
 from paligemma.models.paligemma import PaliGemma
-from paligemma.training.loss import suffix_loss
+from paligemma.training.loss import LossPer, token_weights, weighted_loss
+from paligemma.training.recipe import Recipe
 
 
 class TrainState(NamedTuple):
-    """What a step changes."""
+    """What a step changes. `step` counts batches, those that were skipped too: it is the position in the data."""
 
     step: Int[Array, ""]
     trainable: nnx.State
@@ -27,39 +30,75 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: the batch's loss before the update, and the norm of its gradient."""
+    """What a step reports: the batch's loss before the update, and the norm of its gradient before clipping."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step does besides the optimizer's update. See `Recipe` for the meaning of each."""
+
+    plan: LayerPlan = field(default_factory=LayerPlan)
+    accumulate: int = 1
+    loss_per: LossPer = "example"
+    label_smoothing: float = 0.0
+    loss_chunk: int = 512
+    dropout: float = 0.0
+    seed: int = 0
+    skip_non_finite: bool = False
+
+    @staticmethod
+    def of(recipe: Recipe) -> StepSettings:
+        """The settings of a recipe."""
+        return StepSettings(
+            recipe.layer_plan,
+            recipe.accumulate,
+            recipe.loss_per,
+            recipe.label_smoothing,
+            recipe.loss_chunk,
+            recipe.dropout,
+            recipe.seed,
+            recipe.non_finite == "skip",
+        )
+
+
 TrainStep = Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, StepMetrics]]
+LossFunction = Callable[[nnx.State, nnx.State, TrainBatch], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def split_trainable(model: PaliGemma, pattern: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The network's structure, its trainable parameters and its frozen ones.
+def embed_images(model: PaliGemma, images: Array) -> Float[Array, "b s d"]:
+    """Image embeddings from pixels (uint8, or in [-1, 1]); embeddings, of rank 3, as they are."""
+    return images if images.ndim == 3 else model.img(to_float(images))
+
+
+def to_float(images: Array) -> Float[Array, "b height width 3"]:
+    """Pixels in [-1, 1] from uint8; others as they are."""
+    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+
+
+def batch_loss(
+    model: PaliGemma,
+    batch: TrainBatch,
+    settings: StepSettings = StepSettings(),
+    weights: Float[Array, "b s"] | None = None,
+    dropout: Dropout | None = None,
+) -> Float[Array, ""]:
+    """The loss of a batch, or of a part of one.
 
     Args:
         model: the network.
-        pattern: regular expression that a trainable parameter's whole name matches, e.g. `llm/layers/attn/.*`.
+        batch: the examples.
+        settings: how the loss is made up, and how the layers run.
+        weights: each token's part in the loss of the whole batch; None when this is the whole batch.
+        dropout: on the decoder; None for none.
     """
-
-    return nnx.split(model, lambda path, _: is_trainable(pattern, "/".join(map(str, path))), ...)
-
-
-def is_trainable(pattern: str, name: str) -> bool:
-    """Whether a parameter of this name belongs to the set that the pattern describes."""
-    return re.fullmatch(pattern, name) is not None
-
-
-def batch_loss(model: PaliGemma, batch: TrainBatch, remat: Remat = "none") -> Float[Array, ""]:
-    """Mean over examples of the mean over suffix tokens. Logits, 257,152 of them a token, only where there is a loss."""
-    images = batch.images
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 127.5 - 1.0
-    hidden = model.hidden(images, batch.tokens, batch.mask_ar, remat=remat)
-    hidden = jnp.take_along_axis(hidden, batch.loss_positions[..., None], axis=1)
-    return jnp.mean(suffix_loss(model.llm.logits(hidden), batch.targets, batch.mask_loss))
+    if weights is None:
+        weights = token_weights(batch.mask_loss, settings.loss_per)
+    image = embed_images(model, batch.images)
+    hidden = model.hidden(image, batch.tokens, batch.mask_ar, at=batch.loss_positions, plan=settings.plan, dropout=dropout)
+    return weighted_loss(model.llm.logits, hidden, batch.targets, weights, settings.label_smoothing, settings.loss_chunk)
 
 
 def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
@@ -68,18 +107,70 @@ def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation) ->
 
 
 def make_train_step(
-    graph: nnx.GraphDef[PaliGemma], optimizer: optax.GradientTransformation, remat: Remat = "none"
+    graph: nnx.GraphDef[PaliGemma], optimizer: optax.GradientTransformation, settings: StepSettings = StepSettings()
 ) -> TrainStep:
-    """Compiles `step(state, frozen, batch) -> (state, metrics)`; the old state's buffers are reused for the new one."""
+    """Compiles `step(state, frozen, batch) -> (state, metrics)`; the old state's buffers are reused for the new one.
+
+    A batch is worked through in `settings.accumulate` parts, whose gradients are summed. Losses are weighted by what is in
+    the whole batch, so the parts make the same gradient as one piece, but for the order of summation.
+    """
 
     def step(state: TrainState, frozen: nnx.State, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
-        def loss_of(trainable: nnx.State) -> Float[Array, ""]:
-            return batch_loss(nnx.merge(graph, trainable, frozen), batch, remat)
+        weights = token_weights(batch.mask_loss, settings.loss_per)
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
 
-        loss, gradients = jax.value_and_grad(loss_of)(state.trainable)
+        def part(number, batch: TrainBatch, weights: Array):
+            dropout = Dropout(settings.dropout, jax.random.fold_in(key, number)) if settings.dropout else None
+
+            def loss_of(trainable: nnx.State) -> Float[Array, ""]:
+                return batch_loss(nnx.merge(graph, trainable, frozen), batch, settings, weights, dropout)
+
+            return jax.value_and_grad(loss_of)(state.trainable)
+
+        if settings.accumulate == 1:
+            loss, gradients = part(0, batch, weights)
+        else:
+            loss, gradients = _summed(part, settings.accumulate, batch, weights)
+        norm = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = StepMetrics(loss, optax.tree.norm(gradients))
-        return TrainState(state.step + 1, trainable, optimizer_state), metrics
+        if settings.skip_non_finite:
+            sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+            trainable, optimizer_state = jax.tree.map(
+                partial(jnp.where, sound), (trainable, optimizer_state), (state.trainable, state.optimizer)
+            )
+        return TrainState(state.step + 1, trainable, optimizer_state), StepMetrics(loss, norm)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings) -> LossFunction:
+    """Compiles `loss(trainable, frozen, batch)`: the sum of the tokens' losses, in nats, and how many tokens they are.
+
+    Without dropout and label smoothing.
+    """
+    plain = StepSettings(LayerPlan(unroll=settings.plan.unroll), loss_chunk=settings.loss_chunk)
+
+    def loss(trainable: nnx.State, frozen: nnx.State, batch: TrainBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        weights = batch.mask_loss.astype(jnp.float32)
+        return batch_loss(nnx.merge(graph, trainable, frozen), batch, plain, weights), jnp.sum(weights)
+
+    return jax.jit(loss)
+
+
+def _summed(part: Callable, parts: int, batch: TrainBatch, weights: Array):
+    """Sums of `part(number, batch, weights)` over the parts of a batch.
+
+    Part i has rows i, i + parts, ...: of every device's rows the same number, so no row moves to another device.
+    """
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def add(total, inputs):
+        return jax.tree.map(jnp.add, total, part(*inputs)), None
+
+    inputs = (jnp.arange(parts), jax.tree.map(split, batch), split(weights))
+    first = jax.tree.map(lambda x: x[0], inputs)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, *first))
+    return jax.lax.scan(add, zero, inputs)[0]

@@ -1,0 +1,102 @@
+"""What a run leaves: the trained parameters, what is needed to use them, and what is known of how they came about."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from paligemma.checkpoints.open import TOKENIZER_FILE, Checkpoint
+from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
+from paligemma.reports.page import render
+from paligemma.training.fit import Progress
+from paligemma.training.recipe import Recipe
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "training.html"
+_PHASE = "seconds_"
+
+
+def write_results(
+    folder: Path,
+    base: Checkpoint,
+    recipe: Recipe,
+    trained: Mapping[str, np.ndarray],
+    entries: list[dict],
+    progress: Progress,
+    seconds: float,
+    device: str,
+    frozen_identical: bool,
+) -> None:
+    """Writes a tuned model, `summary.json` and `training.html` into a folder.
+
+    Args:
+        folder: an existing folder.
+        base: the checkpoint that was trained.
+        recipe: how.
+        trained: the trained parameters by name.
+        entries: of `metrics.jsonl`.
+        progress: what else is known of the run.
+        seconds: that this process took for its steps.
+        device: number and kind.
+        frozen_identical: whether the frozen parameters were compared with the base's, and are the same.
+    """
+    steps = [entry for entry in entries if "loss" in entry]
+    last, values = steps[-1]["step"], recipe.model_dump(mode="json")
+    write_tuned(
+        folder,
+        trained,
+        TunedDescription(
+            base=Base(uri=base.location, weights_file=base.weights.name, weights_sha256=base.weights_sha256),
+            config=base.config,
+            recipe=values,
+            lora=recipe.lora if recipe.trainable == "lora" else None,
+            steps=last,
+        ),
+    )
+    if base.tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_bytes(base.tokenizer.read_bytes())
+    tail = [entry["loss"] for entry in steps[-max(1, len(steps) // 10) :]]
+    rates = sorted(entry["examples_per_second"] for entry in steps)
+    trained_count = sum(array.size for array in trained.values())
+    total = sum(int(np.prod(array.shape)) for array in base.arrays.values())
+    summary = {
+        "steps": last,
+        "first_loss": steps[0]["loss"],
+        "final_loss": sum(tail) / len(tail),
+        "examples_per_second": rates[len(rates) // 2],
+        "seconds": seconds,
+        "device": device,
+        "trained_parameters": trained_count,
+        "frozen_parameters": total - sum(array.size for name, array in trained.items() if name in base.arrays),
+        "frozen_parameters_identical": frozen_identical,
+        "skipped_steps": progress.skipped,
+        "validations": progress.validations,
+        "stopped_early": progress.stopped,
+    }
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    page = render(
+        "training.html",
+        summary=summary,
+        recipe=recipe,
+        recipe_text=yaml.safe_dump(values, sort_keys=False),
+        trained=[
+            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
+            for name, array in trained.items()
+        ],
+        curve=lambda key: [(entry["step"], entry[key]) for entry in entries if key in entry],
+        phases=_seconds_by_phase(steps),
+    )
+    (folder / REPORT_FILE).write_text(page)
+
+
+def _seconds_by_phase(steps: list[dict]) -> dict[str, float]:
+    """Where the time went, over all entries."""
+    total: Counter[str] = Counter()
+    for entry in steps:
+        total.update({key.removeprefix(_PHASE): value for key, value in entry.items() if key.startswith(_PHASE)})
+    return dict(sorted(total.items()))

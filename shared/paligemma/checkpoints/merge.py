@@ -1,0 +1,64 @@
+"""A tuned model's parameters in place of its base's, adapters added to the weights they belong to. Lazily, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from paligemma.checkpoints.npz import LazyArray
+from paligemma.checkpoints.tuned import TunedModel
+from paligemma.errors import DamagedError
+from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter
+
+
+@dataclass(frozen=True)
+class MergedWeight:
+    """A stacked weight with its adapter added, in float32; computed whenever it is indexed."""
+
+    target: str
+    weight: LazyArray | np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the weight's."""
+        return tuple(self.weight.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32: what was learnt is smaller than the steps of a 16-bit weight."""
+        return np.dtype(np.float32)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return merge_adapter(self.target, self.weight[...], self.a, self.b, self.scale)[index]
+
+
+def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str, LazyArray | np.ndarray | MergedWeight]:
+    """Every parameter of the tuned model, by the names of its base.
+
+    Raises:
+        DamagedError: the tuned model has a parameter that the base has not.
+    """
+    merged: dict[str, LazyArray | np.ndarray | MergedWeight] = dict(base)
+    lora = tuned.description.lora
+    for name, values in tuned.arrays.items():
+        if not is_adapter(name):
+            _check_known(name, name, base)
+            merged[name] = values
+        elif name.endswith("/a"):
+            target, weight = adapted_weight(name)
+            other = tuned.arrays.get(f"{name[:-1]}b")
+            _check_known(weight, name, base)
+            if lora is None or other is None:
+                raise DamagedError(f"The tuned model has half an adapter: {name}.", fix="run finetune again")
+            merged[weight] = MergedWeight(target, base[weight], values, other, lora.alpha / lora.rank)
+    return merged
+
+
+def _check_known(name: str, trained: str, base: Mapping[str, LazyArray]) -> None:
+    if name not in base:
+        raise DamagedError(f"The tuned model has a parameter that its base has not: {trained}.")

@@ -1,0 +1,133 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the decoder's linear layers. Knows weights by their checkpoint names."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from paligemma.errors import did_you_mean
+
+
+class Factors(NamedTuple):
+    """Axes of an adapter's two factors and of the weight they add to, as einsum letters.
+
+    `a` maps the weight's inputs to the rank `r`, `b` maps that to its outputs. A leading `c` counts weights that are stored
+    together (gate and up-projection; query, key and value), each with factors of its own.
+    """
+
+    a: str
+    b: str
+    weight: str
+
+
+FACTORS = {
+    "q_einsum": Factors("dr", "rnh", "ndh"),
+    "kv_einsum": Factors("cdr", "crnh", "cndh"),
+    "qkv_einsum": Factors("cdr", "crnh", "cndh"),
+    "attn_vec_einsum": Factors("nhr", "rd", "nhd"),
+    "gating_einsum": Factors("cdr", "crf", "cdf"),
+    "linear": Factors("fr", "rd", "fd"),
+}
+"""Every linear of the decoder."""
+
+ATTENTION = ("q_einsum", "kv_einsum", "qkv_einsum", "attn_vec_einsum")
+_PREFIX = "lora_"
+
+
+class LoraConfig(BaseModel):
+    """Which linears get an adapter, and how large."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(8, gt=0, description="Width of the bottleneck.")
+    alpha: float = Field(16.0, gt=0, description="An adapter adds alpha / rank times its product.")
+    targets: tuple[str, ...] = Field(
+        ATTENTION, description="Linears of the decoder that get an adapter, by their names in the checkpoint."
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _known(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for target in targets:
+            if target not in FACTORS:
+                raise ValueError(f"there is no linear {target!r}, {did_you_mean(target, FACTORS)}")
+        return targets
+
+
+class Adapter(nnx.Module):
+    """The product of two thin factors, added to what a linear gives. The second starts at zero, so it starts as nothing."""
+
+    def __init__(self, target: str, weight_shape: tuple[int, ...], config: LoraConfig, rngs: nnx.Rngs) -> None:
+        factors = FACTORS[target]
+        sizes = dict(zip(factors.weight, weight_shape, strict=True), r=config.rank)
+        inputs = [axis for axis in factors.a if axis not in "cr"]
+        fan_in = int(np.prod([sizes[axis] for axis in inputs]))
+        initial = nnx.initializers.normal(fan_in**-0.5)
+        self.a = nnx.Param(initial(rngs.params(), tuple(sizes[axis] for axis in factors.a)))
+        self.b = nnx.Param(jnp.zeros(tuple(sizes[axis] for axis in factors.b)))
+        together = "c" if factors.a[0] == "c" else ""
+        self.down = f"bt{''.join(inputs)},{factors.a}->{together}btr"
+        self.up = f"{together}btr,{factors.b}->{together}bt{factors.b.split('r')[1]}"
+        self.scale = config.alpha / config.rank
+
+    def __call__(self, x: Float[Array, "b t *inputs"]) -> Float[Array, "*c b t *outputs"]:
+        thin = jnp.einsum(self.down, x, self.a[...].astype(x.dtype))
+        return jnp.einsum(self.up, thin, self.b[...].astype(x.dtype)) * self.scale
+
+
+def make_adapter(target: str, weight_shape: tuple[int, ...], config: LoraConfig | None, rngs: nnx.Rngs) -> Adapter | None:
+    """An adapter for a weight, when the configuration has it as a target."""
+    return Adapter(target, weight_shape, config, rngs) if config is not None and target in config.targets else None
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is that of an adapter's factor, e.g. `llm/layers/attn/lora_q_einsum/a`."""
+    return f"/{_PREFIX}" in name
+
+
+def adapted_weight(name: str) -> tuple[str, str]:
+    """Target and weight name that a factor's name belongs to: `.../mlp/lora_linear/a` to `linear`, `.../mlp/linear`."""
+    match = re.fullmatch(rf"(.*/){_PREFIX}(\w+)/[ab]", name)
+    if match is None:
+        raise ValueError(f"{name} is not the name of an adapter's factor")
+    path, target = match.groups()
+    return target, f"{path}{target}/w" if target.endswith("_einsum") and target != "gating_einsum" else f"{path}{target}"
+
+
+def initial_factor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """A factor before training, float32: the first random, the second zero. Equal on every machine.
+
+    Args:
+        name: the parameter's name.
+        shape: its shape, with the layer axis in front.
+        seed: of the run.
+    """
+    if name.endswith("/b"):
+        return np.zeros(shape, np.float32)
+    target, _ = adapted_weight(name)
+    sizes = dict(zip("l" + FACTORS[target].a, shape, strict=True))
+    fan_in = np.prod([size for axis, size in sizes.items() if axis not in "lcr"])
+    normal = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+    return normal * np.float32(fan_in**-0.5)
+
+
+def merge_adapter(target: str, weight: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+    """A stacked weight with its adapter added, in float32.
+
+    Args:
+        target: name of the linear.
+        weight: `[l, ...]`, any float dtype.
+        a: first factor, `[l, ...]`.
+        b: second factor, `[l, ...]`.
+        scale: alpha / rank.
+    """
+    factors = FACTORS[target]
+    product = np.einsum(f"l{factors.a},l{factors.b}->l{factors.weight}", a, b, optimize=True)
+    return weight.astype(np.float32) + np.float32(scale) * product.astype(np.float32)

@@ -1,0 +1,49 @@
+"""Batches on their way to the devices: put there ahead of the step that reads them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from paligemma.data.batch import TrainBatch
+from paligemma.sharding import shard_batch
+
+AHEAD = 2
+"""Batches on the devices besides the one that is being worked on."""
+
+
+class FedBatch(NamedTuple):
+    """A batch on the devices, and the numbers of this process's rows in it."""
+
+    rows: Int[np.ndarray, " b"]
+    batch: TrainBatch
+
+
+def feed(
+    batches: Iterator[tuple[np.ndarray, TrainBatch]],
+    mesh: Mesh,
+    embed: Callable[[np.ndarray, TrainBatch], TrainBatch] | None = None,
+) -> Iterator[FedBatch]:
+    """The batches, sharded over the mesh.
+
+    Args:
+        batches: rows and batches on this host, of this process's share of every batch.
+        mesh: the devices.
+        embed: replaces a batch's images by their embeddings, e.g. a `VisionCache`; None leaves them.
+    """
+    coming: deque[FedBatch] = deque()
+    try:
+        for rows, batch in batches:
+            if embed is not None:
+                batch = embed(rows, batch)
+            coming.append(FedBatch(rows, shard_batch(mesh, batch)))
+            if len(coming) > AHEAD:
+                yield coming.popleft()
+        yield from coming
+    finally:
+        batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,106 @@
+"""Which parameters are trained: named sets, patterns of names, and the table that shows what they came to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flax import nnx
+from rich.table import Table
+
+from paligemma.errors import InputError, did_you_mean
+from paligemma.models.lora import is_adapter
+from paligemma.models.paligemma import PaliGemma
+
+TRAINABLE_SETS = {
+    "attention": r"llm/layers/attn/(?!lora_).*",
+    "llm": r"llm/(?!.*/lora_).*",
+    "vision": r"img/.*",
+    "all": r"(?!.*/lora_).*",
+    "lora": r".*/lora_\w+/[ab]",
+}
+"""Named sets of parameters: a pattern that a parameter's whole name matches."""
+
+
+def compile_pattern(trainable: str | tuple[str, ...]) -> re.Pattern[str]:
+    """What a trainable parameter's whole name matches.
+
+    Args:
+        trainable: name of a set, or patterns of which one must match.
+
+    Raises:
+        ValueError: no set of that name, or not a regular expression.
+    """
+    if isinstance(trainable, str):
+        if trainable not in TRAINABLE_SETS:
+            raise ValueError(f"there is no set {trainable!r}, {did_you_mean(trainable, TRAINABLE_SETS)}, or a list of patterns")
+        return re.compile(TRAINABLE_SETS[trainable])
+    try:
+        return re.compile("|".join(f"(?:{re.compile(pattern).pattern})" for pattern in trainable))
+    except re.error as error:
+        raise ValueError(f"{error.pattern!r} is not a regular expression: {error}") from None
+
+
+def is_trainable(pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a parameter of this name is trained."""
+    return pattern.fullmatch(name) is not None
+
+
+def split_trainable(model: PaliGemma, pattern: re.Pattern[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The network's structure, its trainable parameters and its frozen ones.
+
+    Raises:
+        InputError: nothing is trainable.
+    """
+    graph, trainable, frozen = nnx.split(model, lambda path, _: is_trainable(pattern, "/".join(map(str, path))), ...)
+    if not nnx.to_flat_state(trainable):
+        names = sorted("/".join(map(str, path)) for path, _ in nnx.to_flat_state(frozen))
+        raise InputError(
+            f"No parameter's name matches {pattern.pattern!r}: nothing would be trained.",
+            expected=f"a pattern of whole names; {did_you_mean(pattern.pattern, names)}",
+        )
+    return graph, trainable, frozen
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are held alike: how many numbers, and the bytes that they take on all devices together."""
+
+    name: str
+    trained: bool
+    dtype: str
+    parameters: int
+    bytes: int
+
+
+def parameter_groups(variables: Mapping[str, nnx.Variable], pattern: re.Pattern[str]) -> list[Group]:
+    """The parameters by part of the network (adapters apart) and by whether they are trained."""
+    groups: dict[tuple, Group] = {}
+    for name, variable in variables.items():
+        value = variable.get_value()
+        parts = name.split("/")
+        part = "/".join(parts[:3] if parts[:2] == ["llm", "layers"] else parts[: 1 if parts[0] == "img" else 2])
+        key = (part + ("/lora" if is_adapter(name) else ""), is_trainable(pattern, name), str(value.dtype))
+        old = groups.get(key, Group(*key, 0, 0))
+        groups[key] = Group(*key, old.parameters + value.size, old.bytes + value.size * value.dtype.itemsize)
+    return list(groups.values())
+
+
+def groups_table(groups: list[Group]) -> Table:
+    """The groups as a table for people, with a sum of what is trained and what is not."""
+    table = Table(title="Parameters")
+    for column in ("part", "trained", "dtype", "parameters", "MiB"):
+        table.add_column(column, justify="left" if column in ("part", "trained", "dtype") else "right")
+    for group in sorted(groups, key=lambda group: (not group.trained, group.name)):
+        table.add_row(*_cells(group))
+    table.add_section()
+    for trained in (True, False):
+        same = [group for group in groups if group.trained == trained]
+        total = Group("all", trained, "", sum(group.parameters for group in same), sum(group.bytes for group in same))
+        table.add_row(*_cells(total))
+    return table
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    return group.name, "yes" if group.trained else "", group.dtype, f"{group.parameters:,}", f"{group.bytes / 2**20:,.1f}"

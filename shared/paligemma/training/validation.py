@@ -1,0 +1,31 @@
+"""The loss on validation rows: of every suffix token the same, whatever the recipe trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from paligemma.data.loader import validation_batches
+from paligemma.data.records import Records
+from paligemma.models.paligemma import PaliGemma
+from paligemma.training.feed import feed
+from paligemma.training.recipe import Recipe
+from paligemma.training.step import StepSettings, make_loss_function
+
+
+def make_validator(
+    graph: nnx.GraphDef[PaliGemma], frozen: nnx.State, records: Records, recipe: Recipe, mesh: Mesh
+) -> Callable[[nnx.State], float]:
+    """A function from trainable parameters to the mean loss of all suffix tokens of the records, in nats."""
+    loss_of = make_loss_function(graph, StepSettings.of(recipe))
+
+    def validate(trainable: nnx.State) -> float:
+        batches = validation_batches(records, recipe.batch_size, jax.process_index(), jax.process_count())
+        parts = [loss_of(trainable, frozen, fed.batch) for fed in feed(batches, mesh)]
+        sums, counts = zip(*jax.device_get(parts), strict=True)
+        return float(sum(sums) / sum(counts))
+
+    return validate

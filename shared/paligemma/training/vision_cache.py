@@ -1,0 +1,106 @@
+"""Image embeddings that are computed once: a frozen tower gives the same for an image every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from paligemma.checkpoints.open import Checkpoint
+from paligemma.checkpoints.parameters import parameters_by_name
+from paligemma.data.batch import TrainBatch
+from paligemma.data.records import Records, image_numbers
+from paligemma.errors import InputError
+from paligemma.lineage.record import canonical_sha256, read_record
+from paligemma.models.paligemma import PaliGemma
+from paligemma.sharding import shard_batch
+from paligemma.storage.atomic import write_file
+from paligemma.storage.cache import cache_folder, exclusive
+from paligemma.storage.space import check_space
+from paligemma.training.recipe import Recipe
+from paligemma.training.step import to_float
+
+Embed = Callable[[np.ndarray], jax.Array]
+
+
+def make_vision_cache(
+    graph: nnx.GraphDef[PaliGemma],
+    trainable: nnx.State,
+    frozen: nnx.State,
+    base: Checkpoint,
+    records: Records,
+    recipe: Recipe,
+    mesh: Mesh,
+) -> VisionCache | None:
+    """The cache that a recipe asks for, or None.
+
+    Raises:
+        InputError: the tower is trained, or the run has several processes.
+    """
+    if recipe.vision_cache == "off":
+        return None
+    if any(name.startswith("img/") for name in parameters_by_name(trainable)):
+        raise InputError("The vision tower is trained: what it gives changes.", fix="set vision_cache=off")
+    if jax.process_count() > 1:
+        raise InputError("Vision features are cached by runs of one process only.", fix="set vision_cache=off")
+    tower, weights = nnx.split(nnx.merge(graph, trainable, frozen).img)
+    compute = jax.jit(lambda weights, images: nnx.merge(tower, weights)(to_float(images)))
+    size = base.config.img.image_size
+    one = jax.eval_shape(compute, weights, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
+    file = None
+    if recipe.vision_cache == "disk":
+        tree = read_record(records.folder).artifact.tree_sha256
+        key = canonical_sha256([base.weights_sha256, tree, recipe.frozen_dtype, str(one.dtype)])
+        file = cache_folder() / "vision" / f"{key}.embeddings"
+    return VisionCache(records, lambda images: compute(weights, shard_batch(mesh, images)), one.shape[1:], one.dtype, file)
+
+
+class VisionCache:
+    """Replaces a batch's images by their embeddings; computes those it has not met. One entry an image, not a row.
+
+    An entry is `patches x width` numbers in the tower's dtype: 1 MiB for PaliGemma-3B at 224 pixels in float16.
+    """
+
+    def __init__(
+        self, records: Records, embed: Embed, shape: tuple[int, int], dtype: np.dtype, file: Path | None = None
+    ) -> None:
+        """
+        Args:
+            records: the data.
+            embed: embeddings of a batch of images, compiled.
+            shape: patches and width of an embedding.
+            dtype: of the embeddings.
+            file: where to keep them, to be used again by later runs; None: in memory. Its name says what determines them.
+        """
+        self._number_of = image_numbers(records)
+        self._embed = embed
+        count = int(self._number_of.max()) + 1
+        if file is None:
+            self._entries: np.ndarray = np.empty((count, *shape), dtype)
+            self._known = np.zeros(count, bool)
+            return
+        known_file = file.with_suffix(".known")
+        with exclusive(file):
+            if not known_file.exists():
+                check_space(file.parent, count * int(np.prod(shape)) * dtype.itemsize)
+                np.memmap(file, dtype, "w+", shape=(count, *shape)).flush()
+                write_file(known_file, bytes(count))
+        self._entries = np.memmap(file, dtype, "r+", shape=(count, *shape))
+        # An entry is marked as known after it was written, so a killed run leaves entries that are computed again.
+        self._known = np.memmap(known_file, bool, "r+", shape=(count,))
+
+    def __call__(self, rows: Int[np.ndarray, " b"], batch: TrainBatch) -> TrainBatch:
+        """The batch with embeddings `[b, patches, width]` in place of images."""
+        numbers = self._number_of[rows]
+        if not self._known[numbers].all():
+            # The whole batch at once: its shape is one that is compiled already.
+            embeddings = np.asarray(self._embed(batch.images))
+            self._entries[numbers] = embeddings
+            self._known[numbers] = True
+            return batch._replace(images=embeddings)
+        return batch._replace(images=self._entries[numbers])
