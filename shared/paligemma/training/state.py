@@ -304,15 +304,23 @@ class StateStore:
         """Turns what Orbax and TensorStore raise about the storage into our own errors."""
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:
+        except PaliGemmaError:
+            raise
+        except Exception as error:
             text = str(error)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
                 raise InputError(
                     f"There is no room left in {self._location}. What was saved before is whole.",
-                    where=text.splitlines()[0][:300],
+                    where=text[:300],
                     fix="free some and run the same command again; it goes on from the last save",
                 ) from None
-            if isinstance(error, OSError) or any(code in text for code in _UNAVAILABLE):
+            if isinstance(error, PermissionError) or any(code in text for code in _REFUSALS):
+                raise InputError(
+                    f"Not allowed to write or read the training state in {self._location}.",
+                    where=text[:300],
+                    fix="let the account this runs as read, write and delete there",
+                ) from None
+            if _is_of_storage(error):
                 raise StorageUnavailableError(
                     f"The training state could not be written to or read from {self._location}.",
                     where=f"{type(error).__name__}: {text[:300]}",
@@ -336,8 +344,18 @@ def remove_state(location: str | Path) -> None:
         shutil.rmtree(place)
 
 
-_UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "PERMISSION_DENIED", "NOT_FOUND")
-"""Status codes with which TensorStore gives up on Cloud Storage, after its own retries."""
+_REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_FAILURES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "NOT_FOUND", "DATA_LOSS")
+"""Status codes in the messages with which TensorStore gives up, after its own retries."""
+
+
+def _is_of_storage(error: Exception) -> bool:
+    libraries = ("aiohttp", "gcsfs", "google")
+    return (
+        isinstance(error, OSError)
+        or type(error).__module__.partition(".")[0] in libraries
+        or any(code in str(error) for code in _FAILURES)
+    )
 
 
 def _best(checkpoints: list[_Checkpoint], mode: Literal["min", "max"]) -> _Checkpoint | None:
