@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -349,6 +350,67 @@ def test_killed_at_twenty_moments_and_restarted_it_ends_bit_for_bit_as_undisturb
     assert {name: array.tobytes() for name, array in killed.items()} == {
         name: array.tobytes() for name, array in undisturbed.items()
     }
+
+
+ONE_OF_TWO = """
+import os, signal, sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from paligemma.sharding import make_mesh
+from paligemma.training.preemption import PreemptionGuard
+from paligemma.training.state import StateStore
+values, sharding = np.arange(64.0, dtype=np.float32).reshape(8, 8), NamedSharding(make_mesh(), PartitionSpec("fsdp"))
+state = jax.make_array_from_callback((8, 8), sharding, lambda index: values[index])
+advance = jax.jit(lambda w: w + 1, donate_argnums=0)
+with StateStore(sys.argv[3], {"run": 1}) as store, PreemptionGuard() as guard:
+    restored = store.restore(jax.ShapeDtypeStruct((8, 8), np.float32, sharding=sharding))
+    began = step = 0
+    if restored is not None:
+        began, state, _ = restored
+        step = began
+        for shard in state.addressable_shards:
+            assert np.array_equal(np.asarray(shard.data), (values + began)[shard.index])
+    while True:
+        step, state = step + 1, advance(state)
+        if step == began + 3 and sys.argv[2] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if guard.should_stop(step):
+            store.save(step, state)
+            break
+        if step % 5 == 0:
+            store.save(step, state)
+print(began, step)
+"""
+
+
+def test_two_processes_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path) -> None:
+    environment = {**ONE_DEVICE, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ended = 0
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", ONE_OF_TWO, address, str(number), str(tmp_path)],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        results = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], results
+        (began, one), (also_began, other) = (map(int, out.splitlines()[-1].split()) for out, _ in results)
+        assert began == also_began == ended
+        assert one == other > began
+        ended = one
+        assert steps_in(tmp_path)[-1] == ended
 
 
 def test_sigterm_is_noted_until_the_step_ends() -> None:
