@@ -129,6 +129,12 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
         assert store.latest_step() == 1
 
 
+def test_a_damaged_fingerprint_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "fingerprint.json").write_text('{"recipe": ')
+    with pytest.raises(DamagedError, match="fingerprint"), StateStore(tmp_path, RUN):
+        pass
+
+
 def test_changes_name_paths_and_end_after_twenty() -> None:
     assert describe_changes({"a": {"b": [1]}, "c": {}}, {"a": {"b": [1]}, "c": {}}) == []
     assert describe_changes({"a": {"b": [1]}, "c": 1}, {"a": {"b": [2]}}) == ["a.b: [1] -> [2]", "c: 1 -> (absent)"]

@@ -5,8 +5,8 @@
     step-00000200-5f0c91d2/checkpoint.json    step, metric, the caller's JSON, checksums of Orbax's files; written last
 
 A checkpoint exists once its checkpoint.json does. No two processes share a folder name, so what a killed one left unfinished
-never mixes with anything; the next one removes it. Orbax notices neither a flipped bit in an array nor a missing array file
-before it is read, hence the checksums.
+never mixes with anything; the next one removes it. The checksums are there because Orbax restores an array with a flipped bit
+without a word (0.12.8, measured; TensorStore keeps checksums of its indices, not of the data).
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ class StateStore:
             if first:
                 self._remove_all_but(published)
             self._session = _of_first_process(secrets.randbits(31))
+            self._checkpointer = _checkpointer()
         except BaseException:
             self._unlock()
             raise
-        self._checkpointer = _checkpointer()
         self._background = ThreadPoolExecutor(1, "save")
         return self
 
