@@ -22,6 +22,7 @@ from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.errors import DamagedError, InputError
 from paligemma.sharding import fsdp_sharding, make_mesh
 from paligemma.storage import space
+from paligemma.storage.retry import StorageUnavailableError
 from paligemma.training import state as state_module
 from paligemma.training.fingerprint import describe_changes
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
@@ -266,6 +267,22 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_one_before(tmp_path: Path
             assert store.restore(abstract_of({"w": jnp.zeros(1000)})).step == 1
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_save_that_failed_can_be_tried_again(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with StateStore(tmp_path, RUN) as store:
+        with monkeypatch.context() as broken:
+            broken.setattr(state_module, "write_file", fail)
+            store.save(1, a_state(1))
+            with pytest.raises(StorageUnavailableError, match="Input/output error"):
+                store.wait()
+        assert store.latest_step() is None
+        store.save(1, a_state(1))
+    assert len(list(tmp_path.glob("step-*"))) == 1
+    assert steps_in(tmp_path) == [1]
 
 
 def test_an_error_of_the_training_is_not_hidden_by_one_of_the_last_save(tmp_path: Path, monkeypatch, caplog) -> None:

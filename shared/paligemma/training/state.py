@@ -4,8 +4,8 @@
     step-00000200-5f0c91d2/arrays/...     Orbax's files
     step-00000200-5f0c91d2/checkpoint.json    step, metric, the caller's JSON, checksums of Orbax's files; written last
 
-A checkpoint exists once its checkpoint.json does. No two processes share a folder name, so what a killed one left unfinished
-never mixes with anything; the next one removes it. The checksums are there because Orbax restores an array with a flipped bit
+A checkpoint exists once its checkpoint.json does. No two saves share a folder name, so what a killed one left unfinished
+never mixes with anything; the next process removes it. The checksums are there because Orbax restores an array with a flipped bit
 without a word (0.12.8, measured; TensorStore keeps checksums of its indices, not of the data).
 """
 
@@ -120,7 +120,7 @@ class StateStore:
             published = self._find()
             if first:
                 self._remove_all_but(published)
-            self._session = _of_first_process(secrets.randbits(31))
+            self._token = _of_first_process(secrets.randbits(31))
             self._checkpointer = _checkpointer()
         except BaseException:
             self._unlock()
@@ -204,7 +204,8 @@ class StateStore:
         if any(one.step == step for one in self._checkpoints):
             return
         arrays = _by_name(state)
-        name = f"{_PREFIX}{step:08d}-{self._session:08x}"
+        self._token += 1  # a save that failed may be tried again
+        name = f"{_PREFIX}{step:08d}-{self._token:08x}"
         metric = metric if metric is not None and math.isfinite(metric) else None
         checkpoint = _Checkpoint(name, step, metric, json.loads(json.dumps(extra or {})), _describe(arrays))
         with self._explained():
