@@ -5,8 +5,8 @@
     step-00000200-5f0c91d2/checkpoint.json    step, metric, the caller's JSON, checksums of Orbax's files; written last
 
 A checkpoint exists once its checkpoint.json does. No two saves share a folder name, so what a killed one left unfinished
-never mixes with anything; the next process removes it. The checksums are there because Orbax restores an array with a flipped bit
-without a word (0.12.8, measured; TensorStore keeps checksums of its indices, not of the data).
+never mixes with anything; the next process removes it. The checksums are there because Orbax restores an array with a
+flipped bit without a word (0.12.8, measured; TensorStore keeps checksums of its indices, not of the data).
 """
 
 from __future__ import annotations
