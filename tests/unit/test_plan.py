@@ -23,7 +23,7 @@ def plans(draw: st.DrawFn) -> Plan:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "BATCHES_PER_BUCKET", 1)
         plan = Plan(text, suffix, batch_size, seed, buckets)
-    plan.text, plan.suffix, plan.batch_size, plan.most = text, suffix, batch_size, buckets
+    plan.text, plan.suffix, plan.batch_size, plan.seed, plan.most = text, suffix, batch_size, seed, buckets
     return plan
 
 
@@ -55,6 +55,21 @@ def test_a_batch_is_full_and_of_one_bucket_that_its_rows_fit(plan: Plan) -> None
         assert plan.buckets[bucket] == batch.bucket
         assert (plan.text[batch.rows] - 1 <= batch.bucket.text_width).all()
         assert (plan.suffix[batch.rows] <= batch.bucket.loss_width).all()
+
+
+@given(plans())
+def test_batches_come_when_their_bucket_s_queue_is_full(plan: Plan) -> None:
+    def in_turn():
+        queues = [[] for _ in plan.buckets]
+        for epoch in itertools.count():
+            for row in permutation(len(plan.text), plan.seed, epoch).tolist():
+                queue = queues[plan.bucket_of[row]]
+                queue.append(row)
+                if len(queue) == plan.batch_size:
+                    yield queue[:]
+                    queue.clear()
+
+    assert [batch.rows.tolist() for batch in take(plan, 40)] == list(itertools.islice(in_turn(), 40))
 
 
 @given(plans(), st.integers(0, 200))
