@@ -1,0 +1,252 @@
+"""A training step of ours against transformers + torch and keras-hub + jax: same weights, same batch, same work, in one run.
+
+    .venv/bin/python tests/benchmarks/step.py
+
+Only the decoder's attention layers are trained, by SGD, in float32; the loss is on suffix tokens. Every implementation is a
+process of its own (`step_workers/`), the peers' in environments that are made from pinned requirements on first use. They take
+turns, a few steps each, with a large matmul between for the machine's ceiling; so what else the machine does meets all of
+them. Fails if the losses of the first three steps, hence weights, masks and gradients, do not agree. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+os.environ.pop("XLA_FLAGS", None)  # simulated devices would share this machine's cores
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+
+from paligemma.checkpoints.architecture import parameter_shapes
+from paligemma.checkpoints.npz import write_npz
+from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.storage.cache import cache_folder
+
+WORKERS = Path(__file__).parent / "step_workers"
+TOLERANCE = 1e-4
+"""How far the losses (of about 10 nats) may be apart."""
+
+MEDIUM = PaliGemmaConfig(
+    img=VisionConfig(image_size=224, patch_size=14, width=384, depth=6, mlp_dim=1536, num_heads=6),
+    llm=DecoderConfig(width=512, depth=6, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=64, vocab_size=32_000),
+)
+SMALL = PaliGemmaConfig(
+    img=VisionConfig(image_size=28, patch_size=14, width=32, depth=2, mlp_dim=64, num_heads=2),
+    llm=DecoderConfig(width=64, depth=3, mlp_dim=96, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=256),
+)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What is measured: a script of `step_workers/`, and which variant of it."""
+
+    name: str
+    script: str
+    variant: str = ""
+
+
+OURS = Implementation("ours", "ours")
+PEERS = (
+    Implementation("transformers", "transformers_torch"),
+    Implementation("transformers, compiled", "transformers_torch", "compiled"),
+    Implementation("keras-hub", "keras_hub_jax"),
+)
+
+
+@dataclass
+class Worker:
+    """One implementation in its process; see `step_workers/worker.py` for what is said to it."""
+
+    name: str
+    process: subprocess.Popen
+    report: dict = field(default_factory=dict)
+    milliseconds: list[float] = field(default_factory=list)
+
+    def answer(self) -> dict:
+        """The next line it writes."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with {self.process.wait()}; its messages are above")
+        return json.loads(line)
+
+    def take(self, steps: int) -> None:
+        """Has it take some steps, and notes their times."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        answer = self.answer()
+        self.milliseconds += answer.pop("milliseconds")
+        self.report |= answer
+
+
+def environment(folder: Path, requirements: Path) -> Path:
+    """The Python of a virtual environment with these requirements, made if it is not there yet."""
+    place = folder / f"{requirements.stem}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
+    python, done = place / "bin/python", place / ".installed"
+    if not done.exists():
+        print(f"making {place}", file=sys.stderr)
+        venv.create(place, clear=True, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True, stdout=sys.stderr)
+        done.touch()
+    return python
+
+
+@contextmanager
+def start(implementation: Implementation, python: str | Path, case: Path) -> Iterator[Worker]:
+    """Starts a worker on a case, and waits until its step is compiled and has been taken a few times."""
+    command = [python, WORKERS / f"{implementation.script}.py", case, implementation.variant]
+    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        worker = Worker(implementation.name, process)
+        worker.report = worker.answer()
+        print(f"{worker.name}: losses {worker.report['losses']}, {worker.report['versions']}", file=sys.stderr)
+        yield worker
+    finally:
+        process.kill()
+        process.wait()
+
+
+def write_case(folder: Path, config: PaliGemmaConfig, lengths: Sequence[int]) -> None:
+    """Writes random weights, the architecture, and a batch with a text of each of these lengths, half of it prefix."""
+    rng = np.random.default_rng(0)
+
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith(("scale", "bias")):
+            deviation = 0.1
+        elif name.endswith("attn_vec_einsum/w"):
+            deviation = (shape[-3] * shape[-2]) ** -0.5
+        else:  # the last axis but one is the input's, of the tower's heads' the one before, of an embedding's the output's
+            deviation = max(shape[-3:-1] if "query" in name or "key" in name or "value" in name else shape[-2:-1]) ** -0.5
+        mean = 1.0 if name.startswith("img/") and name.endswith("scale") else 0.0
+        return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
+
+    write_npz(folder / "checkpoint.npz", ((name, values(name, shape)) for name, shape in parameter_shapes(config).items()))
+    (folder / "config.json").write_text(config.model_dump_json())
+    longest, size = max(lengths), config.img.image_size
+    column, ends = np.arange(longest), np.array(lengths)[:, None]
+    real, suffix = column < ends, (column >= ends // 2) & (column < ends)
+    tokens = np.where(real, rng.integers(1, config.llm.vocab_size, real.shape), 0)
+    np.savez(
+        folder / "batch.npz",
+        images=rng.uniform(-1, 1, (len(lengths), size, size, 3)).astype(np.float32),
+        tokens=tokens.astype(np.int32),
+        mask_ar=suffix.astype(np.int32),
+        mask_loss=suffix.astype(np.int32),
+        mask_input=real.astype(np.int32),
+    )
+
+
+def needed_flops(config: PaliGemmaConfig, rows: int, text: int, targets: int) -> int:
+    """Floating-point operations of the matmuls that one step cannot do without; a multiply and an add are two.
+
+    Args:
+        config: the architecture.
+        rows: examples in the batch.
+        text: text tokens that are read of each, padding included.
+        targets: suffix tokens of the whole batch, at which there is a loss.
+    """
+    image, decoder = config.img, config.llm
+    patches, tokens = rows * image.num_patches, rows * (image.num_patches + text)
+    tower_layer = 2 * (4 * image.width**2 + 2 * image.width * image.mlp_dim) + 4 * image.num_patches * image.width
+    tower = patches * (2 * image.width * (3 * image.patch_size**2 + decoder.width) + image.depth * tower_layer)
+
+    heads = decoder.num_heads * decoder.head_dim
+    inputs = decoder.width * (heads + 2 * decoder.num_kv_heads * decoder.head_dim)
+    attention, mlp = inputs + decoder.width * heads, 3 * decoder.width * decoder.mlp_dim
+    products = 4 * (image.num_patches + text) * heads  # queries with keys, weights with values
+    forward = 2 * (attention + mlp) + products
+    backward = 2 * (attention + mlp) + 2 * attention + 2 * products  # by the inputs, by the trained weights, attention's
+    # Nothing below the first layer is trained: its queries, keys and values need no gradient by their input.
+    layers = tokens * (decoder.depth * (forward + backward) - 2 * inputs)
+    return tower + layers + 2 * (2 * targets * decoder.width * decoder.vocab_size)
+
+
+def make_matmul(size: int = 2048) -> Callable[[], float]:
+    """A large float32 matmul in JAX; called, it says how many FLOP/s the fastest of a few reached."""
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size), jnp.float32)
+    multiply = jax.jit(jnp.matmul)
+
+    def measure() -> float:
+        seconds = []
+        for _ in range(10):
+            started = time.perf_counter()
+            multiply(left, right).block_until_ready()
+            seconds.append(time.perf_counter() - started)
+        return 2 * size**3 / min(seconds)
+
+    measure()
+    return measure
+
+
+def check_losses(workers: Sequence[Worker]) -> None:
+    """Exits if an implementation does not train as the first does."""
+    expected = workers[0].report["losses"]
+    for worker in workers[1:]:
+        if not np.allclose(worker.report["losses"], expected, rtol=0, atol=TOLERANCE):
+            sys.exit(
+                f"{worker.name} has the losses {worker.report['losses']}, {workers[0].name} has {expected}: not the same work"
+            )
+
+
+def print_table(workers: Sequence[Worker], flops: int, ceiling: float) -> None:
+    """One row for each implementation. What else the machine does only adds time, so ratios are of the fastest steps."""
+    fastest_peer = min(min(worker.milliseconds) for worker in workers[1:])
+    print("| implementation | ms/step, fastest | median | to the fastest peer | peak memory | GFLOP/s | of the ceiling |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for worker in workers:
+        fastest, median = min(worker.milliseconds), statistics.median(worker.milliseconds)
+        rate = flops / fastest * 1000
+        print(
+            f"| {worker.name} | {fastest:.0f} | {median:.0f} | {fastest / fastest_peer:.2f} "
+            f"| {worker.report['peak_bytes'] / 1e9:.1f} GB | {rate / 1e9:.0f} | {rate / ceiling:.0%} |"
+        )
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="How often every implementation has its turn.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that it takes in a turn.")] = 3,
+    small: Annotated[bool, typer.Option(help="A tiny network and one round: checks the losses, measures nothing.")] = False,
+    environments: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
+) -> None:
+    """Prints a table."""
+    config, lengths = (SMALL, (16, 11, 9, 6)) if small else (MEDIUM, (64,) * 4)
+    rounds = 1 if small else rounds
+    folder = (environments or cache_folder() / "benchmarks").absolute()
+    # torch.compile compiles C++.
+    peers = [peer for peer in PEERS if peer.variant != "compiled" or shutil.which("g++")]
+    pythons = {peer.script: environment(folder, WORKERS / f"{peer.script}.txt") for peer in peers}
+    pythons[OURS.script] = sys.executable
+    with ExitStack() as stack:
+        case = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_case(case, config, lengths)
+        workers = [stack.enter_context(start(each, pythons[each.script], case)) for each in (OURS, *peers)]
+        check_losses(workers)
+        matmul, ceiling = make_matmul(), 0.0
+        for _ in range(rounds):
+            ceiling = max(ceiling, matmul())
+            for worker in workers:
+                worker.take(steps)
+    flops = needed_flops(config, len(lengths), max(lengths) - 1, sum(length - length // 2 for length in lengths))
+    print(f"{len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}, {rounds} rounds of {steps} steps")
+    print(f"a step needs {flops / 1e9:.1f} GFLOP; the ceiling, a float32 matmul of 2048, is {ceiling / 1e9:.0f} GFLOP/s")
+    print_table(workers, flops, ceiling)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,34 @@
+"""Our training step, as `step.py` times it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+from worker import LEARNING_RATE, TRAINED, Case, serve
+
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.parameters import build_module
+from paligemma.data.batch import TrainBatch
+from paligemma.training.step import init_state, make_train_step, split_trainable
+
+
+def build(case: Case, variant: str) -> Callable[[], float]:
+    checkpoint = open_checkpoint(case.folder / "checkpoint.npz")
+    module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", "float32")
+    graph, trainable, frozen = split_trainable(module, f"{TRAINED}.*")
+    optimizer = optax.sgd(LEARNING_RATE)
+    train, state = make_train_step(graph, optimizer), init_state(trainable, optimizer)
+    batch = jax.device_put(TrainBatch(*(case.batch[name] for name in ("images", "tokens", "mask_ar", "mask_loss"))))
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(train(state, frozen, batch))
+        return float(metrics.loss)
+
+    return step
+
+
+if __name__ == "__main__":
+    serve(build, ["jax", "jaxlib", "flax"])
