@@ -131,8 +131,11 @@ def write_case(folder: Path, config: PaliGemmaConfig, lengths: Sequence[int]) ->
             deviation = 0.1
         elif name.endswith("attn_vec_einsum/w"):
             deviation = (shape[-3] * shape[-2]) ** -0.5
-        else:  # the last axis but one is the input's, of the tower's heads' the one before, of an embedding's the output's
-            deviation = max(shape[-3:-1] if "query" in name or "key" in name or "value" in name else shape[-2:-1]) ** -0.5
+        elif name.endswith("embedding"):  # the decoder's table and the tower's positions: large enough to tell masks apart
+            deviation = shape[-1] ** -0.5
+        else:  # the input's axis is the last but one, or the one before that, followed by the tower's heads
+            by_head = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
+            deviation = shape[-3 if by_head else -2] ** -0.5
         mean = 1.0 if name.startswith("img/") and name.endswith("scale") else 0.0
         return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
 
