@@ -72,7 +72,7 @@ def finetune_pipeline(
         splits[split] = task
     train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
 
-    tuned = finetune(checkpoint=checkpoint, records=train, recipe=recipe, **place)
+    tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
     judged = {"records": validation, "batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
     # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
     of_base = evaluate(checkpoint=checkpoint, **judged)

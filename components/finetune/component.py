@@ -12,7 +12,9 @@ def finetune(
     tuned: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    validation: dsl.Input[dsl.Dataset] = None,
     recipe: str = "",
+    state: str = "",
     artifact_root: str = "",
     task: str = "",
 ):
@@ -20,6 +22,8 @@ def finetune(
 
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
+        state: Folder or gs:// prefix for the training state, which an interrupted task goes on from. Empty: below
+            artifact_root, in a place that what determines the run gives its name; without artifact_root, beside the output.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
@@ -33,7 +37,15 @@ def finetune(
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(tuned, artifact_root, task)
-    fine_tune(input_location(checkpoint), input_location(records), output, parse_recipe(recipe))
+    fine_tune(
+        input_location(checkpoint),
+        input_location(records),
+        output,
+        parse_recipe(recipe),
+        input_location(validation),
+        state,
+        f"{artifact_root.rstrip('/')}/state" if artifact_root else "",
+    )
     mirror_record(tuned, output)
     folder = localize(output)
     shutil.copyfile(folder / "training.html", report.path)

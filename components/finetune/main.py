@@ -94,11 +94,11 @@ def fine_tune(
     use_compile_cache()
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
-    judge = open_records(validation) if validation else None
+    if recipe.validate_every is not None and not validation:
+        raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
+    judge = None if recipe.validate_every is None else open_records(validation)
     if judge is not None:
         check_compatible(base, judge)
-    if recipe.validate_every is not None and judge is None:
-        raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
     if recipe.augment != Augmentation():
         check_augmentation(recipe.augment, data)
     mesh = make_mesh(copies=recipe.data_parallel)
@@ -107,7 +107,7 @@ def fine_tune(
     determined_by = fingerprint(base, data, judge, recipe, steps)
     location = state_location(output, state, state_root, determined_by)
     inputs = [input_of("checkpoint", base.location), input_of("train records", records)]
-    inputs += [input_of("validation records", validation)] if validation else []
+    inputs += [input_of("validation records", validation)] if judge is not None else []
 
     pattern = compile_pattern(recipe.trainable)
     lora = recipe.lora if recipe.trainable == "lora" else None

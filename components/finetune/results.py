@@ -76,6 +76,7 @@ def write_results(
         "frozen_parameters_identical": frozen_identical,
         "skipped_steps": progress.skipped,
         "validations": progress.validations,
+        "best_validation": min(progress.validations, key=lambda one: one[1], default=None),
         "stopped_early": progress.stopped,
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
