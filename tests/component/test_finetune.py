@@ -88,7 +88,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(records: Path, tmp_path: Path) 
     with pytest.raises(DivergedError, match="not finite") as caught:
         run(checkpoint=str(tmp_path / "broken.npz"), records=records, output=tmp_path / "x", set_=["steps=3"])
     assert "step 1 of 3" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.npz"]
+    assert not (tmp_path / "x").exists()
+    (noted,) = (tmp_path / "x.state").glob("diverged-*.json")
+    rows = json.loads(noted.read_text())
+    assert len(rows["rows"]) == len(rows["row_ids"]) == 8
 
 
 def test_a_batch_that_does_not_split_over_the_devices_is_refused(records: Path, tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_damaged_tuned_models_are_named(tuned: Path, tmp_path: Path) -> None:
     for name, message in (("trained.safetensors", "cannot be read"), ("tuned.json", "is damaged")):
         folder = tmp_path / name
         folder.mkdir()
-        for path in tuned.iterdir():
+        for path in filter(Path.is_file, tuned.iterdir()):
             data = path.read_bytes()
             (folder / path.name).write_bytes(data[: len(data) // 2] if path.name == name else data)
         with pytest.raises(DamagedError, match=message):
@@ -130,3 +133,105 @@ def test_damaged_tuned_models_are_named(tuned: Path, tmp_path: Path) -> None:
 
 def test_the_trained_file_is_plain_safetensors(tuned: Path) -> None:
     assert len(safetensors.numpy.load_file(tuned / "trained.safetensors")) == 3
+
+
+def test_steps_that_are_not_finite_are_left_out_when_the_recipe_says_so(records: Path, tmp_path: Path) -> None:
+    settings = ["steps=6", "learning_rate=1e30", "schedule=constant", "warmup_fraction=0", "non_finite=skip"]
+    run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", set_=settings)
+    summary = json.loads((tmp_path / "x/summary.json").read_text())
+    assert summary["skipped_steps"]
+    assert 1 not in summary["skipped_steps"]  # the first step's loss was the checkpoint's own
+
+
+def test_adapters_are_trained_and_merged_when_loaded(records: Path, tmp_path: Path) -> None:
+    from paligemma.checkpoints.parameters import parameters_by_name
+
+    settings = [*SETTINGS, "trainable=lora", "lora.rank=2", "lora.targets=[q_einsum, linear]", "optimizer=adamw"]
+    run(checkpoint="embedded:tiny", records=records, output=tmp_path / "lora", set_=settings)
+    arrays, base = read_tuned(tmp_path / "lora").arrays, open_checkpoint("embedded:tiny").arrays
+    parts = ("attn/lora_q_einsum/a", "attn/lora_q_einsum/b", "mlp/lora_linear/a", "mlp/lora_linear/b")
+    assert sorted(arrays) == [f"llm/layers/{part}" for part in parts]
+    summary = json.loads((tmp_path / "lora/summary.json").read_text())
+    assert summary["frozen_parameters_identical"]
+    assert summary["trained_parameters"] == sum(array.size for array in arrays.values())
+    assert summary["frozen_parameters"] == sum(int(np.prod(array.shape)) for array in base.values())
+    loaded = parameters_by_name(load(tmp_path / "lora").module)
+    changed = {name for name, variable in loaded.items() if (np.asarray(variable[...]) != base[name][...]).any()}
+    assert changed == {"llm/layers/attn/q_einsum/w", "llm/layers/mlp/linear"}
+    expected = base["llm/layers/mlp/linear"][...].astype(np.float32) + 8.0 * np.einsum(
+        "lfr,lrd->lfd", arrays["llm/layers/mlp/lora_linear/a"], arrays["llm/layers/mlp/lora_linear/b"]
+    )
+    np.testing.assert_allclose(loaded["llm/layers/mlp/linear"][...], expected, atol=1e-6)
+
+
+def test_the_best_of_the_validations_is_given_out_and_training_stops_when_it_gets_no_better(
+    records: Path, tmp_path: Path
+) -> None:
+    settings = ["steps=40", "learning_rate=10", "schedule=constant", "warmup_fraction=0", "validate_every=1", "patience=1"]
+    folders = {}
+    for select in ("last", "best"):
+        folders[select] = tmp_path / select
+        run("embedded:tiny", str(records), str(folders[select]), str(records), set_=[*settings, f"select={select}"])
+    summary = json.loads((folders["best"] / "summary.json").read_text())
+    assert summary["stopped_early"]
+    assert summary["steps"] < 40
+    steps = [step for step, _ in summary["validations"]]
+    best, loss = summary["best_validation"]
+    assert steps[-1] - best == 1
+    assert loss == min(loss for _, loss in summary["validations"])
+    assert f"{loss:.4f}" in (folders["best"] / "training.html").read_text()
+    short = [*settings[1:4], f"steps={best}"]
+    run("embedded:tiny", str(records), str(tmp_path / "short"), set_=short)
+    trained = {name: (folder / "trained.safetensors").read_bytes() for name, folder in folders.items()}
+    assert trained["best"] == (tmp_path / "short/trained.safetensors").read_bytes()
+    assert trained["last"] != trained["best"]
+
+
+def test_validation_without_records_is_refused(records: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no validation records"):
+        run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", set_=["validate_every=1"])
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_cached_vision_features_change_nothing_and_are_computed_once(
+    where: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paligemma.training import vision_cache
+
+    monkeypatch.setenv("PALIGEMMA_CACHE", str(tmp_path / "cache"))
+    computed = []
+    original = vision_cache.VisionCache.__init__
+
+    def counting(self, records, embed, *rest) -> None:
+        original(self, records, lambda images: computed.append(len(images)) or embed(images), *rest)
+
+    monkeypatch.setattr(vision_cache.VisionCache, "__init__", counting)
+    settings = ["steps=12", "learning_rate=0.3", "frozen_dtype=float32"]
+    losses = {}
+    for name in ("off", where, "again"):
+        cache = where if name == "again" else name
+        run("embedded:tiny", str(records), str(tmp_path / name), set_=[*settings, f"vision_cache={cache}"])
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+        if name == where:
+            once = sum(computed)
+    np.testing.assert_allclose(losses[where], losses["off"], atol=1e-4)
+    assert losses["again"] == losses[where]
+    assert 0 < once <= 24  # 7 images in 21 rows: all are known after one epoch
+    assert sum(computed) == (once if where == "disk" else 2 * once)
+
+
+def test_features_of_a_tower_that_is_trained_are_not_cached(records: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="vision tower is trained"):
+        run("embedded:tiny", str(records), str(tmp_path / "x"), set_=["trainable=vision", "vision_cache=memory"])
+
+
+def test_metrics_are_in_tensorboards_files_too(tuned: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tuned / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    written = [(event.step, float(event.tensor_proto.float_val[0])) for event in events.Tensors("loss")]
+    assert written == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert {"seconds_step", "tflops", "share_of_peak", "examples_per_second"} <= lines[-1].keys()

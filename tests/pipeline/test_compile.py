@@ -35,7 +35,7 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
         "fetch-checkpoint": [],
         "prepare-data": ["fetch-checkpoint"],
         "prepare-data-2": ["fetch-checkpoint"],
-        "finetune": ["fetch-checkpoint", "prepare-data"],
+        "finetune": ["fetch-checkpoint", "prepare-data", "prepare-data-2"],
         "evaluate": ["fetch-checkpoint", "prepare-data-2"],
         "evaluate-2": ["evaluate", "fetch-checkpoint", "finetune", "prepare-data-2"],
     }
