@@ -10,7 +10,11 @@ import typer
 from conftest import REPOSITORY
 from pipelines.cli import app
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "components").glob("*/README.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "pipelines" / "presets" / "README.md",
+    *sorted((REPOSITORY / "components").glob("*/README.md")),
+]
 
 
 def shell_lines() -> list[str]:
