@@ -17,8 +17,9 @@ def relative_schedule(recipe: Recipe, steps: int) -> optax.Schedule:
     """Learning rate as a share of its peak, by the number of updates already made.
 
     Linear warm-up from 0 over the first `warmup_steps`, or `int(warmup_fraction * (steps + 1))` steps, then the recipe's
-    shape (big_vision, `utils.create_learning_rate_schedule`). As there, the n-th update (from 1) uses the schedule's n-th
-    point of `steps + 1`: the rate is never 0 at the start, and never quite 0 at the end.
+    shape (big_vision, `utils.create_learning_rate_schedule`, which rounds the number of warm-up steps and makes it at least
+    1). As its notebook does, the n-th update (from 1) uses the schedule's n-th point of `steps + 1`: the rate is never 0 at
+    the start, and never quite 0 at the end.
     """
     total = steps + 1
     warmup = int(recipe.warmup_fraction * total) if recipe.warmup_steps is None else recipe.warmup_steps
