@@ -128,7 +128,7 @@ def fine_tune(
     with contextlib.ExitStack() as stack:
         keep_best = "min" if recipe.select == "best" else None
         store = stack.enter_context(StateStore(location, determined_by, keep_last=recipe.keep_last, keep_best=keep_best))
-        current, done, progress = init_state(trainable, optimizer), 0, Progress()
+        current, done, progress = init_state(trainable, optimizer, mesh), 0, Progress()
         del trainable
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), current)
         if restored := store.restore(abstract):
@@ -143,7 +143,7 @@ def fine_tune(
         loop = Loop(
             recipe=recipe,
             steps=steps,
-            step=make_train_step(graph, optimizer, settings),
+            step=make_train_step(graph, optimizer, settings, mesh),
             frozen=frozen,
             batches=feed(
                 training_batches(

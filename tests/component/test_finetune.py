@@ -208,14 +208,14 @@ def test_cached_vision_features_change_nothing_and_are_computed_once(
     monkeypatch.setattr(vision_cache.VisionCache, "__init__", counting)
     settings = ["steps=12", "learning_rate=0.3", "frozen_dtype=float32"]
     losses = {}
-    for name in ("off", where, "again"):
+    for name in ("none", where, "again"):
         cache = where if name == "again" else name
         run("embedded:tiny", str(records), str(tmp_path / name), set_=[*settings, f"vision_cache={cache}"])
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses[name] = [json.loads(line)["loss"] for line in lines]
         if name == where:
             once = sum(computed)
-    np.testing.assert_allclose(losses[where], losses["off"], atol=1e-4)
+    np.testing.assert_allclose(losses[where], losses["none"], atol=1e-4)
     assert losses["again"] == losses[where]
     assert 0 < once <= 24  # 7 images in 21 rows: all are known after one epoch
     assert sum(computed) == (once if where == "disk" else 2 * once)

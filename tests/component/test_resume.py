@@ -74,7 +74,7 @@ def test_sigterm_saves_and_exits_with_4(records: Path, tmp_path: Path) -> None:
         command(records, tmp_path / "x", settings), cwd=REPOSITORY, env=ONE_DEVICE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stderr:
-        if "step 1," in line:
+        if line.startswith("training: "):
             break
     process.terminate()
     said = process.stderr.read()
@@ -98,10 +98,9 @@ def test_every_kind_of_run_goes_on_as_if_nothing_had_been(
 ) -> None:
     settings = [*settings, "steps=7", "validate_every=2", "select=best"]
     run("embedded:tiny", str(records), str(tmp_path / "whole"), str(records), set_=settings)
-    for stop in (3, 4):
-        monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step, stop=stop: step == stop)
-        with pytest.raises(PreemptedError, match=f"after step {stop}"):
-            run("embedded:tiny", str(records), str(tmp_path / "paused"), str(records), set_=settings)
+    monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step: step == 3)
+    with pytest.raises(PreemptedError, match="after step 3"):
+        run("embedded:tiny", str(records), str(tmp_path / "paused"), str(records), set_=settings)
     monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step: False)
     run("embedded:tiny", str(records), str(tmp_path / "paused"), str(records), set_=settings)
     assert results(tmp_path / "paused") == results(tmp_path / "whole")
@@ -118,8 +117,8 @@ def test_another_recipe_or_other_data_are_refused_with_what_differs(
         run("embedded:tiny", str(records), str(tmp_path / "x"), set_=["steps=4"], state=state)
     with pytest.raises(InputError, match=r"recipe\.learning_rate: 0\.03 -> 0\.01"):
         run("embedded:tiny", str(records), str(tmp_path / "x"), set_=["steps=4", "learning_rate=0.01"], state=state)
-    with pytest.raises(PreemptedError):  # what changes nothing about the outcome may change
-        run("embedded:tiny", str(records), str(tmp_path / "x"), set_=["steps=4", "log_every=3"], state=state)
+    # What changes nothing about the outcome may change.
+    run("embedded:tiny", str(records), str(tmp_path / "x"), set_=["steps=4", "log_every=3"], state=state)
 
 
 def test_a_state_is_kept_when_it_was_asked_for_and_makes_running_again_cheap(
@@ -135,7 +134,8 @@ def test_a_state_is_kept_when_it_was_asked_for_and_makes_running_again_cheap(
 
 def test_two_processes_train_as_one(records: Path, tmp_path: Path) -> None:
     """Two real processes over loopback, with two simulated devices each, against one process with four."""
-    settings = ["batch_size=8", "steps=4", "learning_rate=0.1", "remat=none", "save_every=2", "validate_every=4"]
+    settings = ["batch_size=8", "steps=4", "learning_rate=0.1", "remat=none", "frozen_dtype=float32", "save_every=2"]
+    settings += ["validate_every=4"]
     validated = ["--validation", str(records)]
     devices = {**ONE_DEVICE, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     alone = [*command(records, tmp_path / "one", settings), *validated]

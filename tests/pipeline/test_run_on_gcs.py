@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec.config
 import pytest
 
 import paligemma
 from components.evaluate.main import run as evaluate
+from components.finetune.main import fine_tune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
 from paligemma.checkpoints.open import resolve_embedded
@@ -19,6 +21,8 @@ from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import read_record
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import GcsLocation
+from paligemma.training.preemption import PreemptedError, PreemptionGuard
+from paligemma.training.recipe import Recipe
 from pipelines.run_local import run_pipeline
 from servers.gcs import GcsServer
 
@@ -35,7 +39,9 @@ def server() -> Iterator[GcsServer]:
 @pytest.fixture(autouse=True)
 def _storage(server: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # it reads the variable once, when it is imported
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
@@ -57,7 +63,7 @@ def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
             "source": str(BUCKET / "checkpoints/tiny"),
             "train_data": str(data),
             "validation_data": str(data),
-            "recipe": "steps: 2\nremat: none",
+            "recipe": "steps: 3\nremat: none\nsave_every: 1",
             "max_new_tokens": 4,
             "max_reject_fraction": 0.2,
             "artifact_root": str(BUCKET / "artifacts"),
@@ -75,6 +81,8 @@ def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
     assert json.loads((localize(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
     names = {found.location.name.split("/")[2] for found in gcs.list_objects(BUCKET / "artifacts")}
     assert names == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+
+    # The state that was saved at every step is gone with the need for it: nothing else is below the root.
 
     # The tuned model's base is found where it was published, from any machine.
     model = paligemma.load(outputs.tuned)
@@ -101,6 +109,31 @@ def test_too_many_rejects_leave_the_list_in_the_bucket(data: GcsLocation) -> Non
         prepare(data=str(data), checkpoint="embedded:tiny", output=str(output), max_reject_fraction=0.0)
     assert json.loads(gcs.read_bytes(BUCKET / "too-many/records.rejected.jsonl")[0])["code"] == "image_path_unsafe"
     assert gcs.stat(output / "lineage.json") is None
+
+
+def test_a_task_that_is_started_again_finds_its_state_in_the_bucket(data: GcsLocation, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, root = str(BUCKET / "resumed/records"), BUCKET / "resumed/state"
+    prepare(data=str(data), checkpoint="embedded:tiny", output=records, max_reject_fraction=1.0)
+    recipe = Recipe(steps=3, save_every=1, remat="none")
+    trained = {}
+    for attempt in ("undisturbed", "preempted", "again"):
+        monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step, a=attempt: a == "preempted" and step == 2)
+        # As KFP has it: every attempt has an output of its own.
+        arguments = ("embedded:tiny", records, str(BUCKET / "resumed" / attempt), recipe)
+        if attempt == "preempted":
+            with pytest.raises(PreemptedError, match=f"its state is in {root}/"):
+                fine_tune(*arguments, state_root=str(root))
+            assert any("/step-00000002-" in str(found.location) for found in gcs.list_objects(root))
+            continue
+        fine_tune(*arguments, state_root=str(root))
+        trained[attempt] = gcs.read_bytes(localized(BUCKET / "resumed" / attempt, "trained.safetensors"))[0]
+        assert list(gcs.list_objects(root)) == []
+    assert trained["again"] == trained["undisturbed"]
+
+
+def localized(artifact: GcsLocation, name: str) -> GcsLocation:
+    (found,) = (one.location for one in gcs.list_objects(artifact) if one.location.name.endswith(f"/{name}"))
+    return found
 
 
 def test_an_altered_artifact_is_found(data: GcsLocation, tmp_path: Path) -> None:

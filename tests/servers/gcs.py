@@ -65,6 +65,10 @@ class GcsServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
+    def environment(self) -> dict[str, str]:
+        """What brings our own client, TensorStore and gcsfs here, where nobody asks for credentials."""
+        return {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url, "FSSPEC_GS_TOKEN": "anon"}
+
     def client(self, url: str | None = None) -> storage.Client:
         """The real client, talking to this server or to a proxy in front of it."""
         return storage.Client(PROJECT, AnonymousCredentials(), client_options={"api_endpoint": url or self.url})

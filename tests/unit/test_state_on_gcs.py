@@ -27,11 +27,6 @@ BUCKET = "bucket-of-states"
 RUN = {"recipe": {"learning_rate": 0.03}}
 
 
-def emulator(server: GcsServer) -> dict[str, str]:
-    """What brings our own client, TensorStore and gcsfs to a server that asks for no credentials."""
-    return {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url, "FSSPEC_GS_TOKEN": "anon"}
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[GcsServer]:
     with GcsServer() as running:
@@ -41,7 +36,7 @@ def server() -> Iterator[GcsServer]:
 
 @pytest.fixture(autouse=True)
 def _on_the_server(server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in emulator(server).items():
+    for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # it reads the variable once, when it is imported
 
@@ -134,7 +129,7 @@ with StateStore(sys.argv[1], {"recipe": {"learning_rate": 0.03}}) as store:
 
 
 def test_a_killed_save_is_never_seen_and_its_objects_are_removed(server: GcsServer, place: GcsLocation) -> None:
-    environment = {**ONE_DEVICE, **emulator(server)}
+    environment = {**ONE_DEVICE, **server.environment()}
     for delay in (0.0, 0.05, 0.1):
         process = subprocess.Popen(
             [sys.executable, "-c", TRAINER, str(place)], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
@@ -160,7 +155,7 @@ def test_storage_that_is_gone_is_an_error_that_says_so(monkeypatch: pytest.Monke
     with ExitStack() as stack:
         with GcsServer() as server:
             server.create_bucket(BUCKET)
-            for name, value in emulator(server).items():
+            for name, value in server.environment().items():
                 monkeypatch.setenv(name, value)
             store = stack.enter_context(StateStore(f"gs://{BUCKET}/state", RUN))
             store.save(1, a_state(1))

@@ -28,6 +28,27 @@ def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | 
     return visible & valid[:, None, :] & valid[:, :, None]
 
 
+@jax.custom_vjp
+def masked_softmax(logits: Float[Array, "b k g t s"], mask: Bool[Array, "b 1 1 t s"] | None) -> Float[Array, "b k g t s"]:
+    """Softmax over the visible keys; of its intermediate results, only the outcome is kept for the backward pass."""
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _masked_softmax_forward(logits, mask):
+    weights = masked_softmax(logits, mask)
+    return weights, weights
+
+
+def _masked_softmax_backward(weights, gradient):
+    weighted = weights * gradient  # 0 at hidden keys, as their weights are
+    return weighted - weights * jnp.sum(weighted, axis=-1, keepdims=True), None
+
+
+masked_softmax.defvjp(_masked_softmax_forward, _masked_softmax_backward)
+
+
 def attend(
     query: Float[Array, "b t n h"],
     key: Float[Array, "b s k h"],
@@ -46,7 +67,5 @@ def attend(
     logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=softmax_dtype)
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    weights = masked_softmax(logits, None if mask is None else mask[:, None, None]).astype(value.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(b, t, n, h)

@@ -21,7 +21,9 @@ def product(equation: str, x: Float[Array, ...], weight: Float[Array, ...], dtyp
     """
     if dtype == jnp.float16 and x.dtype == jnp.float32:
         return _scaled(equation, x, weight)
-    return jnp.einsum(equation, x, weight.astype(x.dtype))
+    # A weight in another dtype is converted again in the backward pass, not kept in the larger one for every layer until then.
+    convert = jax.checkpoint(lambda x, weight: jnp.einsum(equation, x, weight.astype(x.dtype)), prevent_cse=False)
+    return convert(x, weight)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

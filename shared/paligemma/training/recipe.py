@@ -17,7 +17,7 @@ from paligemma.models.lora import LoraConfig
 from paligemma.precision import ComputeDtype, FrozenDtype
 from paligemma.training.trainable import compile_pattern
 
-OPERATIONAL = {"log_every", "save_every", "keep_last", "vision_cache"}
+OPERATIONAL = {"log_every", "save_every", "keep_last"}
 """Keys that change nothing about the parameters that come out; a run can be resumed with other values of them."""
 
 
@@ -85,8 +85,8 @@ class Recipe(BaseModel):
     )
     loss_chunk: int = Field(512, gt=0, description="Most tokens whose logits are in memory at once.")
     buckets: int = Field(4, gt=0, description="Most text lengths that batches are padded to; each is compiled once.")
-    vision_cache: Literal["off", "memory", "disk"] = Field(
-        "off", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
+    vision_cache: Literal["none", "memory", "disk"] = Field(
+        "none", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
     )
     data_parallel: int = Field(1, gt=0, description="Copies of the parameters; each is sharded over devices / copies.")
 
@@ -115,7 +115,7 @@ class Recipe(BaseModel):
             raise ValueError("steps and epochs are both given; give one")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if self.vision_cache != "off" and self.augment != Augmentation():
+        if self.vision_cache != "none" and self.augment != Augmentation():
             raise ValueError("vision_cache keeps one embedding of an image, augment makes new ones each time; give one")
         for key in ("patience", "select"):
             if self.validate_every is None and getattr(self, key) not in (None, "last"):

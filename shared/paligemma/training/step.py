@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from paligemma.data.batch import TrainBatch
 from paligemma.models.gemma import Dropout
 from paligemma.models.layers import LayerPlan
 from paligemma.models.paligemma import PaliGemma
+from paligemma.sharding import fsdp_sharding
 from paligemma.training.loss import LossPer, token_weights, weighted_loss
 from paligemma.training.recipe import Recipe
 
@@ -101,13 +103,24 @@ def batch_loss(
     return weighted_loss(model.llm.logits, hidden, batch.targets, weights, settings.label_smoothing, settings.loss_chunk)
 
 
-def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
+    """The state before the first step; on a mesh, the optimizer's part is split as the parameters are."""
+    if mesh is None:
+        return TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+
+    def rest(trainable: nnx.State) -> tuple[Array, optax.OptState]:
+        return jnp.int32(0), optimizer.init(trainable)
+
+    places = jax.tree.map(lambda leaf: fsdp_sharding(mesh, leaf.shape), jax.eval_shape(rest, trainable))
+    step, optimizer_state = jax.jit(rest, out_shardings=places)(trainable)
+    return TrainState(step, trainable, optimizer_state)
 
 
 def make_train_step(
-    graph: nnx.GraphDef[PaliGemma], optimizer: optax.GradientTransformation, settings: StepSettings = StepSettings()
+    graph: nnx.GraphDef[PaliGemma],
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings = StepSettings(),
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Compiles `step(state, frozen, batch) -> (state, metrics)`; the old state's buffers are reused for the new one.
 
@@ -139,7 +152,10 @@ def make_train_step(
             trainable, optimizer_state = jax.tree.map(
                 partial(jnp.where, sound), (trainable, optimizer_state), (state.trainable, state.optimizer)
             )
-        return TrainState(state.step + 1, trainable, optimizer_state), StepMetrics(loss, norm)
+        state = TrainState(state.step + 1, trainable, optimizer_state)
+        if mesh is not None:  # where it came from: another layout would be compiled for anew in the next step
+            state = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, fsdp_sharding(mesh, x.shape)), state)
+        return state, StepMetrics(loss, norm)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -42,12 +42,12 @@ def make_vision_cache(
     Raises:
         InputError: the tower is trained, or the run has several processes.
     """
-    if recipe.vision_cache == "off":
+    if recipe.vision_cache == "none":
         return None
     if any(name.startswith("img/") for name in parameters_by_name(trainable)):
-        raise InputError("The vision tower is trained: what it gives changes.", fix="set vision_cache=off")
+        raise InputError("The vision tower is trained: what it gives changes.", fix="set vision_cache=none")
     if jax.process_count() > 1:
-        raise InputError("Vision features are cached by runs of one process only.", fix="set vision_cache=off")
+        raise InputError("Vision features are cached by runs of one process only.", fix="set vision_cache=none")
     tower, weights = nnx.split(nnx.merge(graph, trainable, frozen).img)
     compute = jax.jit(lambda weights, images: nnx.merge(tower, weights)(to_float(images)))
     size = base.config.img.image_size
