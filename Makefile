@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := docker/requirements/dev.txt
 
-.PHONY: help setup demo test lint pipeline lock tiny-checkpoint clean
+.PHONY: help setup demo test lint pipeline lock tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
 setup: $(VENV)/.installed ## Create .venv with the locked, hashed dependencies and this project
 
@@ -39,6 +39,12 @@ lock: setup ## Resolve the dependencies anew
 
 tiny-checkpoint: setup ## Pretrain the embedded tiny checkpoint anew (about 20 minutes)
 	$(BIN)/python -m pipelines.demo.pretrain --output shared/paligemma/checkpoints/embedded/tiny
+
+benchmark-step: setup ## Time a training step against transformers and keras-hub (makes their environments; needs g++)
+	$(BIN)/python tests/benchmarks/step.py
+
+benchmark-3b: setup ## Take training steps of the 3B model with random weights (12 GiB of memory, 6 GiB of disk)
+	$(BIN)/python tests/benchmarks/step_3b.py
 
 clean: ## Remove the environment and every run
 	rm -rf $(VENV) runs

@@ -122,24 +122,30 @@ def start(implementation: Implementation, python: str | Path, case: Path) -> Ite
         process.wait()
 
 
+def random_parameter(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Random values for a parameter, of a size that keeps activations near one, made without a copy in another dtype."""
+    if name.endswith(("scale", "bias")):
+        deviation = 0.1
+    elif name.endswith("attn_vec_einsum/w"):
+        deviation = (shape[-3] * shape[-2]) ** -0.5
+    elif name.endswith("embedding"):  # the decoder's table and the tower's positions: large enough to tell masks apart
+        deviation = shape[-1] ** -0.5
+    else:  # the input's axis is the last but one, or the one before that, followed by the tower's heads
+        by_head = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
+        deviation = shape[-3 if by_head else -2] ** -0.5
+    mean = 1.0 if name.startswith("img/") and name.endswith("scale") else 0.0
+    values = np.empty(int(np.prod(shape)), dtype)
+    for part in np.split(values, range(2**24, len(values), 2**24)):
+        part[:] = mean + deviation * rng.standard_normal(len(part), np.float32)
+    return values.reshape(shape)
+
+
 def write_case(folder: Path, config: PaliGemmaConfig, lengths: Sequence[int]) -> None:
     """Writes random weights, the architecture, and a batch with a text of each of these lengths, half of it prefix."""
     rng = np.random.default_rng(0)
 
-    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name.endswith(("scale", "bias")):
-            deviation = 0.1
-        elif name.endswith("attn_vec_einsum/w"):
-            deviation = (shape[-3] * shape[-2]) ** -0.5
-        elif name.endswith("embedding"):  # the decoder's table and the tower's positions: large enough to tell masks apart
-            deviation = shape[-1] ** -0.5
-        else:  # the input's axis is the last but one, or the one before that, followed by the tower's heads
-            by_head = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
-            deviation = shape[-3 if by_head else -2] ** -0.5
-        mean = 1.0 if name.startswith("img/") and name.endswith("scale") else 0.0
-        return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
-
-    write_npz(folder / "checkpoint.npz", ((name, values(name, shape)) for name, shape in parameter_shapes(config).items()))
+    shapes = parameter_shapes(config).items()
+    write_npz(folder / "checkpoint.npz", ((name, random_parameter(rng, name, shape, "float32")) for name, shape in shapes))
     (folder / "config.json").write_text(config.model_dump_json())
     longest, size = max(lengths), config.img.image_size
     column, ends = np.arange(longest), np.array(lengths)[:, None]

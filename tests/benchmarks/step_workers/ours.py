@@ -10,17 +10,18 @@ from worker import LEARNING_RATE, TRAINED, Case, serve
 
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module
-from paligemma.data.batch import TrainBatch
-from paligemma.training.step import init_state, make_train_step, split_trainable
+from paligemma.data.batch import train_batch
+from paligemma.training.step import init_state, make_train_step
+from paligemma.training.trainable import compile_pattern, split_trainable
 
 
 def build(case: Case, variant: str) -> Callable[[], float]:
     checkpoint = open_checkpoint(case.folder / "checkpoint.npz")
     module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", "float32")
-    graph, trainable, frozen = split_trainable(module, f"{TRAINED}.*")
+    graph, trainable, frozen = split_trainable(module, compile_pattern((f"{TRAINED}.*",)))
     optimizer = optax.sgd(LEARNING_RATE)
     train, state = make_train_step(graph, optimizer), init_state(trainable, optimizer)
-    batch = jax.device_put(TrainBatch(*(case.batch[name] for name in ("images", "tokens", "mask_ar", "mask_loss"))))
+    batch = jax.device_put(train_batch(*(case.batch[name] for name in ("images", "tokens", "mask_ar", "mask_loss"))))
 
     def step() -> float:
         nonlocal state
