@@ -190,13 +190,7 @@ class FeedForward(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        both = self.gating_einsum[...]
-
-        def project(x: Array, both: Array, which: int) -> Array:
-            return product("btd,df->btf", x, both[which], self.dtype)
-
-        # Taken out of the stack again in the backward pass: kept, both would be a second copy of this layer's weights.
-        gate, up = (jax.checkpoint(project, prevent_cse=False, static_argnums=2)(x, both, which) for which in (0, 1))
+        gate, up = (product("btd,df->btf", x, self.gating_einsum[...], self.dtype, part) for part in (0, 1))
         if self.lora_gating_einsum is not None:
             more_gate, more_up = self.lora_gating_einsum(x)
             gate, up = gate + more_gate, up + more_up

@@ -19,6 +19,9 @@ a layer; what attention's projections gave is saved. `full`: the whole layer; on
 ATTENTION_SAVED = "attention_saved"
 """Name, for `jax.checkpoint` policies, of what `attention` saves."""
 
+PRODUCT_SAVED = "product_saved"
+"""Name of what `dots` saves."""
+
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -41,7 +44,7 @@ class LayerPlan:
             return layer
         policies = jax.checkpoint_policies
         policy = {
-            "dots": policies.dots_with_no_batch_dims_saveable,
+            "dots": policies.save_only_these_names(PRODUCT_SAVED),
             "attention": policies.save_only_these_names(ATTENTION_SAVED),
             "full": policies.nothing_saveable,
         }[self.remat]

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from paligemma.models.layers import PRODUCT_SAVED
 
 _LARGEST = 2.0**8
 """Largest magnitude of a scaled operand: far from float16's ends (6e-8, 65504) on both sides."""
 
 
-def product(equation: str, x: Float[Array, ...], weight: Float[Array, ...], dtype: jnp.dtype) -> Float[Array, ...]:
+def product(
+    equation: str, x: Float[Array, ...], weight: Float[Array, ...], dtype: jnp.dtype, part: int | None = None
+) -> Float[Array, ...]:
     """`einsum(equation, x, weight)` with both operands in `dtype`; the result has the dtype of `x`.
+
+    Where weights are stored together along a leading axis, `part` says which is meant.
 
     float16 operands of float32 activations are scaled by a power of two each, the largest number of either to at most 256, and
     the result, accumulated in float32, is scaled back. So neither large activations (Gemma's exceed 65,504) nor small gradients
     are lost, and no loss scaling is needed. The gradient's products are made the same way.
+
+    For the backward pass the weight is kept as it is held, and `x` only if the weight is trained. Automatic differentiation
+    would keep the part, converted: of a frozen float16 decoder, every layer once more in float32.
     """
-    if dtype == jnp.float16 and x.dtype == jnp.float32:
-        return _scaled(equation, x, weight)
-    # A weight in another dtype is converted again in the backward pass, not kept in the larger one for every layer until then.
-    convert = jax.checkpoint(lambda x, weight: jnp.einsum(equation, x, weight.astype(x.dtype)), prevent_cse=False)
-    return convert(x, weight)
+    multiply = _scaled if dtype == jnp.float16 and x.dtype == jnp.float32 else _converted
+    return checkpoint_name(_product(multiply, equation, part, x, weight), PRODUCT_SAVED)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(multiply: Callable[[str, Array, Array], Array], equation: str, part: int | None, x: Array, weight: Array) -> Array:
+    return multiply(equation, x, weight if part is None else weight[part])
+
+
+def _forward(multiply, equation: str, part: int | None, x, weight):
+    kept = (x.value if weight.perturbed else None, weight.value)
+    return _product(multiply, equation, part, x.value, weight.value), kept
+
+
+def _backward(multiply, equation: str, part: int | None, kept, gradient: Array):
+    x, weight = kept
+    inputs, output = equation.split("->")
+    of_x, of_weight = inputs.split(",")
+    x_gradient = multiply(f"{output},{of_weight}->{of_x}", gradient, weight if part is None else weight[part])
+    if x is None:
+        return x_gradient, None
+    weight_gradient = multiply(f"{of_x},{output}->{of_weight}", x, gradient).astype(weight.dtype)
+    return x_gradient, weight_gradient if part is None else jnp.zeros_like(weight).at[part].set(weight_gradient)
+
+
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _converted(equation: str, x: Array, weight: Array) -> Array:
+    return jnp.einsum(equation, x, weight.astype(x.dtype))
+
+
 def _scaled(equation: str, x: Array, weight: Array) -> Array:
     x_small, x_scale = _to_float16(x)
     weight_small, weight_scale = _to_float16(weight)
@@ -42,19 +77,3 @@ def _to_float16(x: Array) -> tuple[Array, Array]:
     exponent = jnp.ceil(jnp.log2(jnp.where(largest > 0, largest / _LARGEST, 1.0)))
     scale = jnp.exp2(exponent)
     return (x / scale).astype(jnp.float16), scale
-
-
-def _forward(equation: str, x: Array, weight: Array):
-    return _scaled(equation, x, weight), (x, weight)
-
-
-def _backward(equation: str, saved, gradient: Array):
-    x, weight = saved
-    inputs, output = equation.split("->")
-    of_x, of_weight = inputs.split(",")
-    x_gradient = _scaled(f"{output},{of_weight}->{of_x}", gradient, weight)
-    weight_gradient = _scaled(f"{of_x},{output}->{of_weight}", x, gradient)
-    return x_gradient, weight_gradient.astype(weight.dtype)
-
-
-_scaled.defvjp(_forward, _backward)
