@@ -40,10 +40,11 @@ def step_flops(
     losses: int,
     with_tower: bool = True,
 ) -> float:
-    """Operations of one step: two for each weight of a matrix product and token, forward and backward.
+    """Operations of the matrix products of one step: two for each multiplication.
 
-    Backward, every layer that passes a gradient on does its products once more, and every trained weight once more. Attention
-    scores are counted in full, masked or not; norms and activations are not counted.
+    Backward, a product is done once more for the gradient by its input, where something before it is trained, and once more
+    for a trained weight; attention's two products have two inputs each. Attention is counted in full, masked or not, and so is
+    the last layer, though only `losses` positions of it are read.
 
     Args:
         config: the architecture.
@@ -55,25 +56,29 @@ def step_flops(
     """
     img, llm = config.img, config.llm
     patches, tokens = img.num_patches, img.num_patches + text_width
-    tower = img.depth * (4 * img.width**2 + 2 * img.width * img.mlp_dim) + img.patch_size**2 * 3 * img.width
-    tower_forward = 2.0 * patches * (tower + img.width * llm.width) + 4.0 * img.depth * patches**2 * img.width
-    heads = llm.head_dim * (2 * llm.num_heads + 2 * llm.num_kv_heads)
-    layers = llm.depth * llm.width * (heads + 3 * llm.mlp_dim)
-    decoder_forward = 2.0 * tokens * layers + 4.0 * llm.depth * tokens**2 * llm.num_heads * llm.head_dim
-    logits = 2.0 * losses * llm.vocab_size * llm.width
 
-    def weights_of(part: str) -> float:
-        return sum(float(np.prod(shape)) for name, shape in trained.items() if re.match(part, name))
+    def trained_in(pattern: str) -> float:
+        return sum(float(np.prod(shape)) for name, shape in trained.items() if re.fullmatch(pattern, name))
 
-    vision_trained = weights_of("img/") > 0
-    total = decoder_forward + logits + (tower_forward if with_tower else 0.0)
-    total += decoder_forward + logits + (tower_forward if vision_trained else 0.0)
-    total += (
-        2.0 * tokens * weights_of("llm/layers/")
-        + 2.0 * patches * weights_of("img/")
-        + 2.0 * losses * weights_of("llm/embedder")
-    )
-    return rows * total
+    heads = llm.num_heads * llm.head_dim
+    inputs = llm.width * (heads + 2 * llm.num_kv_heads * llm.head_dim)
+    layer = inputs + heads * llm.width + 3 * llm.width * llm.mlp_dim
+    scores, adapters = 2 * tokens * heads, trained_in(r".*/lora_.*")
+    below = trained_in("img/.*|llm/embedder/.*") > 0
+    decoder = tokens * (llm.depth * (layer + scores) + adapters)
+    decoder += tokens * (llm.depth * (layer + 2 * scores) + adapters - (0 if below else inputs))
+    decoder += tokens * trained_in("llm/layers/.*(?<!/scale)")
+    logits = losses * (2 * llm.vocab_size * llm.width + trained_in("llm/embedder/.*"))
+
+    tower, head = 0.0, img.width * llm.width
+    if with_tower:
+        block, scores = 4 * img.width**2 + 2 * img.width * img.mlp_dim, 2 * patches * img.width
+        tower += patches * (3 * img.patch_size**2 * img.width + img.depth * (block + scores) + head)
+        if trained_in("img/(?!head/).*"):
+            lowest = 0 if trained_in("img/(embedding/.*|pos_embedding)") else 3 * img.width**2
+            tower += patches * (img.depth * (block + 2 * scores) - lowest + head)
+        tower += patches * trained_in("img/.*/kernel")
+    return 2.0 * rows * (decoder + logits + tower)
 
 
 def flops_counter(config: PaliGemmaConfig, trainable: nnx.State) -> Callable[[FedBatch], float]:
