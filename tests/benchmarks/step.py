@@ -32,11 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
+from step_workers.worker import TRAINED
 
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.npz import write_npz
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.storage.cache import cache_folder
+from paligemma.training.flops import step_flops
 
 WORKERS = Path(__file__).parent / "step_workers"
 TOLERANCE = 1e-4
@@ -161,31 +163,6 @@ def write_case(folder: Path, config: PaliGemmaConfig, lengths: Sequence[int]) ->
     )
 
 
-def needed_flops(config: PaliGemmaConfig, rows: int, text: int, targets: int) -> int:
-    """Floating-point operations of the matmuls that one step cannot do without; a multiply and an add are two.
-
-    Args:
-        config: the architecture.
-        rows: examples in the batch.
-        text: text tokens that are read of each, padding included.
-        targets: suffix tokens of the whole batch, at which there is a loss.
-    """
-    image, decoder = config.img, config.llm
-    patches, tokens = rows * image.num_patches, rows * (image.num_patches + text)
-    tower_layer = 2 * (4 * image.width**2 + 2 * image.width * image.mlp_dim) + 4 * image.num_patches * image.width
-    tower = patches * (2 * image.width * (3 * image.patch_size**2 + decoder.width) + image.depth * tower_layer)
-
-    heads = decoder.num_heads * decoder.head_dim
-    inputs = decoder.width * (heads + 2 * decoder.num_kv_heads * decoder.head_dim)
-    attention, mlp = inputs + decoder.width * heads, 3 * decoder.width * decoder.mlp_dim
-    products = 4 * (image.num_patches + text) * heads  # queries with keys, weights with values
-    forward = 2 * (attention + mlp) + products
-    backward = 2 * (attention + mlp) + 2 * attention + 2 * products  # by the inputs, by the trained weights, attention's
-    # Nothing below the first layer is trained: its queries, keys and values need no gradient by their input.
-    layers = tokens * (decoder.depth * (forward + backward) - 2 * inputs)
-    return tower + layers + 2 * (2 * targets * decoder.width * decoder.vocab_size)
-
-
 def make_matmul(size: int = 2048) -> Callable[[], float]:
     """A large float32 matmul in JAX; called, it says how many FLOP/s the fastest of a few reached."""
     left, right = jax.random.normal(jax.random.key(0), (2, size, size), jnp.float32)
@@ -213,7 +190,7 @@ def check_losses(workers: Sequence[Worker]) -> None:
             )
 
 
-def print_table(workers: Sequence[Worker], flops: int, ceiling: float) -> None:
+def print_table(workers: Sequence[Worker], flops: float, ceiling: float) -> None:
     """One row for each implementation. What else the machine does only adds time, so ratios are of the fastest steps."""
     fastest_peer = min(min(worker.milliseconds) for worker in workers[1:])
     print("| implementation | ms/step, fastest | median | to the fastest peer | peak memory | GFLOP/s | of the ceiling |")
@@ -251,7 +228,9 @@ def main(
             ceiling = max(ceiling, matmul())
             for worker in workers:
                 worker.take(steps)
-    flops = needed_flops(config, len(lengths), max(lengths) - 1, sum(length - length // 2 for length in lengths))
+    trained = {name: shape for name, shape in parameter_shapes(config).items() if name.startswith(TRAINED)}
+    losses = sum(length - length // 2 for length in lengths) / len(lengths)
+    flops = step_flops(config, trained, len(lengths), max(lengths) - 1, losses)
     print(f"{len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}, {rounds} rounds of {steps} steps")
     print(f"a step needs {flops / 1e9:.1f} GFLOP; the ceiling, a float32 matmul of 2048, is {ceiling / 1e9:.0f} GFLOP/s")
     print_table(workers, flops, ceiling)

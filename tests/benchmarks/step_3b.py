@@ -22,6 +22,7 @@ os.environ.pop("XLA_FLAGS", None)  # simulated devices would share this machine'
 import jax
 import numpy as np
 import typer
+from flax import nnx
 from step import make_matmul, random_parameter
 
 from paligemma.checkpoints.architecture import parameter_shapes
@@ -86,6 +87,7 @@ def main(
     started, mesh = time.perf_counter(), make_mesh()
     lora = recipe.lora if recipe.trainable == "lora" else None
     model = build_module(base.config, base.arrays, dtype_of, recipe.compute_dtype, mesh, lora, recipe.seed)
+    jax.block_until_ready(nnx.state(model))
     held = Counter()
     for name, variable in parameters_by_name(model).items():
         held[f"{'trained' if is_trainable(pattern, name) else 'frozen'} {variable[...].dtype}"] += variable[...].nbytes

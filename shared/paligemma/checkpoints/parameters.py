@@ -62,5 +62,7 @@ def build_module(
         new = is_adapter(name) and name not in arrays
         array = initial_factor(name, variable.shape, seed) if new else arrays[name]
         sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
-        variable.set_value(place(array, np.dtype(dtype_of(name, array.dtype)), sharding))
+        placed = place(array, np.dtype(dtype_of(name, array.dtype)), sharding)
+        # Copies are made in the background: all at once they would keep the whole file mapped beside its copy.
+        variable.set_value(placed.block_until_ready())
     return nnx.merge(graph, state)

@@ -37,7 +37,7 @@ def step_flops(
     trained: Mapping[str, tuple[int, ...]],
     rows: int,
     text_width: int,
-    losses: int,
+    losses: float,
     with_tower: bool = True,
 ) -> float:
     """Operations of the matrix products of one step: two for each multiplication.
@@ -51,7 +51,7 @@ def step_flops(
         trained: names and shapes of the trained parameters.
         rows: examples in the batch.
         text_width: input tokens of an example, with padding.
-        losses: positions of an example whose logits are computed.
+        losses: positions of an example whose logits are computed, on average.
         with_tower: whether the step runs the vision tower; False with cached embeddings.
     """
     img, llm = config.img, config.llm
