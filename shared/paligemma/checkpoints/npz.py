@@ -60,10 +60,8 @@ class Member:
             return values.view(self.dtype)[index]
         slices, rest = split_index(index, self.shape)
         if self._fortran:  # what is first in the file is the last axis
-            values = self._inflate(self.shape[::-1], slices[::-1]).T
-        else:
-            values = self._inflate(self.shape, slices)
-        return values.view(self.dtype)[rest]
+            return self._inflate(self.shape[::-1], slices[::-1]).view(self.dtype).T[rest]
+        return self._inflate(self.shape, slices).view(self.dtype)[rest]
 
     def _inflate(self, shape: tuple[int, ...], slices: tuple[slice, ...]) -> np.ndarray:
         """Values in C order. The whole member is decompressed, because its checksum is at its end; the rest is dropped."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -47,6 +47,10 @@ class Tensor:
         if not math.prod(self.shape):
             return np.empty(self.shape, self.dtype)
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+    def first(self, rows: int) -> Tensor:
+        """Only the first rows of it."""
+        return replace(self, shape=(rows, *self.shape[1:]))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -129,11 +129,19 @@ def parse_config(config: PaliGemmaConfig | Mapping | str | Path) -> PaliGemmaCon
             f"There is no model variant and no configuration file called {str(config)!r}.",
             expected=f"a JSON file, or {did_you_mean(str(config), VARIANTS)}",
         )
+    return _validate(read_json(path), path)
+
+
+def read_json(path: Path) -> object:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: it is not JSON.
+    """
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("The model configuration is not JSON.", where=f"{path}: {error}") from None
-    return _validate(values, path)
 
 
 def _validate(values: object, where: object) -> PaliGemmaConfig:
