@@ -41,6 +41,29 @@ def generate(
     typer.echo(load(model, base=base or None).generate([image], [prompt], max_new_tokens)[0])
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")],
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write to.")],
+    format: Annotated[
+        Literal["big_vision", "huggingface"],
+        typer.Option(help="big_vision: one .npz file. huggingface: a folder that transformers loads."),
+    ],
+    dtype: Annotated[
+        Literal["stored", "float32", "float16", "bfloat16"],
+        typer.Option(help="Of every parameter; stored keeps each as it is (trained ones are float32)."),
+    ] = "stored",
+    base: Annotated[
+        str,
+        typer.Option(help="A tuned model's base checkpoint, when it has moved.", show_default="where it was when tuned"),
+    ] = "",
+) -> None:
+    """Write a model, a tuned one merged with its base, in the format of big_vision or of Hugging Face."""
+    from paligemma.checkpoints.export import export
+
+    export(model, output, format, dtype, base)
+
+
 @pipeline.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
