@@ -17,9 +17,10 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from paligemma.checkpoints.lazy import BLOCK, LazyArray, Stacked, blocks, lengths, split_index
+from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, lengths, split_index
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 
+_PIECE = 8 * 1024 * 1024  # bytes that are inflated at once; zipfile holds them about three times
 _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
 
 
@@ -73,7 +74,7 @@ class Member:
                 if not shape or not row:
                     data = stream.read()
                     return np.frombuffer(data, self._stored_dtype).reshape(shape)[slices]
-                for first in range(0, shape[0], step := max(1, BLOCK // row)):
+                for first in range(0, shape[0], step := max(1, _PIECE // row)):
                     last = min(first + step, shape[0])
                     block = np.frombuffer(stream.read((last - first) * row), self._stored_dtype)
                     block = block.reshape(last - first, *shape[1:])
