@@ -171,6 +171,10 @@ def test_what_the_published_configurations_leave_out_is_transformers_default() -
         (("text_config", "head_dim"), 7, "needs an even one"),
         (("tie_word_embeddings",), False, "tie_word_embeddings"),
         (("vision_config", "hidden_act"), "gelu", "hidden_act"),
+        (("text_config", "vocab_size"), "many", "configuration is wrong"),
+        (("text_config", "rope_parameters"), [1], "configuration is wrong"),
+        (("text_config", "hidden_size"), 2.5, "llm.width"),
+        (("vision_config", "patch_size"), 0, "img.patch_size"),
     ],
 )
 def test_what_our_network_does_not_compute_is_refused(path: tuple, value: object, message: str) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 BLOCK = 64 * 1024 * 1024
 """Most bytes, of whatever is streamed, that are in memory at a time."""
 
+_ALIGNMENT = 64  # bytes; XLA's own
+
 
 class LazyArray(Protocol):
     """Shape and dtype now, values when indexed. An array of numpy's is one."""
@@ -37,10 +39,18 @@ class Stacked:
         """Values at `index`; of each part, only what it selects is read."""
         (layers, *within), rest = split_index(index, self.shape)
         chosen = self._parts[layers]
-        values = np.empty((len(chosen), *lengths(within)), self.dtype)
+        values = empty((len(chosen), *lengths(within)), self.dtype)
         for place, part in enumerate(chosen):
             values[place] = part[tuple(within)]
         return values[rest]
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array with any contents, aligned so that JAX on a CPU takes it over without a copy: whoever fills it gives it away."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def split_index(index, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:

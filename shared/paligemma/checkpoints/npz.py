@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, lengths, split_index
+from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, empty, lengths, split_index
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 
 _PIECE = 8 * 1024 * 1024  # bytes that are inflated at once; zipfile holds them about three times
@@ -66,7 +66,7 @@ class Member:
 
     def _inflate(self, shape: tuple[int, ...], slices: tuple[slice, ...]) -> np.ndarray:
         """Values in C order. The whole member is decompressed, because its checksum is at its end; the rest is dropped."""
-        values = np.empty(lengths(slices), self._stored_dtype)
+        values = empty(lengths(slices), self._stored_dtype)
         row = self._stored_dtype.itemsize * math.prod(shape[1:])
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._info) as stream:

@@ -43,7 +43,7 @@ def is_huggingface_config(values: object) -> bool:
 def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGemmaConfig:
     """Our architecture from transformers' configuration.
 
-    The sliding window of Gemma 2 is left out, as PaliGemma 2 does (golden/README: post-norms, soft cap, no sliding window).
+    The sliding window of Gemma 2 is left out: big_vision's PaliGemma 2 has none.
 
     Raises:
         InputError: it is not a PaliGemma's, or computes something that our network does not.
@@ -57,10 +57,20 @@ def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGe
             expected="model_type paligemma, its text_config gemma or gemma2",
         )
     assert isinstance(text_values, Mapping)
-    vision, text = (
-        _VISION | dict(vision_values),
-        _TEXT[kind] | {k: v for k, v in text_values.items() if v is not None or "cap" in k},
-    )
+    # null is silence too, but of the soft caps, where it is none
+    said = {key: value for key, value in text_values.items() if value is not None or "softcapping" in key}
+    vision, text = _VISION | dict(vision_values), _TEXT[kind] | said
+    try:
+        _check_computed(values, vision, text, where)
+        return _translated(values, vision, text, kind, where)
+    except ValidationError as error:
+        message = describe_validation_error(error, PaliGemmaConfig)
+        raise InputError(f"The model configuration is wrong: {message}.", where=where) from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"The model configuration is wrong: {error}.", where=where) from None
+
+
+def _check_computed(values: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any], where: object) -> None:
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     computed = {
         "vision_config.hidden_act": (vision["hidden_act"], "gelu_pytorch_tanh"),
@@ -75,33 +85,34 @@ def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGe
     }
     if others := [f"{key} is {found!r}, not {ours!r}" for key, (found, ours) in computed.items() if found != ours]:
         raise InputError(f"This PaliGemma computes what ours does not: {'; '.join(others)}.", where=where)
-    try:
-        return PaliGemmaConfig(
-            img=VisionConfig(
-                image_size=vision["image_size"],
-                patch_size=vision["patch_size"],
-                width=vision["hidden_size"],
-                depth=vision["num_hidden_layers"],
-                mlp_dim=vision["intermediate_size"],
-                num_heads=vision["num_attention_heads"],
-            ),
-            llm=DecoderConfig(
-                width=text["hidden_size"],
-                depth=text["num_hidden_layers"],
-                mlp_dim=text["intermediate_size"],
-                num_heads=text["num_attention_heads"],
-                num_kv_heads=text["num_key_value_heads"],
-                head_dim=text["head_dim"],
-                vocab_size=_vocabulary(values, text["vocab_size"]),
-                post_norms=kind == "gemma2",
-                query_pre_attn_norm=_query_norm(text, where) if kind == "gemma2" else "rsqrt_head_dim",
-                attn_logits_softcap=text.get("attn_logit_softcapping") or 0.0,
-                final_logits_softcap=text.get("final_logit_softcapping") or 0.0,
-            ),
-        )
-    except ValidationError as error:
-        message = describe_validation_error(error, PaliGemmaConfig)
-        raise InputError(f"The model configuration is wrong: {message}.", where=where) from None
+
+
+def _translated(
+    values: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any], kind: str, where: object
+) -> PaliGemmaConfig:
+    return PaliGemmaConfig(
+        img=VisionConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            width=vision["hidden_size"],
+            depth=vision["num_hidden_layers"],
+            mlp_dim=vision["intermediate_size"],
+            num_heads=vision["num_attention_heads"],
+        ),
+        llm=DecoderConfig(
+            width=text["hidden_size"],
+            depth=text["num_hidden_layers"],
+            mlp_dim=text["intermediate_size"],
+            num_heads=text["num_attention_heads"],
+            num_kv_heads=text["num_key_value_heads"],
+            head_dim=text["head_dim"],
+            vocab_size=_vocabulary(values, text["vocab_size"]),
+            post_norms=kind == "gemma2",
+            query_pre_attn_norm=_query_norm(text, where) if kind == "gemma2" else "rsqrt_head_dim",
+            attn_logits_softcap=text.get("attn_logit_softcapping") or 0.0,
+            final_logits_softcap=text.get("final_logit_softcapping") or 0.0,
+        ),
+    )
 
 
 def huggingface_config(config: PaliGemmaConfig, dtype: np.dtype, pieces: int | None) -> dict[str, Any]:
