@@ -81,7 +81,7 @@ def run(
     validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
     source: Annotated[
         str,
-        typer.Option(help="Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny."),
+        typer.Option(help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny."),
     ] = "embedded:tiny",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     tokenizer: Annotated[

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from paligemma.checkpoints.huggingface.mapping import PADDING
 from paligemma.errors import InputError
-from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig, describe_validation_error
+from paligemma.models.config import DecoderConfig, PaliGemmaConfig, describe_validation_error
 
 # What transformers takes where a configuration is silent (its classes SiglipVisionConfig, GemmaConfig, Gemma2Config): the
 # published files leave much of it out.
@@ -90,29 +90,28 @@ def _check_computed(values: Mapping[str, Any], vision: Mapping[str, Any], text: 
 def _translated(
     values: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any], kind: str, where: object
 ) -> PaliGemmaConfig:
-    return PaliGemmaConfig(
-        img=VisionConfig(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            width=vision["hidden_size"],
-            depth=vision["num_hidden_layers"],
-            mlp_dim=vision["intermediate_size"],
-            num_heads=vision["num_attention_heads"],
-        ),
-        llm=DecoderConfig(
-            width=text["hidden_size"],
-            depth=text["num_hidden_layers"],
-            mlp_dim=text["intermediate_size"],
-            num_heads=text["num_attention_heads"],
-            num_kv_heads=text["num_key_value_heads"],
-            head_dim=text["head_dim"],
-            vocab_size=_vocabulary(values, text["vocab_size"]),
-            post_norms=kind == "gemma2",
-            query_pre_attn_norm=_query_norm(text, where) if kind == "gemma2" else "rsqrt_head_dim",
-            attn_logits_softcap=text.get("attn_logit_softcapping") or 0.0,
-            final_logits_softcap=text.get("final_logit_softcapping") or 0.0,
-        ),
-    )
+    image = {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "width": vision["hidden_size"],
+        "depth": vision["num_hidden_layers"],
+        "mlp_dim": vision["intermediate_size"],
+        "num_heads": vision["num_attention_heads"],
+    }
+    decoder = {
+        "width": text["hidden_size"],
+        "depth": text["num_hidden_layers"],
+        "mlp_dim": text["intermediate_size"],
+        "num_heads": text["num_attention_heads"],
+        "num_kv_heads": text["num_key_value_heads"],
+        "head_dim": text["head_dim"],
+        "vocab_size": _vocabulary(values, text["vocab_size"]),
+        "post_norms": kind == "gemma2",
+        "query_pre_attn_norm": _query_norm(text, where) if kind == "gemma2" else "rsqrt_head_dim",
+        "attn_logits_softcap": text.get("attn_logit_softcapping") or 0.0,
+        "final_logits_softcap": text.get("final_logit_softcapping") or 0.0,
+    }
+    return PaliGemmaConfig.model_validate({"img": image, "llm": decoder})
 
 
 def huggingface_config(config: PaliGemmaConfig, dtype: np.dtype, pieces: int | None) -> dict[str, Any]:
