@@ -41,6 +41,29 @@ def generate(
     typer.echo(load(model, base=base or None).generate([image], [prompt], max_new_tokens)[0])
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")],
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write to.")],
+    format: Annotated[
+        Literal["big_vision", "huggingface"],
+        typer.Option(help="big_vision: one .npz file. huggingface: a folder that transformers loads."),
+    ],
+    dtype: Annotated[
+        Literal["stored", "float32", "float16", "bfloat16"],
+        typer.Option(help="Of every parameter; stored keeps each as it is (trained ones are float32)."),
+    ] = "stored",
+    base: Annotated[
+        str,
+        typer.Option(help="A tuned model's base checkpoint, when it has moved.", show_default="where it was when tuned"),
+    ] = "",
+) -> None:
+    """Write a model, a tuned one merged with its base, in the format of big_vision or of Hugging Face."""
+    from paligemma.checkpoints.export import export
+
+    export(model, output, format, dtype, base)
+
+
 @pipeline.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
@@ -58,7 +81,7 @@ def run(
     validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
     source: Annotated[
         str,
-        typer.Option(help="Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny."),
+        typer.Option(help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny."),
     ] = "embedded:tiny",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     tokenizer: Annotated[

@@ -43,14 +43,14 @@ def run(
 
     import jax
 
-    from paligemma.checkpoints.open import open_checkpoint
+    from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
     from paligemma.data.records import open_records
     from paligemma.errors import InputError
     from paligemma.evaluation.metrics import by_question, exact_match
     from paligemma.evaluation.predict import predict
     from paligemma.lineage.artifact import input_of, localize, produce
-    from paligemma.model import build_model, check_base
+    from paligemma.model import build_model
     from paligemma.progress import WorkProgress
 
     base, data = open_checkpoint(checkpoint), open_records(records)

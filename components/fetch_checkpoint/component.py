@@ -12,16 +12,18 @@ def fetch_checkpoint(
     sha256: str = "",
     tokenizer: str = "",
     precision: str = "float16",
+    image_size: int = 0,
     artifact_root: str = "",
     task: str = "",
 ):
     """Brings a checkpoint into the pipeline: weights byte for byte, its architecture, its tokenizer.
 
     Args:
-        source: A kaggle://, https:// or gs:// address, a path, or embedded:tiny; several, by commas, are tried in turn.
+        source: A kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny; several, by commas, are tried in turn.
         sha256: Expected sha256 of the weight file; empty: recorded, not checked. https:// needs it.
         tokenizer: SentencePiece model, when it is not beside the weights.
         precision: Which file of a Kaggle model: by the dtype of its weights.
+        image_size: Side of the images that the checkpoint is to be used with, in pixels; 0: its own.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
@@ -29,5 +31,5 @@ def fetch_checkpoint(
     from components.fetch_checkpoint.main import run
 
     output = output_location(checkpoint, artifact_root, task)
-    run(output=output, source=source, sha256=sha256, tokenizer=tokenizer, precision=precision)
+    run(output=output, source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size)
     mirror_record(checkpoint, output)

@@ -18,8 +18,9 @@ def run(
     source: Annotated[
         str,
         typer.Option(
-            help="kaggle://owner/model/jax/variation/version, https://, gs:// or a path of a big_vision .npz file or a folder "
-            "with one, or embedded:tiny; several, separated by commas, are tried in turn."
+            help="kaggle://owner/model/jax/variation/version, https://, hf://owner/name@revision, gs:// or a path of a "
+            "big_vision .npz file, of a folder with one, or of a Hugging Face folder, or embedded:tiny; several, separated by "
+            "commas, are tried in turn."
         ),
     ] = "embedded:tiny",
     sha256: Annotated[
@@ -36,6 +37,14 @@ def run(
         Literal["float16", "bfloat16", "float32"],
         typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
     ] = "float16",
+    image_size: Annotated[
+        int,
+        typer.Option(
+            help="Side of the images that the checkpoint is to be used with, in pixels: position embeddings are resampled "
+            "whenever it is loaded. 0: its own.",
+            min=0,
+        ),
+    ] = 0,
 ) -> None:
     """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
     import json
@@ -43,45 +52,69 @@ def run(
     from paligemma.checkpoints.npz import verify_weights
     from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_checkpoint
     from paligemma.checkpoints.sources.fetch import fetch_first
+    from paligemma.checkpoints.sources.huggingface import checkpoint_files, expected_sha256, pinned
     from paligemma.checkpoints.sources.remote import is_remote, redacted
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import DamagedError, InputError
     from paligemma.lineage.artifact import input_of, localize, produce
-    from paligemma.lineage.record import Input, file_sha256
+    from paligemma.lineage.record import RECORD_FILE, Input, file_sha256, read_record
+    from paligemma.models.config import parse_config
     from paligemma.storage.space import check_space
 
     had, local = fetch_first(source, sha256, precision)
     checkpoint = open_checkpoint(local)
+    config = checkpoint.config
+    if image_size:
+        values = config.model_dump()
+        values["img"]["image_size"] = image_size
+        config = parse_config(values)
     tokenizer_file = localize(tokenizer) if tokenizer else checkpoint.tokenizer
     if tokenizer_file is None:
         raise InputError("The checkpoint has no tokenizer beside it.", where=checkpoint.weights, fix="pass --tokenizer")
     pieces = Tokenizer(tokenizer_file).vocab_size
-    rows = checkpoint.config.llm.vocab_size
+    rows = config.llm.vocab_size
     if pieces > rows:
         raise InputError(
             f"The tokenizer has {pieces} pieces, the embedding only {rows} rows.",
             where=tokenizer_file,
             expected="the tokenizer that the checkpoint was trained with",
         )
-    parameters = {"source": redacted(had), "sha256": sha256, "precision": precision}
+    if sha256 and checkpoint.weights_sha256 != sha256.lower():
+        raise DamagedError(
+            "The weight file is not the expected one.",
+            where=checkpoint.weights,
+            expected=f"sha256 {sha256}, found {checkpoint.weights_sha256}",
+        )
+    folder = checkpoint.weights.parent
+    is_npz = checkpoint.weights.suffix == ".npz"
+    files = {checkpoint.weights.name: checkpoint.weights} if is_npz else checkpoint_files(folder)
+    expected = {name: expected_sha256(path) for name, path in files.items()}
+    if (folder / RECORD_FILE).is_file():
+        expected |= {file.path: file.sha256 for file in read_record(folder).artifact.files}
+    parameters = {"source": redacted(had), "sha256": sha256, "precision": precision, "image_size": image_size}
     if is_remote(had):
-        weights_input = Input(role="weights", uri=redacted(had), sha256=file_sha256(checkpoint.weights))
+        weights_input = Input(role="weights", uri=pinned(redacted(had), folder), sha256=checkpoint.weights_sha256)
     else:
         weights_input = input_of("weights", checkpoint.location)
     inputs = [weights_input, input_of("tokenizer", tokenizer or tokenizer_file)]
     with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
-        weights = draft.folder / checkpoint.weights.name
-        check_space(draft.folder, checkpoint.weights.stat().st_size)
-        shutil.copyfile(checkpoint.weights, weights)
-        found = file_sha256(weights)
-        if sha256 and found != sha256.lower():
-            raise DamagedError(
-                "The weight file is not the expected one.", where=checkpoint.weights, expected=f"sha256 {sha256}, found {found}"
-            )
-        verify_weights(weights)
+        check_space(draft.folder, sum(path.stat().st_size for path in files.values()))
+        for name, path in files.items():
+            shutil.copyfile(path, draft.folder / name)
+            found = file_sha256(draft.folder / name)
+            if expected.get(name) not in (None, found):
+                raise DamagedError(
+                    "A file of the checkpoint changed since it was recorded.",
+                    where=path,
+                    expected=f"sha256 {expected[name]}, found {found}",
+                    fix="fetch it again",
+                )
+        if is_npz:
+            verify_weights(draft.folder / checkpoint.weights.name)
         shutil.copyfile(tokenizer_file, draft.folder / TOKENIZER_FILE)
-        (draft.folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config.model_dump(), indent=2) + "\n")
-    log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, found, output)
+        if is_npz or image_size:
+            (draft.folder / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, checkpoint.weights_sha256, output)
 
 
 def main() -> None:

@@ -14,14 +14,13 @@ from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
 from paligemma.checkpoints.merge import merged_arrays
-from paligemma.checkpoints.open import Checkpoint, open_checkpoint
+from paligemma.checkpoints.open import Checkpoint, open_model
 from paligemma.checkpoints.parameters import build_module
-from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
+from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.decoding.greedy import NO_EOS, greedy_decode
-from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.artifact import localize
+from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
 
@@ -141,9 +140,11 @@ def load(
     """Loads a checkpoint or a tuned model.
 
     Args:
-        path: a big_vision `.npz` file, a folder with one, `embedded:tiny`, or a tuned model's folder; local or on `gs://`.
+        path: a big_vision `.npz` file, a folder with one, a Hugging Face folder, `embedded:tiny`, or a tuned model's folder;
+            local or on `gs://`.
         config: the architecture, as an object, mapping, JSON file or variant name; by default `config.json` beside the
-            weights, else inferred from the shapes.
+            weights, else inferred from an `.npz` file's shapes. With another image size than the weights', their position
+            embeddings are resampled.
         dtype: dtype to hold the parameters in; by default the file's own.
         base: for a tuned model, its base checkpoint when that is not where it was at training time.
 
@@ -151,12 +152,7 @@ def load(
         InputError: nothing there, or an unknown configuration.
         DamagedError: a file is not whole, does not fit the architecture, or is not the tuned model's base.
     """
-    if str(path).startswith("embedded:") or not is_tuned_model(localize(path)):
-        return build_model(open_checkpoint(path, config), dtype=dtype)
-    tuned = read_tuned(localize(path))
-    checkpoint = open_checkpoint(base or tuned.description.base.uri, config or tuned.description.config)
-    check_base(tuned, checkpoint)
-    return build_model(checkpoint, tuned, dtype=dtype)
+    return build_model(*open_model(path, config, base), dtype=dtype)
 
 
 def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: str | None = None) -> Model:
@@ -169,19 +165,6 @@ def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: 
     module = build_module(checkpoint.config, arrays, dtype_of)
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     return Model(module, checkpoint.config, tokenizer)
-
-
-def check_base(tuned: TunedModel, checkpoint: Checkpoint) -> None:
-    """Confirms that a checkpoint is the one that the model was tuned from."""
-    expected = tuned.description.base.weights_sha256
-    found = checkpoint.weights_sha256
-    if found != expected:
-        raise DamagedError(
-            "This is not the checkpoint that the model was tuned from.",
-            where=checkpoint.weights,
-            expected=f"sha256 {expected}, found {found}",
-            fix=f"pass the base checkpoint; it was {tuned.description.base.uri}",
-        )
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from components.fetch_checkpoint.main import run
+from paligemma.checkpoints.export import export
+from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import file_sha256, read_record, tree_sha256
 
 TINY = resolve_embedded("embedded:tiny")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = file_sha256(TINY / "checkpoint.npz")
 
 
@@ -66,3 +69,83 @@ def test_running_again_replaces_the_artifact(tmp_path: Path) -> None:
     for _ in range(2):
         run(output=tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `hf download` leaves of the embedded checkpoint, as transformers has it."""
+    export("embedded:tiny", tmp_path / "exported", "huggingface")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--google--tiny"
+    folder = repository / "snapshots" / COMMIT
+    for made in (folder, repository / "blobs", repository / "refs"):
+        made.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for path in (tmp_path / "exported").iterdir():
+        if path.name != "lineage.json":
+            blob = repository / "blobs" / file_sha256(path)
+            shutil.copy(path, blob)
+            (folder / path.name).symlink_to(f"../../blobs/{blob.name}")
+    shutil.rmtree(tmp_path / "exported")
+    return folder
+
+
+def test_a_hugging_face_snapshot_is_carried_whole_and_recorded_by_its_commit(tmp_path: Path, snapshot: Path) -> None:
+    run(output=tmp_path / "x", source="hf://google/tiny")
+    names = {path.name for path in snapshot.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "preprocessor_config.json"} < names
+    assert {path.name for path in (tmp_path / "x").iterdir()} == names | {"lineage.json"}
+    for name in names:
+        assert (tmp_path / "x" / name).read_bytes() == (snapshot / name).read_bytes()
+        assert not (tmp_path / "x" / name).is_symlink()
+    record = read_record(tmp_path / "x", "checkpoint")
+    assert record.inputs[0].uri == f"hf://google/tiny@{COMMIT}"
+    assert record.inputs[0].sha256 == file_sha256(snapshot / "model.safetensors")
+    assert open_checkpoint(tmp_path / "x").config == open_checkpoint(TINY).config
+
+
+def test_a_flipped_byte_is_found_by_the_hash_in_the_cache_and_in_the_record(tmp_path: Path, snapshot: Path) -> None:
+    run(output=tmp_path / "x", source="hf://google/tiny")
+    for path, source in (
+        ((snapshot / "model.safetensors").resolve(), "hf://google/tiny"),
+        (tmp_path / "x" / "model.safetensors", str(tmp_path / "x")),
+    ):
+        data = bytearray(path.read_bytes())
+        data[-1000] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(DamagedError, match="changed since it was recorded"):
+            run(output=tmp_path / "y", source=source)
+        assert not (tmp_path / "y").exists()
+
+
+def test_shards_go_by_their_common_hash(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(TINY)
+    (tmp_path / "hf").mkdir()
+    arrays = checkpoint.arrays
+    write_huggingface(tmp_path / "hf", checkpoint.config, arrays, lambda _, values: values, checkpoint.tokenizer, 500_000)
+    sha256 = open_checkpoint(tmp_path / "hf").weights_sha256
+    run(output=tmp_path / "x", source=str(tmp_path / "hf"), sha256=sha256)
+    assert open_checkpoint(tmp_path / "x").weights_sha256 == sha256
+    assert len(list((tmp_path / "x").glob("*.safetensors"))) > 3
+    shard = next((tmp_path / "hf").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DamagedError, match="not the expected one"):
+        run(output=tmp_path / "y", source=str(tmp_path / "hf"), sha256=sha256)
+
+
+@pytest.mark.parametrize("format", ["npz", "huggingface"])
+def test_another_image_size_is_for_those_who_load_it(tmp_path: Path, snapshot: Path, format: str) -> None:
+    source, name = ("hf://google/tiny", "model.safetensors") if format == "huggingface" else (str(TINY), "checkpoint.npz")
+    run(output=tmp_path / "x", source=source, image_size=64)
+    original = snapshot / name if format == "huggingface" else TINY / name
+    assert (tmp_path / "x" / name).read_bytes() == original.read_bytes()
+    checkpoint = open_checkpoint(tmp_path / "x")
+    assert checkpoint.config.img.image_size == 64
+    assert checkpoint.arrays["img/pos_embedding"].shape == (1, 64, 96)
+    corners = [0, 7, 56, 63], [0, 3, 12, 15]
+    positions = open_checkpoint(TINY).arrays["img/pos_embedding"][0]
+    assert (checkpoint.arrays["img/pos_embedding"][0][corners[0]] == positions[corners[1]]).all()
+    with pytest.raises(InputError, match="not a multiple of patch_size"):
+        run(output=tmp_path / "y", source=source, image_size=65)

@@ -16,6 +16,7 @@ import paligemma
 from paligemma.checkpoints.architecture import abstract_model, parameter_shapes
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
+from paligemma.checkpoints.resample import resample_positions
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.data.images import preprocess
 from paligemma.models.config import VARIANTS
@@ -142,6 +143,11 @@ def test_schedule(case: str) -> None:
     schedule = learning_rate_schedule(Recipe(learning_rate=float(base)), int(steps))
     ours = [float(schedule(count)) for count in range(int(steps))]
     np.testing.assert_allclose(ours, read("schedule", "expected.npz")[case], rtol=1e-5, atol=1e-8)
+
+
+def test_resampled_position_embeddings() -> None:
+    golden = read("posemb", "expected.npz")
+    assert largest_difference(resample_positions(golden["old"], 36), golden["new36"]) < 1e-6
 
 
 @pytest.mark.parametrize(

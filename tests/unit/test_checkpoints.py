@@ -58,6 +58,35 @@ def test_the_nearest_variant_is_named() -> None:
         check_parameters(VARIANTS["paligemma2-3b-pt-224"], arrays, "x")
 
 
+def test_shapes_of_another_resolution_keep_the_published_query_scaling() -> None:
+    config = VARIANTS["paligemma2-28b-pt-224"]
+    other = config.model_copy(update={"img": VisionConfig(image_size=672)})
+    inferred = infer_config({name: Shape(shape) for name, shape in parameter_shapes(other).items()})
+    assert inferred == other
+    assert inferred.llm.query_scale == 144**-0.5
+
+
+def test_a_part_of_a_checkpoint_lists_what_is_missing_from_the_nearest_variant() -> None:
+    arrays = {name: Shape(shape) for name, shape in parameter_shapes(VARIANTS["paligemma-3b-pt-448"]).items()}
+    del arrays["img/embedding/kernel"], arrays["llm/layers/mlp/linear"]
+    with pytest.raises(DamagedError) as caught:
+        infer_config(arrays, "x.npz")
+    message = str(caught.value)
+    assert "Compared with paligemma-3b-pt-448, missing: img/embedding/kernel, llm/layers/mlp/linear." in message
+    assert "x.npz" in message
+
+
+def test_another_image_size_resamples_the_positions(tmp_path: Path) -> None:
+    arrays = zeros(SMALL)
+    arrays["img/pos_embedding"][0] = np.arange(4)[:, None]
+    write_npz(tmp_path / "x.npz", arrays)
+    larger = SMALL.model_copy(update={"img": SMALL.img.model_copy(update={"image_size": 24})})
+    checkpoint = open_checkpoint(tmp_path / "x.npz", larger)
+    assert checkpoint.arrays["img/pos_embedding"].dtype == np.float16
+    assert checkpoint.arrays["img/pos_embedding"][0, :, 0].tolist() == [0, 0.5, 1, 1, 1.5, 2, 2, 2.5, 3]
+    assert paligemma.load(tmp_path / "x.npz", larger).config.img.num_patches == 9
+
+
 def test_any_other_npz_is_not_a_checkpoint(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
     with pytest.raises(DamagedError, match="not a PaliGemma checkpoint"):

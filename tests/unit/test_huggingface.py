@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.safetensors import INDEX_FILE
 from paligemma.checkpoints.sources.fetch import fetch_first
-from paligemma.checkpoints.sources.huggingface import INDEX_FILE, cache_folder, checkpoint_files, snapshot_folder
+from paligemma.checkpoints.sources.huggingface import cache_folder, checkpoint_files, snapshot_folder
 from paligemma.errors import DamagedError, InputError
 
 SOURCE = "hf://google/paligemma-3b-pt-224"
@@ -132,8 +132,3 @@ def test_the_cache_is_where_hugging_face_has_it(monkeypatch: pytest.MonkeyPatch)
     assert cache_folder() == Path("/home/x/hf/hub")
     monkeypatch.setenv("HF_HUB_CACHE", "/mounted")
     assert cache_folder() == Path("/mounted")
-
-
-def test_reading_such_weights_fails_clearly(repository: Path) -> None:
-    with pytest.raises(InputError, match="not read yet"):
-        open_checkpoint(snapshot_folder(SOURCE))

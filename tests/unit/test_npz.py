@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.checkpoints.npz import Member, read_npz, write_npz
+from paligemma.checkpoints.open import open_checkpoint
 from paligemma.errors import DamagedError, InputError
 
 ARRAYS = {"llm/a": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "img/b": np.array(1.5, np.float16)}
@@ -61,6 +63,51 @@ def test_bfloat16_stored_as_void(tmp_path: Path) -> None:
 def test_params_prefix_deflated_members_and_fortran_order(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "x.npz", **{"params/a": np.asfortranarray(ARRAYS["llm/a"])})
     np.testing.assert_array_equal(read_npz(tmp_path / "x.npz")["a"][0, 1], ARRAYS["llm/a"][0, 1])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("block", [1, 50, 10_000])
+def test_deflated_members_are_streamed_into_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, block: int
+) -> None:
+    values = np.arange(5 * 3 * 4, dtype=np.float32).reshape(5, 3, 4)
+    np.savez_compressed(tmp_path / "x.npz", a=np.asarray(values, order=order), b=np.float16(2), c=np.zeros((0, 3)))
+    monkeypatch.setattr("paligemma.checkpoints.npz._PIECE", block)
+    read = read_npz(tmp_path / "x.npz")
+    for index in (..., 2, (slice(1, 4), 0), (slice(None), slice(1, 3), -1), slice(2, 2), (slice(4, None), ..., slice(0, 1))):
+        np.testing.assert_array_equal(read["a"][index], values[index])
+    assert read["b"][...] == 2
+    assert read["c"][...].shape == (0, 3)
+
+
+def test_a_part_of_a_large_deflated_member_needs_little_memory(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros((40, 1_000_000), np.float32))
+    member = read_npz(tmp_path / "x.npz")["a"]
+    tracemalloc.start()
+    assert member[7, :10].tolist() == [0.0] * 10
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40_000_000 < member.shape[0] * member.shape[1] * 4
+
+
+def test_a_zip_bomb_is_neither_inflated_nor_allocated(tmp_path: Path) -> None:
+    """A terabyte by its header and by the zip directory, a few bytes in the file."""
+    shape = (500_000_000_000,)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("llm/a.npy", header.getvalue() + bytes(1000))
+        archive.filelist[0].file_size = len(header.getvalue()) + 2 * shape[0]
+    tracemalloc.start()
+    member = read_npz(tmp_path / "x.npz")["llm/a"]
+    with pytest.raises(DamagedError):
+        open_checkpoint(tmp_path / "x.npz")  # no such parameter: refused by its name and shape
+    with pytest.raises(DamagedError):
+        member[:10]  # there is not what its header declares
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert member.shape == shape
+    assert peak < 200_000_000
 
 
 def test_unstacked_layers_are_stacked_in_order(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from flax import nnx
@@ -30,17 +32,19 @@ def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora
     return nnx.eval_shape(lambda: PaliGemma(config, precision=precision, lora=lora, rngs=nnx.Rngs(0)))
 
 
-def parameter_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def parameter_shapes(config: PaliGemmaConfig) -> Mapping[str, tuple[int, ...]]:
     """Name and shape of every parameter, named as in big_vision's checkpoints."""
     state = nnx.to_flat_state(nnx.state(abstract_model(config), nnx.Param))
-    return {"/".join(path): variable.shape for path, variable in state}
+    return MappingProxyType({"/".join(path): tuple(variable.shape) for path, variable in state})
 
 
-def infer_config(arrays: Mapping[str, HasShape]) -> PaliGemmaConfig:
+def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGemmaConfig:
     """The architecture, from parameter shapes alone.
 
-    Soft caps and the scaling of queries leave no trace in shapes: a checkpoint with post-norms is taken for Gemma 2's
-    small sizes (attention soft cap 50), any other for Gemma 1 (none). Anything else needs a configuration.
+    Soft caps and the scaling of queries leave no trace in shapes: they are those of the published variant with these shapes,
+    whatever its resolution; of any other checkpoint with post-norms, those of Gemma 2's small sizes (attention soft cap 50),
+    and of one without, Gemma 1's (none). Anything else needs a configuration.
 
     Raises:
         DamagedError: a parameter that is needed is not there, or has a rank no PaliGemma's has.
@@ -48,11 +52,13 @@ def infer_config(arrays: Mapping[str, HasShape]) -> PaliGemmaConfig:
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in arrays or len(arrays[name].shape) != rank:
-            found = arrays[name].shape if name in arrays else "nothing"
+            near = nearest_variant(arrays)
             raise DamagedError(
-                f"This is not a PaliGemma checkpoint: {name} is missing or has the wrong rank.",
-                expected=f"an array of rank {rank}, found {found}",
-                fix="check that the file is whole and of a supported format (big_vision .npz)",
+                f"This is not a PaliGemma checkpoint, or a part of one: {name} is missing or has the wrong rank. "
+                f"Compared with {near}, {differences(parameter_shapes(VARIANTS[near]), arrays)}.",
+                where=where,
+                expected=f"the parameters of a PaliGemma; the nearest published variant is {near}",
+                fix="check that the file is whole, and a big_vision .npz file or a Hugging Face folder",
             )
         return tuple(arrays[name].shape)
 
@@ -82,7 +88,13 @@ def infer_config(arrays: Mapping[str, HasShape]) -> PaliGemmaConfig:
         post_norms=post_norms,
         attn_logits_softcap=50.0 if post_norms else 0.0,
     )
-    return PaliGemmaConfig(img=vision, llm=decoder)
+    published = (variant.llm for variant in VARIANTS.values() if _same_shapes(variant.llm, decoder))
+    return PaliGemmaConfig(img=vision, llm=next(published, decoder))
+
+
+def _same_shapes(one: DecoderConfig, other: DecoderConfig) -> bool:
+    untold = {"query_pre_attn_norm", "attn_logits_softcap", "final_logits_softcap"}
+    return one.model_dump(exclude=untold) == other.model_dump(exclude=untold)
 
 
 def check_parameters(config: PaliGemmaConfig, arrays: Mapping[str, HasShape], where: object) -> None:
@@ -91,7 +103,37 @@ def check_parameters(config: PaliGemmaConfig, arrays: Mapping[str, HasShape], wh
     Raises:
         DamagedError: names the missing, unexpected and mis-shaped parameters.
     """
-    expected = parameter_shapes(config)
+    check_shapes(parameter_shapes(config), arrays, where, nearest_variant)
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, HasShape],
+    where: object,
+    nearest: Callable[[Mapping[str, HasShape]], str],
+) -> None:
+    """Confirms that names and shapes are exactly the expected ones.
+
+    Args:
+        expected: shape of every parameter.
+        arrays: what is there.
+        where: it is.
+        nearest: names the published variant that what is there is most like.
+
+    Raises:
+        DamagedError: names the missing, unexpected and mis-shaped parameters.
+    """
+    if found := differences(expected, arrays):
+        raise DamagedError(
+            f"The checkpoint does not fit the architecture. {found}.",
+            where=where,
+            expected=f"{len(expected)} parameters; the nearest published variant is {nearest(arrays)}",
+            fix="check config.json, and that every file is whole; without config.json, an .npz file's shapes tell",
+        )
+
+
+def differences(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, HasShape]) -> str:
+    """What is missing, unexpected and mis-shaped; empty if nothing is."""
     missing = sorted(expected.keys() - arrays.keys())
     unexpected = sorted(arrays.keys() - expected.keys())
     wrong = [
@@ -99,8 +141,6 @@ def check_parameters(config: PaliGemmaConfig, arrays: Mapping[str, HasShape], wh
         for name, shape in expected.items()
         if name in arrays and tuple(arrays[name].shape) != shape
     ]
-    if not (missing or unexpected or wrong):
-        return
     problems = [f"missing: {_shortened(missing)}"] if missing else []
     for name in unexpected[:5]:
         near = difflib.get_close_matches(name, missing, n=1)
@@ -109,19 +149,17 @@ def check_parameters(config: PaliGemmaConfig, arrays: Mapping[str, HasShape], wh
         problems.append(f"unexpected: {len(unexpected) - 5} more")
     if wrong:
         problems.append(f"mis-shaped: {_shortened(wrong)}")
-    raise DamagedError(
-        "The checkpoint does not fit the architecture. " + "; ".join(problems) + ".",
-        where=where,
-        expected=f"{len(expected)} parameters; the nearest published variant is {nearest_variant(arrays)}",
-        fix="check config.json, or leave it out to infer the architecture from the shapes",
-    )
+    return "; ".join(problems)
 
 
-def nearest_variant(arrays: Mapping[str, HasShape]) -> str:
-    """The published variant whose parameters agree most often in name and shape."""
+def nearest_variant(
+    arrays: Mapping[str, HasShape],
+    shapes_of: Callable[[PaliGemmaConfig], Mapping[str, tuple[int, ...]]] = parameter_shapes,
+) -> str:
+    """The published variant whose parameters agree most often in name and shape; `shapes_of` has them as `arrays` is named."""
 
     def agreement(name: str) -> int:
-        shapes = parameter_shapes(VARIANTS[name])
+        shapes = shapes_of(VARIANTS[name])
         return sum(key in arrays and tuple(arrays[key].shape) == shape for key, shape in shapes.items())
 
     return max(VARIANTS, key=agreement)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paligemma.checkpoints.npz import LazyArray
+from paligemma.checkpoints.lazy import LazyArray, split_index
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.errors import DamagedError
 from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter
@@ -15,10 +15,10 @@ from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter
 
 @dataclass(frozen=True)
 class MergedWeight:
-    """A stacked weight with its adapter added, in float32; computed whenever it is indexed."""
+    """A stacked weight with its adapter added, in float32; computed whenever it is indexed, for the layers it is indexed at."""
 
     target: str
-    weight: LazyArray | np.ndarray
+    weight: LazyArray
     a: np.ndarray
     b: np.ndarray
     scale: float
@@ -34,16 +34,18 @@ class MergedWeight:
         return np.dtype(np.float32)
 
     def __getitem__(self, index) -> np.ndarray:
-        return merge_adapter(self.target, self.weight[...], self.a, self.b, self.scale)[index]
+        (layers, *within), rest = split_index(index, self.shape)
+        merged = merge_adapter(self.target, self.weight[layers], self.a[layers], self.b[layers], self.scale)
+        return merged[(slice(None), *within)][rest]
 
 
-def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str, LazyArray | np.ndarray | MergedWeight]:
+def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str, LazyArray]:
     """Every parameter of the tuned model, by the names of its base.
 
     Raises:
         DamagedError: the tuned model has a parameter that the base has not.
     """
-    merged: dict[str, LazyArray | np.ndarray | MergedWeight] = dict(base)
+    merged: dict[str, LazyArray] = dict(base)
     lora = tuned.description.lora
     for name, values in tuned.arrays.items():
         if not is_adapter(name):

@@ -1,13 +1,15 @@
-"""big_vision's `.npz` checkpoints as lazy arrays: stored members are memory-mapped, deflated ones read when used.
+"""big_vision's `.npz` checkpoints as lazy arrays: stored members are memory-mapped, deflated ones streamed when used.
 
 Nothing is unpickled, and nothing is allocated beyond what a member's header declares and its size confirms.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,8 +17,10 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
+from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, empty, lengths, split_index
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 
+_PIECE = 8 * 1024 * 1024  # bytes that are inflated at once; zipfile holds them about three times
 _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
 
 
@@ -50,21 +54,38 @@ class Member:
         return f"{self._path}, member {self._info.filename}"
 
     def __getitem__(self, index) -> np.ndarray:
-        """Values at `index`, without reading the rest where the file allows it."""
-        return self._open()[index]
-
-    def _open(self) -> np.ndarray:
-        order = "F" if self._fortran else "C"
+        """Values at `index`. Of a stored member nothing else is read; a deflated one is decompressed block by block."""
         if self._info.compress_type == zipfile.ZIP_STORED:
+            order = "F" if self._fortran else "C"
             values = np.memmap(self._path, self._stored_dtype, "r", self._data_offset(), self.shape, order)
-        else:
-            try:
-                with zipfile.ZipFile(self._path) as archive, archive.open(self._info) as stream:
-                    stream.read(self._header_bytes)
-                    values = np.frombuffer(stream.read(), self._stored_dtype).reshape(self.shape, order=order)
-            except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-                raise _damaged(self._where, error) from None
-        return values.view(self.dtype)
+            return values.view(self.dtype)[index]
+        slices, rest = split_index(index, self.shape)
+        if self._fortran:  # what is first in the file is the last axis
+            return self._inflate(self.shape[::-1], slices[::-1]).view(self.dtype).T[rest]
+        return self._inflate(self.shape, slices).view(self.dtype)[rest]
+
+    def _inflate(self, shape: tuple[int, ...], slices: tuple[slice, ...]) -> np.ndarray:
+        """Values in C order. The whole member is decompressed, because its checksum is at its end; the rest is dropped."""
+        values = empty(lengths(slices), self._stored_dtype)
+        row = self._stored_dtype.itemsize * math.prod(shape[1:])
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(self._info) as stream:
+                stream.read(self._header_bytes)
+                if not shape or not row:
+                    data = stream.read()
+                    return np.frombuffer(data, self._stored_dtype).reshape(shape)[slices]
+                for first in range(0, shape[0], step := max(1, _PIECE // row)):
+                    last = min(first + step, shape[0])
+                    block = np.frombuffer(stream.read((last - first) * row), self._stored_dtype)
+                    block = block.reshape(last - first, *shape[1:])
+                    start, stop = max(first, slices[0].start), min(last, slices[0].stop)
+                    if start < stop:
+                        place = slice(start - slices[0].start, stop - slices[0].start)
+                        values[place] = block[(slice(start - first, stop - first), *slices[1:])]
+                stream.read()  # compares the checksum
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+            raise _damaged(self._where, error) from None
+        return values
 
     def _data_offset(self) -> int:
         with self._path.open("rb") as file:
@@ -72,21 +93,6 @@ class Member:
             header = file.read(_LOCAL_HEADER)
         name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
         return self._info.header_offset + _LOCAL_HEADER + name_bytes + extra_bytes + self._header_bytes
-
-
-class Stacked:
-    """Arrays of equal shape seen as one with a leading axis, for files that keep each layer apart."""
-
-    def __init__(self, members: list[Member]) -> None:
-        self._members = members
-        self.shape = (len(members), *members[0].shape)
-        self.dtype = members[0].dtype
-
-    def __getitem__(self, index) -> np.ndarray:
-        return np.stack([member[...] for member in self._members])[index]
-
-
-LazyArray = Member | Stacked
 
 
 def read_npz(path: str | Path) -> dict[str, LazyArray]:
@@ -112,18 +118,31 @@ def read_npz(path: str | Path) -> dict[str, LazyArray]:
     return _stack_layers(members)
 
 
-def write_npz(path: str | Path, arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as stored (so that they can be memory-mapped) members, one at a time. Equal arrays, equal bytes."""
+def write_npz(
+    path: str | Path,
+    arrays: Iterable[tuple[str, LazyArray]] | Mapping[str, LazyArray],
+    cast: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
+) -> None:
+    """Writes arrays as stored (so that they can be memory-mapped) members, block by block. Equal arrays, equal bytes.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        cast: what is written of an array's name and a block of its values.
+    """
     items: Iterable = arrays.items() if isinstance(arrays, Mapping) else arrays
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, values in items:
+            values = values if hasattr(values, "shape") else np.asarray(values)
             # A fixed date keeps the file's hash a function of its values.
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            dtype = np.dtype(cast(name, np.empty(0, values.dtype)).dtype)
+            stored = np.dtype("V2") if dtype == ml_dtypes.bfloat16 else dtype
+            header = {"descr": npy.dtype_to_descr(stored), "fortran_order": False, "shape": tuple(values.shape)}
             with archive.open(info, "w", force_zip64=True) as stream:
-                values = np.asarray(values)
-                if values.dtype == ml_dtypes.bfloat16:
-                    values = values.view("V2")
-                npy.write_array(stream, np.asarray(values, order="C"), allow_pickle=False)
+                npy.write_array_header_1_0(stream, header)
+                for block in blocks(values.shape, values.dtype.itemsize):
+                    stream.write(np.asarray(cast(name, values[block]), dtype, order="C").tobytes())
 
 
 def verify_weights(path: Path) -> None:
@@ -181,9 +200,3 @@ def _damaged(where: object, error: Exception) -> DamagedError:
     return DamagedError(
         f"The checkpoint cannot be read: {error}.", where=where, expected="a whole npz file", fix="fetch it again"
     )
-
-
-def iterate(arrays: Mapping[str, LazyArray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values, one array in memory at a time."""
-    for name, array in arrays.items():
-        yield name, array[...]

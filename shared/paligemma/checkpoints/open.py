@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from paligemma.checkpoints import npz, safetensors
 from paligemma.checkpoints.architecture import check_parameters, infer_config
-from paligemma.checkpoints.npz import LazyArray, read_npz
-from paligemma.errors import InputError
+from paligemma.checkpoints.huggingface.config import is_huggingface_config, parse_huggingface_config
+from paligemma.checkpoints.huggingface.mapping import from_tensors
+from paligemma.checkpoints.lazy import LazyArray
+from paligemma.checkpoints.resample import resampled
+from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
+from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE, file_sha256
-from paligemma.models.config import PaliGemmaConfig, parse_config
+from paligemma.lineage.record import RECORD_FILE, File, file_sha256, tree_sha256
+from paligemma.models.config import PaliGemmaConfig, parse_config, read_json
 from paligemma.storage.location import SCHEME
 
 CONFIG_FILE = "config.json"
@@ -21,6 +26,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folders that come with the package; see `pipelines/demo/pretrain.py`."""
 
 _PREFERRED = ("checkpoint.npz", "ckpt.npz", "model.npz")
+_HUGGINGFACE = (safetensors.INDEX_FILE, safetensors.SINGLE_FILE)
+_SAFETENSORS = (".json", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Checkpoint:
 
     Attributes:
         location: address of the artifact or of the weight file on `gs://`, else the weight file's path.
-        weights: the weight file.
+        weights: the weight file; of shards, their index.
         config: its architecture.
         arrays: every parameter by name, lazily.
         tokenizer: the SentencePiece model beside it, if there is one.
@@ -43,31 +50,37 @@ class Checkpoint:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the weight file."""
-        return file_sha256(self.weights)
+        """Hash of the weight file; of shards, of their names and hashes, as an artifact's."""
+        if self.weights.suffix != ".json":
+            return file_sha256(self.weights)
+        shards = safetensors.weight_files(self.weights)
+        return tree_sha256(File(path=file.name, bytes=file.stat().st_size, sha256=file_sha256(file)) for file in shards)
 
 
 def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint file or folder.
 
+    Where the architecture has another image size than the weights, the position embeddings are resampled.
+
     Args:
-        path: a weight file, or a folder with one, local or on `gs://`; `embedded:tiny` for the one in the package.
-        config: the architecture; by default the `config.json` beside the weights, else inferred from the shapes.
+        path: a weight file, or a folder with one (big_vision's `.npz`, or Hugging Face's safetensors, whole or in shards),
+            local or on `gs://`; `embedded:tiny` for the one in the package.
+        config: the architecture; by default the `config.json` beside the weights, ours or transformers', else inferred from
+            the shapes of an `.npz` file.
 
     Raises:
         InputError: nothing there, or several weight files to choose from.
-        DamagedError: the file is not whole, or does not fit the architecture.
+        DamagedError: a file is not whole, or does not fit the architecture.
     """
     in_storage = isinstance(path, str) and path.startswith(SCHEME)
     weights = _find_weights(localize(path) if in_storage else resolve_embedded(path))
-    arrays = read_npz(weights)
-    beside = weights.parent / CONFIG_FILE
-    if config is not None:
-        config = parse_config(config)
-    elif beside.is_file():
-        config = parse_config(beside)
+    config = parse_config(config) if config is not None else _config_beside(weights)
+    if weights.suffix in _SAFETENSORS:
+        arrays, config = _read_huggingface(weights, config)
     else:
-        config = infer_config(arrays)
+        arrays = npz.read_npz(weights)
+        config = config or infer_config(arrays, weights)
+    arrays = resampled(arrays, config)
     check_parameters(config, arrays, weights)
     tokenizer = weights.parent / TOKENIZER_FILE
     location = str(weights.absolute())
@@ -75,6 +88,41 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
         in_prefix = weights.name != str(path).rsplit("/", 1)[-1] and not (weights.parent / RECORD_FILE).is_file()
         location = f"{str(path).rstrip('/')}/{weights.name}" if in_prefix else str(path)
     return Checkpoint(location, weights, config, arrays, tokenizer if tokenizer.is_file() else None)
+
+
+def open_model(
+    path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None, base: str | Path | None = None
+) -> tuple[Checkpoint, TunedModel | None]:
+    """Opens a checkpoint, or a tuned model together with its base.
+
+    Args:
+        path: of either; see `open_checkpoint`.
+        config: the architecture, when it is not to be found out.
+        base: a tuned model's base, when that is not where it was at training time.
+
+    Raises:
+        InputError: nothing there, or an unknown configuration.
+        DamagedError: a file is not whole, does not fit the architecture, or is not the tuned model's base.
+    """
+    if str(path).startswith("embedded:") or not is_tuned_model(localize(path)):
+        return open_checkpoint(path, config), None
+    tuned = read_tuned(localize(path))
+    checkpoint = open_checkpoint(base or tuned.description.base.uri, config or tuned.description.config)
+    check_base(tuned, checkpoint)
+    return checkpoint, tuned
+
+
+def check_base(tuned: TunedModel, checkpoint: Checkpoint) -> None:
+    """Confirms that a checkpoint is the one that the model was tuned from."""
+    expected = tuned.description.base.weights_sha256
+    found = checkpoint.weights_sha256
+    if found != expected:
+        raise DamagedError(
+            "This is not the checkpoint that the model was tuned from.",
+            where=checkpoint.weights,
+            expected=f"sha256 {expected}, found {found}",
+            fix=f"pass the base checkpoint; it was {tuned.description.base.uri}",
+        )
 
 
 def resolve_embedded(path: str | Path) -> Path:
@@ -89,6 +137,27 @@ def resolve_embedded(path: str | Path) -> Path:
     return folder
 
 
+def _config_beside(weights: Path) -> PaliGemmaConfig | None:
+    """The architecture that `config.json` beside the weights has, ours or transformers'; None if there is none."""
+    beside = weights.parent / CONFIG_FILE
+    if not beside.is_file():
+        return None
+    values = read_json(beside)
+    return parse_huggingface_config(values, beside) if is_huggingface_config(values) else parse_config(beside)
+
+
+def _read_huggingface(weights: Path, config: PaliGemmaConfig | None) -> tuple[dict[str, LazyArray], PaliGemmaConfig]:
+    tensors = safetensors.read_safetensors(weights)
+    if config is None:
+        raise InputError(
+            f"There is no {CONFIG_FILE} beside the weights.",
+            where=weights.parent,
+            expected="transformers' configuration: shapes do not tell how wide a head is",
+        )
+    # The weights have the shapes of their own resolution.
+    return from_tensors(config, tensors, weights), config
+
+
 def _find_weights(path: Path) -> Path:
     if not path.is_dir():
         return path
@@ -96,12 +165,12 @@ def _find_weights(path: Path) -> Path:
     for name in _PREFERRED:
         if path / name in candidates:
             return path / name
+    if not candidates:
+        candidates = [path / name for name in _HUGGINGFACE if (path / name).is_file()][:1]
     if len(candidates) == 1:
         return candidates[0]
-    if not candidates and any(path.glob("*.safetensors")):
-        raise InputError(f"The folder {path} holds Hugging Face weights, which are not read yet.", expected="a .npz file")
     raise InputError(
         f"The folder {path} holds {len(candidates)} weight files.",
-        expected=f"one .npz file, or one called {' or '.join(_PREFERRED)}",
+        expected=f"one .npz file, one called {' or '.join(_PREFERRED)}, or Hugging Face's {' or '.join(_HUGGINGFACE)}",
         fix="name the file itself" if candidates else "check the path, or run fetch_checkpoint",
     )

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from paligemma.checkpoints.architecture import abstract_model
-from paligemma.checkpoints.npz import LazyArray
+from paligemma.checkpoints.lazy import LazyArray, empty
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma
@@ -27,18 +27,24 @@ def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]
     return {"/".join(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
-def place(array: LazyArray | np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """Puts one array on its devices, each reading only its own slice of the file."""
     if sharding is None:
-        return jnp.asarray(np.asarray(array[...], dtype))
-    return jax.make_array_from_callback(
-        tuple(array.shape), sharding, lambda index: np.asarray(array[index], dtype), dtype=dtype
-    )
+        return jnp.asarray(_cast(array[...], dtype))
+    return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: _cast(array[index], dtype), dtype=dtype)
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if values.dtype == dtype:
+        return values
+    result = empty(values.shape, dtype)
+    np.copyto(result, values, casting="unsafe")
+    return result
 
 
 def build_module(
     config: PaliGemmaConfig,
-    arrays: Mapping[str, LazyArray | np.ndarray],
+    arrays: Mapping[str, LazyArray],
     dtype_of: Callable[[str, np.dtype], np.dtype],
     compute: ComputeDtype = "auto",
     mesh: Mesh | None = None,

@@ -85,16 +85,30 @@ class PaliGemmaConfig(_Frozen):
     llm: DecoderConfig = DecoderConfig()
 
 
-_GEMMA2_2B = DecoderConfig(
-    width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256, post_norms=True,
-    attn_logits_softcap=50.0,
-)  # fmt: skip
+_SIZES = (224, 448, 896)
+
+
+def _gemma2(width: int, depth: int, mlp_dim: int, heads: int, kv_heads: int, **others) -> DecoderConfig:
+    return DecoderConfig(
+        width=width, depth=depth, mlp_dim=mlp_dim, num_heads=heads, num_kv_heads=kv_heads, post_norms=True,
+        attn_logits_softcap=50.0, **others,
+    )  # fmt: skip
+
+
+_DECODERS = {
+    "paligemma-3b": DecoderConfig(),
+    "paligemma2-3b": _gemma2(2304, 26, 9216, 8, 4),
+    "paligemma2-10b": _gemma2(3584, 42, 14336, 16, 8),
+    "paligemma2-28b": _gemma2(4608, 46, 36864, 32, 16, head_dim=128, query_pre_attn_norm="rsqrt_emb_per_head"),
+}
 
 VARIANTS: dict[str, PaliGemmaConfig] = {
-    "paligemma-3b-pt-224": PaliGemmaConfig(),
-    "paligemma2-3b-pt-224": PaliGemmaConfig(llm=_GEMMA2_2B),
+    f"{name}-pt-{size}": PaliGemmaConfig(img=VisionConfig(image_size=size), llm=decoder)
+    for name, decoder in _DECODERS.items()
+    for size in _SIZES
 }
-"""Published architectures by name. Source: the parameter trees of the released checkpoints."""
+"""Published architectures by name; those tuned on mixtures and tasks share them. Sources: the parameter trees of the released
+checkpoints, and the papers' tables (arXiv 2407.07726, 2412.03555, 2408.00118)."""
 
 
 def parse_config(config: PaliGemmaConfig | Mapping | str | Path) -> PaliGemmaConfig:
@@ -115,11 +129,19 @@ def parse_config(config: PaliGemmaConfig | Mapping | str | Path) -> PaliGemmaCon
             f"There is no model variant and no configuration file called {str(config)!r}.",
             expected=f"a JSON file, or {did_you_mean(str(config), VARIANTS)}",
         )
+    return _validate(read_json(path), path)
+
+
+def read_json(path: Path) -> object:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: it is not JSON.
+    """
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("The model configuration is not JSON.", where=f"{path}: {error}") from None
-    return _validate(values, path)
 
 
 def _validate(values: object, where: object) -> PaliGemmaConfig:

@@ -1,18 +1,18 @@
-"""Snapshots of Hugging Face models that `hf download` left on this machine. Asks no network, and reads no weights.
+"""Snapshots of Hugging Face models that `hf download` left on this machine, and which files of a folder are a checkpoint's.
+
+Asks no network, and reads no weights.
 
 The cache's layout is that of https://huggingface.co/docs/hub/local-cache.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
+from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, weight_files
 from paligemma.errors import DamagedError, InputError
-
-INDEX_FILE = "model.safetensors.index.json"
 
 _SMALL_FILES = (
     "config.json",
@@ -59,8 +59,16 @@ def snapshot_folder(source: str) -> Path:
     return folder
 
 
+def pinned(source: str, folder: Path) -> str:
+    """A source with the commit of its snapshot in place of a branch or tag; any other source as it is."""
+    return f"{source.partition('@')[0]}@{folder.name}" if source.startswith("hf://") else source
+
+
 def checkpoint_files(folder: Path) -> dict[str, Path]:
-    """What a checkpoint needs of a snapshot: weights in safetensors, configuration, tokenizer, processor; nothing pickled.
+    """What a checkpoint needs of a folder: weights in safetensors, configuration, tokenizer, processor; nothing pickled.
+
+    Args:
+        folder: a snapshot in the cache, or any other folder.
 
     Returns:
         Paths by name, links followed. Of what every checkpoint has, also those that are not there.
@@ -68,17 +76,22 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     Raises:
         DamagedError: a link leads out of the cache, or the index of the weights cannot be read.
     """
-    weights = _weights_in_index(folder / INDEX_FILE) if (folder / INDEX_FILE).is_file() else set()
-    weights = weights or {path.name for path in folder.glob("*.safetensors")} or {"model.safetensors"}
+    weights = {path.name for path in weight_files(folder / INDEX_FILE)} if (folder / INDEX_FILE).is_file() else set()
+    weights = weights or {path.name for path in folder.glob("*.safetensors")} or {SINGLE_FILE}
     small = {name for name in _SMALL_FILES if os.path.lexists(folder / name)}
     root = cache_folder().resolve()
     files = {name: (folder / name).resolve() for name in sorted({"config.json", *small, *weights})}
     for name, path in files.items():
-        if not path.is_relative_to(root):
+        if folder.resolve().is_relative_to(root) and not path.is_relative_to(root):
             raise DamagedError(
                 f"{folder / name} leads out of the Hugging Face cache.", where=path, expected=f"a file in {root}"
             )
     return files
+
+
+def expected_sha256(path: Path) -> str | None:
+    """The hash that the cache knows of a large file: its name among the blobs. None of any other."""
+    return path.name if path.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", path.name) else None
 
 
 def cache_folder() -> Path:
@@ -86,14 +99,3 @@ def cache_folder() -> Path:
     chosen, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
     home = home or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     return Path(chosen or Path(home) / "hub").expanduser()
-
-
-def _weights_in_index(index: Path) -> set[str]:
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-        valid = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        valid = False
-    if not valid:
-        raise DamagedError("The index of the weights cannot be read.", where=index, fix="download it again")
-    return names

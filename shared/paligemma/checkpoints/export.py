@@ -1,0 +1,81 @@
+"""A model in the format that its user needs: adapters and trained parameters merged, streamed from file to file."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma.checkpoints.huggingface.write import write_huggingface
+from paligemma.checkpoints.merge import merged_arrays
+from paligemma.checkpoints.npz import write_npz
+from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_model
+from paligemma.errors import InputError
+from paligemma.lineage.artifact import input_of, produce
+from paligemma.storage.space import check_space
+
+Format = Literal["big_vision", "huggingface"]
+ExportDtype = Literal["stored", "float32", "float16", "bfloat16"]
+
+
+def export(model: str | Path, output: str | Path, format: Format, dtype: ExportDtype = "stored", base: str = "") -> None:
+    """Writes a checkpoint, or a tuned model merged with its base, as an artifact of the type `checkpoint`.
+
+    Args:
+        model: what `paligemma.load` takes.
+        output: a folder, or a `gs://` prefix.
+        format: big_vision's `checkpoint.npz`, or a Hugging Face folder; each with its configuration and the tokenizer.
+        dtype: of every parameter; `stored` keeps each as it is: those of the base in its dtype, trained ones in float32.
+        base: a tuned model's base, when that is not where it was at training time.
+
+    Raises:
+        InputError: there is no such model, or a value is too large for the dtype.
+        DamagedError: a file is not whole, or the base is not the model's.
+    """
+    checkpoint, tuned = open_model(model, base=base or None)
+    arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
+    inputs = [input_of("checkpoint", checkpoint.location)]
+    if tuned is not None:
+        inputs.append(input_of("tuned model", model))
+    cast = _caster(dtype)
+    size = sum(math.prod(array.shape) * cast(name, np.empty(0, array.dtype)).itemsize for name, array in arrays.items())
+    with produce(output, "checkpoint", "export", {"format": format, "dtype": dtype}, inputs) as draft:
+        check_space(draft.folder, size)
+        if format == "huggingface":
+            write_huggingface(draft.folder, checkpoint.config, arrays, cast, checkpoint.tokenizer)
+            return
+        names = sorted(arrays)  # as published, below params/
+        write_npz(
+            draft.folder / "checkpoint.npz",
+            ((f"params/{name}", arrays[name]) for name in names),
+            lambda name, values: cast(name.removeprefix("params/"), values),
+        )
+        (draft.folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config.model_dump(), indent=2) + "\n")
+        if checkpoint.tokenizer is not None:
+            shutil.copyfile(checkpoint.tokenizer, draft.folder / TOKENIZER_FILE)
+
+
+def _caster(dtype: ExportDtype) -> Callable[[str, np.ndarray], np.ndarray]:
+    """What is written of a parameter's name and a block of its values."""
+
+    def cast(name: str, values: np.ndarray) -> np.ndarray:
+        wanted = values.dtype if dtype == "stored" else jnp.dtype(dtype)
+        if values.dtype == wanted:
+            return values
+        with np.errstate(over="ignore"):
+            result = values.astype(wanted)
+        if not np.isfinite(result).all() and np.isfinite(values).all():
+            raise InputError(
+                f"{name} has values that {dtype} cannot hold.",
+                expected=f"none beyond {jnp.finfo(wanted).max}",
+                fix="use bfloat16",
+            )
+        return result
+
+    return cast

@@ -1,0 +1,100 @@
+"""Arrays that are read when indexed, and only where they are indexed. Knows no file format."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+BLOCK = 64 * 1024 * 1024
+"""Most bytes, of whatever is streamed, that are in memory at a time."""
+
+_ALIGNMENT = 64  # bytes; XLA's own
+
+
+class LazyArray(Protocol):
+    """Shape and dtype now, values when indexed. An array of numpy's is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, index, /) -> np.ndarray: ...
+
+
+class Stacked:
+    """Arrays of equal shape and dtype seen as one with a leading axis, for files that keep each layer apart."""
+
+    def __init__(self, parts: Sequence[LazyArray]) -> None:
+        self._parts = list(parts)
+        self.shape = (len(self._parts), *parts[0].shape)
+        self.dtype = np.dtype(parts[0].dtype)
+
+    def __getitem__(self, index) -> np.ndarray:
+        """Values at `index`; of each part, only what it selects is read."""
+        (layers, *within), rest = split_index(index, self.shape)
+        chosen = self._parts[layers]
+        values = empty((len(chosen), *lengths(within)), self.dtype)
+        for place, part in enumerate(chosen):
+            values[place] = part[tuple(within)]
+        return values[rest]
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array with any contents, aligned so that JAX on a CPU takes it over without a copy: whoever fills it gives it away."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def split_index(index, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:
+    """Takes an index of integers, slices of step 1 and an ellipsis apart.
+
+    Returns:
+        One slice for each axis, with both ends; and the index that drops the axes that integers had selected.
+    """
+    index = index if isinstance(index, tuple) else (index,)
+    if Ellipsis in index:
+        place = index.index(Ellipsis)
+        index = (*index[:place], *(slice(None),) * (len(shape) - len(index) + 1), *index[place + 1 :])
+    index = (*index, *(slice(None),) * (len(shape) - len(index)))
+    slices, rest = [], []
+    for item, size in zip(index, shape, strict=True):
+        if isinstance(item, slice):
+            start, stop, step = item.indices(size)
+            if step != 1:
+                raise IndexError(f"lazy arrays take slices of step 1, not {item}")
+            slices.append(slice(start, max(start, stop)))
+            rest.append(slice(None))
+        else:
+            place = range(size)[operator.index(item)]
+            slices.append(slice(place, place + 1))
+            rest.append(0)
+    return tuple(slices), tuple(rest)
+
+
+def lengths(slices: Sequence[slice]) -> tuple[int, ...]:
+    """Shape of what slices with both ends select."""
+    return tuple(part.stop - part.start for part in slices)
+
+
+def blocks(shape: Sequence[int], itemsize: int, most: int = BLOCK) -> Iterator[tuple[slice, ...]]:
+    """Indices of consecutive pieces of an array, in C order, each of at most so many bytes."""
+    if math.prod(shape) * itemsize <= most or not shape:
+        yield ()
+        return
+    row = math.prod(shape[1:]) * itemsize
+    if row <= most:
+        step = most // row
+        for start in range(0, shape[0], step):
+            yield (slice(start, min(start + step, shape[0])),)
+        return
+    for place in range(shape[0]):
+        for within in blocks(shape[1:], itemsize, most):
+            yield (slice(place, place + 1), *within)

@@ -1,0 +1,56 @@
+"""Position embeddings for another image size than the checkpoint's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from paligemma.checkpoints.lazy import LazyArray
+from paligemma.models.config import PaliGemmaConfig
+
+POSITIONS = "img/pos_embedding"
+
+log = logging.getLogger("paligemma.checkpoints")
+
+
+def resampled(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) -> dict[str, LazyArray]:
+    """The arrays, with position embeddings of the configuration's image size, in the dtype of those in the file."""
+    result = dict(arrays)
+    found = result.get(POSITIONS)
+    if found is None or len(found.shape) != 3 or found.shape[1] in (config.img.num_patches, 0):
+        return result
+    if math.isqrt(found.shape[1]) ** 2 != found.shape[1]:
+        return result  # no grid: the check of shapes says so
+    size = math.isqrt(found.shape[1]) * config.img.patch_size
+    log.info("position embeddings resampled from %d to %d pixels", size, config.img.image_size)
+    result[POSITIONS] = resample_positions(found[...], config.img.num_patches).astype(found.dtype)
+    return result
+
+
+def resample_positions(embeddings: np.ndarray, patches: int) -> np.ndarray:
+    """Position embeddings of a square grid, interpolated linearly along both its axes; the corners stay what they are.
+
+    As big_vision does when it loads a checkpoint at another resolution (`models/vit.py`, `resample_posemb`), which is
+    `scipy.ndimage.zoom` of order 1.
+
+    Args:
+        embeddings: `[1, old patches, width]`, any float dtype.
+        patches: of the new grid, a square number.
+
+    Returns:
+        `[1, patches, width]`, float32.
+    """
+    old, new = math.isqrt(embeddings.shape[1]), math.isqrt(patches)
+    grid = embeddings.astype(np.float64).reshape(old, old, -1)
+    weights = _weights(old, new)
+    grid = np.einsum("ai,bj,ijd->abd", weights, weights, grid, optimize=True)
+    return grid.reshape(1, patches, -1).astype(np.float32)
+
+
+def _weights(old: int, new: int) -> np.ndarray:
+    """What each of `new` points takes of `old` points, `[new, old]`: both lines of points have the same ends."""
+    places = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
+    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(old)))

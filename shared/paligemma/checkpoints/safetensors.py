@@ -1,0 +1,204 @@
+"""Safetensors files as lazy, memory-mapped arrays, and written piece by piece; one file, or shards with an index.
+
+The format: https://github.com/huggingface/safetensors#format. What a header declares is confirmed before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from paligemma.errors import DamagedError, InputError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+SHARD_BYTES = 5_000_000_000
+"""A shard is closed before it is larger than this, unless one tensor is."""
+
+_MOST_HEADER = 100_000_000  # bytes, the format's own limit
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file: shape and dtype now, values when indexed."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index) -> np.ndarray:
+        """Values at `index`; nothing else is read."""
+        return self.values()[index]
+
+    def values(self) -> np.ndarray:
+        """All of it, memory-mapped: reshaping and transposing it reads nothing."""
+        if not math.prod(self.shape):
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+    def first(self, rows: int) -> Tensor:
+        """Only the first rows of it."""
+        return replace(self, shape=(rows, *self.shape[1:]))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, or of all the files that an index names.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedError: a file is not whole, its header lies, or the index does not agree with the files.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint file {path}.", fix="check the path, or run fetch_checkpoint")
+    if path.suffix != ".json":
+        return _read_file(path)
+    weight_map = read_index(path)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        found = _read_file(path.parent / name)
+        if differing := found.keys() ^ {key for key, file in weight_map.items() if file == name}:
+            raise DamagedError(
+                f"{name} does not hold what the index says: {', '.join(sorted(differing)[:5])}.",
+                where=path,
+                expected="an index and shards of one checkpoint",
+                fix="fetch the checkpoint again",
+            )
+        tensors.update(found)
+    return tensors
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which file holds which tensor; files are in the index's folder.
+
+    Raises:
+        DamagedError: it cannot be read, or names anything but safetensors files beside it.
+    """
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        valid = all(Path(name).name == name and name.endswith(".safetensors") for name in weight_map.values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise DamagedError("The index of the weights cannot be read.", where=path, fix="download it again")
+    return weight_map
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The file itself, or those that an index names."""
+    return sorted(path.parent / name for name in set(read_index(path).values())) if path.suffix == ".json" else [path]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A tensor to write: `pieces` give its values in C order."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Iterable[np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(folder: Path, tensors: Iterable[Outgoing], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes tensors, one piece in memory at a time, into an existing folder: as one file, or as shards with an index.
+
+    Args:
+        folder: where.
+        tensors: what, in this order.
+        shard_bytes: size of a shard, above which another one begins.
+    """
+    shards: list[list[Outgoing]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(other.bytes for other in shards[-1]) + tensor.bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        _write_file(folder / SINGLE_FILE, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / name, shard)
+        weight_map.update((tensor.name, name) for tensor in shard)
+    total = sum(tensor.bytes for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_file(path: Path, tensors: list[Outgoing]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without
+    offset = 0
+    for tensor in tensors:
+        ends = [offset, offset + tensor.bytes]
+        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": ends}
+        offset = ends[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for piece in tensor.pieces:
+                file.write(np.ascontiguousarray(piece, tensor.dtype).tobytes())
+        if file.tell() != 8 + len(text) + offset:
+            raise AssertionError(f"{path} became {file.tell()} bytes long, its header says {8 + len(text) + offset}")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(_MOST_HEADER, size - 8):
+                raise ValueError(f"its header of {length} bytes is longer than the file or than the format allows")
+            header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
+        return dict(_entries(path, header, 8 + length, size))
+    except FileNotFoundError:
+        raise DamagedError("A file of the checkpoint is missing.", where=path, fix="fetch the checkpoint again") from None
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError) as error:
+        raise DamagedError(
+            f"The checkpoint cannot be read: {error}.",
+            where=path,
+            expected="a whole safetensors file",
+            fix="fetch it again",
+        ) from None
+
+
+def _entries(path: Path, header: Mapping, start: int, size: int) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a header, each confirmed to begin where the one before ends, the first and the last at the data's ends."""
+    end = 0
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        (first, last), shape = entry["data_offsets"], entry["shape"]
+        if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
+            raise ValueError(f"{name} has a shape or offsets that are no natural numbers")
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is of dtype {entry['dtype']}, which is not read")
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        if first != end or last - first != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} is not where, or not as long as, its header declares")
+        end = last
+        yield name, Tensor(path, start + first, tuple(shape), dtype)
+    if start + end != size:
+        raise ValueError(f"it is {size} bytes long, its header declares {start + end}")
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name in its header is there twice")
+    return result
