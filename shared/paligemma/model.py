@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
@@ -19,7 +20,8 @@ from paligemma.checkpoints.parameters import build_module
 from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
 from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.decoding.greedy import NO_EOS, greedy_decode
+from paligemma.decoding.decode import Decoded, Generator
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
 from paligemma.models.config import PaliGemmaConfig
@@ -37,10 +39,15 @@ class Model:
         config: its architecture.
         tokenizer: its tokenizer, or None if the checkpoint came without.
         module: the Flax NNX network.
+        mesh: the devices that `decode` uses; None for the one that the network is on.
     """
 
-    def __init__(self, module: PaliGemma, config: PaliGemmaConfig, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, module: PaliGemma, config: PaliGemmaConfig, tokenizer: Tokenizer | None = None, mesh: Mesh | None = None
+    ) -> None:
         self.module, self.config, self.tokenizer = module, config, tokenizer
+        self.mesh = mesh
+        self._ready: tuple[list, Generator] | None = None
 
     def logits(
         self,
@@ -86,18 +93,38 @@ class Model:
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
         """
+        settings = DecodeSettings(max_new_tokens)
+        return self.search(images, tokens, mask_input, mask_ar, settings, eos_id, row_mask).tokens
+
+    def search(
+        self,
+        images: Float[ArrayLike, "b height width 3"],
+        tokens: Int[ArrayLike, "b t"],
+        mask_input: Int[ArrayLike, "b t"],
+        mask_ar: Int[ArrayLike, "b t"],
+        settings: DecodeSettings,
+        eos_id: int | None = None,
+        row_mask: ArrayLike | None = None,
+        row_seeds: ArrayLike | None = None,
+    ) -> Decoded:
+        """As `decode`, in any way of decoding, and with log-probabilities.
+
+        Args:
+            settings: greedy, sampled, best of several samples, or by beam search, which needs an `eos_id`.
+            row_seeds: an integer for each row, which its samples are drawn from; by default its place in the batch.
+        """
         self._check_batch(images, tokens)
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}.", expected="at least 1")
-        graph, state = nnx.split(self.module)
-        tokens = jnp.asarray(tokens)
-        row_mask = jnp.ones(len(tokens), bool) if row_mask is None else jnp.asarray(row_mask, bool)
-        eos = jnp.int32(NO_EOS if eos_id is None else eos_id)
-        images, mask_ar = jnp.asarray(images), jnp.asarray(mask_ar)
-        valid = jnp.asarray(mask_input, bool)
-        return np.asarray(
-            greedy_decode(graph, state, images, tokens, valid, mask_ar, row_mask, eos, max_new_tokens=max_new_tokens)
-        )
+        if settings.beams > 1 and eos_id is None:
+            raise InputError("A beam search needs to know how an answer ends.", expected="eos_id")
+        arrays = [np.asarray(part) for part in (images, tokens, mask_input, mask_ar)]
+        return self.generator()(*arrays, settings, eos_id, row_mask, row_seeds)
+
+    def generator(self) -> Generator:
+        """The network made ready to decode; made anew when its parameters have been replaced."""
+        leaves = jax.tree.leaves(nnx.state(self.module))
+        if self._ready is None or any(old is not new for old, new in zip(self._ready[0], leaves, strict=True)):
+            self._ready = leaves, Generator(self.module, self.mesh)
+        return self._ready[1]
 
     def generate(self, images: Sequence[ImageInput], prompts: Sequence[str] | str, max_new_tokens: int = 32) -> list[str]:
         """Answers to one prompt for each image.
