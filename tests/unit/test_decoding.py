@@ -16,12 +16,13 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.sharding import make_mesh
 
+LONGEST = 5
 PROMPTS = ["ocr", "caption en", "answer en is the number of dots odd or even?", "answer en which shape is it?"]
 
 
 @pytest.fixture(scope="module")
 def model() -> paligemma.Model:
-    return paligemma.load("embedded:tiny")
+    return paligemma.load("embedded:tiny", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,16 @@ def prompts(model: paligemma.Model, texts: list[str], width: int = 24) -> tuple[
 
 
 def logprobs_without_cache(model: paligemma.Model, image: np.ndarray, text: str, answer: list[int]) -> np.ndarray:
-    """Log-probabilities `[t + 1, v]` of every token of an answer and the next one: one forward pass, no padding, no cache."""
+    """Log-probabilities `[t + 1, v]` of every token of an answer and the next one: a forward pass over everything.
+
+    The answer is filled up to `LONGEST` with tokens that nothing before them sees, so that each prompt compiles once.
+    """
     prompt = model.tokenizer.prefix_ids(text)
-    tokens = np.array([prompt + answer])
-    mask_ar = np.array([[0] * len(prompt) + [1] * len(answer)])
-    logits = np.asarray(model.logits(image[None], tokens, mask_ar)[0, len(prompt) - 1 :], np.float64)
-    return (
-        logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
-    )
+    tokens = np.array([prompt + answer + [5] * (LONGEST - len(answer))])
+    mask_ar = np.array([[0] * len(prompt) + [1] * LONGEST])
+    logits = np.asarray(model.logits(image[None], tokens, mask_ar)[0], np.float64)[len(prompt) - 1 :][: len(answer) + 1]
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def search(model: paligemma.Model, images: np.ndarray, rows: list[int], settings: DecodeSettings, eos: int | None) -> Decoded:

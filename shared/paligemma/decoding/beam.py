@@ -69,7 +69,6 @@ def beam_search(
         last = jax.lax.dynamic_index_in_dim(state.live.tokens, state.step - 1, axis=2, keepdims=False)
         logits, answers = extend(model, prompt, state.answers, last, state.step - 1)
         ended, live, source = _grow(state.ended, state.live, logits, state.step, eos_id, beams)
-        # Layers may be stacked in front; the candidates' axis is the third from the end.
         answers = jax.tree.map(lambda cache: _reorder(cache, source), answers)
         return _State(state.step + 1, ended, live, answers)
 
@@ -96,4 +95,5 @@ def _grow(
 
 
 def _reorder(cache: Float[Array, "*layer b k n t h"], source: Int[Array, "b n"]) -> Float[Array, "*layer b k n t h"]:
-    return jnp.take_along_axis(cache, source[:, None, :, None, None], axis=-3)
+    layers = (1,) * (cache.ndim - 5)
+    return jnp.take_along_axis(cache, source.reshape(*layers, len(source), 1, -1, 1, 1), axis=-3)
