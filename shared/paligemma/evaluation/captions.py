@@ -111,9 +111,7 @@ def cider(captions: Sequence[Caption]) -> np.ndarray:
 
 def ngrams(text: Words) -> Counter[tuple[str, ...]]:
     """Every run of one to four words, and how often it occurs."""
-    return Counter(
-        tuple(text[start : start + n]) for n in range(1, LONGEST + 1) for start in range(len(text) - n + 1)
-    )
+    return Counter(tuple(text[start : start + n]) for n in range(1, LONGEST + 1) for start in range(len(text) - n + 1))
 
 
 def _longest_common(left: Words, right: Words) -> int:
@@ -121,5 +119,8 @@ def _longest_common(left: Words, right: Words) -> int:
     for word in left:
         diagonal = 0
         for place, other in enumerate(right, start=1):
-            diagonal, lengths[place] = lengths[place], diagonal + 1 if word == other else max(lengths[place], lengths[place - 1])
+            diagonal, lengths[place] = (
+                lengths[place],
+                diagonal + 1 if word == other else max(lengths[place], lengths[place - 1]),
+            )
     return lengths[-1]

@@ -26,7 +26,9 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}
 """What a contraction is without one of its apostrophes, and the contraction; one exception is the official table's own."""
 
-_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {
+    "none": "0"
+}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
