@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,15 @@ from paligemma.models.paligemma import PaliGemma
 ImageInput = str | Path | Image.Image | np.ndarray
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this many tokens, so that `generate` compiles once for prompts of similar length."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text, its log-probability under the model in nats, and that of each of its tokens, eos included."""
+
+    text: str
+    logprob: float
+    token_logprobs: tuple[float, ...]
 
 
 class Model:
@@ -137,6 +147,23 @@ class Model:
         Raises:
             InputError: an image cannot be read, or the checkpoint has no tokenizer.
         """
+        return [answer.text for answer in self.answer(images, prompts, DecodeSettings(max_new_tokens))]
+
+    def answer(
+        self,
+        images: Sequence[ImageInput],
+        prompts: Sequence[str] | str,
+        settings: DecodeSettings,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """As `generate`, in any way of decoding, and with log-probabilities.
+
+        Args:
+            images: as in `generate`.
+            prompts: as in `generate`.
+            settings: greedy, sampled, best of several samples, or by beam search.
+            seeds: an integer for each answer, which its samples are drawn from; by default its place.
+        """
         if self.tokenizer is None:
             raise InputError(
                 "The checkpoint has no tokenizer, so it cannot generate text.", expected="tokenizer.model beside it"
@@ -148,8 +175,13 @@ class Model:
             return []
         pixels = np.stack([preprocess(_pixels(image), self.config.img.image_size) for image in images])
         tokens, mask = pad_prompts([self.tokenizer.prefix_ids(prompt) for prompt in prompts])
-        answers = self.decode(pixels, tokens, mask, np.zeros_like(tokens), max_new_tokens, self.tokenizer.eos_id)
-        return [self.tokenizer.decode(answer) for answer in answers]
+        eos = self.tokenizer.eos_id
+        found = self.search(pixels, tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=seeds)
+        answers = []
+        for ids, logprobs, score in zip(found.tokens.tolist(), found.logprobs.tolist(), found.scores.tolist(), strict=True):
+            length = ids.index(eos) + 1 if eos in ids else len(ids)
+            answers.append(Answer(self.tokenizer.decode(ids), score, tuple(logprobs[:length])))
+        return answers
 
     def _check_batch(self, images, tokens) -> None:
         size = self.config.img.image_size

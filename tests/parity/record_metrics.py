@@ -20,28 +20,129 @@ from types import ModuleType
 PACKAGES = ["salesforce-lavis==1.0.2", "pycocoevalcap==1.2", "lmms-eval==0.7.3"]
 GOLDEN = Path(__file__).parent / "golden/metrics.json"
 
-ANSWERS = (
-    """
-yes|no|Yes.|the cat|a cat|an  apple|cat|two|2|ten|none|0|zero|dont|don't|couldntve|couldn't've|its|it's|1,000|1000|1, 000|3.5|3.50|.5
-half-moon|half moon|red/white|red / white|red, white|red,white|u.s.a.|U.S.A|st. louis|st louis|12:30|12.30 pm|$5|5%|5 %|50%|0.05|105
-100|95|94.9|105.1|-3|-3.1|1e3|nan|inf|(left)|"left"|left!|left?|what's up|whats up|somebody'd|yall'd've|'twas|twas|o'clock|oclock|é|café
-cafe\u0301|naïve|Straße|STRASSE|日本|日本語|مرحبا|שלום|🙂|🙂🙂|a|the|an|the the|ten thousand|one two|black and white|white and black|@home|#1
-""".replace("\n", "|")
-    .strip("|")
-    .split("|")
-    + ["", " ", "\n", "yes\nno", "a\tb", "  spaced  out  ", "." * 40, "x" * 60, "new   york"]
-)
-
-SENTENCES = (
-    """
-a man riding a wave on top of a surfboard|a man rides a wave|the man surfs|a cat|cat|a black-and-white cat sits on a chair|two dogs play
-two dogs are playing in the snow .|a a a a a|a b c d e f g h|h g f e d c b a|a plate of food with broccoli and rice|some food on a plate
-a train|the train is at the station|a train at a station at night|people|a group of people standing around|une femme avec un chien
-日本 の 駅|a person 's hand holding 3 apples|it is n't here|the the the the|a red bus driving down a street next to a tall building
-""".replace("\n", "|")
-    .strip("|")
-    .split("|")
-)
+ANSWERS = [
+    "yes",
+    "no",
+    "Yes.",
+    "the cat",
+    "a cat",
+    "an  apple",
+    "cat",
+    "two",
+    "2",
+    "ten",
+    "none",
+    "0",
+    "zero",
+    "dont",
+    "don't",
+    "couldntve",
+    "couldn't've",
+    "its",
+    "it's",
+    "1,000",
+    "1000",
+    "1, 000",
+    "3.5",
+    "3.50",
+    ".5",
+    "half-moon",
+    "half moon",
+    "red/white",
+    "red / white",
+    "red, white",
+    "red,white",
+    "u.s.a.",
+    "U.S.A",
+    "st. louis",
+    "st louis",
+    "12:30",
+    "12.30 pm",
+    "$5",
+    "5%",
+    "5 %",
+    "50%",
+    "0.05",
+    "105",
+    "100",
+    "95",
+    "94.9",
+    "105.1",
+    "-3",
+    "-3.1",
+    "1e3",
+    "nan",
+    "inf",
+    "(left)",
+    '"left"',
+    "left!",
+    "left?",
+    "what's up",
+    "whats up",
+    "somebody'd",
+    "yall'd've",
+    "'twas",
+    "twas",
+    "o'clock",
+    "oclock",
+    "é",
+    "café",
+    "café",
+    "naïve",
+    "Straße",
+    "STRASSE",
+    "日本",
+    "日本語",
+    "مرحبا",
+    "שלום",
+    "🙂",
+    "🙂🙂",
+    "a",
+    "the",
+    "an",
+    "the the",
+    "ten thousand",
+    "one two",
+    "black and white",
+    "white and black",
+    "@home",
+    "#1",
+    "",
+    " ",
+    "\n",
+    "yes\nno",
+    "a\tb",
+    "  spaced  out  ",
+    "........................................",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "new   york",
+]
+SENTENCES = [
+    "a man riding a wave on top of a surfboard",
+    "a man rides a wave",
+    "the man surfs",
+    "a cat",
+    "cat",
+    "a black-and-white cat sits on a chair",
+    "two dogs play",
+    "two dogs are playing in the snow .",
+    "a a a a a",
+    "a b c d e f g h",
+    "h g f e d c b a",
+    "a plate of food with broccoli and rice",
+    "some food on a plate",
+    "a train",
+    "the train is at the station",
+    "a train at a station at night",
+    "people",
+    "a group of people standing around",
+    "une femme avec un chien",
+    "日本 の 駅",
+    "a person 's hand holding 3 apples",
+    "it is n't here",
+    "the the the the",
+    "a red bus driving down a street next to a tall building",
+]
 
 
 def load(path: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Metrics against what the official evaluation codes said of the same answers (`tests/parity/record_metrics.py`), and by hand."""
+"""Metrics against what official evaluation codes said (`tests/parity/record_metrics.py`), and against cases by hand."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.decoding.beam import Sequences, beam_search
-from paligemma.decoding.forward import Prompt, empty_answers, extend, prefill
+from paligemma.decoding.forward import Prompt, empty_answers, extend, prefill, score
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.models.paligemma import PaliGemma
@@ -27,11 +27,13 @@ class Decoded(NamedTuple):
         tokens: what follows a row's own eos is not part of its answer; what was not decoded is 0.
         logprobs: of each token, under the model; 0 after the answer.
         scores: log-probability of the answer: the sum up to its eos.
+        reference_scores: log-probability of the given references; 0 without any.
     """
 
     tokens: Int[np.ndarray, "b t"]
     logprobs: Float[np.ndarray, "b t"]
     scores: Float[np.ndarray, " b"]
+    reference_scores: Float[np.ndarray, " b"]
 
 
 class Generator:
@@ -61,6 +63,7 @@ class Generator:
         eos_id: int | None = None,
         row_mask: Bool[np.ndarray, " b"] | None = None,
         row_seeds: Int[np.ndarray, " b"] | None = None,
+        references: tuple[Int[np.ndarray, "b s"], Bool[np.ndarray, "b s"]] | None = None,
     ) -> Decoded:
         """Answers to prompts.
 
@@ -73,11 +76,14 @@ class Generator:
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
             row_seeds: what a row's samples are drawn from; by default its place in the batch.
+            references: texts to score, padded on the right, and False on that padding.
         """
         rows = len(tokens)
         row_mask = np.ones(rows, bool) if row_mask is None else np.asarray(row_mask, bool)
         row_seeds = np.arange(rows) if row_seeds is None else np.asarray(row_seeds)
-        batch = (images, tokens, np.asarray(mask_input, bool), mask_ar, row_mask, row_seeds.astype(np.uint32))
+        empty = np.zeros((rows, 0))
+        texts, text_mask = references or (empty.astype(np.int32), empty.astype(bool))
+        batch = (images, tokens, np.asarray(mask_input, bool), mask_ar, row_mask, row_seeds.astype(np.uint32), texts, text_mask)
         if self.mesh is not None and self.mesh.devices.size > 1:
             missing = -rows % self.mesh.devices.size
             filled = [np.concatenate([part, np.repeat(np.asarray(part)[:1], missing, axis=0)]) for part in batch]
@@ -98,6 +104,8 @@ def decode(
     mask_ar: Int[Array, "b t"],
     row_mask: Bool[Array, " b"],
     row_seeds: Int[Array, " b"],
+    references: Int[Array, "b s"],
+    reference_mask: Bool[Array, "b s"],
     eos_id: Int[Array, ""],
     *,
     settings: DecodeSettings,
@@ -105,13 +113,14 @@ def decode(
     """See `Generator`; `graph` and `state` are of `nnx.split`."""
     model = nnx.merge(graph, state)
     logits, prompt = prefill(model, images, tokens, mask_input, mask_ar)
+    given = score(model, prompt, logits, references, reference_mask) if references.shape[1] else jnp.zeros(len(tokens))
     if settings.beams > 1:
         best = beam_search(model, prompt, logits, row_mask, eos_id, settings.beams, settings.max_new_tokens)
-        return Decoded(best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0])
+        return Decoded(best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given)
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), settings.best_of))(row_seeds)
     found = _sample(model, prompt, logits, keys, row_mask, eos_id, settings)
     best = found.take(jnp.argmax(found.scores, axis=1)[:, None])
-    return Decoded(best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0])
+    return Decoded(best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given)
 
 
 def _sample(

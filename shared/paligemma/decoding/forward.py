@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from paligemma.models.attention import MASKED, prefix_lm_mask
+from paligemma.models.attention import MASKED, attend, prefix_lm_mask
 from paligemma.models.gemma import Attention, Block, apply_rope
 from paligemma.models.layers import scan_layers
 from paligemma.models.paligemma import PaliGemma, with_image
@@ -86,16 +86,72 @@ def extend(
     positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
 
     def layer(block: Block, x, cache):
-        attended, answer = _attend(block.attn, block.pre_attention_norm(x), positions, prompt.valid, step, *cache)
-        x = x + (block.post_attention_norm(attended) if block.post_norms else attended)
-        mixed = block.mlp(block.pre_ffw_norm(x))
-        return x + (block.post_ffw_norm(mixed) if block.post_norms else mixed), answer
+        answer = None
+
+        def attention(x: Array) -> Array:
+            nonlocal answer
+            attended, answer = _attend(block.attn, x, positions, prompt.valid, step, *cache)
+            return attended
+
+        x = _layer(block, x, attention)
+        return x, answer
 
     if isinstance(model.llm.layers, nnx.List):
         x, answers = _run(model.llm.layers, layer, x, list(zip(prompt.cache, answers, strict=True)))
     else:
         x, answers = scan_layers(layer, model.llm.layers, x, xs=(prompt.cache, answers))
     return model.llm.logits(model.llm.final_norm(x)), answers
+
+
+def score(
+    model: PaliGemma,
+    prompt: Prompt,
+    logits: Float[Array, "b 1 v"],
+    texts: Int[Array, "b s"],
+    mask: Bool[Array, "b s"],
+) -> Float[Array, " b"]:
+    """Log-probability of a given answer to each prompt, whose cache spares it another pass over the prompt.
+
+    Args:
+        model: the network.
+        prompt: of `prefill`.
+        logits: of `prefill`.
+        texts: the answers, padded on the right.
+        mask: False on padding.
+    """
+    width = texts.shape[1]
+    x = model.llm.embed(texts)
+    positions = prompt.length[:, None] + jnp.arange(width)
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((width, width), bool)), (len(texts), width, width))
+    visible = jnp.broadcast_to(prompt.valid[:, None], (len(texts), width, prompt.valid.shape[1]))
+    visible = jnp.concatenate([visible, causal], axis=2)
+
+    def layer(block: Block, x, cache):
+        def attention(x: Array) -> Array:
+            query, key, value = block.attn.project(x)
+            own = (apply_rope(key, positions), value)
+            keys, values = (jnp.concatenate([old.swapaxes(1, 2), new], axis=1) for old, new in zip(cache, own, strict=True))
+            query = apply_rope(query, positions) * block.attn.scale
+            return block.attn.output(attend(query, keys, values, visible, block.attn.softcap))
+
+        return _layer(block, x, attention), None
+
+    if isinstance(model.llm.layers, nnx.List):
+        x, _ = _run(model.llm.layers, layer, x, prompt.cache)
+    else:
+        x, _ = scan_layers(layer, model.llm.layers, x, xs=prompt.cache)
+    later = model.llm.logits(model.llm.final_norm(x[:, :-1]))
+    every = jnp.concatenate([logits, later], axis=1)
+    chosen = jnp.take_along_axis(every, texts[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(every, axis=-1)
+    return jnp.sum(jnp.where(mask, chosen, 0.0), axis=1)
+
+
+def _layer(block: Block, x: Array, attention: Callable[[Array], Array]) -> Array:
+    """A decoder layer with its attention to be filled in; see `gemma.Block`."""
+    attended = attention(block.pre_attention_norm(x))
+    x = x + (block.post_attention_norm(attended) if block.post_norms else attended)
+    mixed = block.mlp(block.pre_ffw_norm(x))
+    return x + (block.post_ffw_norm(mixed) if block.post_norms else mixed)
 
 
 def _run(blocks, layer: Callable, x: Array, inputs: list) -> tuple[Array, list]:

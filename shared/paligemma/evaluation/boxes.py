@@ -1,4 +1,4 @@
-"""Boxes written as `<loc>` symbols, as PaliGemma answers `detect`, and their mean average precision (COCO's, by pycocotools)."""
+"""Boxes written as `<loc>` symbols, as PaliGemma answers `detect`, and their mean average precision by pycocotools."""
 
 from __future__ import annotations
 

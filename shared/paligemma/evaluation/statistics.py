@@ -33,7 +33,7 @@ def bootstrap_interval(
 
 
 def paired_p_value(differences: Float[np.ndarray, " rows"], seed: int = 0) -> float:
-    """Two-sided sign-flip permutation test: how likely a mean at least as far from 0 is when models could be swapped row by row.
+    """Two-sided sign-flip permutation test: how likely so large a mean is if models could be swapped.
 
     Drawn `RESAMPLES` times, with the observed one counted, so that the result is never 0.
     """

@@ -26,9 +26,8 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}
 """What a contraction is without one of its apostrophes, and the contraction; one exception is the official table's own."""
 
-_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {
-    "none": "0"
-}
+_UP_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(n) for n, word in enumerate(_UP_TO_TEN)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
