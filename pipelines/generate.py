@@ -62,22 +62,23 @@ def answer_all(
     with ExitStack() as stack:
         file = sys.stdout if output is None else stack.enter_context(output.open("a"))
         for start in range(0, len(left), batch_size):
-            asked, images, lines = [], [], []
+            lines: dict[Question, dict] = {}
+            asked, images = [], []
             for question in left[start : start + batch_size]:
+                lines[question] = {"image": question.name, "prompt": question.prompt}
                 try:
                     images.append(load_image(question.file))
                     asked.append(question)
                 except ImageError as error:
-                    lines.append({"image": question.name, "prompt": question.prompt, "error": str(error)})
+                    lines[question]["error"] = str(error)
             # One shape for all batches: the last one is filled up.
             missing = batch_size - len(asked) if asked and len(left) > batch_size else 0
             filled = asked + asked[:1] * missing
             seeds = [zlib.crc32(f"{seed} {question.name} {question.prompt}".encode()) for question in filled]
             answers = model.answer(images + images[:1] * missing, [question.prompt for question in filled], settings, seeds)
             for question, answer in zip(asked, answers, strict=False):
-                line = {"image": question.name, "prompt": question.prompt, "answer": answer.text}
-                lines.append(line | {"logprob": round(answer.logprob, 4)})
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
             file.flush()
 
 
