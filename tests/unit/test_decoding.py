@@ -126,6 +126,23 @@ def test_rows_do_not_depend_on_the_batch_or_on_the_devices(model, images, settin
             np.testing.assert_allclose(other.logprobs[row, :end], together.logprobs[row, :end], atol=1e-4)
 
 
+@pytest.mark.parametrize("copies", [None, 1])
+def test_references_have_the_log_probabilities_of_a_cache_free_loop(model, images, copies: int | None) -> None:
+    """On one device, and with the parameters split over eight."""
+    texts = ["7", "a circle", "even", "the number 12"]
+    ids = [model.tokenizer.suffix_ids(text)[-LONGEST:] for text in texts]
+    mask = np.array([[place < len(row) for place in range(8)] for row in ids])
+    given = np.zeros(mask.shape, np.int32)
+    given[mask] = np.concatenate(ids)
+    tokens, real = prompts(model, PROMPTS)
+    generator = Generator(model.module, None if copies is None else make_mesh(copies=copies))
+    found = generator(images, tokens, real, np.zeros_like(tokens), DecodeSettings(1), references=(given, mask))
+    for row, text in enumerate(PROMPTS):
+        logprobs = logprobs_without_cache(model, images[row], text, ids[row])
+        expected = logprobs[np.arange(len(ids[row])), ids[row]].sum()
+        assert found.reference_scores[row] == pytest.approx(expected, abs=1e-4 * len(ids[row]))
+
+
 def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, images) -> None:
     eos = model.tokenizer.eos_id
     one, many = (
