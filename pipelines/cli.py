@@ -37,7 +37,7 @@ def generate(
         typer.Option(help='JSONL file of rows {"image", "prefix"}; images are relative to it.', show_default="none"),
     ] = None,
     task: Annotated[
-        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "classify", "ocr"],
+        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
         typer.Option(help="Puts the prompt into the words that PaliGemma was trained on.", show_default="as it is"),
     ] = "",
     model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")] = "embedded:tiny",

@@ -19,6 +19,7 @@ def evaluate(
     margin: float = 0.0,
     kind: str = "",
     metrics: str = "",
+    mask_decoder: str = "",
     batch_size: int = 32,
     max_new_tokens: int = 32,
     beams: int = 1,
@@ -34,8 +35,9 @@ def evaluate(
 
     Args:
         margin: By how much the first metric must surely be better than that of baseline and champion.
-        kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, classify, ocr, or empty.
+        kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
         metrics: Metrics in place of the task's, with commas, the deciding one first.
+        mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
         batch_size: Rows decoded at once; does not change the result.
         max_new_tokens: Most tokens of an answer, with its eos.
         beams: Sequences that a beam search keeps; 1 decodes greedily.
@@ -66,6 +68,7 @@ def evaluate(
         margin=margin,
         kind=kind,
         metrics=metrics,
+        mask_decoder=mask_decoder,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         beams=beams,

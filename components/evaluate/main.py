@@ -26,7 +26,7 @@ RECORDS_ROLE = "validation records"
 REPORT_ROWS = 5000
 """Rows in the report, the worst ones: with a picture each, a page of 5,000 has about 30 MB."""
 
-TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "classify", "ocr"]
+TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]
 
 
 def run(
@@ -58,6 +58,10 @@ def run(
             help="Metrics in place of the task's, the deciding one first: names, or module:function, with commas.",
             show_default="the task's",
         ),
+    ] = "",
+    mask_decoder: Annotated[
+        str,
+        typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, with its eos.", min=1)] = 32,
@@ -91,8 +95,9 @@ def run(
 
     task = TASKS[kind]
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
-    judges = {name.strip(): find_metric(name.strip()) for name in metrics.split(",") if name.strip()}
-    judges = judges or {name: find_metric(name) for name in task.metrics}
+    decoder = str(localize(mask_decoder)) if mask_decoder else ""
+    judges = {name.strip(): find_metric(name.strip(), decoder) for name in metrics.split(",") if name.strip()}
+    judges = judges or {name: find_metric(name, decoder) for name in task.metrics}
     first = next(iter(judges))
     base, data = open_checkpoint(checkpoint), open_records(records)
     inputs = [input_of("checkpoint", base.location), input_of(RECORDS_ROLE, records)]
@@ -105,6 +110,8 @@ def run(
         if location:
             others[role] = Evaluation(localize(location), first, inputs)
             inputs.append(input_of(role, location))
+    if mask_decoder:
+        inputs.append(input_of("mask decoder", mask_decoder))
     name = "tuned" if tuned else "base"
     parameters = {**dataclasses.asdict(settings), "batch_size": batch_size, "task": kind, "metrics": list(judges), "seed": seed}
     parameters["margin"] = margin

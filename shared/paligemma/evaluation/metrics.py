@@ -14,6 +14,7 @@ from paligemma.errors import InputError, did_you_mean
 from paligemma.evaluation.answers import anls, exact_match, multiple_choice, relaxed_accuracy
 from paligemma.evaluation.boxes import box_f1, mean_average_precision
 from paligemma.evaluation.captions import Caption, bleu_counts, bleu_of, cider, rouge_l, words
+from paligemma.evaluation.masks import mask_ious, read_decoder
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.statistics import bootstrap_interval
 from paligemma.evaluation.vqa import vqa_accuracy
@@ -21,6 +22,7 @@ from paligemma.evaluation.vqa import vqa_accuracy
 ENTRY_POINTS = "paligemma.metrics"
 """Group in which an installed package names metrics of its own."""
 
+MASK_IOU = "mask_iou"
 MOST_GROUPS = 50
 
 
@@ -92,20 +94,30 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def find_metric(name: str) -> Metric:
+def find_metric(name: str, mask_decoder: str = "") -> Metric:
     """A metric by name; one of the user's own by entry point, or as `module:function`.
 
-    The user's is a function of an answer and its references that returns a number, more being better.
+    `mask_iou` needs the file of a `mask_decoder`. The user's is a function of an answer and its references that returns a
+    number, more being better.
 
     Raises:
-        InputError: there is none of this name, or it cannot be imported.
+        InputError: there is none of this name, it cannot be imported, or it has no mask decoder.
     """
+    if name == MASK_IOU:
+        if not mask_decoder:
+            raise InputError(
+                "Masks need the weights that turn <seg> symbols into pixels.",
+                expected="--mask-decoder vae-oid.npz",
+                fix="fetch gs://big_vision/paligemma/vae-oid.npz",
+            )
+        decode = read_decoder(mask_decoder)
+        return lambda rows: mean_of(mask_ious([p.prediction for p in rows], [p.target for p in rows], decode))
     if name in METRICS:
         return METRICS[name]
     own = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name not in own and ":" not in name:
         raise InputError(
-            f"There is no metric {name!r}.", expected=f"{did_you_mean(name, [*METRICS, *own])}, or module:function"
+            f"There is no metric {name!r}.", expected=f"{did_you_mean(name, [*METRICS, MASK_IOU, *own])}, or module:function"
         )
     try:
         if name in own:
