@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import paligemma
 from paligemma.decoding.decode import Decoded, Generator
+from paligemma.decoding.layout import taken_apart
 from paligemma.decoding.sample import truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -141,6 +142,13 @@ def test_references_have_the_log_probabilities_of_a_cache_free_loop(model, image
         logprobs = logprobs_without_cache(model, images[row], text, ids[row])
         expected = logprobs[np.arange(len(ids[row])), ids[row]].sum()
         assert found.reference_scores[row] == pytest.approx(expected, abs=1e-4 * len(ids[row]))
+
+
+def test_on_a_cpu_the_mlps_share_the_memory_of_the_stacked_weights(model) -> None:
+    stacked = model.module.llm.layers.mlp.linear[...]
+    for index, block in enumerate(taken_apart(model.module.llm.layers, model.module.llm.depth)):
+        offset = block.mlp.linear[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
+        assert offset == index * stacked[0].nbytes
 
 
 def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, images) -> None:

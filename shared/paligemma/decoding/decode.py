@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.decoding.beam import Sequences, beam_search
 from paligemma.decoding.forward import Prompt, empty_answers, extend, prefill, score
+from paligemma.decoding.layout import taken_apart
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.models.paligemma import PaliGemma
@@ -37,20 +38,19 @@ class Decoded(NamedTuple):
 
 
 class Generator:
-    """A network made ready to decode.
-
-    On one CPU its layers are taken apart, as views of the stacked weights: there a loop over layers would copy every layer's
-    weights at every token. Elsewhere XLA reads them in place.
-    """
+    """A network made ready to decode. On one CPU its layers are taken apart; elsewhere XLA reads stacked ones in place."""
 
     def __init__(self, module: PaliGemma, mesh: Mesh | None = None) -> None:
         """Keeps the network where it is, or, given a mesh, lays it out over that; batches are then split over it too."""
         self.mesh = mesh
         graph, state = nnx.split(module)
+        devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
         if mesh is not None and mesh.devices.size > 1:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
-        elif all(leaf.devices() == {jax.devices("cpu")[0]} for leaf in jax.tree.leaves(state)):
-            graph, state = _taken_apart(graph, state)
+        elif len(devices) == 1 and devices.pop().platform == "cpu":
+            model = nnx.merge(graph, state)
+            model.llm.layers = taken_apart(model.llm.layers, model.llm.depth)
+            graph, state = nnx.split(model)
         self._graph, self._state = graph, state
 
     def __call__(
@@ -162,16 +162,3 @@ def _sample(
     answers = empty_answers(prompt, candidates, steps)
     first = (jnp.int32(1), token, found, answers, padding | (token == eos_id))
     return jax.lax.while_loop(running, advance, first)[2]
-
-
-def _taken_apart(graph: nnx.GraphDef[PaliGemma], state: nnx.State) -> tuple[Any, nnx.State]:
-    """The network with a list of layers, whose weights are views of the stacked ones."""
-    model = nnx.merge(graph, state)
-    layers, stacked = nnx.split(model.llm.layers)
-
-    def layer(index: int) -> nnx.State:
-        cpu = jax.devices("cpu")[0]
-        return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[index], cpu, may_alias=True), stacked)
-
-    model.llm.layers = nnx.List([nnx.merge(layers, layer(index)) for index in range(model.llm.depth)])
-    return nnx.split(model)

@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
     """What decoding reads of its prompts.
 
     Attributes:
-        cache: keys and values `[b, k, p, h]` of every layer: a list of pairs, or a pair with a leading layer axis.
+        cache: keys `[b, k, h, p]` and values `[b, k, p, h]` of every layer: a list of pairs, or a pair with a layer axis.
         valid: False on padding.
         length: tokens, the image's included.
     """
@@ -53,7 +53,7 @@ def prefill(
 
     def layer(block: Block, x, _, at=None):
         x, (keys, values) = block(x, positions, mask, at=at)
-        return x, (keys.swapaxes(1, 2), values.swapaxes(1, 2))
+        return x, (keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2))
 
     layers = model.llm.layers
     if isinstance(layers, nnx.List):
@@ -71,11 +71,12 @@ def prefill(
 def empty_answers(prompt: Prompt, candidates: int, max_new_tokens: int) -> Any:
     """Room for the keys and values `[b, k, n, t, h]` of answers, shaped as the prompt's cache is."""
 
-    def room(keys: Array) -> Array:
-        *front, _, width = keys.shape
-        return jnp.zeros((*front, candidates, max_new_tokens, width), keys.dtype)
+    def room(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        *front, _, width = pair[1].shape
+        shape, dtype = (*front, candidates, max_new_tokens, width), pair[1].dtype
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
-    return jax.tree.map(room, prompt.cache)
+    return list(map(room, prompt.cache)) if isinstance(prompt.cache, list) else room(prompt.cache)
 
 
 def extend(
@@ -130,7 +131,8 @@ def score(
         def attention(x: Array) -> Array:
             query, key, value = block.attn.project(x)
             own = (apply_rope(key, positions), value)
-            keys, values = (jnp.concatenate([old.swapaxes(1, 2), new], axis=1) for old, new in zip(cache, own, strict=True))
+            old = (cache[0].transpose(0, 3, 1, 2), cache[1].swapaxes(1, 2))
+            keys, values = (jnp.concatenate(parts, axis=1) for parts in zip(old, own, strict=True))
             query = apply_rope(query, positions) * block.attn.scale
             return block.attn.output(attend(query, keys, values, visible, block.attn.softcap))
 
@@ -168,7 +170,7 @@ def _attend(
     positions: Int[Array, "b n"],
     valid: Bool[Array, "b p"],
     step: Int[Array, ""],
-    prompt: tuple[Float[Array, "b k p h"], Float[Array, "b k p h"]],
+    prompt: tuple[Float[Array, "b k h p"], Float[Array, "b k p h"]],
     answer: tuple[Float[Array, "b k n t h"], Float[Array, "b k n t h"]],
 ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b k n t h"], Float[Array, "b k n t h"]]]:
     """Self-attention of one more token of every candidate: to its prompt, and to its own answer so far."""
@@ -181,15 +183,18 @@ def _attend(
     )
     b, n, heads, h = query.shape
     k, p, t = keys.shape[1], valid.shape[1], keys.shape[3]
-    grouped = query.reshape(b, n, k, heads // k, h)
-    of_prompt = jnp.einsum("bnkgh,bkph->bkngp", grouped, prompt[0], preferred_element_type=jnp.float32)
-    of_answer = jnp.einsum("bnkgh,bknth->bkngt", grouped, keys, preferred_element_type=jnp.float32)
-    logits = jnp.concatenate([of_prompt, of_answer], axis=-1)
+    g = heads // k
+    grouped = query.reshape(b, n, k, g, h).swapaxes(1, 2)
+    # All candidates' queries at once against the prompt they share; of each its own against its answer.
+    together = grouped.reshape(b, k, n * g, h)
+    of_prompt = jnp.einsum("bkqh,bkhp->bkqp", together, prompt[0], preferred_element_type=jnp.float32)
+    of_answer = jnp.einsum("bkngh,bknth->bkngt", grouped, keys, preferred_element_type=jnp.float32)
+    logits = jnp.concatenate([of_prompt.reshape(b, k, n, g, p), of_answer], axis=-1)
     if attention.softcap:
         logits = jnp.tanh(logits / attention.softcap) * attention.softcap
     so_far = jnp.broadcast_to(jnp.arange(t) <= step, (b, t))
     visible = jnp.concatenate([valid, so_far], axis=1)[:, None, None, None]
     weights = jax.nn.softmax(jnp.where(visible, logits, MASKED), axis=-1).astype(x.dtype)
-    attended = jnp.einsum("bkngp,bkph->bnkgh", weights[..., :p], prompt[1])
-    attended += jnp.einsum("bkngt,bknth->bnkgh", weights[..., p:], values)
-    return attention.output(attended.reshape(b, n, heads, h)), (keys, values)
+    attended = jnp.einsum("bkqp,bkph->bkqh", weights[..., :p].reshape(b, k, n * g, p), prompt[1])
+    attended = attended.reshape(b, k, n, g, h) + jnp.einsum("bkngt,bknth->bkngh", weights[..., p:], values)
+    return attention.output(attended.swapaxes(1, 2).reshape(b, n, heads, h)), (keys, values)
