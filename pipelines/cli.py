@@ -26,19 +26,51 @@ def demo(
 
 @app.command()
 def generate(
-    image: Annotated[Path, typer.Option(help="Image to ask about.")],
-    prompt: Annotated[str, typer.Option(help="What to ask, as in the prefix of the training data.")],
+    image: Annotated[
+        Path | None, typer.Option(help="Image to ask about, or a folder of them.", show_default="those that --data names")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="What to ask, as in the prefix of the training data.", show_default="each row's prefix")
+    ] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(help='JSONL file of rows {"image", "prefix"}; images are relative to it.', show_default="none"),
+    ] = None,
+    task: Annotated[
+        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
+        typer.Option(help="Puts the prompt into the words that PaliGemma was trained on.", show_default="as it is"),
+    ] = "",
     model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")] = "embedded:tiny",
     base: Annotated[
         str,
         typer.Option(help="A tuned model's base checkpoint, when it has moved.", show_default="where it was when tuned"),
     ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to append JSON lines to; what it has answered already is left out.", show_default="print them"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images asked about at once.", min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.", min=1)] = 32,
+    beams: Annotated[int, typer.Option(help="Sequences that a beam search keeps; 1 decodes greedily.", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among this many most likely tokens; 0 for all.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
+    best_of: Annotated[int, typer.Option(help="Samples of each answer, of which the most likely is given.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="What samples are drawn from, together with image name and prompt.")] = 0,
 ) -> None:
-    """Print a model's answer to one prompt about one image."""
+    """Answer a prompt about an image; about many, as JSON lines."""
+    from paligemma.decoding.settings import DecodeSettings
+    from paligemma.evaluation.tasks import TASKS
     from paligemma.model import load
+    from pipelines.generate import answer_all, find_questions
 
-    typer.echo(load(model, base=base or None).generate([image], [prompt], max_new_tokens)[0])
+    settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
+    questions = find_questions(image, data, prompt, TASKS[task].ask)
+    loaded = load(model, base=base or None)
+    if data is None and output is None and image is not None and image.is_file():
+        typer.echo(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text)
+        return
+    answer_all(loaded, questions, settings, batch_size, seed, output)
 
 
 @app.command()

@@ -10,20 +10,42 @@ def evaluate(
     checkpoint: dsl.Input[dsl.Model],
     records: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Artifact],
-    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
     tuned: dsl.Input[dsl.Model] = None,
     baseline: dsl.Input[dsl.Artifact] = None,
+    champion: dsl.Input[dsl.Artifact] = None,
+    margin: float = 0.0,
+    kind: str = "",
+    metrics: str = "",
+    mask_decoder: str = "",
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    beams: int = 1,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    best_of: int = 1,
+    seed: int = 0,
     artifact_root: str = "",
     task: str = "",
 ):
     """Decodes answers to every row and judges them, beside another evaluation's if one is given.
 
     Args:
+        margin: By how much the first metric must surely be better than that of baseline and champion.
+        kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
+        metrics: Metrics in place of the task's, with commas, the deciding one first.
+        mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
         batch_size: Rows decoded at once; does not change the result.
         max_new_tokens: Most tokens of an answer, with its eos.
+        beams: Sequences that a beam search keeps; 1 decodes greedily.
+        temperature: Above 0, tokens are drawn at this temperature.
+        top_k: Draw among this many most likely tokens; 0 for all.
+        top_p: Draw among the most likely tokens that reach this probability.
+        best_of: Samples of each row, the most likely of which is its answer.
+        seed: What samples are drawn from, together with the row's identity.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
@@ -42,14 +64,31 @@ def evaluate(
         output=output,
         tuned=input_location(tuned),
         baseline=input_location(baseline),
+        champion=input_location(champion),
+        margin=margin,
+        kind=kind,
+        metrics=metrics,
+        mask_decoder=mask_decoder,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        beams=beams,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        best_of=best_of,
+        seed=seed,
     )
     mirror_record(evaluation, output)
     folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)
     values = json.loads((folder / "metrics.json").read_text())
-    for key in ("exact_match", "examples", "examples_per_second"):
-        metrics.log_metric(key, values[key])
+    for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second"):
+        summary.log_metric(key, values[key])
+    for key, score in values["metrics"].items():
+        summary.log_metric(key, score["value"])
+    table = values.get("confusion", {"labels": [], "counts": []})
+    if table["labels"]:
+        confusion.log_confusion_matrix(table["labels"], table["counts"])
     # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.
-    Path(metrics.path).write_text(json.dumps(values, indent=2))
+    Path(summary.path).write_text(json.dumps(values, indent=2))
+    Path(confusion.path).write_text(json.dumps(table))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
@@ -19,7 +21,8 @@ from paligemma.checkpoints.parameters import build_module
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.decoding.greedy import NO_EOS, greedy_decode
+from paligemma.decoding.decode import Decoded, Generator
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
@@ -29,6 +32,15 @@ PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this many tokens, so that `generate` compiles once for prompts of similar length."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A text, its log-probability under the model in nats, and that of each of its tokens, eos included."""
+
+    text: str
+    logprob: float
+    token_logprobs: tuple[float, ...]
+
+
 class Model:
     """A loaded PaliGemma.
 
@@ -36,10 +48,15 @@ class Model:
         config: its architecture.
         tokenizer: its tokenizer, or None if the checkpoint came without.
         module: the Flax NNX network.
+        mesh: the devices that `decode` uses; None for the one that the network is on.
     """
 
-    def __init__(self, module: PaliGemma, config: PaliGemmaConfig, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, module: PaliGemma, config: PaliGemmaConfig, tokenizer: Tokenizer | None = None, mesh: Mesh | None = None
+    ) -> None:
         self.module, self.config, self.tokenizer = module, config, tokenizer
+        self.mesh = mesh
+        self._ready: tuple[list, Generator] | None = None
 
     def logits(
         self,
@@ -85,18 +102,38 @@ class Model:
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
         """
+        settings = DecodeSettings(max_new_tokens)
+        return self.search(images, tokens, mask_input, mask_ar, settings, eos_id, row_mask).tokens
+
+    def search(
+        self,
+        images: Float[ArrayLike, "b height width 3"],
+        tokens: Int[ArrayLike, "b t"],
+        mask_input: Int[ArrayLike, "b t"],
+        mask_ar: Int[ArrayLike, "b t"],
+        settings: DecodeSettings,
+        eos_id: int | None = None,
+        row_mask: ArrayLike | None = None,
+        row_seeds: ArrayLike | None = None,
+    ) -> Decoded:
+        """As `decode`, in any way of decoding, and with log-probabilities.
+
+        Args:
+            settings: greedy, sampled, best of several samples, or by beam search, which needs an `eos_id`.
+            row_seeds: an integer for each row, which its samples are drawn from; by default its place in the batch.
+        """
         self._check_batch(images, tokens)
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}.", expected="at least 1")
-        graph, state = nnx.split(self.module)
-        tokens = jnp.asarray(tokens)
-        row_mask = jnp.ones(len(tokens), bool) if row_mask is None else jnp.asarray(row_mask, bool)
-        eos = jnp.int32(NO_EOS if eos_id is None else eos_id)
-        images, mask_ar = jnp.asarray(images), jnp.asarray(mask_ar)
-        valid = jnp.asarray(mask_input, bool)
-        return np.asarray(
-            greedy_decode(graph, state, images, tokens, valid, mask_ar, row_mask, eos, max_new_tokens=max_new_tokens)
-        )
+        if settings.beams > 1 and eos_id is None:
+            raise InputError("A beam search needs to know how an answer ends.", expected="eos_id")
+        arrays = [np.asarray(part) for part in (images, tokens, mask_input, mask_ar)]
+        return self.generator()(*arrays, settings, eos_id, row_mask, row_seeds)
+
+    def generator(self) -> Generator:
+        """The network made ready to decode; made anew when its parameters have been replaced."""
+        leaves = jax.tree.leaves(nnx.state(self.module))
+        if self._ready is None or any(old is not new for old, new in zip(self._ready[0], leaves, strict=True)):
+            self._ready = leaves, Generator(self.module, self.mesh)
+        return self._ready[1]
 
     def generate(self, images: Sequence[ImageInput], prompts: Sequence[str] | str, max_new_tokens: int = 32) -> list[str]:
         """Answers to one prompt for each image.
@@ -109,6 +146,23 @@ class Model:
         Raises:
             InputError: an image cannot be read, or the checkpoint has no tokenizer.
         """
+        return [answer.text for answer in self.answer(images, prompts, DecodeSettings(max_new_tokens))]
+
+    def answer(
+        self,
+        images: Sequence[ImageInput],
+        prompts: Sequence[str] | str,
+        settings: DecodeSettings,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """As `generate`, in any way of decoding, and with log-probabilities.
+
+        Args:
+            images: as in `generate`.
+            prompts: as in `generate`.
+            settings: greedy, sampled, best of several samples, or by beam search.
+            seeds: an integer for each answer, which its samples are drawn from; by default its place.
+        """
         if self.tokenizer is None:
             raise InputError(
                 "The checkpoint has no tokenizer, so it cannot generate text.", expected="tokenizer.model beside it"
@@ -120,8 +174,13 @@ class Model:
             return []
         pixels = np.stack([preprocess(_pixels(image), self.config.img.image_size) for image in images])
         tokens, mask = pad_prompts([self.tokenizer.prefix_ids(prompt) for prompt in prompts])
-        answers = self.decode(pixels, tokens, mask, np.zeros_like(tokens), max_new_tokens, self.tokenizer.eos_id)
-        return [self.tokenizer.decode(answer) for answer in answers]
+        eos = self.tokenizer.eos_id
+        found = self.search(pixels, tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=seeds)
+        answers = []
+        for ids, logprobs, score in zip(found.tokens.tolist(), found.logprobs.tolist(), found.scores.tolist(), strict=True):
+            length = ids.index(eos) + 1 if eos in ids else len(ids)
+            answers.append(Answer(self.tokenizer.decode(ids), score, tuple(logprobs[:length])))
+        return answers
 
     def _check_batch(self, images, tokens) -> None:
         size = self.config.img.image_size

@@ -100,10 +100,10 @@ def test_prepare_datas_page_has_every_reason_code() -> None:
 def test_the_components_interface_offers_what_its_command_line_does(component: str) -> None:
     module = importlib.import_module(f"components.{component}.component")
     inputs = getattr(module, component).component_spec.inputs
-    flags = {parameter.opts[0].removeprefix("--").replace("-", "_") for parameter in COMMANDS[component][1]}
+    flags = {parameter.name.rstrip("_") for parameter in COMMANDS[component][1]}
     assert set(inputs) == (flags - {"output", "set"}) | {"artifact_root", "task"}
     for parameter in COMMANDS[component][1]:
-        name = parameter.opts[0].removeprefix("--").replace("-", "_")
+        name = parameter.name.rstrip("_")
         if name in inputs and not parameter.required and inputs[name].default is not None:
             assert inputs[name].default == parameter.default
 

@@ -19,6 +19,7 @@ from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.checkpoints.resample import resample_positions
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.data.images import preprocess
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.models.config import VARIANTS
 from paligemma.models.layers import LayerPlan
 from paligemma.precision import Precision
@@ -101,6 +102,24 @@ def test_greedy_decode_token_for_token(name: str, case: str) -> None:
         inputs.get(f"{case}/_mask"),
     )
     np.testing.assert_array_equal(ours, read(name, "expected.npz")[f"{case}/tokens"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_beam_search_token_for_token(name: str) -> None:
+    inputs, expected = read(name, "inputs.npz"), read(name, "expected.npz")
+    arguments = [inputs[f"eval/{key}"] for key in ("image", "text", "mask_input", "mask_ar")]
+    settings = DecodeSettings(int(inputs["max_decode_len"]), beams=3)
+    found = paligemma.load(GOLDEN / name).search(*arguments, settings, int(inputs["decode_beam3/eos"]))
+    np.testing.assert_array_equal(found.tokens, expected["decode_beam3/tokens"])
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("pg1_mqa", 12), ("pg2_cap", 1)])
+def test_log_probabilities_of_greedy_tokens(name: str, tokens: int) -> None:
+    """Of PaliGemma 2 only the first: there the reference caps the logits of later ones, though not of the prompt."""
+    inputs, expected = read(name, "inputs.npz"), read(name, "expected.npz")
+    arguments = [inputs[f"eval/{key}"] for key in ("image", "text", "mask_input", "mask_ar")]
+    found = paligemma.load(GOLDEN / name).search(*arguments, DecodeSettings(int(inputs["max_decode_len"])))
+    assert largest_difference(found.logprobs[:, :tokens], expected["decode/logp"][:, :tokens]) < 5e-5
 
 
 def test_float16_frozen_float32_trained() -> None:

@@ -1,19 +1,29 @@
-"""Greedy decoding against a cache-free loop, and its independence of batch composition."""
+"""Decoding against slow, cache-free loops, and its independence of batch composition and devices."""
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import paligemma
+from paligemma.decoding.decode import Decoded, Generator
+from paligemma.decoding.layout import taken_apart
+from paligemma.decoding.sample import truncate
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
+from paligemma.sharding import make_mesh
 
+LONGEST = 5
 PROMPTS = ["ocr", "caption en", "answer en is the number of dots odd or even?", "answer en which shape is it?"]
 
 
 @pytest.fixture(scope="module")
 def model() -> paligemma.Model:
-    return paligemma.load("embedded:tiny")
+    return paligemma.load("embedded:tiny", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +37,157 @@ def prompts(model: paligemma.Model, texts: list[str], width: int = 24) -> tuple[
     return tokens, np.array([[True] * len(row) + [False] * (width - len(row)) for row in ids])
 
 
-def without_cache(model: paligemma.Model, image: np.ndarray, text: str, count: int) -> list[int]:
-    """One forward pass over everything for each token, of one prompt without padding."""
-    tokens = model.tokenizer.prefix_ids(text)
-    prefix = len(tokens)
-    for _ in range(count):
-        mask_ar = np.array([[0] * prefix + [1] * (len(tokens) - prefix)])
-        logits = model.logits(image[None], np.array([tokens]), mask_ar)
-        tokens.append(int(np.argmax(logits[0, -1])))
-    return tokens[prefix:]
+def logprobs_without_cache(model: paligemma.Model, image: np.ndarray, text: str, answer: list[int]) -> np.ndarray:
+    """Log-probabilities `[t + 1, v]` of every token of an answer and the next one: a forward pass over everything.
+
+    The answer is filled up to `LONGEST` with tokens that nothing before them sees, so that each prompt compiles once.
+    """
+    prompt = model.tokenizer.prefix_ids(text)
+    tokens = np.array([prompt + answer + [5] * (LONGEST - len(answer))])
+    mask_ar = np.array([[0] * len(prompt) + [1] * LONGEST])
+    logits = np.asarray(model.logits(image[None], tokens, mask_ar)[0], np.float64)[len(prompt) - 1 :][: len(answer) + 1]
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def test_unequal_prompts_decode_as_a_cache_free_loop_does_alone(model, images) -> None:
-    tokens, mask = prompts(model, PROMPTS)
-    together = model.decode(images, tokens, mask, np.zeros_like(tokens), 5)
+def search(model: paligemma.Model, images: np.ndarray, rows: list[int], settings: DecodeSettings, eos: int | None) -> Decoded:
+    tokens, mask = prompts(model, [PROMPTS[row] for row in rows])
+    return model.search(images[rows], tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=rows)
+
+
+def check_logprobs(model: paligemma.Model, images: np.ndarray, found: Decoded, eos: int | None) -> None:
     for row, text in enumerate(PROMPTS):
-        assert together[row].tolist() == without_cache(model, images[row], text, 5)
+        answer = found.tokens[row].tolist()
+        answer = answer[: answer.index(eos) + 1] if eos in answer else answer
+        expected = logprobs_without_cache(model, images[row], text, answer)[np.arange(len(answer)), answer]
+        np.testing.assert_allclose(found.logprobs[row, : len(answer)], expected, atol=1e-4)
+        assert (found.logprobs[row, len(answer) :] == 0).all()
+        assert found.scores[row] == pytest.approx(expected.sum(), abs=1e-4)
+
+
+def test_unequal_prompts_decode_greedily_as_a_cache_free_loop_does_alone(model, images) -> None:
+    found = search(model, images, [0, 1, 2, 3], DecodeSettings(5), None)
+    for row, text in enumerate(PROMPTS):
+        answer: list[int] = []
+        for _ in range(5):
+            answer.append(int(np.argmax(logprobs_without_cache(model, images[row], text, answer)[-1])))
+        assert found.tokens[row].tolist() == answer
+    check_logprobs(model, images, found, None)
+
+
+def test_samples_have_the_log_probabilities_of_a_cache_free_loop(model, images) -> None:
+    eos = model.tokenizer.eos_id
+    found = search(model, images, [0, 1, 2, 3], DecodeSettings(5, temperature=2.0, top_k=40, top_p=0.95), eos)
+    check_logprobs(model, images, found, eos)
+
+
+def beam_search_without_cache(model, image: np.ndarray, text: str, beams: int, steps: int, eos: int) -> tuple[list[int], float]:
+    """The search in plain Python: (score, tokens) of what lives, and of the best that has ended."""
+    live, best = [(0.0, [])], (-np.inf, [])
+    for _ in range(steps):
+        grown = []
+        for score, tokens in live:
+            logprobs = logprobs_without_cache(model, image, text, tokens)[-1]
+            best = max(best, (score + logprobs[eos], [*tokens, eos]), key=lambda item: item[0])
+            grown += [(score + logprobs[token], [*tokens, int(token)]) for token in np.argsort(-logprobs)[: beams + 1]]
+        live = sorted((item for item in grown if item[1][-1] != eos), key=lambda item: -item[0])[:beams]
+        if live[0][0] < best[0]:
+            break
+    return best[1], best[0]
+
+
+@pytest.mark.parametrize("likely_eos", [False, True])
+def test_beams_are_those_of_a_cache_free_search(model, images, likely_eos: bool) -> None:
+    """Once with the true eos, once with a token in its place that comes late, so that beams change places."""
+    eos = model.tokenizer.eos_id if likely_eos else int(search(model, images, [3], DecodeSettings(4), None).tokens[0, 3])
+    found = search(model, images, [0, 1, 2, 3], DecodeSettings(5, beams=3), eos)
+    check_logprobs(model, images, found, eos)
+    for row, text in enumerate(PROMPTS):
+        answer, score = beam_search_without_cache(model, images[row], text, 3, 5, eos)
+        assert found.tokens[row].tolist() == answer + [0] * (5 - len(answer))
+        assert found.scores[row] == pytest.approx(score, abs=1e-4)
+
+
+WAYS = [DecodeSettings(5), DecodeSettings(5, temperature=1.5, top_k=30, best_of=2), DecodeSettings(5, beams=2)]
+
+
+@pytest.mark.parametrize("settings", WAYS, ids=["greedy", "best of samples", "beams"])
+def test_rows_do_not_depend_on_the_batch_or_on_the_devices(model, images, settings: DecodeSettings) -> None:
+    eos = model.tokenizer.eos_id
+    together = search(model, images, [0, 1, 2, 3], settings, eos)
+    parts = [search(model, images, rows, settings, eos) for rows in ([0], [3, 1, 2])]
+    alone = [np.concatenate(field)[[0, 2, 3, 1]] for field in zip(*parts, strict=True)]
+    tokens, mask = prompts(model, PROMPTS, width=32)
+    everywhere = Generator(model.module, make_mesh(copies=2))
+    over_devices = everywhere(images, tokens, mask, np.zeros_like(tokens), settings, eos)
+    for row in range(4):
+        end = together.tokens[row].tolist().index(eos) + 1 if eos in together.tokens[row] else 5
+        for other in (Decoded(*alone), over_devices):
+            assert other.tokens[row, :end].tolist() == together.tokens[row, :end].tolist()
+            np.testing.assert_allclose(other.logprobs[row, :end], together.logprobs[row, :end], atol=1e-4)
+
+
+@pytest.mark.parametrize("copies", [None, 1])
+def test_references_have_the_log_probabilities_of_a_cache_free_loop(model, images, copies: int | None) -> None:
+    """On one device, and with the parameters split over eight."""
+    texts = ["7", "a circle", "even", "the number 12"]
+    ids = [model.tokenizer.suffix_ids(text)[-LONGEST:] for text in texts]
+    mask = np.array([[place < len(row) for place in range(8)] for row in ids])
+    given = np.zeros(mask.shape, np.int32)
+    given[mask] = np.concatenate(ids)
+    tokens, real = prompts(model, PROMPTS)
+    generator = Generator(model.module, None if copies is None else make_mesh(copies=copies))
+    found = generator(images, tokens, real, np.zeros_like(tokens), DecodeSettings(1), references=(given, mask))
+    for row, text in enumerate(PROMPTS):
+        logprobs = logprobs_without_cache(model, images[row], text, ids[row])
+        expected = logprobs[np.arange(len(ids[row])), ids[row]].sum()
+        assert found.reference_scores[row] == pytest.approx(expected, abs=1e-4 * len(ids[row]))
+
+
+def test_on_a_cpu_the_mlps_share_the_memory_of_the_stacked_weights(model) -> None:
+    stacked = model.module.llm.layers.mlp.linear[...]
+    for index, block in enumerate(taken_apart(model.module.llm.layers, model.module.llm.depth)):
+        offset = block.mlp.linear[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
+        assert offset == index * stacked[0].nbytes
+
+
+def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, images) -> None:
+    eos = model.tokenizer.eos_id
+    one, many = (
+        search(model, images, [0, 1, 2, 3], DecodeSettings(5, temperature=2.0, best_of=count), eos).scores for count in (2, 16)
+    )
+    assert (many >= one).mean() >= 0.75
+    assert (many > one).any()
+
+
+def test_draws_follow_the_truncated_distribution() -> None:
+    logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
+    for top_k, top_p, kept in ((0, 1.0, 4), (2, 1.0, 2), (0, 0.75, 3), (0, 0.4, 1), (3, 0.8, 3), (2, 0.5, 1), (9, 1.0, 4)):
+        assert jnp.isfinite(truncate(logits, top_k, top_p)).tolist() == [index < kept for index in range(4)]
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40, unique=True), st.integers(1, 50), st.floats(0.05, 0.99))
+def test_truncation_keeps_what_sorting_would(values: list[float], top_k: int, top_p: float) -> None:
+    logits = np.array(values, np.float32)
+    order = np.argsort(-logits, kind="stable")[:top_k]
+    probabilities = np.asarray(jax.nn.softmax(logits[order]), np.float64)
+    before = np.concatenate([[0.0], np.cumsum(probabilities)[:-1]])
+    if np.abs(before - top_p).min() < 1e-5:  # float32 may see it on either side
+        return
+    expected = np.zeros(len(logits), bool)
+    expected[order[before < top_p]] = True
+    kept = np.isfinite(np.asarray(truncate(jnp.asarray(logits), top_k, top_p)))
+    np.testing.assert_array_equal(kept, expected | (kept & np.isin(logits, logits[expected])))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"top_p": 0.0}, "top_p"), ({"temperature": -1.0}, "temperature"),
+     ({"beams": 2, "best_of": 2}, "draws no samples"), ({"best_of": 2}, "need samples")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DecodeSettings(**values)
 
 
 def test_stops_when_every_row_has_ended(model, images) -> None:

@@ -109,3 +109,14 @@ def test_any_image_name_is_answered_with_a_documented_reason(tmp_path_factory, n
 
 def test_row_identity_tells_prefix_from_suffix() -> None:
     assert row_id("0", "a", "bc") != row_id("0", "ab", "c")
+
+
+def test_answers_are_optional_and_must_be_strings() -> None:
+    row = b'{"image": "a.png", "prefix": "q", "suffix": "two", "answers": ["two", "2"]}'
+    assert parse_row(row, 1).answers == ("two", "2")
+    assert parse_row(row.replace(b', "answers": ["two", "2"]', b""), 1).answers == ()
+    for wrong in (b'"two"', b"[2]", b"null"):
+        with pytest.raises(RowError, match="list of strings"):
+            parse_row(row.replace(b'["two", "2"]', wrong), 1)
+    with pytest.raises(RowError, match="surrogate"):
+        parse_row(row.replace(b'"2"]', rb'"\ud800"]'), 1)

@@ -90,6 +90,7 @@ class Preparation:
             image_sha256=image_sha256,
             row_id=row_id(image_sha256, row.prefix, row.suffix),
             line=row.line,
+            answers=row.answers,
         )
 
     def _tokenize(self, row: Row) -> tuple[list[int], list[int]]:

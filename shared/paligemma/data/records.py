@@ -34,6 +34,7 @@ class Example:
         suffix_ids: `suffix [eos]`.
         row_id: identity of the row's contents; see `rows.row_id`.
         line: its line in the source, from 1.
+        answers: references for evaluation; none when the suffix is the only one.
     """
 
     image: np.ndarray
@@ -45,6 +46,7 @@ class Example:
     image_sha256: str
     row_id: str
     line: int
+    answers: tuple[str, ...] = ()
 
 
 class Shard(BaseModel):
@@ -214,6 +216,9 @@ def serialize(example: Example) -> bytes:
         "row_id": blob(example.row_id),
         "line": ints([example.line]),
     }
+    if example.answers:
+        values = [answer.encode() for answer in example.answers]
+        features["answers"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 

@@ -19,7 +19,7 @@ REASONS = {
     "json_invalid": "the line is not JSON",
     "not_an_object": "the line is JSON, but not an object",
     "key_missing": "image, prefix or suffix is missing",
-    "type_wrong": "image, prefix or suffix is not a string",
+    "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
     "image_path_unsafe": "the image path is absolute or leads out of the image folder",
     "image_missing": "there is no such image file, or it cannot be read",
@@ -40,12 +40,16 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A row whose form is right. `image` is relative to the image folder."""
+    """A row whose form is right. `image` is relative to the image folder.
+
+    `answers` are references for evaluation, where several are right or were given; without any, the suffix is the one.
+    """
 
     line: int
     image: str
     prefix: str
     suffix: str
+    answers: tuple[str, ...] = ()
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row | RowError]]:
@@ -97,7 +101,14 @@ def parse_row(line: bytes, number: int) -> Row:
             raise RowError("encoding_invalid", f"{key!r} has half a surrogate pair") from None
     if not values["suffix"].strip():
         raise RowError("suffix_empty", "the suffix is empty")
-    return Row(number, values["image"], values["prefix"], values["suffix"])
+    answers = values.get("answers", [])
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise RowError("type_wrong", "'answers' is not a list of strings")
+    try:
+        "".join(answers).encode()
+    except UnicodeEncodeError:
+        raise RowError("encoding_invalid", "'answers' has half a surrogate pair") from None
+    return Row(number, values["image"], values["prefix"], values["suffix"], tuple(answers))
 
 
 def image_path(folder: Path, name: str) -> Path:

@@ -43,6 +43,7 @@ class StoredRow:
     suffix: str
     row_id: str
     line: int
+    answers: tuple[str, ...] = ()
 
 
 class RowReader:
@@ -91,6 +92,7 @@ class RowReader:
             suffix=text("suffix"),
             row_id=text("row_id"),
             line=feature["line"].int64_list.value[0],
+            answers=tuple(answer.decode() for answer in feature["answers"].bytes_list.value),
         )
 
 

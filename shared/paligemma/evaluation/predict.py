@@ -1,36 +1,58 @@
-"""A model's answers to every row of a data set, once and in order."""
+"""A model's answers to every row of a data set, each once: rows of like lengths together."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from paligemma.data.images import normalize
-from paligemma.data.loader import evaluation_batches
-from paligemma.data.records import Records
+from paligemma.data.plan import LOSS_MULTIPLE, TEXT_MULTIPLE, bucket_widths, round_up
+from paligemma.data.records import Records, read_lengths
+from paligemma.data.tfrecord import RowReader, StoredRow
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.model import Model
+
+BUCKETS = 4
+"""Most widths of prompts, each of which compiles once."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row's answer."""
+    """One row's answer.
+
+    Attributes:
+        row_id, prefix: of the row.
+        target: the row's suffix.
+        references: every answer that counts as right; the target when the row lists none.
+        prediction: the answer.
+        logprob: of the answer, with its eos; in nats.
+        target_logprob: of the target, with its eos.
+        target_tokens: of the target, with its eos.
+    """
 
     row_id: str
     prefix: str
     target: str
+    references: tuple[str, ...]
     prediction: str
-
-    @property
-    def exact_match(self) -> bool:
-        """Whether the answer is the target, but for white space around it."""
-        return self.prediction.strip() == self.target.strip()
+    logprob: float
+    target_logprob: float
+    target_tokens: int
 
 
-def predict(model: Model, records: Records, batch_size: int, max_new_tokens: int) -> Iterator[tuple[Prediction, np.ndarray]]:
-    """Greedy answers, each with its image (uint8, as the model saw it). Rows that fill up the last batch are dropped.
+def predict(
+    model: Model, records: Records, batch_size: int, settings: DecodeSettings, seed: int = 0
+) -> Iterator[list[tuple[int, Prediction]]]:
+    """Answers by row number, a batch at a time.
+
+    Rows are sorted by the width of their prompt, then by the length of their target, which answers tend to have too: a batch
+    is decoded until its longest answer ends. Neither the order nor the batch size changes an answer: what a row's samples
+    are drawn from is its identity.
 
     Raises:
         InputError: the model has no tokenizer.
@@ -38,16 +60,57 @@ def predict(model: Model, records: Records, batch_size: int, max_new_tokens: int
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError("The model has no tokenizer, so its answers cannot be read.", fix="fetch it with its tokenizer")
-    for batch in evaluation_batches(records, batch_size):
-        images, mask_ar = normalize(batch.images), np.zeros_like(batch.tokens)
-        answers = model.decode(
-            images, batch.tokens, batch.mask_input, mask_ar, max_new_tokens, tokenizer.eos_id, batch.row_mask
+    reader, generator = RowReader(records), model.generator()
+    if not len(reader):
+        return
+    prefix_tokens, suffix_tokens = read_lengths(records)
+    widths = bucket_widths(prefix_tokens, BUCKETS, batch_size)
+    bucket = np.searchsorted(widths, round_up(prefix_tokens, TEXT_MULTIPLE))
+    target_width = round_up(int(suffix_tokens.max()), LOSS_MULTIPLE)
+    order = np.lexsort((-suffix_tokens, -bucket))  # longest first: what does not fit in memory fails at once
+    start = 0
+    while start < len(order):
+        numbers = order[start : start + batch_size]
+        numbers = numbers[bucket[numbers] == bucket[numbers[0]]]
+        start += len(numbers)
+        rows = [reader.read(number) for number in numbers.tolist()]
+        filled = rows + [rows[0]] * (batch_size - len(rows))
+        prompts = _padded([row.tokens[: row.prefix_length] for row in filled], int(widths[bucket[numbers[0]]]))
+        targets = _padded([row.tokens[row.prefix_length :] for row in filled], target_width)
+        found = generator(
+            normalize(np.stack([row.image for row in filled])),
+            *prompts,
+            np.zeros_like(prompts[0]),
+            settings,
+            tokenizer.eos_id,
+            np.arange(batch_size) < len(rows),
+            np.array([zlib.crc32(f"{seed} {row.row_id}".encode()) for row in filled]),
+            targets,
         )
-        for row in np.flatnonzero(batch.row_mask):
-            prediction = Prediction(
-                row_id=batch.row_ids[row],
-                prefix=batch.prefixes[row],
-                target=batch.suffixes[row],
-                prediction=tokenizer.decode(answers[row]),
+        yield [
+            (number, _prediction(row, tokenizer.decode(tokens), float(logprob), float(of_target)))
+            for number, row, tokens, logprob, of_target in zip(
+                numbers.tolist(), rows, found.tokens, found.scores, found.reference_scores, strict=False
             )
-            yield prediction, batch.images[row]
+        ]
+
+
+def _prediction(row: StoredRow, answer: str, logprob: float, target_logprob: float) -> Prediction:
+    return Prediction(
+        row_id=row.row_id,
+        prefix=row.prefix,
+        target=row.suffix,
+        references=row.answers or (row.suffix,),
+        prediction=answer,
+        logprob=logprob,
+        target_logprob=target_logprob,
+        target_tokens=len(row.tokens) - row.prefix_length,
+    )
+
+
+def _padded(texts: list[Int[np.ndarray, " t"]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids padded on the right with 0, and the mask of real tokens."""
+    lengths = np.array([len(text) for text in texts])
+    tokens, mask = np.zeros((len(texts), width), np.int32), np.arange(width) < lengths[:, None]
+    tokens[mask] = np.concatenate(texts)
+    return tokens, mask

@@ -22,21 +22,6 @@ from paligemma.models.product import product
 from paligemma.precision import Precision
 
 
-class KVCache(NamedTuple):
-    """Keys and values of every layer, by slot. Slots are sequence positions of the right-aligned prompt, then new tokens."""
-
-    keys: Float[Array, "l b s k h"]
-    values: Float[Array, "l b s k h"]
-
-
-class LayerCache(NamedTuple):
-    """One layer's part of the cache, and the slot that the incoming token takes."""
-
-    keys: Float[Array, "b s k h"]
-    values: Float[Array, "b s k h"]
-    slot: Int[Array, ""]
-
-
 class Dropout(NamedTuple):
     """Dropout of what attention and MLP add to the residual stream, as in big_vision's Gemma."""
 
@@ -150,32 +135,34 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         positions: Int[Array, "b t"],
-        mask: Bool[Array, "b t s"],
-        cache: LayerCache | None = None,
+        mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
-    ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]]:
-        """Returns the output, at positions `at` (None: at all), and the keys and values it attended to."""
-        if self.fused_qkv:
-            query, key, value = _adapted(self.qkv_einsum("btd,cndh->cbtnh", x), self.lora_qkv_einsum, x)
-            if at is not None:
-                query = jnp.take_along_axis(query, at[:, :, None, None], axis=1)
-        else:
-            asking = x if at is None else take(x, at)
-            query = _adapted(self.q_einsum("btd,ndh->btnh", asking), self.lora_q_einsum, asking)
-            key, value = _adapted(self.kv_einsum("btd,ckdh->cbtkh", x), self.lora_kv_einsum, x)
+    ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
+        """Returns the output, at positions `at` (None: at all), and the keys and values."""
+        query, key, value = self.project(x, at)
         key = apply_rope(key, positions)
         if at is not None:
             positions, mask = jnp.take_along_axis(positions, at, axis=1), take(mask, at)
         query = apply_rope(query, positions) * self.scale
-        if cache is not None:
-            start = (0, cache.slot, 0, 0)
-            key = jax.lax.dynamic_update_slice(cache.keys, key.astype(cache.keys.dtype), start)
-            value = jax.lax.dynamic_update_slice(cache.values, value.astype(cache.values.dtype), start)
         query, key, value = checkpoint_name((query, key, value), ATTENTION_SAVED)
-        attended = attend(query, key.astype(x.dtype), value.astype(x.dtype), mask, self.softcap)
-        attended = checkpoint_name(attended, ATTENTION_SAVED)
-        output = _adapted(self.attn_vec_einsum("btnh,nhd->btd", attended), self.lora_attn_vec_einsum, attended)
-        return output, (key, value)
+        attended = checkpoint_name(attend(query, key, value, mask, self.softcap), ATTENTION_SAVED)
+        return self.output(attended), (key, value)
+
+    def project(
+        self, x: Float[Array, "b t d"], at: Int[Array, "b q"] | None = None
+    ) -> tuple[Float[Array, "b q n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+        """Queries, at positions `at` (None: at all), keys and values; positions are not in them yet."""
+        if self.fused_qkv:
+            query, key, value = _adapted(self.qkv_einsum("btd,cndh->cbtnh", x), self.lora_qkv_einsum, x)
+            return query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1), key, value
+        asking = x if at is None else take(x, at)
+        query = _adapted(self.q_einsum("btd,ndh->btnh", asking), self.lora_q_einsum, asking)
+        key, value = _adapted(self.kv_einsum("btd,ckdh->cbtkh", x), self.lora_kv_einsum, x)
+        return query, key, value
+
+    def output(self, attended: Float[Array, "b q n h"]) -> Float[Array, "b q d"]:
+        """What attention adds to the residual stream."""
+        return _adapted(self.attn_vec_einsum("btnh,nhd->btd", attended), self.lora_attn_vec_einsum, attended)
 
 
 class FeedForward(nnx.Module):
@@ -219,14 +206,13 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         positions: Int[Array, "b t"],
-        mask: Bool[Array, "b t s"],
-        cache: LayerCache | None = None,
+        mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
         dropout: Dropout | None = None,
-    ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]]:
+    ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
         """Returns the residual stream, at positions `at` (None: at all), and the keys and values."""
         length = x.shape[1]
-        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, cache, at)
+        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, at)
         if self.post_norms:
             attended = self.post_attention_norm(attended)
         if dropout is not None:
@@ -308,31 +294,6 @@ class Decoder(nnx.Module):
             x = run(block, x, None if keys is None else keys[index])
         # Nobody reads the last layer elsewhere: its attention and MLP are spared there.
         return self.final_norm(run(last, x, None if keys is None else keys[-1], at))
-
-    def prefill(self, x, positions, mask) -> tuple[Float[Array, "b p d"], KVCache]:
-        """As `__call__`, and the keys and values of every layer."""
-
-        def layer(block: Block, x, _):
-            return block(x, positions, mask)
-
-        x, (keys, values) = scan_layers(layer, self.layers, x)
-        return self.final_norm(x), KVCache(keys, values)
-
-    def step(
-        self,
-        x: Float[Array, "b 1 d"],
-        positions: Int[Array, "b 1"],
-        mask: Bool[Array, "b 1 s"],
-        cache: KVCache,
-        slot: Int[Array, ""],
-    ) -> tuple[Float[Array, "b 1 d"], KVCache]:
-        """Hidden state of one more token, whose keys and values are written to `slot` of the cache."""
-
-        def layer(block: Block, x, layer_cache):
-            return block(x, positions, mask, LayerCache(*layer_cache, slot))
-
-        x, (keys, values) = scan_layers(layer, self.layers, x, xs=(cache.keys, cache.values))
-        return self.final_norm(x), KVCache(keys, values)
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Output logits in float32, without Gemma 2's final soft cap; see `DecoderConfig.final_logits_softcap`."""

@@ -1,0 +1,115 @@
+"""Answers about many images as JSON lines, a batch at a time, going on where an earlier run ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from paligemma.data.images import ImageError, load_image
+from paligemma.decoding.settings import DecodeSettings
+from paligemma.errors import InputError
+from paligemma.model import Model
+
+SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class Question(NamedTuple):
+    """A prompt about an image file, which answers name as the user did."""
+
+    name: str
+    file: Path
+    prompt: str
+
+
+def find_questions(image: Path | None, data: Path | None, prompt: str, ask: Callable[[str], str]) -> list[Question]:
+    """Everything that is asked: of a file, of a folder's images in the order of their names, or of the rows of a JSONL file.
+
+    Raises:
+        InputError: there is nothing to ask about, or a row is not one.
+    """
+    if (image is None) == (data is None):
+        raise InputError("There is nothing to ask about.", expected="either --image or --data")
+    if data is not None:
+        return _rows(data, prompt, ask)
+    if image.is_dir():
+        files = sorted(path for path in image.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise InputError("The folder has no images.", where=image, expected=f"files {', '.join(sorted(SUFFIXES))}")
+        return [Question(str(path.relative_to(image)), path, ask(prompt)) for path in files]
+    return [Question(str(image), image, ask(prompt))]
+
+
+def answer_all(
+    model: Model, questions: Sequence[Question], settings: DecodeSettings, batch_size: int, seed: int, output: Path | None
+) -> None:
+    """Writes a JSON line for every question, as soon as its batch is done. An image that cannot be read has an `error`.
+
+    Args:
+        model: who answers.
+        questions: in the order of the lines.
+        settings: how to decode.
+        batch_size: questions asked at once.
+        seed: samples are drawn from it, the image's name and the prompt, so that another batch size draws the same.
+        output: a file to append to; questions it has answers to are left out. None for standard output.
+    """
+    done = _answered(output) if output is not None and output.exists() else set()
+    left = [question for question in questions if question[::2] not in done]
+    with ExitStack() as stack:
+        file = sys.stdout if output is None else stack.enter_context(output.open("a"))
+        for start in range(0, len(left), batch_size):
+            lines: dict[Question, dict] = {}
+            asked, images = [], []
+            for question in left[start : start + batch_size]:
+                lines[question] = {"image": question.name, "prompt": question.prompt}
+                try:
+                    images.append(load_image(question.file))
+                    asked.append(question)
+                except ImageError as error:
+                    lines[question]["error"] = str(error)
+            # One shape for all batches: the last one is filled up.
+            missing = batch_size - len(asked) if asked and len(left) > batch_size else 0
+            filled = asked + asked[:1] * missing
+            seeds = [zlib.crc32(f"{seed} {question.name} {question.prompt}".encode()) for question in filled]
+            answers = model.answer(images + images[:1] * missing, [question.prompt for question in filled], settings, seeds)
+            for question, answer in zip(asked, answers, strict=False):
+                lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
+            file.flush()
+
+
+def _answered(output: Path) -> set[tuple[str, str]]:
+    """Image and prompt of every answer in a file, whose last line is cut off if a run ended while it was written."""
+    data = output.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return {(line["image"], line["prompt"]) for line in lines if "answer" in line}
+    except (ValueError, KeyError, TypeError):
+        raise InputError("The output holds other lines than answers.", where=output, fix="name another file") from None
+
+
+def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
+    questions = []
+    try:
+        with data.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    name, text = row["image"], prompt or row["prefix"]
+                    questions.append(Question(name, data.parent / name, ask(text)))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    expected = 'a line {"image": "file", "prefix": "question"}'
+                    raise InputError(f"Line {number} is no question: {error!r}.", where=data, expected=expected) from None
+    except OSError as error:
+        raise InputError(f"The data cannot be read: {error.strerror}.", where=data, expected="a JSONL file") from None
+    return questions

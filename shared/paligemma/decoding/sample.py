@@ -1,0 +1,59 @@
+"""Drawing a token from logits: each row with a key of its own, so that its draws do not depend on the rows beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from paligemma.decoding.settings import DecodeSettings
+
+
+def choose(
+    logits: Float[Array, "b n v"], keys: Key[Array, "b n"], settings: DecodeSettings
+) -> tuple[Int[Array, "b n"], Float[Array, "b n"]]:
+    """A token for every candidate, and its log-probability under the model: before temperature and truncation."""
+    if settings.temperature == 0:
+        # Six times as fast as argmax on a CPU, which goes through the vocabulary one by one. The first of equals, as there.
+        largest = logits == logits.max(axis=-1, keepdims=True)
+        tokens = jnp.min(jnp.where(largest, jnp.arange(logits.shape[-1]), logits.shape[-1]), axis=-1)
+    else:
+        draw = jax.vmap(jax.vmap(jax.random.categorical))
+        tokens = draw(keys, truncate(logits / settings.temperature, settings.top_k, settings.top_p))
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def truncate(logits: Float[Array, "*rows v"], top_k: int, top_p: float) -> Float[Array, "*rows v"]:
+    """Logits with -inf for all but the `top_k` most likely tokens, and of these all but the fewest that reach `top_p`.
+
+    Tokens as likely as the last one kept are kept too. 0 and 1 switch either off.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        logits = jnp.where(_at_least(logits, lambda kept: kept.sum(axis=-1) >= top_k), logits, -jnp.inf)
+    if top_p < 1:
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        reached = _at_least(logits, lambda kept: jnp.where(kept, probabilities, 0).sum(axis=-1) >= top_p)
+        logits = jnp.where(reached, logits, -jnp.inf)
+    return logits
+
+
+def _at_least(
+    values: Float[Array, "*rows v"], enough: Callable[[Bool[Array, "*rows v"]], Bool[Array, "*rows"]]
+) -> Bool[Array, "*rows v"]:
+    """Where values reach the highest threshold that keeps enough of them.
+
+    Found bit by bit, in 32 passes over the values: much cheaper than sorting a vocabulary.
+    """
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    ordered = jnp.where(bits & sign, ~bits, bits | sign)  # as integers, in the order of the floats
+
+    def narrow(index: Array, threshold: Array) -> Array:
+        higher = threshold | (sign >> index.astype(jnp.uint32))
+        return jnp.where(enough(ordered >= higher[..., None]), higher, threshold)
+
+    threshold = jax.lax.fori_loop(0, 32, narrow, jnp.zeros(values.shape[:-1], jnp.uint32))
+    return ordered >= threshold[..., None]

@@ -1,0 +1,47 @@
+"""How an answer is looked for: greedily, by sampling, as the best of several samples, or by beam search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paligemma.errors import InputError
+
+NO_EOS = -1
+"""An `eos_id` that no token has: decode the full length."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """One way of decoding. Every combination of values compiles once.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer, with its eos.
+        temperature: 0 takes the most likely token; otherwise logits are divided by it and a token is drawn.
+        top_k: draw among this many most likely tokens; 0 for all.
+        top_p: draw among the fewest most likely tokens whose probabilities reach this sum; 1 for all.
+        best_of: samples of every prompt, of which the most likely one is the answer.
+        beams: sequences that a beam search keeps; 1 for none.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    best_of: int = 1
+    beams: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, fine, expected in (
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("best_of", self.best_of, self.best_of >= 1, "at least 1"),
+            ("beams", self.beams, self.beams >= 1, "at least 1"),
+        ):
+            if not fine:
+                raise InputError(f"{name} is {value}.", expected=expected)
+        if self.beams > 1 and (self.temperature or self.best_of > 1):
+            raise InputError("A beam search draws no samples.", fix="set beams to 1, or leave temperature and best_of alone")
+        if not self.temperature and (self.best_of > 1 or self.top_k or self.top_p < 1):
+            raise InputError("top_k, top_p and best_of need samples.", fix="set a temperature above 0")

@@ -1,0 +1,126 @@
+"""BLEU, ROUGE-L and CIDEr of captions, as the COCO caption evaluation computes them.
+
+Equal to pycocoevalcap's on the same words. Its words are those of the Stanford PTB tokenizer, a Java program; `words` follows
+its rules for what captions hold: case and punctuation go, clitics are words of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LONGEST = 4
+"""Words of the longest n-grams that count."""
+
+_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
+_WORD = re.compile(r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)|\w+(?:[-.,'’/&]\w+)*|[^\w\s]")
+_SMALL, _TINY = 1e-9, 1e-15
+
+Words = list[str]
+
+
+class Caption(NamedTuple):
+    """One answer and its references, as words."""
+
+    answer: Words
+    references: list[Words]
+
+
+def words(text: str) -> Words:
+    """The words of a caption."""
+    spaced = _CLITIC.sub(r" \1", text.lower().replace("’", "'"))
+    return [word for word in _WORD.findall(spaced) if any(character.isalnum() for character in word)]
+
+
+def bleu(captions: Sequence[Caption]) -> float:
+    """Corpus BLEU-4 (ACL P02-1040), with the closest reference's length."""
+    return bleu_of(sum((bleu_counts(caption) for caption in captions), np.zeros(2 + 2 * LONGEST)))
+
+
+def bleu_counts(caption: Caption) -> np.ndarray:
+    """What BLEU adds up over a corpus: words, closest reference's words, matches and n-grams of each length."""
+    length = len(caption.answer)
+    closest = min((abs(len(reference) - length), len(reference)) for reference in caption.references)[1]
+    counts, most = ngrams(caption.answer), Counter()
+    for reference in caption.references:
+        most |= ngrams(reference)
+    matched = np.zeros(LONGEST)
+    for ngram, count in (counts & most).items():
+        matched[len(ngram) - 1] += count
+    return np.concatenate([[length, closest], matched, np.maximum(0, length - np.arange(LONGEST))])
+
+
+def bleu_of(counts: np.ndarray) -> float:
+    """BLEU-4 from the sum of `bleu_counts`; of one caption's counts, its own."""
+    length, reference_length = counts[:2]
+    matched, total = counts[2 : 2 + LONGEST], counts[2 + LONGEST :]
+    precision = np.prod((matched + _TINY) / (total + _SMALL)) ** (1 / LONGEST)
+    ratio = (length + _TINY) / (reference_length + _SMALL)
+    return float(precision * (math.exp(1 - 1 / ratio) if ratio < 1 else 1))
+
+
+def rouge_l(caption: Caption) -> float:
+    """F-measure, beta 1.2, of the longest common subsequence: best precision and best recall of any reference."""
+    if not caption.answer:
+        return 0.0
+    common = [_longest_common(caption.answer, reference) for reference in caption.references]
+    precision = max(common) / len(caption.answer)
+    recall = max(c / len(reference) if reference else 0.0 for c, reference in zip(common, caption.references, strict=True))
+    if not precision or not recall:
+        return 0.0
+    return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
+
+
+def cider(captions: Sequence[Caption]) -> np.ndarray:
+    """CIDEr-D (arXiv 1411.5726) of every caption, 0 to 10; rare n-grams are those rare in the corpus's references."""
+    frequency: Counter[tuple[str, ...]] = Counter()
+    for caption in captions:
+        frequency.update(set().union(*(ngrams(reference) for reference in caption.references)))
+    log_number = math.log(len(captions)) if captions else 0.0
+
+    def weigh(text: Words) -> tuple[list[dict[tuple[str, ...], float]], np.ndarray, int]:
+        """By length of n-gram: weights and their norm. And how many pairs of words there are, the official code's length."""
+        vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(LONGEST)]
+        for ngram, count in ngrams(text).items():
+            vectors[len(ngram) - 1][ngram] = count * (log_number - math.log(max(1, frequency[ngram])))
+        norms = np.array([math.sqrt(sum(weight**2 for weight in vector.values())) for vector in vectors])
+        return vectors, norms, max(0, len(text) - 1)
+
+    scores = np.zeros(len(captions))
+    for place, caption in enumerate(captions):
+        found, found_norms, found_length = weigh(caption.answer)
+        for reference in caption.references:
+            wanted, wanted_norms, wanted_length = weigh(reference)
+            likeness = np.array(
+                [
+                    sum(min(weight, b.get(ngram, 0.0)) * b.get(ngram, 0.0) for ngram, weight in a.items())
+                    for a, b in zip(found, wanted, strict=True)
+                ]
+            )
+            norms = found_norms * wanted_norms
+            likeness = np.divide(likeness, norms, out=likeness, where=norms != 0)
+            scores[place] += likeness.mean() * math.exp(-((found_length - wanted_length) ** 2) / (2 * 6.0**2))
+        scores[place] *= 10 / len(caption.references)
+    return scores
+
+
+def ngrams(text: Words) -> Counter[tuple[str, ...]]:
+    """Every run of one to four words, and how often it occurs."""
+    return Counter(tuple(text[start : start + n]) for n in range(1, LONGEST + 1) for start in range(len(text) - n + 1))
+
+
+def _longest_common(left: Words, right: Words) -> int:
+    lengths = [0] * (len(right) + 1)
+    for word in left:
+        diagonal = 0
+        for place, other in enumerate(right, start=1):
+            diagonal, lengths[place] = (
+                lengths[place],
+                diagonal + 1 if word == other else max(lengths[place], lengths[place - 1]),
+            )
+    return lengths[-1]

@@ -1,0 +1,54 @@
+"""Tasks by name: how a model is asked, what of texts does not count, and which metrics judge its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from paligemma.evaluation.predict import Prediction
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of question.
+
+    Attributes:
+        prompt: how PaliGemma is asked; `{}` is what is asked about. Source: big_vision, `configs/proj/paligemma/README.md`.
+        metrics: by name; the first decides.
+        clean: applied to answers and references before they are compared.
+    """
+
+    prompt: str
+    metrics: tuple[str, ...]
+    clean: Callable[[str], str] = str.strip
+
+    def ask(self, text: str) -> str:
+        """The prompt for a text, which may be one already."""
+        asked, lead = text.strip(), self.prompt.split("{}")[0].strip()
+        return asked if lead and asked.startswith(lead) else self.prompt.format(asked).strip()
+
+    def cleaned(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The predictions as the metrics see them."""
+        return [
+            dataclasses.replace(
+                p,
+                target=self.clean(p.target),
+                prediction=self.clean(p.prediction),
+                references=tuple(map(self.clean, p.references)),
+            )
+            for p in predictions
+        ]
+
+
+TASKS: dict[str, Task] = {
+    "": Task("{}", ("exact_match",)),
+    "vqa": Task("answer en {}", ("vqa_accuracy", "exact_match")),
+    "caption": Task("caption en {}", ("cider", "bleu", "rouge_l")),
+    "docvqa": Task("answer en {}", ("anls", "exact_match")),
+    "chartqa": Task("answer en {}", ("relaxed_accuracy", "exact_match")),
+    "detect": Task("detect {}", ("mean_average_precision", "box_f1")),
+    "segment": Task("segment {}", ("mask_iou", "box_f1")),
+    "classify": Task("{}", ("exact_match", "multiple_choice"), lambda text: text.strip().rstrip(".").lower()),
+    "ocr": Task("ocr {}", ("anls", "exact_match")),
+}

@@ -1,0 +1,138 @@
+"""Greedy decoding of ours against transformers + torch and keras-hub + jax: same weights, same prompts, in one run.
+
+    .venv/bin/python tests/benchmarks/decode.py
+
+Batches of 1 and 8, 32 tokens after the prefill's, in float32. Every implementation is a process of its own
+(`decode_workers/`), the peers' in the environments that `step.py` makes. They take turns. Fails if they do not decode the same
+tokens. Then evaluation on answers of mixed length, against a loop of fixed length over rows in their order. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+os.environ.pop("XLA_FLAGS", None)  # simulated devices would share this machine's cores
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+from step import MEDIUM, SMALL, Worker, environment, write_case
+
+import paligemma
+from paligemma.decoding.settings import DecodeSettings
+from paligemma.storage.cache import cache_folder
+
+WORKERS = Path(__file__).parent / "decode_workers"
+NAMES = {"ours": "ours", "transformers": "transformers_torch", "keras-hub": "keras_hub_jax"}
+PROMPT, NEW_TOKENS, ROWS, EOS = 16, 32, 64, 1
+
+
+@contextmanager
+def start(name: str, python: str | Path, case: Path):
+    """Starts a worker on a case, and waits until it has decoded it."""
+    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    command = [python, WORKERS / f"{NAMES[name]}.py", case]
+    process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        worker = Worker(name, process)
+        worker.report = worker.answer()
+        print(f"{name}: {worker.report['versions']}, begins with {worker.report['tokens'][0][:5]}", file=sys.stderr)
+        yield worker
+    finally:
+        process.kill()
+        process.wait()
+
+
+def mixed_lengths(case: Path, batch: int = 8) -> str:
+    """Evaluation of answers of mixed length: sorted by it and stopped early, against fixed length in the rows' order."""
+    model = paligemma.load(case / "checkpoint.npz")
+    table = model.module.llm.embedder.input_embedding
+    # A longer row of the table makes its token the likeliest now and then: answers of random weights end somewhere.
+    table[...] = table[...].at[EOS].multiply(2.2)
+    size = model.config.img.image_size
+    images = np.random.default_rng(1).uniform(-1, 1, (ROWS, size, size, 3)).astype(np.float32)
+    tokens = np.random.default_rng(2).integers(2, model.config.llm.vocab_size, (ROWS, PROMPT), np.int32)
+    settings, real = DecodeSettings(NEW_TOKENS), np.ones((batch, PROMPT), bool)
+
+    def run(order: np.ndarray, eos: int | None) -> tuple[float, np.ndarray]:
+        found = np.zeros((ROWS, NEW_TOKENS), np.int32)
+        started = time.perf_counter()
+        for rows in order.reshape(-1, batch):
+            found[rows] = model.search(images[rows], tokens[rows], real, 0 * tokens[rows], settings, eos).tokens
+        return time.perf_counter() - started, found
+
+    ordered = np.arange(ROWS)
+    fixed, found = run(ordered, None)
+    lengths = np.where((found == EOS).any(axis=1), np.argmax(found == EOS, axis=1) + 1, NEW_TOKENS)
+    by_length = np.argsort(-lengths, kind="stable")
+    times = [[run(*way)[0] for way in ((ordered, None), (ordered, EOS), (by_length, EOS))] for _ in range(2)]
+    fixed, stopped, sorted_ = np.min(times, axis=0)
+    return (
+        f"{ROWS} answers of {lengths.min()} to {lengths.max()} tokens, mean {lengths.mean():.1f}, batch {batch}: "
+        f"fixed length {ROWS / fixed:.2f} examples/s; stopped early {ROWS / stopped:.2f} ({fixed / stopped:.2f}x); "
+        f"sorted by length too {ROWS / sorted_:.2f} ({fixed / sorted_:.2f}x)"
+    )
+
+
+def copy_bandwidth() -> float:
+    """GB/s read and written by copying 256 MB in JAX: the fastest of a few."""
+    array, copy, seconds = jnp.ones(1 << 26, jnp.float32), jax.jit(lambda x: x + 1), []
+    for _ in range(6):
+        started = time.perf_counter()
+        copy(array).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2 * array.nbytes / min(seconds) / 1e9
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="How often every implementation has its turn.")] = 5,
+    small: Annotated[bool, typer.Option(help="A tiny network and one round: checks the tokens, measures nothing.")] = False,
+    environments: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
+    lengths: Annotated[bool, typer.Option(help="Measure evaluation on answers of mixed length too.")] = True,
+) -> None:
+    """Prints tables."""
+    folder = (environments or cache_folder() / "benchmarks").absolute()
+    requirements = Path(__file__).parent / "step_workers"
+    pythons = {name: environment(folder, requirements / f"{NAMES[name]}.txt") for name in NAMES if name != "ours"}
+    with ExitStack() as stack:
+        case = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_case(case, SMALL if small else MEDIUM, (PROMPT,) * 8)
+        workers = [stack.enter_context(start(name, pythons.get(name, sys.executable), case)) for name in NAMES]
+        expected = np.array(workers[0].report["tokens"])
+        for worker in workers[1:]:
+            same = (np.array(worker.report["tokens"]) == expected).mean()
+            if same < 0.95:  # the rest: two tokens about as likely, and what follows them
+                sys.exit(f"{worker.name} decodes other tokens than ours: {same:.0%} are the same")
+        taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for _ in range(1 if small else rounds):
+            for rows in (1, 8):
+                for worker in workers:
+                    worker.process.stdin.write(f"{rows}\n")
+                    worker.process.stdin.flush()
+                    answer = worker.answer()
+                    taken.setdefault((worker.name, rows), []).append((answer["prefill"], answer["after"]))
+        bandwidth = copy_bandwidth()
+        print(f"load average {os.getloadavg()[0]:.1f}, {rounds} rounds, copy bandwidth {bandwidth:.1f} GB/s")
+        print("| implementation | batch | prefill, s | tokens/s after it | ours to it |")
+        print("| --- | --- | --- | --- | --- |")
+        for rows in (1, 8):
+            best = {worker.name: np.min(taken[worker.name, rows], axis=0) for worker in workers}
+            for name, (prefill, after) in best.items():
+                speed = rows * NEW_TOKENS / after
+                print(f"| {name} | {rows} | {prefill:.3f} | {speed:.0f} | {after / best['ours'][1]:.2f} |")
+        for worker in workers:
+            worker.process.kill()
+        if lengths and not small:
+            print(mixed_lengths(case))
+
+
+if __name__ == "__main__":
+    typer.run(main)

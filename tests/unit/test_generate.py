@@ -1,0 +1,81 @@
+"""Asking about many images: JSON lines, resumed, whatever the batch size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import paligemma
+from conftest import SmallData
+from paligemma.decoding.settings import DecodeSettings
+from paligemma.errors import InputError
+from pipelines.cli import app
+from pipelines.generate import answer_all, find_questions
+
+
+@pytest.fixture(scope="module")
+def model() -> paligemma.Model:
+    return paligemma.load("embedded:tiny", dtype="float32")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_ended(model, small_data: SmallData, tmp_path: Path) -> None:
+    for number in range(5):
+        small_data.add_image(f"{number}.png", number)
+    questions = find_questions(small_data.folder, None, "caption en", str)
+    assert [question.name for question in questions] == [f"{number}.png" for number in range(5)]
+    settings = DecodeSettings(4, temperature=1.0)
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    answer_all(model, questions, settings, 2, 0, whole)
+    text = whole.read_text()
+    cut.write_text(text[: text.index("\n") + 20])  # one line, and a part of the second
+    answer_all(model, questions, settings, 3, 0, cut)
+    for ours, theirs in zip(lines(cut), lines(whole), strict=True):
+        assert ours.pop("logprob") == pytest.approx(theirs.pop("logprob"), abs=1e-3)
+        assert ours == theirs
+    before = cut.read_bytes()
+    answer_all(model, questions, settings, 3, 0, cut)
+    assert cut.read_bytes() == before
+
+
+def test_an_unreadable_image_has_an_error_and_is_tried_again(model, small_data: SmallData, tmp_path: Path) -> None:
+    rows = [{"image": small_data.add_image("a.png"), "prefix": "ocr"}, {"image": "b.png", "prefix": "ocr"}]
+    output = tmp_path / "x.jsonl"
+    for expected in (["answer", "error"], ["answer", "error", "answer"]):
+        answer_all(model, find_questions(None, small_data.write(rows), "", str), DecodeSettings(2), 8, 0, output)
+        assert [next(key for key in ("answer", "error") if key in line) for line in lines(output)] == expected
+        small_data.add_image("b.png", 1)
+
+
+def test_a_folder_is_answered_on_standard_output_in_the_tasks_words(small_data: SmallData) -> None:
+    small_data.add_image("a.png")
+    asked = [
+        "generate",
+        "--image",
+        str(small_data.folder),
+        "--prompt",
+        "which digit?",
+        "--task",
+        "vqa",
+        "--max-new-tokens",
+        "2",
+    ]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    line = json.loads(done.stdout.splitlines()[0])
+    assert (line["image"], line["prompt"]) == ("a.png", "answer en which digit?")
+
+
+def test_questions_that_cannot_be_asked_are_refused(small_data: SmallData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to ask about"):
+        find_questions(None, None, "x", str)
+    with pytest.raises(InputError, match="no images"):
+        find_questions(small_data.folder, None, "x", str)
+    with pytest.raises(InputError, match="Line 2 is no question"):
+        find_questions(None, small_data.write([{"image": "a", "prefix": "b"}, {"prefix": "b"}]), "", str)
