@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from paligemma.data.images import MAX_BYTES, ImageError, read_image_file
-from paligemma.data.rows import Row, RowError, image_path
+from paligemma.data.rows import RowError, image_path
 from paligemma.errors import InputError
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation, parse_location
-
-READ_AHEAD = 64
-"""Objects that are fetched while earlier ones are decoded."""
 
 
 class ImageSource(Protocol):
@@ -29,8 +25,8 @@ class ImageSource(Protocol):
         """
         ...
 
-    def ahead(self, rows: Iterator[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-        """The same rows; the source may begin to read what they name."""
+    def expect(self, names: Iterable[str]) -> None:
+        """Says which files are read next, so that the source may begin; it holds no others."""
         ...
 
 
@@ -56,12 +52,12 @@ class _Folder:
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
 
-    def ahead(self, rows: Iterator[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-        return rows
+    def expect(self, names: Iterable[str]) -> None:
+        pass  # the disk is near
 
 
 class _Bucket:
-    """Fetches the objects of the next rows in parallel, because each takes a round trip."""
+    """Fetches the objects that are expected in parallel, because each takes a round trip."""
 
     def __init__(self, root: GcsLocation) -> None:
         self._root = root
@@ -72,12 +68,8 @@ class _Bucket:
         coming = self._coming.get(name)
         return coming.result() if coming is not None else self._fetch(name)
 
-    def ahead(self, rows: Iterator[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-        while window := list(islice(rows, READ_AHEAD)):
-            names = {row.image for _, row in window if isinstance(row, Row)}
-            # What the window before named too (several questions of one image) is not fetched again.
-            self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name) for name in names}
-            yield from window
+    def expect(self, names: Iterable[str]) -> None:
+        self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name) for name in set(names)}
 
     def _fetch(self, name: str) -> bytes:
         path = PurePosixPath(name)
