@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 from pathlib import Path
 from types import TracebackType
 
@@ -38,8 +37,6 @@ class ShardWriter:
             if kind is None:
                 if self._out is not self._hashed:
                     self._out.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
                 digest = self._hashed.digest.hexdigest()
                 self.shard = Shard(file=self._path.name, rows=self._rows, bytes=self._file.tell(), sha256=digest)
         finally:

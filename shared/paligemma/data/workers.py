@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data.prepare import Job, Preparer, read_facts
+from paligemma.data.prepare import Job, Preparer, part_file, read_facts
 from paligemma.data.rows import LineRange
 from paligemma.errors import PaliGemmaError
+from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -50,7 +51,8 @@ def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: i
     """
     todo = []
     for part in parts:
-        if read_facts(folder, part) is None:
+        facts = read_facts(folder, part)
+        if facts is None or file_sha256(part_file(folder, part, "tfrecord")) != facts.shards[0].sha256:
             todo.append(part)
         else:
             progress.skip(part.lines)
