@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from paligemma.data.checks import WARNINGS
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
@@ -43,7 +45,7 @@ def _pictures(source: ImageSource, names: Iterable[str], size: int) -> dict[str,
     source.expect(names)
     for name in names:
         try:
-            shown[name] = image_uri(fit_image(source.read(name), size, name)[0])
+            shown[name] = image_uri(np.asarray(fit_image(source.read(name), size, name)[0]))
         except (RowError, ImageError):
             continue
     return shown

@@ -105,10 +105,10 @@ def test_stored_levels_are_within_half_of_the_exact_resize() -> None:
 def test_stored_images_are_within_a_level_of_the_reference() -> None:
     with np.load(REPOSITORY / "tests/parity/golden/preprocess/expected.npz") as golden:
         for case in sorted({name.rpartition("/")[0] for name in golden.files}):
-            image, size, expected = golden[f"{case}/image"], int(golden[f"{case}/size"]), golden[f"{case}/out"]
-            stored, width, height = fit_image(encode(Image.fromarray(image)), size)
+            image, expected = golden[f"{case}/image"], golden[f"{case}/out"]
+            stored, width, height = fit_image(encode(Image.fromarray(image)), len(expected))
             assert (height, width) == image.shape[:2]
-            assert np.abs(stored - (expected + 1) * 127.5).max() <= 1.001, case
+            assert np.abs(np.asarray(stored) - (expected + 1) * 127.5).max() <= 1.001, case
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -128,8 +128,8 @@ def test_a_large_jpeg_at_reduced_scale_is_nearly_the_same(width: int, height: in
     whole = resize(decode_image(data), 96)
     stored, *size = fit_image(data, 96)
     assert size == [width, height]
-    assert (np.abs(stored - whole) <= 1.5).mean() > 0.99
-    assert np.abs(stored - whole).mean() < 0.4
+    assert (np.abs(np.asarray(stored) - whole) <= 1.5).mean() > 0.99
+    assert np.abs(np.asarray(stored) - whole).mean() < 0.4
 
 
 def test_a_large_jpeg_is_decoded_at_reduced_scale_only_where_blocks_come_out_whole(monkeypatch) -> None:

@@ -6,8 +6,6 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from paligemma.data.tokenizer import NUM_LOC, NUM_SEG
@@ -41,7 +39,7 @@ FLAT_RANGE = 2
 _SPECIAL = re.compile(r"<(?:image|pad|eos|bos|unk|s|/s|mask)>")
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")  # part of how Persian, Indic scripts and emoji are written
-_TOKEN = re.compile(r"<(loc|seg)(\d*)(>?)")
+_TOKEN = re.compile(r"<(loc|seg)(?=[\d>])(\d*)(>?)")
 _RUN = re.compile(r"((?:<loc\d{4}>)+)|((?:<seg\d{3}>)+)")
 
 
@@ -55,24 +53,28 @@ def text_warnings(text: str) -> Iterator[tuple[str, str]]:
         yield from _location_warnings(text)
 
 
-def image_warnings(image: UInt8[np.ndarray, "height width 3"], width: int, height: int) -> Iterator[tuple[str, str]]:
+def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tuple[str, str]]:
     """Codes and particulars of what is odd about a picture: as it is stored, and its width and height in its file."""
     if min(width, height) < TINY_SIDE:
         yield "image_tiny", f"{width} x {height} pixels"
     if max(width, height) > EXTREME_ASPECT * min(width, height):
         yield "image_aspect_extreme", f"{width} x {height} pixels"
-    ranges = Image.fromarray(image).getextrema()
+    ranges = image.getextrema()
     if all(high - low <= FLAT_RANGE for low, high in ranges):
         yield "image_flat", "red, green and blue " + ", ".join(str(high) for _, high in ranges)
 
 
-def difference_hash(image: UInt8[np.ndarray, "size size 3"]) -> int:
+def difference_hash(image: Image.Image) -> int:
     """64 bits that pictures which look alike share nearly all of: whether each cell of an 8 x 8 grid is darker than the next.
 
     It outlives another size, format or quality, not cropping or mirroring. 0 of a picture that has no structure to compare.
     """
-    grey = np.asarray(Image.fromarray(image).convert("L").resize((9, 8), Image.Resampling.BILINEAR)).astype(np.int16)
-    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+    grey = image.resize((9, 8), Image.Resampling.BOX).convert("L").tobytes()
+    bits = 0
+    for place in range(72):
+        if place % 9:
+            bits = bits << 1 | (grey[place - 1] < grey[place])
+    return bits
 
 
 def _character_warnings(text: str) -> Iterator[tuple[str, str]]:

@@ -46,8 +46,8 @@ def decode_image(data: bytes, where: object = "the image") -> UInt8[np.ndarray, 
     return np.asarray(_decode(data, where, None)[0])
 
 
-def fit_image(data: bytes, size: int, where: object = "the image") -> tuple[UInt8[np.ndarray, "size size 3"], int, int]:
-    """Decodes and resizes as records store it; with it, the width and height that the file has.
+def fit_image(data: bytes, size: int, where: object = "the image") -> tuple[Image.Image, int, int]:
+    """Decodes to RGB and resizes as records store it; with it, the width and height that the file has.
 
     Within 1 level of `resize`, and in less than half its time: rounds between the two directions, in 8 bits. A large JPEG is
     decoded at a reduced scale, which costs a fraction; see `SHRINK_MARGIN`.
@@ -56,7 +56,7 @@ def fit_image(data: bytes, size: int, where: object = "the image") -> tuple[UInt
         ImageError: as of `decode_image`.
     """
     image, width, height = _decode(data, where, size)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)), width, height
+    return image.resize((size, size), Image.Resampling.BILINEAR), width, height
 
 
 def _decode(data: bytes, where: object, size: int | None) -> tuple[Image.Image, int, int]:

@@ -299,7 +299,7 @@ class Preparer:
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
         warnings = list(image_warnings(image, width, height))
-        return _Picture(image, hashlib.sha256(data).hexdigest(), difference_hash(image), warnings)
+        return _Picture(np.asarray(image), hashlib.sha256(data).hexdigest(), difference_hash(image), warnings)
 
     def _identity(self, row: Row | RowError) -> str | None:
         """A rejected row's identity, if it has one."""

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -192,16 +193,16 @@ def image_path(folder: Path, name: str) -> Path:
     """
     if not name or "\0" in name:
         raise RowError("image_missing", f"{name!r} is not a file name")
-    root = folder.resolve()
     try:
-        path = (root / name).resolve()
-        if not path.is_relative_to(root) or Path(name).is_absolute():
+        root = os.path.realpath(folder)
+        path = os.path.realpath(os.path.join(root, name))
+        if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
             raise RowError("image_path_unsafe", f"{name!r} is not inside the image folder")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise RowError("image_missing", f"there is no file {name!r} in the image folder")
     except (OSError, RuntimeError) as error:  # name too long; a loop of links
         raise RowError("image_missing", f"{name!r}: {error}") from None
-    return path
+    return Path(path)
 
 
 def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
