@@ -30,6 +30,8 @@ from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import exists, parent_of, write_file
 from paligemma.storage.location import absolute_uri, parse_location
 
+FINGERPRINT_FILE = "fingerprint"
+
 log = logging.getLogger("paligemma.prepare_data")
 
 
@@ -106,10 +108,9 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> 
         folder = location.absolute().with_name(f".{location.name}.work")
     else:
         folder = cache_folder() / "prepare" / hashlib.sha256(str(location).encode()).hexdigest()
-    facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
-    wanted = canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
+    wanted = fingerprint(inputs, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "fingerprint"
+    known = folder / FINGERPRINT_FILE
     if known.is_file() and known.read_text() == wanted:
         if finished := len(list(folder.glob("*.facts"))):
             log.info("%d shards were finished by an earlier run (remove %s to begin anew)", finished, folder)
@@ -117,6 +118,12 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> 
         clear(folder)
         write_file(known, wanted.encode())
     return folder
+
+
+def fingerprint(inputs: Inputs, settings: Mapping[str, object]) -> str:
+    """Equal for ranges that belong together: of all that decides what becomes of a line, but for the contents of images."""
+    facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
+    return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
 
 
 def job_of(inputs: Inputs, settings: Mapping[str, object], folder: Path) -> Job:

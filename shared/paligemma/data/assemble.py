@@ -54,7 +54,7 @@ def assemble(
     shards = []
     for part, shard in zip(parts, facts.shards, strict=True):
         name = f"{split}-{part.number:05d}-of-{len(parts):05d}{ending}"
-        _link(part_file(folder, part, "tfrecord"), output / name)
+        link(part_file(folder, part, "tfrecord"), output / name)
         shards.append(Shard(file=name, rows=shard.rows, bytes=shard.bytes, sha256=shard.sha256))
     for name, kind in ((ROWS_FILE, "rows"), (REJECTED_FILE, "rejected"), (WARNINGS_FILE, "warnings")):
         with (output / name).open("wb") as file:
@@ -89,7 +89,7 @@ def assemble(
     return dataset
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """The same file under another name, where the file system can; else a copy."""
     try:
         os.link(source, target)

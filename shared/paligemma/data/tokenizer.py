@@ -81,6 +81,10 @@ class Tokenizer:
         special = (self.pad_id, self.bos_id)
         return self._model.Decode([token for token in ids if token not in special and token < self.vocab_size])
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The piece of each token id, for people to read; `?` for ids beyond the vocabulary."""
+        return [self._model.IdToPiece(int(token)) if token < self.vocab_size else "?" for token in ids]
+
     def prefix_ids(self, prefix: str) -> list[int]:
         """`[bos] prefix "\\n"`. The separator is tokenized on its own, so that it never merges with the prefix."""
         return self.with_prefix_marks(self.encode(prefix))
