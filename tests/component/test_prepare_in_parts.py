@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from components.prepare_data.main import run
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
@@ -65,6 +66,39 @@ def test_gzip_input_gives_the_same_records(many_rows: Path, tmp_path: Path) -> N
     prepare(packed, tmp_path / "packed", workers=1)
     for name in ("rows.jsonl", "rejected.jsonl", "warnings.jsonl", "dataset.json"):
         assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_rows_that_repeat_or_leak_are_warned_of(small_data: SmallData, tmp_path: Path) -> None:
+    first = small_data.add_image("0.png", 0, size=40)
+    with Image.open(small_data.folder / first) as image:
+        image.save(small_data.folder / "copy.jpg", quality=95)
+    (small_data.folder / "again.png").write_bytes((small_data.folder / first).read_bytes())
+    Image.new("RGB", (300, 2), "white").save(small_data.folder / "flat.png")
+    row = {"image": first, "prefix": "p", "suffix": "s"}
+    train = small_data.write([row, row, {**row, "image": "again.png", "suffix": "t"}, {**row, "image": "copy.jpg"},
+                              {**row, "image": "flat.png", "suffix": "<loc0009><loc0000><loc0001><loc0001> a"}])  # fmt: skip
+    run(data=train, checkpoint="embedded:tiny", output=tmp_path / "train")
+    assert [(w["line"], w["code"]) for w in warnings_of(tmp_path / "train")] == [
+        (5, "image_tiny"), (5, "image_aspect_extreme"), (5, "image_flat"), (5, "loc_order"),
+        (2, "row_duplicate"), (3, "image_duplicate"), (4, "image_near_duplicate"),
+    ]  # fmt: skip
+    page = (tmp_path / "train" / "report.html").read_text()
+    assert '<tr data-code="image_near_duplicate">' in page
+
+    (small_data.folder / "validation.jsonl").write_text(json.dumps({**row, "suffix": "new"}) + "\n" + json.dumps(row))
+    codes = {"records": [(1, "image_leaked"), (2, "row_leaked")], "jsonl": [(1, "image_leaked"), (2, "row_leaked")]}
+    for kind, against in (("records", tmp_path / "train"), ("jsonl", train)):
+        run(
+            data=small_data.folder / "validation.jsonl",
+            checkpoint="embedded:tiny",
+            output=tmp_path / kind,
+            against=str(against),
+        )
+        assert [(w["line"], w["code"]) for w in warnings_of(tmp_path / kind)] == codes[kind]
+
+
+def warnings_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "warnings.jsonl").read_text().splitlines()]
 
 
 def test_what_was_finished_is_not_done_again(many_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
