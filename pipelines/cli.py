@@ -58,7 +58,9 @@ def preview(
     """Show what the model is fed for each row: image, tokens and masks, on one page that opens offline."""
     from paligemma.data.preview import preview_page
 
-    output.write_text(preview_page(data, model, images, rows), encoding="utf-8")
+    page = preview_page(data, model, images, rows)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
     typer.echo(f"wrote {output}")
 
 

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from components.prepare_data.main import run
@@ -23,6 +25,8 @@ from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
 from paligemma.data.rows import split_lines
+from paligemma.data.tfrecord import RowReader
+from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.workers import WorkerDiedError, prepare_parts
 from paligemma.lineage.record import read_record
 from paligemma.progress import WorkProgress
@@ -57,6 +61,28 @@ def test_any_number_of_processes_gives_the_same_bytes(many_rows: Path, tmp_path:
     assert opened.warnings["text_invisible"] == len([n for n in range(ROWS) if n % 7 == 0 and n % 6])
     assert sum(opened.warnings.values()) == len(warnings)
     assert opened.images == 5
+
+
+TEXT = st.text(st.one_of(st.characters(), st.sampled_from("▁\0\r\n<>loc09 é́")), max_size=30)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=40))
+def test_every_accepted_row_decodes_to_its_texts(small_data: SmallData, tmp_path: Path, texts: list[tuple[str, str]]) -> None:
+    name = small_data.add_image("a.png")
+    data = small_data.write([{"image": name, "prefix": "p", "suffix": "s"}]
+                            + [{"image": name, "prefix": prefix, "suffix": suffix} for prefix, suffix in texts])  # fmt: skip
+    prepare(data, tmp_path / "out", workers=1)
+    tokenizer = Tokenizer(resolve_embedded("embedded:tiny") / "tokenizer.model")
+    reader = RowReader(open_records(tmp_path / "out"))
+    rows = [reader.read(number) for number in range(len(reader))]
+    for row in rows:
+        assert row.tokens[-1] == tokenizer.eos_id
+        assert tokenizer.decode(row.tokens[: row.prefix_length]) == row.prefix + "\n"
+        assert tokenizer.decode(row.tokens[row.prefix_length :]) == row.suffix
+        assert row.line == 1 or (row.prefix, row.suffix) == texts[row.line - 2]
+    rejected = [json.loads(line)["line"] for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert sorted(rejected + [row.line for row in rows]) == list(range(1, len(texts) + 2))
 
 
 def test_gzip_input_gives_the_same_records(many_rows: Path, tmp_path: Path) -> None:
