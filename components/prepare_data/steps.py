@@ -201,8 +201,8 @@ def _listing_of(inputs: Inputs) -> Listing:
             lines.append(number)
             rows.append(int(row_id(image, row.prefix, row.suffix)[:16], 16))
             images.append(int(image[:16], 16))
-    nothing = np.zeros(len(lines), np.uint64)
-    return Listing(np.array(lines, np.int64), np.array(rows, np.uint64), np.array(images, np.uint64), nothing, nothing)
+    nothing = np.zeros((len(lines), 2), np.uint64)
+    return Listing(np.array(lines, np.int64), np.array(rows, np.uint64), np.array(images, np.uint64), nothing, nothing[:, 0])
 
 
 def _code_sha256() -> str:

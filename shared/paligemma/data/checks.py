@@ -65,15 +65,17 @@ def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tupl
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits that pictures which look alike share nearly all of: whether each cell of an 8 x 8 grid is darker than the next.
+    """128 bits that pictures which look alike share nearly all of: on a grid, whether each cell is darker than its neighbour.
 
-    It outlives another size, format or quality, not cropping or mirroring. 0 of a picture that has no structure to compare.
+    The upper 64 compare with the neighbour to the right, the lower with the one below. They outlive another size, format or
+    quality, not cropping or mirroring. 0 of a picture that has no structure to compare.
     """
-    grey = image.resize((9, 8), Image.Resampling.BOX).convert("L").tobytes()
+    grey = image.resize((9, 9), Image.Resampling.BOX).convert("L").tobytes()
+    places = [9 * row + column for row in range(8) for column in range(8)]
     bits = 0
-    for place in range(72):
-        if place % 9:
-            bits = bits << 1 | (grey[place - 1] < grey[place])
+    for step in (1, 9):
+        for place in places:
+            bits = bits << 1 | (grey[place] < grey[place + step])
     return bits
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, UInt64
 from paligemma.data.prepare import Remark
 
 NEAR_BITS = 3
-"""Difference hashes (`checks.difference_hash`) of pictures that look the same differ in at most this many of 64 bits."""
+"""Each half of the difference hashes (`checks.difference_hash`) of pictures that look the same differs in so few of 64 bits."""
 
 _BAND = 64
 """Neighbours that a hash is compared with among those that share 16 bits with it: so many, in sorted order, at most."""
@@ -22,12 +22,12 @@ _BAND = 64
 
 @dataclass(frozen=True)
 class Listing:
-    """What rows.jsonl says of every row, as the first 8 bytes of hashes: 40 bytes a row, however long the texts."""
+    """What rows.jsonl says of every row, as the first 8 bytes of hashes: 48 bytes a row, however long the texts."""
 
     lines: Int[np.ndarray, " rows"]
     rows: UInt64[np.ndarray, " rows"]
     images: UInt64[np.ndarray, " rows"]
-    looks: UInt64[np.ndarray, " rows"]
+    looks: UInt64[np.ndarray, "rows 2"]
     names: UInt64[np.ndarray, " rows"]
 
     @property
@@ -38,7 +38,7 @@ class Listing:
 
 def read_listing(rows: Path) -> Listing:
     """Reads a `rows.jsonl`."""
-    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64), ("name", np.uint64)])
+    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
     table = np.fromiter(_entries(rows), kind)
     return Listing(table["line"], table["row"], table["image"], table["look"], table["name"])
 
@@ -71,31 +71,29 @@ def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
             yield int(images[later - len(others)]), "image_near_leaked", f"looks like the image of line {line} there"
 
 
-def near_pairs(looks: UInt64[np.ndarray, " n"]) -> list[tuple[int, int]]:
+def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
     """Every picture that looks like an earlier one, with the first such; pictures without structure (0) look like none.
 
-    Two hashes that differ in 3 bits share at least one of their four 16-bit quarters. Sorted with each quarter in front in
-    turn, hashes are compared with their next neighbours; of quarters that more than 64 hashes share, not all pairs are seen.
+    Halves that differ in 3 bits share at least one of their four 16-bit quarters. Sorted with each quarter of the first half in
+    front in turn, hashes are compared with their next neighbours; of quarters that more than 64 hashes share, not all pairs
+    are seen.
     """
-    values, first = np.unique(looks, return_index=True)
-    earliest: dict[int, int] = {}
-    order = np.argsort(looks, kind="stable")
-    place = np.searchsorted(values, looks)
-    for index in order[looks[order] != 0]:
-        if (start := int(first[place[index]])) != index:
-            earliest[int(index)] = start
-    first = first[values != 0]
-    values = values[values != 0]
+    values, first, which = np.unique(looks, axis=0, return_index=True, return_inverse=True)
+    structured = values.any(axis=1)
+    start = first[which]
+    repeated = np.flatnonzero(structured[which] & (start != np.arange(len(looks))))
+    earliest = dict(zip(repeated.tolist(), start[repeated].tolist(), strict=True))
+    first, values = first[structured], values[structured]
     for turn in range(0, 64, 16):
-        turned = (values << np.uint64(turn)) | (values >> np.uint64((64 - turn) % 64))
+        turned = (values[:, 0] << np.uint64(turn)) | (values[:, 0] >> np.uint64((64 - turn) % 64))
         order = np.argsort(turned, kind="stable")
         quarter = turned[order] >> np.uint64(48)
         for distance in range(1, _BAND + 1):
-            one, two = order[:-distance], order[distance:]
             same = quarter[:-distance] == quarter[distance:]
             if not same.any():
                 break
-            near = same & (np.bitwise_count(values[one] ^ values[two]) <= NEAR_BITS)
+            one, two = order[:-distance][same], order[distance:][same]
+            near = (np.bitwise_count(values[one] ^ values[two]) <= NEAR_BITS).all(axis=1)
             for a, b in zip(first[one[near]].tolist(), first[two[near]].tolist(), strict=True):
                 earlier, later = min(a, b), max(a, b)
                 earliest[later] = min(earlier, earliest.get(later, earlier))
@@ -113,11 +111,12 @@ def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remar
                 yield Remark(line=entry["line"], row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
 
 
-def _entries(rows: Path) -> Iterator[tuple[int, int, int, int, int]]:
+def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int]]:
     with rows.open("rb") as file:
         for line in file:
             entry = json.loads(line)
-            row, image, look = (int(entry[key][:16], 16) for key in ("row_id", "image_sha256", "image_dhash"))
+            row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
+            look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
             yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode())
 
 

@@ -332,7 +332,7 @@ def _index_entry(example: Example, dhash: int, shard: int, position: int) -> dic
     return {
         "row_id": example.row_id,
         "image_sha256": example.image_sha256,
-        "image_dhash": f"{dhash:016x}",
+        "image_dhash": f"{dhash:032x}",
         "image_file": example.image_file,
         "line": example.line,
         "prefix_tokens": len(example.prefix_ids),
