@@ -12,6 +12,9 @@ from paligemma.command_line import make_app, run_app
 app = make_app("Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model.")
 pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
 app.add_typer(pipeline, name="pipeline")
+convert = make_app("Convert a data set to the JSONL that prepare_data reads. Images stay where they are.")
+app.add_typer(convert, name="convert")
+OutputFile = Annotated[Path, typer.Option(help="JSONL file to write.")]
 
 
 @app.command()
@@ -96,14 +99,99 @@ def export(
     export(model, output, format, dtype, base)
 
 
+@app.command()
+def preview(
+    data: Annotated[str, typer.Option(help="Records from prepare_data, or a JSONL file; local or gs://.")],
+    output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("preview.html"),
+    model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to show a row for.")] = "embedded:tiny",
+    images: Annotated[
+        str,
+        typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="the JSONL file's folder"),
+    ] = "",
+    rows: Annotated[int, typer.Option(help="Rows to show, from the first.", min=1)] = 24,
+) -> None:
+    """Show what the model is fed for each row: image, tokens and masks, on one page that opens offline."""
+    from paligemma.data.preview import preview_page
+
+    page = preview_page(data, model, images, rows)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    typer.echo(f"wrote {output}")
+
+
+@convert.command("coco-captions")
+def convert_coco_captions(
+    annotations: Annotated[Path, typer.Option(help="captions_*.json of COCO.")],
+    output: OutputFile,
+    prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "caption en",
+) -> None:
+    """One row for each caption."""
+    from paligemma.data.convert import coco_captions, write_rows
+
+    typer.echo(f"{write_rows(output, coco_captions(annotations, prefix))} rows")
+
+
+@convert.command("coco-detection")
+def convert_coco_detection(
+    annotations: Annotated[Path, typer.Option(help="instances_*.json of COCO.")],
+    output: OutputFile,
+) -> None:
+    """One row for each image: its boxes as <loc> tokens, with crowds left out."""
+    from paligemma.data.convert import coco_detection, write_rows
+
+    typer.echo(f"{write_rows(output, coco_detection(annotations))} rows")
+
+
+@convert.command("vqav2")
+def convert_vqav2(
+    questions: Annotated[Path, typer.Option(help="v2_OpenEnded_mscoco_*_questions.json.")],
+    annotations: Annotated[Path, typer.Option(help="v2_mscoco_*_annotations.json.")],
+    output: OutputFile,
+    images: Annotated[str, typer.Option(help="Name of an image; {:012d} is its number.")] = "COCO_train2014_{:012d}.jpg",
+) -> None:
+    """One row for each question, with the most frequent answer."""
+    from paligemma.data.convert import vqav2, write_rows
+
+    typer.echo(f"{write_rows(output, vqav2(questions, annotations, images))} rows")
+
+
+@convert.command("table")
+def convert_table(
+    table: Annotated[Path, typer.Option(help="CSV (with a header), Parquet or JSONL file, as Hugging Face data sets have.")],
+    output: OutputFile,
+    image: Annotated[str, typer.Option(help="Column of the image's path, or of its bytes, which are written out.")] = "image",
+    prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
+    suffix: Annotated[str, typer.Option(help="Suffix; {name} stands for a column.")] = "{suffix}",
+) -> None:
+    """One row for each row of a table."""
+    from paligemma.data.convert import table_rows, write_rows
+
+    typer.echo(f"{write_rows(output, table_rows(table, output.parent, image, prefix, suffix))} rows")
+
+
+@convert.command("folder")
+def convert_folder(
+    folder: Annotated[Path, typer.Option(help="Folder with a folder of images for each label.")],
+    output: OutputFile,
+    prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "answer en what is this?",
+) -> None:
+    """One row for each image: the label is its folder's name."""
+    from paligemma.data.convert import labelled_folder, write_rows
+
+    typer.echo(f"{write_rows(output, labelled_folder(folder, prefix))} rows")
+
+
 @pipeline.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
+    which: Annotated[
+        Literal["finetune", "prepare"], typer.Option(help="The DAG, or data preparation on many pods alone.")
+    ] = "finetune",
 ) -> None:
-    """Compile the DAG to the YAML that a KFP cluster runs."""
+    """Compile a pipeline to the YAML that a KFP cluster runs."""
     from pipelines.compile import compile_pipeline
 
-    compile_pipeline(output)
+    compile_pipeline(output, which)
     typer.echo(f"wrote {output}")
 
 

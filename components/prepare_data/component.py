@@ -18,6 +18,8 @@ def prepare_data(
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
     compression: str = "none",
+    against: str = "",
+    workers: int = 0,
     artifact_root: str = "",
     task: str = "",
 ):
@@ -30,8 +32,10 @@ def prepare_data(
         max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         max_reject_fraction: Fail when a larger share of the rows is rejected.
-        rows_per_shard: Rows in a shard, but for the last.
+        rows_per_shard: Lines of the JSONL file that make up a shard.
         compression: Compression of the shards: none or gzip.
+        against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
+        workers: Processes; 0 is one for each core.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
@@ -53,6 +57,8 @@ def prepare_data(
         max_reject_fraction=max_reject_fraction,
         rows_per_shard=rows_per_shard,
         compression=compression,
+        against=against,
+        workers=workers,
     )
     mirror_record(records, output)
     shutil.copyfile(localize(output) / "report.html", report.path)

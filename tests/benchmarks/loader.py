@@ -6,6 +6,7 @@ PYTHONPATH=shared:. .venv/bin/python tests/benchmarks/loader.py
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -16,23 +17,27 @@ import numpy as np
 from paligemma.data.augment import Augmentation
 from paligemma.data.loader import training_batches
 from paligemma.data.plan import Plan
-from paligemma.data.records import Compression, Dataset, Example, Records, write_shards
+from paligemma.data.records import ROWS_FILE, Dataset, Example, Records
+from paligemma.data.shards import ShardWriter
 from paligemma.data.tensorflow import import_tensorflow
 from paligemma.data.tfrecord import RowReader
 
 BATCHES = 100
 
 
-def make_records(folder: Path, rows: int, size: int, compression: Compression = "none") -> Records:
+def make_records(folder: Path, rows: int, size: int) -> Records:
     """Records of random pictures, with 10 tokens of prefix and 4 of suffix."""
     pictures = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), np.uint8)
-    examples = (
-        Example(pictures[row % 16], [5] * 10, [6] * 4, "p", "s", "a.png", "0" * 64, f"{row:064}", row) for row in range(rows)
-    )
-    shards = write_shards(folder, "train", examples, 500, compression)
+    shards = []
+    for first in range(0, rows, 500):
+        with ShardWriter(folder / f"train-{first}.tfrecord", "none") as shard:
+            for row in range(first, min(rows, first + 500)):
+                shard.write(Example(pictures[row % 16], [5] * 10, [6] * 4, "p", "s", "a.png", "0" * 64, f"{row:064}", row))
+        shards.append(shard.shard)
+    (folder / ROWS_FILE).write_text((json.dumps({"prefix_tokens": 10, "suffix_tokens": 4}) + "\n") * rows)
     histograms = {"prefix_tokens": {10: rows}, "suffix_tokens": {4: rows}, "text_tokens": {14: rows}}
     return Records(folder, Dataset(split="train", rows=rows, rejected={}, truncated=0, image_size=size, max_text_tokens=128,
-                                   tokenizer_sha256="", compression=compression, shards=shards, **histograms))  # fmt: skip
+                                   tokenizer_sha256="", compression="none", shards=shards, **histograms))  # fmt: skip
 
 
 def tf_data(records: Records, batch_size: int) -> Iterator:

@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel
 
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma.data.checks import WARNINGS
 from paligemma.data.rows import REASONS
 from paligemma.training.recipe import Recipe
 from pipelines.cli import app
@@ -91,9 +92,9 @@ def test_finetunes_page_has_every_recipe_key() -> None:
     assert {row[0]: row[1:] for row in rows} == expected
 
 
-def test_prepare_datas_page_has_every_reason_code() -> None:
+def test_prepare_datas_page_has_every_reason_and_warning_code() -> None:
     page = (REPOSITORY / "components/prepare_data/README.md").read_text()
-    assert dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*?) \|$", page, re.MULTILINE)) == REASONS
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*?) \|$", page, re.MULTILINE)) == REASONS | WARNINGS
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

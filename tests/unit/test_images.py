@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paligemma.data.images import ImageError, decode_image, load_image, normalize, resize, to_uint8
+from conftest import REPOSITORY
+from paligemma.data.images import ImageError, decode_image, fit_image, load_image, normalize, resize, to_uint8
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -99,6 +100,44 @@ def test_stored_levels_are_within_half_of_the_exact_resize() -> None:
     exact = resize(image, 32)
     assert np.abs(to_uint8(exact) - exact).max() <= 0.5
     assert normalize(np.array([0, 255], np.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_stored_images_are_within_a_level_of_the_reference() -> None:
+    with np.load(REPOSITORY / "tests/parity/golden/preprocess/expected.npz") as golden:
+        for case in sorted({name.rpartition("/")[0] for name in golden.files}):
+            image, expected = golden[f"{case}/image"], golden[f"{case}/out"]
+            stored, width, height = fit_image(encode(Image.fromarray(image)), len(expected))
+            assert (height, width) == image.shape[:2]
+            assert np.abs(np.asarray(stored) - (expected + 1) * 127.5).max() <= 1.001, case
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Colours that change slowly, edges and grain."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(60, 200, (9, 12, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(smooth).astype(np.int16) + rng.integers(-6, 7, (height, width, 3))
+    pixels[height // 3 : height // 2, width // 4 : width // 2] //= 2
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height", "orientation"), [(1024, 768, 1), (1024, 768, 6), (1022, 766, 1), (2048, 1030, 1)])
+def test_a_large_jpeg_at_reduced_scale_is_nearly_the_same(width: int, height: int, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo(width, height), "JPEG", quality=90, exif=exif)
+    whole = resize(decode_image(data), 96)
+    stored, *size = fit_image(data, 96)
+    assert size == [width, height]
+    assert (np.abs(np.asarray(stored) - whole) <= 1.5).mean() > 0.99
+    assert np.abs(np.asarray(stored) - whole).mean() < 0.4
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_scale_only_where_blocks_come_out_whole(monkeypatch) -> None:
+    sizes = []
+    monkeypatch.setattr("paligemma.data.images.to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
+    for width, height in ((1024, 768), (1023, 768), (896, 448), (640, 480)):
+        fit_image(encode(photo(width, height), "JPEG"), 96)
+    assert sizes == [(512, 384), (1023, 768), (896, 448), (640, 480)]
 
 
 def test_formats_that_call_other_programs_are_not_opened() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paligemma.data.rows import MAX_LINE_BYTES, REASONS, Row, RowError, image_path, parse_row, read_rows, row_id
+from paligemma.data.rows import MAX_LINE_BYTES, REASONS, Row, RowError, image_path, parse_row, read_rows, row_id, split_lines
 
 GOOD = {"image": "a.png", "prefix": "p", "suffix": "s"}
 
@@ -120,3 +120,27 @@ def test_answers_are_optional_and_must_be_strings() -> None:
             parse_row(row.replace(b'["two", "2"]', wrong), 1)
     with pytest.raises(RowError, match="surrogate"):
         parse_row(row.replace(b'"2"]', rb'"\ud800"]'), 1)
+
+
+@given(
+    st.lists(st.binary(max_size=6).map(lambda line: line.replace(b"\n", b"")), max_size=12), st.booleans(), st.integers(1, 5)
+)
+def test_ranges_hold_every_line_once(tmp_path_factory, lines: list[bytes], ended: bool, size: int) -> None:
+    path = tmp_path_factory.mktemp("ranges") / "x.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n" * ended)
+    parts = split_lines(path, size)
+    data = path.read_bytes()
+    assert [data[part.start : part.stop].count(b"\n") for part in parts[:-1]] == [size] * len(parts[:-1])
+    assert b"".join(data[part.start : part.stop] for part in parts) == data
+    assert [part.line for part in parts] == [1 + number * size for number in range(len(parts))]
+    assert sum(part.lines for part in parts) == data.count(b"\n") + (data != b"" and not data.endswith(b"\n"))
+    read = [(number, str(row)) for part in parts for number, row in read_rows(path, part)]
+    assert read == [(number, str(row)) for number, row in read_rows(path)]
+
+
+def test_a_long_line_at_the_end_of_a_range_leaves_the_next_range_whole(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode() + b"\n"
+    (tmp_path / "x.jsonl").write_bytes(good + b"a" * (2 * MAX_LINE_BYTES) + b"\n" + good)
+    first, second = split_lines(tmp_path / "x.jsonl", 2)
+    assert [number for number, _ in read_rows(tmp_path / "x.jsonl", first)] == [1, 2]
+    assert list(read_rows(tmp_path / "x.jsonl", second)) == [(3, Row(3, "a.png", "p", "s"))]

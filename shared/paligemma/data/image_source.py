@@ -1,21 +1,25 @@
-"""Where a data set's images are: a local folder, or a prefix in Google Cloud Storage. Reads nothing outside it."""
+"""Where a data set's images are: a local folder, or a prefix in Google Cloud Storage, or tar files in either.
+
+A name goes through a tar file as through a folder: `shard-000.tar/cat.jpg`. Reads nothing outside the folder or prefix.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+import tarfile
+import threading
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from paligemma.data.images import MAX_BYTES, ImageError, read_image_file
-from paligemma.data.rows import Row, RowError, image_path
+from paligemma.data.rows import RowError, image_path
 from paligemma.errors import InputError
 from paligemma.storage import gcs
+from paligemma.storage.cache import local_copy
 from paligemma.storage.location import GcsLocation, parse_location
-
-READ_AHEAD = 64
-"""Objects that are fetched while earlier ones are decoded."""
 
 
 class ImageSource(Protocol):
@@ -29,8 +33,8 @@ class ImageSource(Protocol):
         """
         ...
 
-    def ahead(self, rows: Iterator[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-        """The same rows; the source may begin to read what they name."""
+    def expect(self, names: Iterable[str]) -> None:
+        """Says which files are read next, so that the source may begin; it holds no others."""
         ...
 
 
@@ -52,32 +56,33 @@ class _Folder:
 
     def read(self, name: str) -> bytes:
         try:
+            archive, member = split_archive(name)
+            if archive and os.path.isfile(os.path.join(self._root, archive)):
+                return read_member(image_path(self._root, archive), member)
             return read_image_file(image_path(self._root, name))
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
 
-    def ahead(self, rows: Iterator[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-        return rows
+    def expect(self, names: Iterable[str]) -> None:
+        pass  # the disk is near
 
 
 class _Bucket:
-    """Fetches the objects of the next rows in parallel, because each takes a round trip."""
+    """Fetches the objects that are expected in parallel, because each takes a round trip."""
 
     def __init__(self, root: GcsLocation) -> None:
         self._root = root
         self._pool = ThreadPoolExecutor(gcs.STREAMS)
         self._coming: dict[str, Future[bytes]] = {}
+        self._archives: dict[str, Path] = {}
+        self._fetching = threading.Lock()
 
     def read(self, name: str) -> bytes:
         coming = self._coming.get(name)
         return coming.result() if coming is not None else self._fetch(name)
 
-    def ahead(self, rows: Iterator[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-        while window := list(islice(rows, READ_AHEAD)):
-            names = {row.image for _, row in window if isinstance(row, Row)}
-            # What the window before named too (several questions of one image) is not fetched again.
-            self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name) for name in names}
-            yield from window
+    def expect(self, names: Iterable[str]) -> None:
+        self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name) for name in set(names)}
 
     def _fetch(self, name: str) -> bytes:
         path = PurePosixPath(name)
@@ -85,9 +90,53 @@ class _Bucket:
             raise RowError("image_missing", f"{name!r} is not an object name")
         if path.is_absolute() or ".." in path.parts:
             raise RowError("image_path_unsafe", f"{name!r} is not below the image prefix")
+        archive, member = split_archive(name)
+        if archive:
+            return read_member(self._archive(archive), member)
         found = gcs.stat(self._root / name)
         if found is None:
             raise RowError("image_missing", f"there is no object {self._root / name}")
         if found.size > MAX_BYTES:
             raise RowError("image_too_large", f"{name!r} has {found.size} bytes, {MAX_BYTES} at most")
         return gcs.read_bytes(self._root / name, found.generation)[0]
+
+    def _archive(self, name: str) -> Path:
+        """This machine's copy of a tar file, which is fetched and verified once."""
+        with self._fetching:
+            if name not in self._archives:
+                if gcs.stat(self._root / name) is None:
+                    raise RowError("image_missing", f"there is no object {self._root / name}")
+                self._archives[name] = local_copy(self._root / name)
+            return self._archives[name]
+
+
+def split_archive(name: str) -> tuple[str, str]:
+    """The tar file that a name goes through, and the member's name in it; empty, and the name, if there is none."""
+    archive, found, member = name.partition(".tar/")
+    return (archive + ".tar", member) if found else ("", name)
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """A file in a tar file.
+
+    Raises:
+        RowError: there is no such file, or it is too large.
+    """
+    place = _members(archive).get(member)
+    if place is None:
+        raise RowError("image_missing", f"{archive.name!r} has no file {member!r}, or is not a whole, plain tar file")
+    offset, size = place
+    if size > MAX_BYTES:
+        raise RowError("image_too_large", f"{member!r} has {size} bytes, {MAX_BYTES} at most")
+    with archive.open("rb") as file:
+        return os.pread(file.fileno(), size, offset)
+
+
+@functools.lru_cache(maxsize=16)
+def _members(archive: Path) -> dict[str, tuple[int, int]]:
+    """Where each file of a tar file is, and its bytes; what is not a plain file, such as a link, is not there."""
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            return {member.name.removeprefix("./"): (member.offset_data, member.size) for member in tar if member.isreg()}
+    except (tarfile.TarError, OSError):
+        return {}

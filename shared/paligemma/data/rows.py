@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import math
+import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from paligemma.errors import InputError
+import numpy as np
+
+from paligemma.errors import DamagedError, InputError
 
 MAX_LINE_BYTES = 1 << 20
 """Longest line that is parsed; longer ones are rejected without being held in memory."""
+
+_BLOCK = 1 << 20
 
 REASONS = {
     "line_too_long": "the line is longer than 1 MiB",
@@ -26,6 +35,7 @@ REASONS = {
     "image_unreadable": "the file is not an image that can be decoded",
     "image_too_large": "the image has too many pixels, or bytes, to decode safely",
     "text_too_long": "prefix and suffix have more tokens than the budget",
+    "text_unspellable": "the tokenizer does not give the text back: the model would learn another one",
 }
 """Reason codes of `rejected.jsonl`, and what each means."""
 
@@ -52,15 +62,90 @@ class Row:
     answers: tuple[str, ...] = ()
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, Row | RowError]]:
+@dataclass(frozen=True)
+class LineRange:
+    """Consecutive whole lines of a file: the unit of work, of which each becomes one shard.
+
+    Attributes:
+        number: of the range, and of its shard, from 0.
+        start, stop: its bytes in the file.
+        line: number of its first line, from 1.
+        lines: how many it has.
+    """
+
+    number: int
+    start: int
+    stop: int
+    line: int
+    lines: int
+
+
+def split_lines(path: Path, lines: int) -> list[LineRange]:
+    """Cuts a file after every so many lines. Reads it once, and parses nothing.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    cuts, seen, position, last = [0], 0, 0, b"\n"
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + position + 1
+                cuts += ends[lines - 1 - seen % lines :: lines].tolist()
+                seen, position, last = seen + len(ends), position + len(block), block[-1:]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    seen += last != b"\n"
+    if cuts[-1] < position:
+        cuts.append(position)
+    firsts = range(1, seen + 1, lines)
+    return [
+        LineRange(number, start, stop, first, min(lines, seen + 1 - first))
+        for number, (start, stop, first) in enumerate(zip(cuts[:-1], cuts[1:], firsts, strict=True))
+    ]
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file begins as a gzip file does, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Writes what is in a gzip file, so that its lines can be reached from anywhere.
+
+    Raises:
+        DamagedError: it is cut short, or its checksum is wrong.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        with gzip.open(path) as packed, partial.open("wb") as file:
+            shutil.copyfileobj(packed, file, _BLOCK)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DamagedError(f"The gzip file cannot be unpacked: {error}.", where=path, fix="fetch or pack it again") from None
+    partial.replace(target)
+
+
+def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple[int, Row | RowError]]:
     """Every line that is not blank, numbered from 1, as a row or what is wrong with it. Streams; a BOM is skipped.
+
+    Args:
+        path: the file.
+        part: the lines to read; None for all.
 
     Raises:
         InputError: the file cannot be read.
     """
     try:
         with Path(path).open("rb") as file:
-            for number, line in enumerate(_lines(file), start=1):
+            size = math.inf
+            if part is not None:
+                file.seek(part.start)
+                size = part.stop - part.start
+            for number, line in enumerate(_lines(file, size), start=part.line if part else 1):
                 if line is None:
                     yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes")
                 elif line.strip():
@@ -69,7 +154,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row | RowError]]:
                     except RowError as error:
                         yield number, error
     except OSError as error:
-        raise InputError(f"The data cannot be read: {error.strerror}.", where=path, expected="a JSONL file") from None
+        raise _unreadable(path, error) from None
 
 
 def parse_row(line: bytes, number: int) -> Row:
@@ -119,16 +204,16 @@ def image_path(folder: Path, name: str) -> Path:
     """
     if not name or "\0" in name:
         raise RowError("image_missing", f"{name!r} is not a file name")
-    root = folder.resolve()
     try:
-        path = (root / name).resolve()
-        if not path.is_relative_to(root) or Path(name).is_absolute():
+        root = os.path.realpath(folder)
+        path = os.path.realpath(os.path.join(root, name))
+        if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
             raise RowError("image_path_unsafe", f"{name!r} is not inside the image folder")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise RowError("image_missing", f"there is no file {name!r} in the image folder")
     except (OSError, RuntimeError) as error:  # name too long; a loop of links
         raise RowError("image_missing", f"{name!r}: {error}") from None
-    return path
+    return Path(path)
 
 
 def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
@@ -140,12 +225,18 @@ def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
     return digest.hexdigest()
 
 
-def _lines(file) -> Iterator[bytes | None]:
-    """Lines of a binary file; None for one that is too long."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
+def _lines(file, size: float) -> Iterator[bytes | None]:
+    """Lines of a binary file from where it is, as many as `size` bytes hold; None for one that is too long."""
+    while size > 0 and (line := file.readline(MAX_LINE_BYTES + 1)):
+        size -= len(line)
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                pass
+                size -= len(rest)
+            size -= len(rest)
             yield None
         else:
             yield line
+
+
+def _unreadable(path: str | Path, error: OSError) -> InputError:
+    return InputError(f"The data cannot be read: {error.strerror}.", where=path, expected="a JSONL file")

@@ -65,6 +65,14 @@ class Tokenizer:
         """Token ids of a text, without special symbols."""
         return self._model.EncodeAsIds(text)
 
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of many texts, on one thread: whoever has many texts has processes of its own."""
+        return self._model.EncodeAsIds(texts, num_threads=1)
+
+    def spells(self, texts: list[str], ids: list[list[int]]) -> list[bool]:
+        """Whether each text is what its token ids, as from `encode_batch`, decode to."""
+        return [back == text for back, text in zip(self._model.DecodeIds(ids, num_threads=1), texts, strict=True)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, up to the first eos; padding and ids beyond the vocabulary are dropped."""
         ids = [int(token) for token in ids]
@@ -73,10 +81,22 @@ class Tokenizer:
         special = (self.pad_id, self.bos_id)
         return self._model.Decode([token for token in ids if token not in special and token < self.vocab_size])
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The piece of each token id, for people to read; `?` for ids beyond the vocabulary."""
+        return [self._model.IdToPiece(int(token)) if token < self.vocab_size else "?" for token in ids]
+
     def prefix_ids(self, prefix: str) -> list[int]:
         """`[bos] prefix "\\n"`. The separator is tokenized on its own, so that it never merges with the prefix."""
-        return [self.bos_id, *self.encode(prefix), *self._separator]
+        return self.with_prefix_marks(self.encode(prefix))
 
     def suffix_ids(self, suffix: str) -> list[int]:
         """`suffix [eos]`."""
-        return [*self.encode(suffix), self.eos_id]
+        return self.with_suffix_marks(self.encode(suffix))
+
+    def with_prefix_marks(self, ids: list[int]) -> list[int]:
+        """A prefix's token ids between bos and the separator."""
+        return [self.bos_id, *ids, *self._separator]
+
+    def with_suffix_marks(self, ids: list[int]) -> list[int]:
+        """A suffix's token ids before eos."""
+        return [*ids, self.eos_id]

@@ -1,0 +1,90 @@
+"""Preparing a split on many machines: groups of line ranges are listed, prepared, and joined to the bytes `main.run` gives."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from components.prepare_data.steps import FINGERPRINT_FILE, fingerprint, finish, job_of, open_inputs, parameters_of
+from paligemma.data.assemble import link
+from paligemma.data.rows import LineRange, is_gzip, split_lines, unpack
+from paligemma.data.workers import core_count, prepare_parts
+from paligemma.errors import InputError
+from paligemma.lineage.artifact import localize, produce
+from paligemma.progress import WorkProgress
+from paligemma.storage.files import write_file
+
+
+def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:
+    """Groups of consecutive line ranges, about equal, one for each pod: `FIRST:STOP`, numbers of shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        count = len(_split(data, rows_per_shard, Path(folder)))
+    pods = max(1, min(pods, count))
+    bounds = [count * pod // pods for pod in range(pods + 1)]
+    return [f"{first}:{stop}" for first, stop in pairwise(bounds)]
+
+
+def prepare_group(
+    group: str, data: str, checkpoint: str, images: str, output: Path, settings: Mapping[str, object], workers: int
+) -> None:
+    """Prepares one group into `output`, which is no artifact yet: `join_groups` makes one of all of them."""
+    inputs = open_inputs(data, checkpoint, images, "group", "")
+    output.mkdir(parents=True, exist_ok=True)
+    first, stop = map(int, group.split(":"))
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_of(inputs, settings, Path(folder))
+        parts = split_lines(job.data, settings["rows_per_shard"])[first:stop]
+        with WorkProgress(f"preparing shards {group}", "rows", sum(part.lines for part in parts)) as progress:
+            prepare_parts(job, parts, output, workers or core_count(), progress)
+    write_file(output / FINGERPRINT_FILE, fingerprint(inputs, settings).encode())
+
+
+def join_groups(
+    groups: Sequence[Path],
+    data: str,
+    checkpoint: str,
+    images: str,
+    output: str,
+    settings: Mapping[str, object],
+    split: str,
+    max_reject_fraction: float,
+    against: str,
+) -> None:
+    """Makes the records of all groups of a split.
+
+    Raises:
+        InputError: a group was prepared from something else, or too many rows were rejected.
+        DamagedError: a range is missing.
+    """
+    inputs = open_inputs(data, checkpoint, images, split, against)
+    wanted = fingerprint(inputs, settings)
+    for group in groups:
+        if (group / FINGERPRINT_FILE).read_text() != wanted:
+            raise InputError(
+                "A part was prepared from other data, or with other settings.", where=group, fix="prepare all parts again"
+            )
+    parameters = parameters_of(inputs, split, settings, max_reject_fraction)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        produce(output, "records", "prepare_data", parameters, inputs.records()) as draft,
+    ):
+        parts_folder = Path(folder) / "parts"
+        parts_folder.mkdir()
+        for file in (file for group in groups for file in group.iterdir() if file.name != FINGERPRINT_FILE):
+            link(file, parts_folder / file.name)
+        job = job_of(inputs, settings, Path(folder))
+        parts = split_lines(job.data, settings["rows_per_shard"])
+        dataset = finish(inputs, job, parts, parts_folder, draft.folder, split, max_reject_fraction, output)
+        draft.rows = dataset.rows
+
+
+def _split(data: str, rows_per_shard: int, folder: Path) -> list[LineRange]:
+    path = localize(data)
+    if not path.is_file():
+        raise InputError(f"There is no data file {data}.", expected="a JSONL file")
+    if is_gzip(path):
+        unpack(path, folder / "rows")
+        path = folder / "rows"
+    return split_lines(path, rows_per_shard)

@@ -1,0 +1,106 @@
+"""KFP interface of `prepare_data` over many pods: list groups of line ranges, prepare each in a pod, join them."""
+
+from typing import List  # noqa: UP035  (KFP reads this one)
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def list_groups(data: str, rows_per_shard: int, pods: int) -> List[str]:  # noqa: UP006
+    """Cuts a JSONL file into groups of line ranges, one for each pod.
+
+    Args:
+        data: JSONL file of rows.
+        rows_per_shard: Lines of the JSONL file that make up a shard.
+        pods: Most groups.
+    """
+    from components.prepare_data.pods import list_groups
+
+    return list_groups(data, rows_per_shard, pods)
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def prepare_group(
+    group: str,
+    data: str,
+    checkpoint: dsl.Input[dsl.Model],
+    part: dsl.Output[dsl.Dataset],
+    images: str = "",
+    max_text_tokens: int = 128,
+    over_long: str = "reject",
+    rows_per_shard: int = 2000,
+    compression: str = "none",
+    workers: int = 0,
+):
+    """Prepares one group of line ranges, with as many processes as the pod has cores.
+
+    Args:
+        group: As from list_groups.
+        data: JSONL file of rows.
+        images: Folder that image paths are relative to; empty: the JSONL file's folder.
+        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+        over_long: Over-long rows: reject, or truncate the suffix before its eos.
+        rows_per_shard: Lines of the JSONL file that make up a shard.
+        compression: Compression of the shards: none or gzip.
+        workers: Processes; 0 is one for each core.
+    """
+    from pathlib import Path
+
+    from components.artifacts import input_location
+    from components.prepare_data.pods import prepare_group
+
+    settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
+                "compression": compression}  # fmt: skip
+    prepare_group(group, data, input_location(checkpoint), images, Path(part.path), settings, workers)
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def join_groups(
+    parts: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
+    data: str,
+    checkpoint: dsl.Input[dsl.Model],
+    records: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    images: str = "",
+    split: str = "train",
+    max_text_tokens: int = 128,
+    over_long: str = "reject",
+    max_reject_fraction: float = 0.1,
+    rows_per_shard: int = 2000,
+    compression: str = "none",
+    against: str = "",
+    artifact_root: str = "",
+    task: str = "",
+):
+    """Joins all groups of a split to records: the same bytes as prepare_data gives on one machine.
+
+    Args:
+        parts: What prepare_group left, of every group.
+        data: JSONL file of rows.
+        images: Folder that image paths are relative to; empty: the JSONL file's folder.
+        split: Name of the split; begins the shards' names.
+        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+        over_long: Over-long rows: reject, or truncate the suffix before its eos.
+        max_reject_fraction: Fail when a larger share of the rows is rejected.
+        rows_per_shard: Lines of the JSONL file that make up a shard.
+        compression: Compression of the shards: none or gzip.
+        against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+    """
+    import shutil
+    from pathlib import Path
+
+    from components.artifacts import input_location, mirror_record, output_location
+    from components.prepare_data.pods import join_groups
+    from paligemma.lineage.artifact import localize
+
+    settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
+                "compression": compression}  # fmt: skip
+    output = output_location(records, artifact_root, task)
+    join_groups([Path(part.path) for part in parts], data, input_location(checkpoint), images, output, settings, split,
+                max_reject_fraction, against)  # fmt: skip
+    mirror_record(records, output)
+    shutil.copyfile(localize(output) / "report.html", report.path)

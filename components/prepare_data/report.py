@@ -1,0 +1,51 @@
+"""The page that shows a prepared split: pictures as the model sees them, lengths, answers, warnings and rejects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from paligemma.data.checks import WARNINGS
+from paligemma.data.image_source import ImageSource, open_images
+from paligemma.data.images import ImageError, fit_image
+from paligemma.data.prepare import Facts, Job
+from paligemma.data.records import Dataset
+from paligemma.data.rows import REASONS, RowError
+from paligemma.reports.page import image_uri, render
+
+THUMBNAIL_SIZE = 224
+"""Side in pixels of the pictures beside warnings and rejects, at most."""
+
+
+def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
+    """The page as HTML. Reads the images that it shows once more, so that shards need not be searched for them."""
+    source = open_images(job.images)
+    remarks = facts.warned + facts.rejects
+    images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
+    small = _pictures(source, images, min(job.image_size, THUMBNAIL_SIZE))
+    return render(
+        "dataset.html",
+        dataset=dataset,
+        source=str(data).rsplit("/", 1)[-1],
+        sample=sorted(facts.sample, key=lambda row: row.line),
+        pictures=small,
+        frequent=dataset.frequent_suffixes.items(),
+        warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
+        rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
+        reasons=REASONS,
+        meanings=WARNINGS,
+    )
+
+
+def _pictures(source: ImageSource, names: Iterable[str], size: int) -> dict[str, str]:
+    """Data URIs of the images that can be shown."""
+    shown = {}
+    names = sorted(names)
+    source.expect(names)
+    for name in names:
+        try:
+            shown[name] = image_uri(np.asarray(fit_image(source.read(name), size, name)[0]))
+        except (RowError, ImageError):
+            continue
+    return shown

@@ -1,0 +1,213 @@
+"""What preparing a split is made of, on one machine or many: opening its inputs, the folder of unfinished work, finishing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from components.prepare_data.report import render_report
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.data.assemble import assemble, gather_facts
+from paligemma.data.duplicates import Listing, read_listing
+from paligemma.data.image_source import open_images
+from paligemma.data.prepare import Facts, Job
+from paligemma.data.records import ROWS_FILE, Dataset, open_records
+from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_rows, row_id, unpack
+from paligemma.data.tokenizer import Tokenizer
+from paligemma.errors import InputError
+from paligemma.lineage.artifact import input_of, localize
+from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, file_sha256
+from paligemma.storage.atomic import clear
+from paligemma.storage.cache import cache_folder
+from paligemma.storage.files import exists, parent_of, write_file
+from paligemma.storage.location import absolute_uri, parse_location
+
+FINGERPRINT_FILE = "fingerprint"
+
+log = logging.getLogger("paligemma.prepare_data")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a split is prepared from, opened and checked.
+
+    Attributes:
+        data: the JSONL file as the user named it; `rows_file` is a copy on this machine.
+        images: the folder or prefix of the images.
+        against: another split; empty for none. `against_images` is where its images are, if it is a JSONL file.
+    """
+
+    data: str
+    rows_file: Path
+    images: str
+    checkpoint: str
+    tokenizer: Path
+    tokenizer_sha256: str
+    image_size: int
+    against: str
+    against_images: str
+
+    def records(self) -> list[Input]:
+        """The inputs as lineage names them."""
+        named = [("data", self.data), ("checkpoint", self.checkpoint), ("tokenizer", self.tokenizer)]
+        return [input_of(role, where) for role, where in named + [("against", self.against)] * bool(self.against)]
+
+
+def open_inputs(data: str, checkpoint: str, images: str, split: str, against: str) -> Inputs:
+    """Checks everything that can be wrong before any work is done.
+
+    Raises:
+        InputError: something is.
+    """
+    opened = open_checkpoint(checkpoint)
+    if opened.tokenizer is None:
+        raise InputError("The checkpoint has no tokenizer.", where=checkpoint, fix="run fetch_checkpoint with --tokenizer")
+    rows_file = localize(data)
+    if not rows_file.is_file():
+        raise InputError(f"There is no data file {data}.", expected="a JSONL file")
+    image_folder = absolute_uri(parse_location(images or parent_of(data)))
+    open_images(image_folder)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+        raise InputError(f"The split's name is {split!r}.", expected="letters, digits, - and _")
+    if against and not localize(against).exists():
+        raise InputError(f"There is no data set {against}.", expected="records, or a JSONL file", fix="check --against")
+    return Inputs(
+        data=str(data),
+        rows_file=rows_file.absolute(),
+        images=image_folder,
+        checkpoint=opened.location,
+        tokenizer=Path(opened.tokenizer).absolute(),
+        tokenizer_sha256=Tokenizer(opened.tokenizer).sha256,
+        image_size=opened.config.img.image_size,
+        against=str(against),
+        against_images=absolute_uri(parse_location(images or parent_of(against))),
+    )
+
+
+def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, object], max_reject_fraction: float) -> dict[str, object]:
+    """Everything that determines the records besides the inputs. The number of processes does not."""
+    return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
+
+
+def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> Path:
+    """The folder that holds finished shards until the records are: beside the output, or, of a prefix, in the cache folder.
+
+    What an earlier, killed run with the same inputs and settings finished is still in it; anything else is not. Image files
+    are taken to be the same: hashing them all would be half the work.
+    """
+    location = parse_location(output)
+    if isinstance(location, Path):
+        folder = location.absolute().with_name(f".{location.name}.work")
+    else:
+        folder = cache_folder() / "prepare" / hashlib.sha256(str(location).encode()).hexdigest()
+    wanted = fingerprint(inputs, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / FINGERPRINT_FILE
+    if known.is_file() and known.read_text() == wanted:
+        if finished := len(list(folder.glob("*.facts"))):
+            log.info("%d shards were finished by an earlier run (remove %s to begin anew)", finished, folder)
+    else:
+        clear(folder)
+        write_file(known, wanted.encode())
+    return folder
+
+
+def fingerprint(inputs: Inputs, settings: Mapping[str, object]) -> str:
+    """Equal for ranges that belong together: of all that decides what becomes of a line, but for the contents of images."""
+    facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
+    return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
+
+
+def job_of(inputs: Inputs, settings: Mapping[str, object], folder: Path) -> Job:
+    """What to do with each line. A gzip file is unpacked to the folder first."""
+    data = inputs.rows_file
+    if is_gzip(data):
+        data = folder / "rows"
+        if not data.is_file():
+            unpack(inputs.rows_file, data)
+    return Job(
+        data=data,
+        images=inputs.images,
+        tokenizer=inputs.tokenizer,
+        image_size=inputs.image_size,
+        max_text_tokens=settings["max_text_tokens"],
+        over_long=settings["over_long"],
+        compression=settings["compression"],
+    )
+
+
+def finish(
+    inputs: Inputs,
+    job: Job,
+    parts: Sequence[LineRange],
+    folder: Path,
+    artifact: Path,
+    split: str,
+    max_reject_fraction: float,
+    output: str,
+) -> Dataset:
+    """Makes the artifact from the ranges that are prepared in `folder`.
+
+    Raises:
+        InputError: too many rows were rejected; then the folder is gone, as the images may be what is changed next.
+    """
+    facts = gather_facts(parts, folder)
+    other = _listing_of(inputs) if inputs.against else None
+    if not facts.rows or facts.reject_count > max_reject_fraction * facts.lines:
+        rejected = b"".join((folder / f"{part.number:05d}.rejected").read_bytes() for part in parts)
+        shutil.rmtree(folder)
+        raise _too_many_rejects(facts, max_reject_fraction, inputs.data, output, rejected)
+    dataset = assemble(parts, folder, artifact, facts, job, split, inputs.tokenizer_sha256, other)
+    page = render_report(dataset, facts, job, inputs.data)
+    (artifact / "report.html").write_text(page, encoding="utf-8")
+    return dataset
+
+
+def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejected: bytes) -> InputError:
+    """The error that fails the step; leaves the whole list beside the output."""
+    kept = f"{str(output).rstrip('/')}.rejected.jsonl"
+    write_file(kept, rejected)
+    reasons = ", ".join(f"{count} {code}" for code, count in facts.rejected.most_common())
+    shown = sorted(facts.rejects, key=lambda remark: remark.line)[:20]
+    first = "".join(f"\n    line {remark.line}: {remark.code}, {remark.message}" for remark in shown)
+    return InputError(
+        f"{facts.reject_count} of {facts.lines} rows were rejected ({reasons or 'the file is empty'}).{first}",
+        where=data,
+        expected=f"at least one usable row, and at most {most:.0%} rejected (--max-reject-fraction)",
+        fix=f"see {kept} for every rejected line",
+    )
+
+
+def _listing_of(inputs: Inputs) -> Listing:
+    """The rows of another split. Of a JSONL file, images are compared by their bytes only, as none is decoded."""
+    if exists(inputs.against, RECORD_FILE):
+        return read_listing(open_records(inputs.against).folder / ROWS_FILE)
+    source = open_images(inputs.against_images)
+    lines, rows, images = [], [], []
+    for number, row in read_rows(localize(inputs.against)):
+        if isinstance(row, Row):
+            try:
+                image = hashlib.sha256(source.read(row.image)).hexdigest()
+            except RowError:
+                continue
+            lines.append(number)
+            rows.append(int(row_id(image, row.prefix, row.suffix)[:16], 16))
+            images.append(int(image[:16], 16))
+    nothing = np.zeros((len(lines), 2), np.uint64)
+    return Listing(np.array(lines, np.int64), np.array(rows, np.uint64), np.array(images, np.uint64), nothing, nothing[:, 0])
+
+
+def _code_sha256() -> str:
+    """Of the code that makes a shard: another version of it does not go on with this one's."""
+    import paligemma.data
+
+    files = Path(paligemma.data.__file__).parent.glob("*.py")
+    return canonical_sha256({path.name: file_sha256(path) for path in files} | {"pillow": PIL.__version__})

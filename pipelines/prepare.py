@@ -1,0 +1,68 @@
+"""Data preparation on many pods: a pipeline of its own, for data sets that one machine would take too long for."""
+
+from kfp import dsl
+
+from components.fetch_checkpoint.component import fetch_checkpoint
+from components.prepare_data.pods_component import join_groups, list_groups, prepare_group
+
+
+@dsl.pipeline(name="paligemma-prepare", description="Prepare a split on many pods.")
+def prepare_pipeline(
+    data: str,
+    source: str = "embedded:tiny",
+    images: str = "",
+    split: str = "train",
+    pods: int = 8,
+    max_text_tokens: int = 128,
+    over_long: str = "reject",
+    max_reject_fraction: float = 0.1,
+    rows_per_shard: int = 2000,
+    compression: str = "none",
+    against: str = "",
+    artifact_root: str = "",
+) -> dsl.Dataset:
+    """Prepares a split, the same bytes as prepare_data on one machine.
+
+    Args:
+        data: JSONL file of {"image", "prefix", "suffix"} rows.
+        source: Checkpoint to prepare for.
+        images: Folder that image paths are relative to; empty: the JSONL file's folder.
+        split: Name of the split; begins the shards' names.
+        pods: Most pods; each prepares whole shards.
+        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+        over_long: Over-long rows: reject, or truncate the suffix before its eos.
+        max_reject_fraction: Fail when a larger share of the rows is rejected.
+        rows_per_shard: Lines of the JSONL file that make up a shard.
+        compression: Compression of the shards: none or gzip.
+        against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+    """
+    place = {
+        "artifact_root": artifact_root,
+        "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
+    }
+    settings = {
+        "data": data,
+        "images": images,
+        "max_text_tokens": max_text_tokens,
+        "over_long": over_long,
+        "rows_per_shard": rows_per_shard,
+        "compression": compression,
+    }
+    fetched = fetch_checkpoint(source=source, **place)
+    checkpoint = fetched.outputs["checkpoint"]
+    groups = list_groups(data=data, rows_per_shard=rows_per_shard, pods=pods)
+    with dsl.ParallelFor(groups.output) as group:
+        prepared = prepare_group(group=group, checkpoint=checkpoint, **settings)
+    joined = join_groups(
+        parts=dsl.Collected(prepared.outputs["part"]),
+        checkpoint=checkpoint,
+        split=split,
+        max_reject_fraction=max_reject_fraction,
+        against=against,
+        **settings,
+        **place,
+    )
+    for task in (fetched, groups, prepared, joined):  # KFP's cache key knows names of inputs, not contents
+        task.set_caching_options(False)
+    return joined.outputs["records"]

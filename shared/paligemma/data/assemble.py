@@ -1,0 +1,97 @@
+"""Prepared ranges to one data set: shards under their names, lists end to end, what only the whole shows, `dataset.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
+from paligemma.data.prepare import Facts, Job, part_file, read_facts
+from paligemma.data.records import DATASET_FILE, REJECTED_FILE, ROWS_FILE, WARNINGS_FILE, Dataset, Shard
+from paligemma.data.rows import LineRange
+from paligemma.errors import DamagedError
+
+FREQUENT_SUFFIXES = 20
+
+
+def gather_facts(parts: Sequence[LineRange], folder: Path) -> Facts:
+    """What is known of all the ranges together.
+
+    Raises:
+        DamagedError: a range is not finished.
+    """
+    facts = Facts()
+    for part in parts:
+        of_part = read_facts(folder, part)
+        if of_part is None:
+            raise DamagedError(
+                f"Lines {part.line} to {part.line + part.lines - 1} are not prepared.", where=folder, fix="prepare them again"
+            )
+        facts.add(of_part)
+    return facts
+
+
+def assemble(
+    parts: Sequence[LineRange],
+    folder: Path,
+    output: Path,
+    facts: Facts,
+    job: Job,
+    split: str,
+    tokenizer_sha256: str,
+    against: Listing | None,
+) -> Dataset:
+    """Fills `output` from the ranges in `folder`, which stays as it is.
+
+    Args:
+        facts: of the ranges; the warnings that only the whole data set shows are added.
+        against: another split, of which this one should have no row and no image.
+    """
+    ending = ".tfrecord.gz" if job.compression == "gzip" else ".tfrecord"
+    shards = []
+    for part, shard in zip(parts, facts.shards, strict=True):
+        name = f"{split}-{part.number:05d}-of-{len(parts):05d}{ending}"
+        link(part_file(folder, part, "tfrecord"), output / name)
+        shards.append(Shard(file=name, rows=shard.rows, bytes=shard.bytes, sha256=shard.sha256))
+    for name, kind in ((ROWS_FILE, "rows"), (REJECTED_FILE, "rejected"), (WARNINGS_FILE, "warnings")):
+        with (output / name).open("wb") as file:
+            for part in parts:
+                with part_file(folder, part, kind).open("rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+    listing = read_listing(output / ROWS_FILE)
+    found = [*duplicates(listing), *(leaks(listing, against) if against is not None else ())]
+    with (output / WARNINGS_FILE).open("a", encoding="utf-8") as file:
+        for remark in remarks(found, output / ROWS_FILE):
+            facts.warnings[remark.code] += 1
+            facts.show(facts.warned, remark)
+            file.write(remark.model_dump_json() + "\n")
+    dataset = Dataset(
+        split=split,
+        rows=facts.rows,
+        rejected=dict(sorted(facts.rejected.items())),
+        truncated=facts.truncated,
+        image_size=job.image_size,
+        max_text_tokens=job.max_text_tokens,
+        tokenizer_sha256=tokenizer_sha256,
+        compression=job.compression,
+        prefix_tokens=dict(sorted(facts.prefix_tokens.items())),
+        suffix_tokens=dict(sorted(facts.suffix_tokens.items())),
+        text_tokens=dict(sorted(facts.text_tokens.items())),
+        shards=shards,
+        warnings=dict(sorted(facts.warnings.items())),
+        images=listing.image_count,
+        frequent_suffixes=dict(facts.suffixes.most_common(FREQUENT_SUFFIXES)),
+    )
+    (output / DATASET_FILE).write_text(json.dumps(dataset.model_dump(), indent=2) + "\n")
+    return dataset
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name, where the file system can; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

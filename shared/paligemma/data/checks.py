@@ -1,0 +1,112 @@
+"""What is odd about a row that can be used all the same: warnings on texts and pictures. They reject nothing."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+from PIL import Image
+
+from paligemma.data.tokenizer import NUM_LOC, NUM_SEG
+
+WARNINGS = {
+    "image_flat": "the whole image has one colour: it is empty, or all white",
+    "image_tiny": "the image has a side of 1 to 3 pixels",
+    "image_aspect_extreme": "one side of the image is more than 8 times the other: the model sees it squeezed to a square",
+    "text_special": "the text spells out a special token, such as <image> or <pad>; here it is plain characters",
+    "text_not_nfc": "the text has characters in parts (not Unicode NFC): it has other tokens than the same text in NFC",
+    "text_invisible": "the text has zero-width or other invisible characters",
+    "text_bidi": "the text has characters that change the writing direction",
+    "text_control": "the text has control characters",
+    "loc_malformed": "<loc or <seg is followed by something other than a number there is, e.g. <loc1024> or <loc12>",
+    "loc_incomplete": "a box has other than 4 <loc> tokens, or a mask other than 16 <seg> tokens",
+    "loc_order": "a box ends before it begins; the order is y1 x1 y2 x2",
+    "row_duplicate": "an earlier row has the same image bytes, prefix and suffix",
+    "image_duplicate": "another file has the same bytes",
+    "image_near_duplicate": "another image looks the same",
+    "row_leaked": "the row is also in the other split",
+    "image_leaked": "the image is also in the other split",
+    "image_near_leaked": "an image of the other split looks the same",
+}
+"""Codes of `warnings.jsonl`, and what each means."""
+
+TINY_SIDE = 4
+EXTREME_ASPECT = 8.0
+FLAT_RANGE = 2
+"""Levels that the colours of a picture differ by at most for it to be of one colour: JPEG adds as much."""
+
+_SPECIAL = re.compile(r"<(?:image|pad|eos|bos|unk|s|/s|mask)>")
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_JOINERS = frozenset("\u200c\u200d")  # part of how Persian, Indic scripts and emoji are written
+_TOKEN = re.compile(r"<(loc|seg)(?=[\d>])(\d*)(>?)")
+_RUN = re.compile(r"((?:<loc\d{4}>)+)|((?:<seg\d{3}>)+)")
+
+
+def text_warnings(text: str) -> Iterator[tuple[str, str]]:
+    """Codes and particulars of what is odd about a prefix or a suffix."""
+    if not text.isascii() or not text.isprintable():
+        yield from _character_warnings(text)
+    if "<" in text:
+        if found := _SPECIAL.search(text):
+            yield "text_special", found[0]
+        yield from _location_warnings(text)
+
+
+def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tuple[str, str]]:
+    """Codes and particulars of what is odd about a picture: as it is stored, and its width and height in its file."""
+    if min(width, height) < TINY_SIDE:
+        yield "image_tiny", f"{width} x {height} pixels"
+    if max(width, height) > EXTREME_ASPECT * min(width, height):
+        yield "image_aspect_extreme", f"{width} x {height} pixels"
+    ranges = image.getextrema()
+    if all(high - low <= FLAT_RANGE for low, high in ranges):
+        yield "image_flat", "red, green and blue " + ", ".join(str(high) for _, high in ranges)
+
+
+def difference_hash(image: Image.Image) -> int:
+    """128 bits that pictures which look alike share nearly all of: on a grid, whether each cell is darker than its neighbour.
+
+    The upper 64 compare with the neighbour to the right, the lower with the one below. They outlive another size, format or
+    quality, not cropping or mirroring. 0 of a picture that has no structure to compare.
+    """
+    grey = image.resize((9, 9), Image.Resampling.BOX).convert("L").tobytes()
+    places = [9 * row + column for row in range(8) for column in range(8)]
+    bits = 0
+    for step in (1, 9):
+        for place in places:
+            bits = bits << 1 | (grey[place] < grey[place + step])
+    return bits
+
+
+def _character_warnings(text: str) -> Iterator[tuple[str, str]]:
+    if not unicodedata.is_normalized("NFC", text):
+        yield "text_not_nfc", f"its NFC form has {len(unicodedata.normalize('NFC', text))} characters, of {len(text)}"
+    odd: dict[str, str] = {}
+    for character in text:
+        category = unicodedata.category(character)
+        if character in _BIDI:
+            odd.setdefault("text_bidi", character)
+        elif category == "Cf" and character not in _JOINERS:
+            odd.setdefault("text_invisible", character)
+        elif category == "Cc" and character not in "\n\t":
+            odd.setdefault("text_control", character)
+    for code, character in odd.items():
+        yield code, f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
+
+
+def _location_warnings(text: str) -> Iterator[tuple[str, str]]:
+    for kind, digits, end in _TOKEN.findall(text):
+        wanted, most = (4, NUM_LOC) if kind == "loc" else (3, NUM_SEG)
+        if len(digits) != wanted or not end or int(digits) >= most:
+            yield "loc_malformed", f"<{kind}{digits}{end}"
+            return
+    backwards = False
+    for locations, segments in _RUN.findall(text):
+        values = [int(value) for value in re.findall(r"\d+", locations)]
+        if len(values) % 4 or segments.count("<") % 16:
+            yield "loc_incomplete", f"{len(values)} <loc> in a row" if values else f"{segments.count('<')} <seg> in a row"
+            return
+        backwards |= any(y1 > y2 or x1 > x2 for y1, x1, y2, x2 in zip(*(iter(values),) * 4, strict=True))
+    if backwards:
+        yield "loc_order", "y1 is more than y2, or x1 more than x2"

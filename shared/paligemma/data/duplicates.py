@@ -1,0 +1,140 @@
+"""Rows and images that a data set has twice, or shares with another, found from the lists of its rows, without its images."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+
+from paligemma.data.prepare import Remark
+
+NEAR_BITS = 3
+"""Each half of the difference hashes (`checks.difference_hash`) of pictures that look the same differs in so few of 64 bits."""
+
+_BAND = 64
+"""Neighbours that a hash is compared with among those that share 16 bits with it: so many, in sorted order, at most."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What rows.jsonl says of every row, as the first 8 bytes of hashes: 48 bytes a row, however long the texts."""
+
+    lines: Int[np.ndarray, " rows"]
+    rows: UInt64[np.ndarray, " rows"]
+    images: UInt64[np.ndarray, " rows"]
+    looks: UInt64[np.ndarray, "rows 2"]
+    names: UInt64[np.ndarray, " rows"]
+
+    @property
+    def image_count(self) -> int:
+        """How many different images there are."""
+        return len(np.unique(self.images))
+
+
+def read_listing(rows: Path) -> Listing:
+    """Reads a `rows.jsonl`."""
+    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
+    table = np.fromiter(_entries(rows), kind)
+    return Listing(table["line"], table["row"], table["image"], table["look"], table["name"])
+
+
+def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
+    """Row number, code and message of every row that repeats an earlier one in some way, the strongest way only."""
+    first_row, first_image = _first_places(listing.rows), _first_places(listing.images)
+    repeated = first_row < np.arange(len(first_row))
+    other_name = ~repeated & (listing.names != listing.names[first_image])
+    for row in np.flatnonzero(repeated):
+        yield int(row), "row_duplicate", f"as line {listing.lines[first_row[row]]}"
+    for row in np.flatnonzero(other_name & _first_of(listing.names)):
+        yield int(row), "image_duplicate", f"the same bytes as the image of line {listing.lines[first_image[row]]}"
+    images = np.flatnonzero(_first_of(listing.images))
+    for later, earlier in near_pairs(listing.looks[images]):
+        yield int(images[later]), "image_near_duplicate", f"looks like the image of line {listing.lines[images[earlier]]}"
+
+
+def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
+    """Row number, code and message of every row that another data set has too, or whose image it has; the strongest only."""
+    row_at, image_at = _find(listing.rows, other.rows), _find(listing.images, other.images)
+    for row in np.flatnonzero(row_at >= 0):
+        yield int(row), "row_leaked", f"as line {other.lines[row_at[row]]} there"
+    for row in np.flatnonzero((image_at >= 0) & (row_at < 0)):
+        yield int(row), "image_leaked", f"as line {other.lines[image_at[row]]} there"
+    images, others = np.flatnonzero(_first_of(listing.images) & (image_at < 0)), np.flatnonzero(_first_of(other.images))
+    for later, earlier in near_pairs(np.concatenate([other.looks[others], listing.looks[images]])):
+        if earlier < len(others) <= later:
+            line = other.lines[others[earlier]]
+            yield int(images[later - len(others)]), "image_near_leaked", f"looks like the image of line {line} there"
+
+
+def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
+    """Every picture that looks like an earlier one, with the first such; pictures without structure (0) look like none.
+
+    Halves that differ in 3 bits share at least one of their four 16-bit quarters. Sorted with each quarter of the first half in
+    front in turn, hashes are compared with their next neighbours; of quarters that more than 64 hashes share, not all pairs
+    are seen.
+    """
+    values, first, which = np.unique(looks, axis=0, return_index=True, return_inverse=True)
+    structured = values.any(axis=1)
+    start = first[which]
+    repeated = np.flatnonzero(structured[which] & (start != np.arange(len(looks))))
+    earliest = dict(zip(repeated.tolist(), start[repeated].tolist(), strict=True))
+    first, values = first[structured], values[structured]
+    for turn in range(0, 64, 16):
+        turned = (values[:, 0] << np.uint64(turn)) | (values[:, 0] >> np.uint64((64 - turn) % 64))
+        order = np.argsort(turned, kind="stable")
+        quarter = turned[order] >> np.uint64(48)
+        for distance in range(1, _BAND + 1):
+            same = quarter[:-distance] == quarter[distance:]
+            if not same.any():
+                break
+            one, two = order[:-distance][same], order[distance:][same]
+            near = (np.bitwise_count(values[one] ^ values[two]) <= NEAR_BITS).all(axis=1)
+            for a, b in zip(first[one[near]].tolist(), first[two[near]].tolist(), strict=True):
+                earlier, later = min(a, b), max(a, b)
+                earliest[later] = min(earlier, earliest.get(later, earlier))
+    return sorted(earliest.items())
+
+
+def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remark]:
+    """The findings as warnings, in the order of the rows, with what `rows.jsonl` knows of each row."""
+    pending = sorted(found, reverse=True)
+    with rows.open("rb") as file:
+        for number, line in enumerate(file):
+            while pending and pending[-1][0] == number:
+                _, code, message = pending.pop()
+                entry = json.loads(line)
+                yield Remark(line=entry["line"], row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
+
+
+def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int]]:
+    with rows.open("rb") as file:
+        for line in file:
+            entry = json.loads(line)
+            row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
+            look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
+            yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode())
+
+
+def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:
+    """For every value, where it first is among others; -1 for nowhere."""
+    known, first = np.unique(among, return_index=True)
+    if not len(known):
+        return np.full(len(values), -1)
+    place = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[place] == values, first[place], -1)
+
+
+def _first_places(values: UInt64[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """For every value, where it first is."""
+    _, first, which = np.unique(values, return_index=True, return_inverse=True)
+    return first[which]
+
+
+def _first_of(values: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which values are the first of their kind."""
+    return _first_places(values) == np.arange(len(values))

@@ -1,0 +1,94 @@
+"""A page that shows exactly what the model is fed, of records or of rows that are not prepared yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.data.image_source import open_images
+from paligemma.data.images import ImageError, fit_image
+from paligemma.data.records import open_records
+from paligemma.data.rows import RowError, is_gzip, read_rows
+from paligemma.data.tfrecord import RowReader
+from paligemma.data.tokenizer import Tokenizer
+from paligemma.errors import InputError
+from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import RECORD_FILE
+from paligemma.reports.page import image_uri, render
+from paligemma.storage.files import exists, parent_of
+
+
+def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows: int = 24) -> str:
+    """A self-contained HTML page; in a notebook, `IPython.display.HTML(preview_page(...))` shows it.
+
+    Args:
+        data: records, or a JSONL file; local or `gs://`.
+        model: checkpoint whose tokenizer and image size to show a row for.
+        images: what a JSONL file's image paths are relative to; empty: the file's folder.
+        rows: how many to show, from the first.
+
+    Raises:
+        InputError: there is no such data, or it was prepared with another tokenizer.
+    """
+    opened = open_checkpoint(model)
+    if opened.tokenizer is None:
+        raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
+    tokenizer = Tokenizer(opened.tokenizer)
+    if exists(data, RECORD_FILE):
+        shown, size = _of_records(data, tokenizer, rows), None
+    else:
+        size = opened.config.img.image_size
+        shown = islice(_of_rows(data, images or str(parent_of(data)), tokenizer, size), rows)
+    return render("preview.html", source=str(data).rstrip("/").rsplit("/", 1)[-1], rows=list(shown))
+
+
+def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> Iterator[dict]:
+    records = open_records(data)
+    if records.dataset.tokenizer_sha256 != tokenizer.sha256:
+        raise InputError("The records were made with another tokenizer.", where=data, fix="pass --model as prepare_data had it")
+    reader = RowReader(records)
+    for number in range(min(rows, len(reader))):
+        row = reader.read(number)
+        tokens = row.tokens.tolist()
+        yield _shown(tokenizer, row.line, row.image, row.prefix, row.suffix, tokens, row.prefix_length)
+
+
+def _of_rows(data: str, images: str, tokenizer: Tokenizer, size: int) -> Iterator[dict]:
+    path = localize(data)
+    if not Path(path).is_file():
+        raise InputError(f"There is no data {data}.", expected="records, or a JSONL file")
+    if is_gzip(path):
+        raise InputError("A gzip file cannot be previewed.", where=data, fix="unpack it, or prepare it and preview the records")
+    source = open_images(images)
+    for number, row in read_rows(path):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            image, _, _ = fit_image(source.read(row.image), size, row.image)
+        except (RowError, ImageError) as error:
+            yield {"line": number, "code": error.code, "message": str(error)}
+            continue
+        prefix, suffix = tokenizer.prefix_ids(row.prefix), tokenizer.suffix_ids(row.suffix)
+        yield _shown(tokenizer, number, np.asarray(image), row.prefix, row.suffix, prefix + suffix, len(prefix))
+
+
+def _shown(
+    tokenizer: Tokenizer, line: int, image: np.ndarray, prefix: str, suffix: str, tokens: list[int], prefix_length: int
+) -> dict:
+    pieces = tokenizer.pieces(tokens)
+    return {
+        "line": line,
+        "code": None,
+        "image": image_uri(image),
+        "size": image.shape[0],
+        "prefix": prefix,
+        "suffix": suffix,
+        "tokens": [
+            {"id": token, "piece": piece.replace("\n", "\\n"), "suffix": int(place >= prefix_length)}
+            for place, (token, piece) in enumerate(zip(tokens, pieces, strict=True))
+        ],
+    }

@@ -1,0 +1,143 @@
+"""Preparing ranges of lines in several processes, which end with this one, whatever ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.data.prepare import Job, Preparer, part_file, read_facts
+from paligemma.data.rows import LineRange
+from paligemma.errors import PaliGemmaError
+from paligemma.lineage.record import file_sha256
+from paligemma.progress import WorkProgress
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class WorkerDiedError(PaliGemmaError):
+    """A process was killed from outside, as a system short of memory does. Finished shards are kept: running again goes on."""
+
+    exit_code = 4
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: int, progress: WorkProgress) -> None:
+    """Prepares the ranges that are not finished yet; see `prepare.part_file` for what it leaves in `folder`.
+
+    Args:
+        job: what to do.
+        parts: the ranges.
+        folder: where to; may hold ranges that an earlier call finished.
+        workers: processes; 1 is this one.
+        progress: is told of lines.
+
+    Raises:
+        WorkerDiedError: a process was killed.
+    """
+    todo = []
+    for part in parts:
+        facts = read_facts(folder, part)
+        if facts is None or file_sha256(part_file(folder, part, "tfrecord")) != facts.shards[0].sha256:
+            todo.append(part)
+        else:
+            progress.skip(part.lines)
+    if min(workers, len(todo)) > 1:
+        _prepare_in_processes(job, todo, folder, min(workers, len(todo)), progress)
+    elif todo:
+        _prepare_here(job, todo, folder, progress)
+
+
+def _prepare_here(job: Job, todo: list[LineRange], folder: Path, progress: WorkProgress) -> None:
+    preparer, before, rejected = Preparer(job), progress.done, 0
+    for part in todo:
+
+        def report(line: int, rejected_here: int, start: int = before - part.line, earlier: int = rejected) -> None:
+            progress.advance(start + line - progress.done, f"{earlier + rejected_here} rejected")
+
+        rejected += preparer.prepare(part, folder, report).reject_count
+        before += part.lines
+        progress.advance(before - progress.done, f"{rejected} rejected")
+
+
+@dataclass(frozen=True)
+class _Board:
+    """Memory that the processes share.
+
+    Attributes:
+        line, rejected: of every range, the line it is at, 0 before it begins, and how many rows were rejected.
+        stop: 1 when nobody waits for the ranges any more.
+    """
+
+    line: Any
+    rejected: Any
+    stop: Any
+
+
+def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers: int, progress: WorkProgress) -> None:
+    # Never fork: JAX and TensorFlow have threads in this process.
+    context = multiprocessing.get_context("spawn")
+    board = _Board(context.RawArray("q", len(todo)), context.RawArray("q", len(todo)), context.RawValue("b", 0))
+    firsts, before = np.array([part.line for part in todo]), progress.done
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, folder, board))
+    try:
+        futures = [pool.submit(_prepare_one, part, place) for place, part in enumerate(todo)]
+        pending: set = set(futures)
+        while pending:
+            done, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
+            lines = (np.array(board.line[:]) - firsts).clip(0).sum()
+            progress.advance(before + int(lines) - progress.done, f"{sum(board.rejected)} rejected")
+            for future in done:
+                future.result()
+    except BrokenProcessPool:
+        at = [str(line) for line, future in zip(board.line, futures, strict=True) if line and future.exception()]
+        raise WorkerDiedError(
+            "A process that prepared rows was killed.",
+            where=f"line {' or '.join(at) or 'unknown'} of {job.data}",
+            fix="run the same command again, which goes on from the finished shards; if memory ran out, with fewer --workers",
+        ) from None
+    finally:
+        board.stop.value = 1  # or the pool would finish what it has begun
+        pool.shutdown(cancel_futures=True)
+
+
+_preparer: Preparer
+_folder: Path
+_board: _Board
+
+
+def _begin(job: Job, folder: Path, board: _Board) -> None:
+    """Makes a new process ready."""
+    global _preparer, _folder, _board
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _preparer, _folder, _board = Preparer(job), folder, board
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _prepare_one(part: LineRange, place: int) -> None:
+    def report(line: int, rejected: int) -> None:
+        if _board.stop.value:
+            raise InterruptedError("another process met an error")
+        _board.line[place], _board.rejected[place] = line, rejected
+
+    _preparer.prepare(part, _folder, report)
+    _board.line[place] = part.line + part.lines
