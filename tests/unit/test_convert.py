@@ -64,7 +64,7 @@ def test_vqav2_has_the_answer_most_people_gave(tmp_path: Path) -> None:
     answers = [{"answer": answer} for answer in ("3", "2", "2")]
     annotations = write(tmp_path / "a.json", {"annotations": [{"question_id": 5, "image_id": 42, "answers": answers}]})
     assert list(vqav2(questions, annotations, "COCO_val2014_{:012d}.jpg")) == [
-        {"image": "COCO_val2014_000000000042.jpg", "prefix": "answer en How many?", "suffix": "2"}
+        {"image": "COCO_val2014_000000000042.jpg", "prefix": "answer en How many?", "suffix": "2", "answers": ["3", "2", "2"]}
     ]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.data.batch import TrainBatch, train_batch
@@ -39,6 +41,12 @@ def batch(rows: int = 8, seed: int = 0) -> TrainBatch:
     return train_batch(rng.integers(0, 256, (rows, 8, 8, 3), np.uint8), tokens, suffix, suffix, loss_width=8)
 
 
+@functools.cache
+def plain():
+    """Two plain steps of all parameters."""
+    return stepped(StepSettings(), "all")
+
+
 def stepped(settings: StepSettings, trainable: str = "attention", steps: int = 2, **kwargs):
     """Losses of a few steps, and the trained parameters after them."""
     graph, trained, frozen = split_trainable(network(**kwargs), compile_pattern(trainable))
@@ -51,24 +59,21 @@ def stepped(settings: StepSettings, trainable: str = "attention", steps: int = 2
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "variant",
     [
         StepSettings(LayerPlan("none", unroll=True)),
         StepSettings(LayerPlan("dots")),
         StepSettings(LayerPlan("attention", unroll=True)),
         StepSettings(LayerPlan("full")),
-        StepSettings(accumulate=2),
         StepSettings(accumulate=8),
         StepSettings(loss_chunk=8),
-        StepSettings(loss_chunk=24),
         StepSettings(accumulate=4, loss_chunk=6),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("trainable", ["attention", "all"])
-def test_every_way_to_make_a_step_gives_the_same(settings: StepSettings, trainable: str) -> None:
-    losses, parameters = stepped(StepSettings(), trainable)
-    other_losses, other_parameters = stepped(settings, trainable)
+def test_every_way_to_make_a_step_gives_the_same(variant: StepSettings) -> None:
+    losses, parameters = plain()
+    other_losses, other_parameters = stepped(variant, "all")
     np.testing.assert_allclose(other_losses, losses, atol=1e-5)
     for ours, theirs in zip(other_parameters, parameters, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -99,6 +104,7 @@ def test_the_weights_of_a_batch_sum_to_one(lengths: list[int], per: str) -> None
         assert np.unique(weights[mask == 1]).size == 1
 
 
+@settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 64), st.integers(0, 2**31))
 def test_chunks_change_nothing(rows: int, width: int, chunk: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

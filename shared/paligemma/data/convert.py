@@ -15,7 +15,7 @@ from paligemma.data.tokenizer import NUM_LOC
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.atomic import write_file
 
-Converted = dict[str, str]
+Converted = dict[str, str | list[str]]
 """A row: its image, prefix and suffix."""
 
 _ENDINGS = frozenset((".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
@@ -82,18 +82,19 @@ def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
 
 
 def vqav2(questions: Path, annotations: Path, images: str) -> Iterator[Converted]:
-    """A row for every question of VQAv2, `answer en QUESTION`, with the most frequent of its ten answers.
+    """A row for every question of VQAv2, `answer en QUESTION`, with the most frequent of its ten answers to learn, and all to judge by.
 
     Args:
         images: an image's name, with a place for its number, as `COCO_train2014_{:012d}.jpg`.
     """
     texts = {question["question_id"]: question["question"] for question in _read_json(questions, ("questions",))["questions"]}
     for annotation in _read_json(annotations, ("annotations",))["annotations"]:
-        answers = Counter(answer["answer"] for answer in annotation["answers"])
+        answers = [answer["answer"] for answer in annotation["answers"]]
         yield {
             "image": images.format(annotation["image_id"]),
             "prefix": f"answer en {texts[annotation['question_id']]}",
-            "suffix": answers.most_common(1)[0][0],
+            "suffix": Counter(answers).most_common(1)[0][0],
+            "answers": answers,
         }
 
 
