@@ -18,7 +18,7 @@ from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.config import huggingface_config, parse_huggingface_config
 from paligemma.checkpoints.huggingface.mapping import EMBEDDING, from_tensors, tensor_shapes
 from paligemma.checkpoints.huggingface.write import write_huggingface
-from paligemma.checkpoints.lazy import BLOCK, Stacked, blocks
+from paligemma.checkpoints.lazy import BLOCK, Stacked, blocks, copy, empty
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.npz import read_npz, write_npz
 from paligemma.checkpoints.open import open_checkpoint
@@ -310,6 +310,16 @@ def test_stacked_arrays_take_what_numpy_takes() -> None:
         stacked[2]
     with pytest.raises(IndexError):
         stacked[::2]
+
+
+def test_copies_in_another_order_are_those_of_numpy() -> None:
+    values = np.arange(3 * 40 * 50).reshape(3, 40, 50)
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2), (1, 2, 0)):
+        wanted = values.transpose(order)
+        copied = empty(wanted.shape, wanted.dtype)
+        copy(wanted, copied)
+        np.testing.assert_array_equal(copied, wanted)
+        assert copied.ctypes.data % 64 == 0
 
 
 def test_a_plain_folder_of_npz_is_preferred(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
 
 
 def vqav2(questions: Path, annotations: Path, images: str) -> Iterator[Converted]:
-    """A row for every question of VQAv2, `answer en QUESTION`, with the most frequent of its ten answers to learn, and all to judge by.
+    """A row for every question of VQAv2, `answer en QUESTION`, with the most frequent of its ten answers, and all of them.
 
     Args:
         images: an image's name, with a place for its number, as `COCO_train2014_{:012d}.jpg`.

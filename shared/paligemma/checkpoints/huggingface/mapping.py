@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paligemma.checkpoints.architecture import HasShape, check_shapes, nearest_variant, parameter_shapes
-from paligemma.checkpoints.lazy import BLOCK, LazyArray, Stacked
+from paligemma.checkpoints.lazy import BLOCK, LazyArray, Stacked, copy, empty
 from paligemma.checkpoints.safetensors import Tensor
 from paligemma.models.config import PaliGemmaConfig
 
@@ -178,7 +178,9 @@ class _Pieces:
         for start in range(0, link.sizes[first], step):
             chosen = [slice(start, start + step) if letter == first else slice(None) for letter in within]
             values = self.array[(*outer, *chosen)].transpose([within.index(letter) for letter in theirs])
-            yield values.reshape(-1, *shape[1:])
+            ordered = empty(values.shape, values.dtype)
+            copy(values, ordered)
+            yield ordered.reshape(-1, *shape[1:])
 
 
 @dataclass(frozen=True)
