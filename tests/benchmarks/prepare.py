@@ -92,7 +92,7 @@ def ours(folder: Path, output: Path, workers: int) -> None:
     job = Job(data, str(folder), resolve_embedded(CHECKPOINT) / "tokenizer.model", SIZE, 128, "reject", "none")
     output.mkdir()
     started, before = time.perf_counter(), cpu_seconds()
-    parts = split_lines(data, 500)
+    parts = split_lines(data, 200)
     with WorkProgress("ours", "rows") as progress:
         prepare_parts(job, parts, output, workers, progress)
     print_rates(sum(part.lines for part in parts), started, before)
