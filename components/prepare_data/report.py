@@ -15,7 +15,9 @@ from paligemma.data.rows import REASONS, RowError
 from paligemma.reports.page import image_uri, render
 
 THUMBNAIL_SIZE = 224
-"""Side in pixels of the pictures beside warnings and rejects, at most."""
+"""Side in pixels of the pictures, at most."""
+
+_WINDOW = 32  # files that are held at once
 
 
 def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
@@ -41,11 +43,13 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
 def _pictures(source: ImageSource, names: Iterable[str], size: int) -> dict[str, str]:
     """Data URIs of the images that can be shown."""
     shown = {}
-    names = sorted(names)
-    source.expect(names)
-    for name in names:
-        try:
-            shown[name] = image_uri(np.asarray(fit_image(source.read(name), size, name)[0]))
-        except (RowError, ImageError):
-            continue
+    remaining = sorted(names)
+    while remaining:
+        window, remaining = remaining[:_WINDOW], remaining[_WINDOW:]
+        source.expect(window)
+        for name in window:
+            try:
+                shown[name] = image_uri(np.asarray(fit_image(source.read(name), size, name)[0]))
+            except (RowError, ImageError):
+                continue
     return shown

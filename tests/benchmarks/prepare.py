@@ -10,6 +10,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def plain_loop(folder: Path, output: Path) -> None:
     def blob(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    started, rows = time.perf_counter(), 0
+    started, before, rows = time.perf_counter(), cpu_seconds(), 0
     with (folder / "rows.jsonl").open() as lines, tf.io.TFRecordWriter(str(output)) as writer:
         for rows, line in enumerate(lines, start=1):  # noqa: B007
             row = json.loads(line)
@@ -65,7 +66,18 @@ def plain_loop(folder: Path, output: Path) -> None:
             tokens = [2, *model.encode(row["prefix"]), *model.encode("\n"), *model.encode(row["suffix"]), 1]
             features = {"image": blob(image.tobytes()), "tokens": ints(tokens), "suffix": blob(row["suffix"].encode())}
             writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
-    print(f"rows/s {rows / (time.perf_counter() - started):.1f}")
+    print_rates(rows, started, before)
+
+
+def print_rates(rows: int, started: float, before: float) -> None:
+    """Prints CPU milliseconds a row, which say more on a busy machine, and rows a second."""
+    print((cpu_seconds() - before) / rows * 1e3, rows / (time.perf_counter() - started))
+
+
+def cpu_seconds() -> float:
+    """Of this process and the children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def ours(folder: Path, output: Path, workers: int) -> None:
@@ -79,15 +91,15 @@ def ours(folder: Path, output: Path, workers: int) -> None:
     data = folder / "rows.jsonl"
     job = Job(data, str(folder), resolve_embedded(CHECKPOINT) / "tokenizer.model", SIZE, 128, "reject", "none")
     output.mkdir()
-    started = time.perf_counter()
-    parts = split_lines(data, 500)
+    started, before = time.perf_counter(), cpu_seconds()
+    parts = split_lines(data, 200)
     with WorkProgress("ours", "rows") as progress:
         prepare_parts(job, parts, output, workers, progress)
-    print(f"rows/s {sum(part.lines for part in parts) / (time.perf_counter() - started):.1f}")
+    print_rates(sum(part.lines for part in parts), started, before)
 
 
-def measure(kind: str, folder: Path, workers: int) -> tuple[float, list[int]]:
-    """Rows a second of a process of its own, and the peak bytes of it and its children."""
+def measure(kind: str, folder: Path, workers: int) -> tuple[float, float, list[int]]:
+    """CPU milliseconds a row and rows a second, of a process of its own, and the peak bytes of it and its children."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as output:
         command = [sys.executable, __file__, "--kind", kind, "--folder", str(folder), "--workers", str(workers)]
         process = subprocess.Popen([*command, "--output", f"{output}/out"], stdout=subprocess.PIPE, text=True)
@@ -98,7 +110,8 @@ def measure(kind: str, folder: Path, workers: int) -> tuple[float, list[int]]:
         watcher.join()
     if process.returncode:
         raise SystemExit(process.returncode)
-    return float(text.split()[-1]), sorted(peaks.values(), reverse=True)
+    cpu, rate = map(float, text.split())
+    return cpu, rate, sorted(peaks.values(), reverse=True)
 
 
 def _watch(pid: int, peaks: dict[int, int]) -> None:
@@ -143,10 +156,10 @@ def main() -> None:
             best: dict[str, float] = {}
             for _ in range(options.rounds):
                 for name, kind, workers in (("plain loop", "plain", 1), ("ours, 1", "ours", 1), ("ours, 2", "ours", 2)):
-                    rate, peaks = measure(kind, folder, workers)
+                    cpu, rate, peaks = measure(kind, folder, workers)
                     best[name] = max(rate, best.get(name, 0))
                     memory = " + ".join(f"{peak / 2**20:.0f}" for peak in peaks)
-                    print(f"{rows} rows, {name}: {rate:.0f} rows/s, peak MiB {memory}", flush=True)
+                    print(f"{rows} rows, {name}: {rate:.0f} rows/s, {cpu:.2f} CPU ms a row, peak MiB {memory}", flush=True)
             for name, rate in best.items():
                 print(f"  {name}: {rate:.0f} rows/s, {rate / best['plain loop']:.2f}x")
     return None

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma.data.checks import WARNINGS, difference_hash, image_warnings, text_warnings
-from paligemma.data.duplicates import NEAR_BITS, Listing, duplicates, leaks, near_pairs
+from paligemma.data.duplicates import NEAR_BITS, Listing, duplicates, leaks, near_pairs, read_listing
+from paligemma.errors import DamagedError
 
 
 @pytest.mark.parametrize(
@@ -128,3 +129,9 @@ def test_a_row_is_told_how_it_leaked() -> None:
         (2, "image_near_leaked", "looks like the image of line 1 there"),
     ]
     assert list(leaks(listing([1], [1], [1], [1]), listing([], [], [], []))) == []
+
+
+def test_a_list_of_rows_without_hashes_is_refused(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"row_id": "00", "image_sha256": "00", "line": 1}\n')
+    with pytest.raises(DamagedError, match="image_dhash"):
+        read_listing(tmp_path / "rows.jsonl")

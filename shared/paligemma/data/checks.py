@@ -59,9 +59,11 @@ def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tupl
         yield "image_tiny", f"{width} x {height} pixels"
     if max(width, height) > EXTREME_ASPECT * min(width, height):
         yield "image_aspect_extreme", f"{width} x {height} pixels"
-    ranges = image.getextrema()
-    if all(high - low <= FLAT_RANGE for low, high in ranges):
-        yield "image_flat", "red, green and blue " + ", ".join(str(high) for _, high in ranges)
+    corner, middle = image.getpixel((0, 0)), image.getpixel((image.width // 2, image.height // 2))
+    if all(abs(one - other) <= FLAT_RANGE for one, other in zip(corner, middle, strict=True)):  # else it is not flat anyway
+        ranges = image.getextrema()
+        if all(high - low <= FLAT_RANGE for low, high in ranges):
+            yield "image_flat", "red, green and blue " + ", ".join(str(high) for _, high in ranges)
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from paligemma.data.prepare import Remark
+from paligemma.errors import DamagedError
 
 NEAR_BITS = 3
 """Each half of the difference hashes (`checks.difference_hash`) of pictures that look the same differs in so few of 64 bits."""
@@ -37,9 +38,16 @@ class Listing:
 
 
 def read_listing(rows: Path) -> Listing:
-    """Reads a `rows.jsonl`."""
+    """Reads a `rows.jsonl`.
+
+    Raises:
+        DamagedError: it does not list what is needed, as those of older versions of this program do not.
+    """
     kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
-    table = np.fromiter(_entries(rows), kind)
+    try:
+        table = np.fromiter(_entries(rows), kind)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
     return Listing(table["line"], table["row"], table["image"], table["look"], table["name"])
 
 
