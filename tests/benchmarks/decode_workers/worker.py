@@ -46,12 +46,13 @@ def read_case() -> tuple:
     return case, case.batch["images"], case.batch["tokens"]
 
 
-def serve(decode: Callable[[int], np.ndarray], measure: Callable[[int], tuple[float, float]], packages: list[str]) -> None:
+def serve(decode: Callable[[int], np.ndarray], measure: Callable[[int], list[float]], packages: list[str]) -> None:
     """Answers.
 
     Args:
         decode: the tokens `[rows, 1 + NEW_TOKENS]` of so many prompts.
-        measure: seconds of their prefill with one token, and of the tokens after it.
+        measure: seconds of their prefill with one token; of a run without the tokens after it, in the shape of one with them;
+            and of one with them.
         packages: whose versions to report.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -61,5 +62,4 @@ def serve(decode: Callable[[int], np.ndarray], measure: Callable[[int], tuple[fl
         measure(rows)
     answers.write(json.dumps({"tokens": tokens[8], "versions": {name: version(name) for name in packages}}) + "\n")
     for line in sys.stdin:
-        prefill, after = measure(int(line))
-        answers.write(json.dumps({"prefill": prefill, "after": after}) + "\n")
+        answers.write(json.dumps({"seconds": measure(int(line))}) + "\n")
