@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 import paligemma
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.npz import read_npz, write_npz
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
-
-torch = pytest.importorskip("torch", reason="`make parity` installs it")
-transformers = pytest.importorskip("transformers", reason="`make parity` installs it")
 
 torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
 

@@ -81,8 +81,8 @@ def test_a_csv_table_with_texts_made_of_columns(tmp_path: Path) -> None:
 
 
 def test_a_parquet_table_as_hugging_face_writes_it(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
+    from pyarrow import parquet
 
     rows = [{"image": {"bytes": b"png", "path": None}, "text": "t"}] * 2
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")

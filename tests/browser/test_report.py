@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from paligemma.reports.page import image_uri, render
 
@@ -73,8 +72,8 @@ def page() -> str:
                   baseline_name="", questions=[], decision=None, rows=rows)  # fmt: skip
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_five_thousand_rows_are_sorted_filtered_and_paged_in_a_browser(tmp_path: Path) -> None:
+    assert CHROMIUM, "a browser is needed: apt-get install chromium"
     file = tmp_path / "report.html"
     file.write_text(page().replace("</body>", SCRIPT + "</body>"))
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/user"]
