@@ -50,6 +50,7 @@ def evaluate(
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import json
+    import math
     import shutil
     from pathlib import Path
 
@@ -82,10 +83,11 @@ def evaluate(
     folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)
     values = json.loads((folder / "metrics.json").read_text())
-    for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second"):
-        summary.log_metric(key, values[key])
-    for key, score in values["metrics"].items():
-        summary.log_metric(key, score["value"])
+    figures = {key: values[key] for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second")}
+    figures |= {key: score["value"] for key, score in values["metrics"].items()}
+    for key, value in figures.items():
+        if math.isfinite(value):  # KFP's metadata holds no other numbers
+            summary.log_metric(key, value)
     table = values.get("confusion", {"labels": [], "counts": []})
     if table["labels"]:
         confusion.log_confusion_matrix(table["labels"], table["counts"])

@@ -11,7 +11,8 @@ from worker import LEARNING_RATE, TRAINED, Case, serve
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module
 from paligemma.data.batch import train_batch
-from paligemma.training.step import init_state, make_train_step
+from paligemma.models.layers import LayerPlan
+from paligemma.training.step import StepSettings, init_state, make_train_step
 from paligemma.training.trainable import compile_pattern, split_trainable
 
 
@@ -20,8 +21,11 @@ def build(case: Case, variant: str) -> Callable[[], float]:
     module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", "float32")
     graph, trainable, frozen = split_trainable(module, compile_pattern((f"{TRAINED}.*",)))
     optimizer = optax.sgd(LEARNING_RATE)
-    train, state = make_train_step(graph, optimizer), init_state(trainable, optimizer)
+    plan = LayerPlan("full") if variant == "lean" else LayerPlan("none", unroll=True)
+    train, state = make_train_step(graph, optimizer, StepSettings(plan)), init_state(trainable, optimizer)
     batch = jax.device_put(train_batch(*(case.batch[name] for name in ("images", "tokens", "mask_ar", "mask_loss"))))
+    if variant == "cached":
+        batch = batch._replace(images=module.img(batch.images))
 
     def step() -> float:
         nonlocal state
