@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.models.attention import attend
 from paligemma.models.config import DecoderConfig
-from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_layers, stack, unstack
+from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
 from paligemma.models.lora import LoraConfig, make_adapter
 from paligemma.models.product import product
 from paligemma.precision import Precision
@@ -285,15 +285,19 @@ class Decoder(nnx.Module):
             dropped = None if dropout is None else Dropout(dropout.rate, key)
             return block(x, positions, mask, at=at, dropout=dropped)[0], None
 
-        if not plan.unroll:
+        last_key = None if keys is None else keys[-1]
+        # Nobody reads the last layer but at these positions: its attention and MLP are spared elsewhere.
+        if plan.unroll:
+            *blocks, last = unstack(self.layers)
+            run = plan.checkpoint(lambda block, x, key, at=None: layer(block, x, key, at)[0])
+            for index, block in enumerate(blocks):
+                x = run(block, x, None if keys is None else keys[index])
+            return self.final_norm(run(last, x, last_key, at))
+        if at is None or plan.remat == "none":  # without rematerialization, each layer's weights would be kept once more
             x, _ = scan_layers(layer, self.layers, x, xs=keys, plan=plan)
             return self.final_norm(x if at is None else take(x, at))
-        *blocks, last = unstack(self.layers)
-        run = plan.checkpoint(lambda block, x, key, at=None: layer(block, x, key, at)[0])
-        for index, block in enumerate(blocks):
-            x = run(block, x, None if keys is None else keys[index])
-        # Nobody reads the last layer elsewhere: its attention and MLP are spared there.
-        return self.final_norm(run(last, x, None if keys is None else keys[-1], at))
+        x, last = scan_but_last(layer, self.layers, "llm/layers", x, plan, xs=keys)
+        return self.final_norm(layer(last, x, last_key, at)[0])
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Output logits in float32, without Gemma 2's final soft cap; see `DecoderConfig.final_logits_softcap`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Remat = Literal["none", "dots", "attention", "full"]
@@ -31,12 +33,14 @@ class LayerPlan:
 
     Attributes:
         remat: what the backward pass recomputes.
-        unroll: one copy of the layer's code for each layer, in place of a loop: slower to compile, faster to run, and the
-            last layer can be spared what nobody reads. A loop holds the memory of one layer at a time.
+        unroll: one copy of the layer's code for each layer, in place of a loop: slower to compile, faster to run. A loop
+            holds the memory of one layer at a time.
+        trained: regular expression of the whole names of parameters that are trained; see `scan_but_last`.
     """
 
     remat: Remat = "none"
     unroll: bool = False
+    trained: str = ".*"
 
     def checkpoint(self, layer: Callable) -> Callable:
         """The layer with this plan's recomputation."""
@@ -75,6 +79,39 @@ def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: Layer
         return apply(nnx.merge(graph, layer_parameters), carry, x)
 
     return jax.lax.scan((plan or LayerPlan()).checkpoint(body), carry, (parameters, xs))
+
+
+def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan, xs=None) -> tuple[object, M]:
+    """As `scan_layers`, of the stack of this name, over all layers but the last, which is returned after the carry.
+
+    Trained parameters are split in two, so that gradients are two pieces to be joined. Of the others, which may be most of
+    a device's memory, that would be a copy: the loop picks each layer's out of the whole stack.
+    """
+    graph, parameters = nnx.split(layers)
+    flat = jax.tree_util.tree_leaves_with_path(parameters)
+    names = [f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}".removesuffix("/value") for path, _ in flat]
+    leaves, tree = jax.tree.flatten(parameters)
+    last = leaves[0].shape[0] - 1
+    is_split = [re.fullmatch(plan.trained, name) is not None for name in names]
+    pieces = [jax.lax.split(leaf, [last, 1]) if split else None for leaf, split in zip(leaves, is_split, strict=True)]
+
+    def layer_of(index, own: list) -> M:
+        own = iter(own)
+        picked = [
+            next(own) if split else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+            for leaf, split in zip(leaves, is_split, strict=True)
+        ]
+        return nnx.merge(graph, jax.tree.unflatten(tree, picked))
+
+    def body(carry, inputs):
+        index, own, x = inputs
+        return apply(layer_of(index, own), carry, x)[0], None
+
+    firsts = [piece[0] for piece in pieces if piece is not None]
+    lasts = [piece[1][0] for piece in pieces if piece is not None]
+    xs = jax.tree.map(lambda x: x[:-1], xs)
+    carry, _ = jax.lax.scan(plan.checkpoint(body), carry, (jnp.arange(last), firsts, xs))
+    return carry, layer_of(last, lasts)
 
 
 def unstack(layers: M) -> list[M]:

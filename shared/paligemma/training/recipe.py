@@ -125,7 +125,7 @@ class Recipe(BaseModel):
     @property
     def layer_plan(self) -> LayerPlan:
         """How the decoder's layers run."""
-        return LayerPlan(self.remat, self.unroll)
+        return LayerPlan(self.remat, self.unroll, compile_pattern(self.trainable).pattern)
 
     def total_steps(self, rows: int) -> int:
         """Steps to train on a data set of `rows` rows."""

@@ -21,7 +21,7 @@ def build(case: Case, variant: str) -> Callable[[], float]:
     module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", "float32")
     graph, trainable, frozen = split_trainable(module, compile_pattern((f"{TRAINED}.*",)))
     optimizer = optax.sgd(LEARNING_RATE)
-    plan = LayerPlan("full") if variant == "lean" else LayerPlan("none", unroll=True)
+    plan = LayerPlan("full" if variant == "lean" else "dots", trained=f"{TRAINED}.*")
     train, state = make_train_step(graph, optimizer, StepSettings(plan)), init_state(trainable, optimizer)
     batch = jax.device_put(train_batch(*(case.batch[name] for name in ("images", "tokens", "mask_ar", "mask_loss"))))
     if variant == "cached":
