@@ -5,8 +5,9 @@
 Only the decoder's attention layers are trained, by SGD, in float32; the loss is on suffix tokens. Every implementation is a
 process of its own (`step_workers/`), the peers' in environments that are made from pinned requirements on first use. They take
 turns, a few steps each, with a large matmul between for the machine's ceiling; so what else the machine does meets all of
-them. Ours in three ways: with no product computed twice (`dots`); `lean`, the recipe's default, which recomputes all; and with image
-embeddings cached. Fails if the losses of the first three steps, hence weights, masks and gradients, do not agree. Needs Linux.
+them. Ours in three ways: with no product computed twice (`remat: dots`); `lean`, the recipe's default, which recomputes all;
+and with image embeddings cached. Fails if the losses of the first three steps, hence weights, masks and gradients, do not
+agree. Needs Linux.
 """
 
 from __future__ import annotations
