@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := docker/requirements/dev.txt
 
-.PHONY: help setup demo test parity browser lint pipeline lock tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test parity browser full-disk lint pipeline lock tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -27,6 +27,9 @@ test: setup ## Run the tests
 
 browser: setup ## Test the pages in Chromium, which has to be installed (apt-get install chromium)
 	$(BIN)/pytest tests/browser
+
+full-disk: setup ## Test on a disk that is full, which needs root to mount one
+	$(BIN)/pytest tests/disk
 
 parity: setup ## Compare with transformers on torch, both of which this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[parity]'

@@ -250,25 +250,6 @@ def test_a_disk_without_room_is_found_before_the_save(tmp_path: Path, monkeypatc
     assert steps_in(tmp_path) == [1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_that_fills_up_during_a_save_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    monkeypatch.setattr(state_module, "check_space", lambda *_: None)
-    try:
-        with StateStore(disk / "state", RUN) as store:
-            store.save(1, {"w": jnp.zeros(1000)})
-            store.save(2, {"w": jax.random.normal(jax.random.key(0), (1_000_000,))})
-            with pytest.raises(InputError, match="no room left"):
-                store.wait()
-        with StateStore(disk / "state", RUN) as store:
-            assert store.restore(abstract_of({"w": jnp.zeros(1000)})).step == 1
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
 def test_a_save_that_failed_can_be_tried_again(tmp_path: Path, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")

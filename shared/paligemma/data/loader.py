@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     with_images: bool = True,
-) -> Iterator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
+) -> Generator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
     """Endless batches with the numbers of their rows, in the order of a `Plan`; equal arguments give equal bits.
 
     Args:
@@ -87,7 +87,7 @@ def training_batches(
 
 def validation_batches(
     records: Records, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
+) -> Generator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
     """Every row once, in order, as training batches of one shape; the last is filled up with rows that have no loss.
 
     Args:
@@ -142,7 +142,7 @@ def evaluation_batches(records: Records, batch_size: int) -> Iterator[Evaluation
     return _ahead(assemble, range(0, len(reader), batch_size))
 
 
-def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
     """`map(assemble, items)`, some of it ahead of time in threads, which end with the iterator."""
     pool = ThreadPoolExecutor(LOOK_AHEAD, thread_name_prefix="loader")
     coming: deque[Future[Result]] = deque()

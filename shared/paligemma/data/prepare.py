@@ -221,7 +221,7 @@ class Preparer:
                     image = row.image if isinstance(row, Row) else None
                     yield None, None, [Remark(line=number, row_id=self._identity(row), code=error.code,
                                               message=error.message, image=image)]  # fmt: skip
-                except Exception as error:
+                except Exception as error:  # whatever it is goes on as it is, with the line that it came from
                     error.add_note(f"This happened at line {number} of {self._job.data}.")
                     raise
             window = following

@@ -62,7 +62,7 @@ def call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T:
             return function()
         except PaliGemmaError:
             raise
-        except Exception as error:
+        except Exception as error:  # what is neither transient nor known goes on as it is
             if isinstance(error, google_exceptions().RetryError):
                 raise _given_up(operation, location, error) from None
             if not _is_transient(error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +25,11 @@ class FedBatch(NamedTuple):
 
 
 def feed(
-    batches: Iterator[tuple[np.ndarray, TrainBatch]],
+    batches: Generator[tuple[np.ndarray, TrainBatch]],
     mesh: Mesh,
     embed: Callable[[np.ndarray, TrainBatch], TrainBatch] | None = None,
-) -> Iterator[FedBatch]:
-    """The batches, sharded over the mesh.
+) -> Generator[FedBatch]:
+    """The batches, sharded over the mesh; closing it closes them.
 
     Args:
         batches: rows and batches on this host, of this process's share of every batch.
@@ -46,4 +46,4 @@ def feed(
                 yield coming.popleft()
         yield from coming
     finally:
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 
 import jax
@@ -76,7 +76,7 @@ class Loop:
     steps: int
     step: TrainStep
     frozen: nnx.State
-    batches: Iterator[FedBatch]
+    batches: Generator[FedBatch]
     schedule: optax.Schedule
     validate: Callable[[nnx.State], float] | None
     flops: Callable[[FedBatch], float]

@@ -307,7 +307,9 @@ class StateStore:
             yield
         except PaliGemmaError:
             raise
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # Orbax, TensorStore, gcsfs and aiohttp have no type in common; what is not storage's goes on
             text = str(error)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
                 raise InputError(
