@@ -1,8 +1,10 @@
 """The DAG: fetch a checkpoint, prepare two splits, fine-tune, evaluate base and tuned model on the same rows."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
 from components.evaluate.component import evaluate
 from components.fetch_checkpoint.component import fetch_checkpoint
@@ -18,70 +20,87 @@ class Outputs(NamedTuple):
     tuned_evaluation: dsl.Artifact
 
 
-@dsl.pipeline(name="paligemma-finetune", description="Fine-tune PaliGemma and compare it with its base.")
-def finetune_pipeline(
-    train_data: str,
-    validation_data: str,
-    source: str = "embedded:tiny",
-    sha256: str = "",
-    tokenizer: str = "",
-    precision: str = "float16",
-    images: str = "",
-    recipe: str = "",
-    max_text_tokens: int = 128,
-    max_reject_fraction: float = 0.1,
-    batch_size: int = 32,
-    max_new_tokens: int = 32,
-    artifact_root: str = "",
-) -> Outputs:
-    """Fine-tunes a checkpoint.
+def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
+    """The DAG, for one kind of machines.
 
     Args:
-        train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on.
-        validation_data: JSONL file of rows to evaluate on.
-        source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
-        sha256: Expected sha256 of the weight file; empty: recorded, not checked.
-        tokenizer: SentencePiece model, when it is not beside the weights.
-        precision: Which file of a Kaggle model: by the dtype of its weights.
-        images: Folder that image paths are relative to; empty: each JSONL file's folder.
-        recipe: Training recipe, as YAML text; empty: the reference recipe.
-        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
-        max_reject_fraction: Fail when a larger share of a split's rows is rejected.
-        batch_size: Rows decoded at once in evaluation.
-        max_new_tokens: Most tokens of an answer, with its eos.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        place_task: given a step's name and a task of it, sets what it needs where it is to run: image, accelerator, retries.
     """
-    place = {
-        "artifact_root": artifact_root,
-        "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
-    }
-    fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, **place)
-    checkpoint = fetched.outputs["checkpoint"]
-    splits = {}
-    for split, data in (("train", train_data), ("validation", validation_data)):
-        task = prepare_data(
-            data=data,
-            checkpoint=checkpoint,
-            images=images,
-            split=split,
-            max_text_tokens=max_text_tokens,
-            max_reject_fraction=max_reject_fraction,
-            **place,
+
+    @dsl.pipeline(name="paligemma-finetune", description="Fine-tune PaliGemma and compare it with its base.")
+    def finetune_pipeline(
+        train_data: str,
+        validation_data: str,
+        source: str = "embedded:tiny",
+        sha256: str = "",
+        tokenizer: str = "",
+        precision: str = "float16",
+        images: str = "",
+        recipe: str = "",
+        max_text_tokens: int = 128,
+        max_reject_fraction: float = 0.1,
+        batch_size: int = 32,
+        max_new_tokens: int = 32,
+        artifact_root: str = "",
+    ) -> Outputs:
+        """Fine-tunes a checkpoint.
+
+        Args:
+            train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on.
+            validation_data: JSONL file of rows to evaluate on.
+            source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
+            sha256: Expected sha256 of the weight file; empty: recorded, not checked.
+            tokenizer: SentencePiece model, when it is not beside the weights.
+            precision: Which file of a Kaggle model: by the dtype of its weights.
+            images: Folder that image paths are relative to; empty: each JSONL file's folder.
+            recipe: Training recipe, as YAML text; empty: the reference recipe.
+            max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+            max_reject_fraction: Fail when a larger share of a split's rows is rejected.
+            batch_size: Rows decoded at once in evaluation.
+            max_new_tokens: Most tokens of an answer, with its eos.
+            artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        """
+        place = {
+            "artifact_root": artifact_root,
+            "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
+        }
+        fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, **place)
+        checkpoint = fetched.outputs["checkpoint"]
+        splits = {}
+        for split, data in (("train", train_data), ("validation", validation_data)):
+            task = prepare_data(
+                data=data,
+                checkpoint=checkpoint,
+                images=images,
+                split=split,
+                max_text_tokens=max_text_tokens,
+                max_reject_fraction=max_reject_fraction,
+                **place,
+            )
+            task.set_display_name(f"prepare {split} data")
+            splits[split] = task
+        train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
+
+        tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
+        judged = {"records": validation, "batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
+        # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
+        of_base = evaluate(checkpoint=checkpoint, **judged)
+        of_base.set_display_name("evaluate base")
+        of_tuned = evaluate(
+            checkpoint=checkpoint, tuned=tuned.outputs["tuned"], baseline=of_base.outputs["evaluation"], **judged
         )
-        task.set_display_name(f"prepare {split} data")
-        splits[split] = task
-    train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
+        of_tuned.set_display_name("evaluate tuned")
 
-    tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
-    judged = {"records": validation, "batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
-    # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
-    of_base = evaluate(checkpoint=checkpoint, **judged)
-    of_base.set_display_name("evaluate base")
-    of_tuned = evaluate(checkpoint=checkpoint, tuned=tuned.outputs["tuned"], baseline=of_base.outputs["evaluation"], **judged)
-    of_tuned.set_display_name("evaluate tuned")
+        tasks = {"fetch_checkpoint": [fetched], "prepare_data": [*splits.values()], "finetune": [tuned]}
+        tasks["evaluate"] = [of_base, of_tuned]
+        for step, task in ((step, task) for step, of_step in tasks.items() for task in of_step):
+            # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either
+            # (kubeflow/pipelines#12751): new rows in the same file would be served last week's records.
+            task.set_caching_options(False)
+            place_task(step, task)
+        return Outputs(tuned.outputs["tuned"], of_base.outputs["evaluation"], of_tuned.outputs["evaluation"])
 
-    # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either
-    # (kubeflow/pipelines#12751): new rows in the same file would be served last week's records.
-    for task in (fetched, *splits.values(), tuned, of_base, of_tuned):
-        task.set_caching_options(False)
-    return Outputs(tuned.outputs["tuned"], of_base.outputs["evaluation"], of_tuned.outputs["evaluation"])
+    return finetune_pipeline
+
+
+finetune_pipeline = make_pipeline()
