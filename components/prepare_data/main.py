@@ -44,6 +44,7 @@ def run(
     import shutil
 
     from components.prepare_data.steps import finish, job_of, open_inputs, parameters_of, work_folder
+    from paligemma.data.balance import FINDINGS
     from paligemma.data.rows import split_lines
     from paligemma.data.workers import core_count, prepare_parts
     from paligemma.lineage.artifact import produce
@@ -67,6 +68,8 @@ def run(
         draft.rows = dataset.rows
     shutil.rmtree(folder)
     rejected, warned = sum(dataset.rejected.values()), sum(dataset.warnings.values())
+    for code, particulars in dataset.findings.items():
+        log.warning("%s: %s (%s)", code, FINDINGS[code], particulars)
     log.info("%d rows kept, %d rejected, %d warnings, in %s", dataset.rows, rejected, warned, output)
 
 

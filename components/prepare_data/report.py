@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from paligemma.data.balance import FINDINGS
 from paligemma.data.checks import WARNINGS
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
@@ -37,6 +38,7 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
         rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
         reasons=REASONS,
         meanings=WARNINGS,
+        findings=[(code, FINDINGS[code], particulars) for code, particulars in dataset.findings.items()],
     )
 
 

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from step import MEDIUM, SMALL, Worker, environment, write_case
+from peers import environment
+from step import MEDIUM, SMALL, Worker, write_case
 
 import paligemma
 from paligemma.decoding.settings import DecodeSettings

@@ -1,4 +1,4 @@
-"""Times data preparation with 1 and 2 processes against a plain loop over the same generated JPEGs, and takes peak memory.
+"""Times data preparation against a plain loop and `datasets.map` over the same generated JPEGs, and takes peak memory.
 
 PYTHONPATH=shared:. .venv/bin/python tests/benchmarks/prepare.py --rows 20000
 """
@@ -23,6 +23,14 @@ from PIL import Image
 
 CHECKPOINT = "embedded:tiny"
 SIZE = 224
+PEER = Path(__file__).parent / "prepare_workers/huggingface"
+CASES = (  # name, kind, processes
+    ("plain loop", "plain", 1),
+    ("ours, 1", "ours", 1),
+    ("ours, 2", "ours", 2),
+    ("datasets.map, 1", "huggingface", 1),
+    ("datasets.map, 2", "huggingface", 2),
+)
 
 
 def generate(folder: Path, rows: int) -> None:
@@ -98,11 +106,15 @@ def ours(folder: Path, output: Path, workers: int) -> None:
     print_rates(sum(part.lines for part in parts), started, before)
 
 
-def measure(kind: str, folder: Path, workers: int) -> tuple[float, float, list[int]]:
+def measure(kind: str, folder: Path, workers: int, python: Path, processor: Path) -> tuple[float, float, list[int]]:
     """CPU milliseconds a row and rows a second, of a process of its own, and the peak bytes of it and its children."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as output:
-        command = [sys.executable, __file__, "--kind", kind, "--folder", str(folder), "--workers", str(workers)]
-        process = subprocess.Popen([*command, "--output", f"{output}/out"], stdout=subprocess.PIPE, text=True)
+        if kind == "huggingface":
+            command = [python, PEER.with_suffix(".py"), folder, processor, f"{output}/out", str(workers)]
+        else:
+            command = [sys.executable, __file__, "--kind", kind, "--folder", folder, "--workers", str(workers)]
+            command += ["--output", f"{output}/out"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         peaks: dict[int, int] = {}
         watcher = threading.Thread(target=_watch, args=(process.pid, peaks))
         watcher.start()
@@ -147,16 +159,24 @@ def main() -> None:
         return plain_loop(options.folder, options.output)
     if options.kind == "ours":
         return ours(options.folder, options.output, options.workers)
+    from peers import environment
+
+    from paligemma.checkpoints.export import export
+    from paligemma.storage.cache import cache_folder
+
+    python = environment(cache_folder() / "benchmarks", PEER.with_suffix(".txt"))
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as root:
+        processor = Path(root) / "huggingface"
+        export(CHECKPOINT, processor, "huggingface")
         for rows in (options.rows // 20, options.rows):
             folder = Path(root) / str(rows)
             folder.mkdir()
             generate(folder, rows)
             best: dict[str, float] = {}
             for _ in range(options.rounds):
-                for name, kind, workers in (("plain loop", "plain", 1), ("ours, 1", "ours", 1), ("ours, 2", "ours", 2)):
-                    cpu, rate, peaks = measure(kind, folder, workers)
+                for name, kind, workers in CASES:
+                    cpu, rate, peaks = measure(kind, folder, workers, python, processor)
                     best[name] = max(rate, best.get(name, 0))
                     memory = " + ".join(f"{peak / 2**20:.0f}" for peak in peaks)
                     print(f"{rows} rows, {name}: {rate:.0f} rows/s, {cpu:.2f} CPU ms a row, peak MiB {memory}", flush=True)

@@ -12,7 +12,6 @@ agree. Needs Linux.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
+from peers import environment
 from step_workers.worker import TRAINED
 
 from paligemma.checkpoints.architecture import parameter_shapes
@@ -100,18 +99,6 @@ class Worker:
         answer = self.answer()
         self.milliseconds += answer.pop("milliseconds")
         self.report |= answer
-
-
-def environment(folder: Path, requirements: Path) -> Path:
-    """The Python of a virtual environment with these requirements, made if it is not there yet."""
-    place = folder / f"{requirements.stem}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
-    python, done = place / "bin/python", place / ".installed"
-    if not done.exists():
-        print(f"making {place}", file=sys.stderr)
-        venv.create(place, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True, stdout=sys.stderr)
-        done.touch()
-    return python
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel
 
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma.data.balance import FINDINGS
 from paligemma.data.checks import WARNINGS
 from paligemma.data.rows import REASONS
 from paligemma.training.recipe import Recipe
@@ -94,7 +95,7 @@ def test_finetunes_page_has_every_recipe_key() -> None:
 
 def test_prepare_datas_page_has_every_reason_and_warning_code() -> None:
     page = (REPOSITORY / "components/prepare_data/README.md").read_text()
-    assert dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*?) \|$", page, re.MULTILINE)) == REASONS | WARNINGS
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*?) \|$", page, re.MULTILINE)) == REASONS | WARNINGS | FINDINGS
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from components.finetune.main import fine_tune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
 from paligemma.checkpoints.open import resolve_embedded
-from paligemma.data.records import open_records
+from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import read_record
@@ -53,6 +54,33 @@ def data(small_data: SmallData) -> GcsLocation:
     for path in small_data.folder.iterdir():
         gcs.upload(path, BUCKET / "data" / path.name)
     return BUCKET / "data/rows.jsonl"
+
+
+def test_images_in_a_tar_file_of_the_bucket(small_data: SmallData, tmp_path: Path) -> None:
+    """Rows whose names go through it are those of plain files, and it is fetched once; one that is cut short holds no image."""
+    names = [small_data.add_image(f"{n}.png", n) for n in range(4)]
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for name in names:
+            tar.add(small_data.folder / name, f"deep/{name}")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:300])
+    for path in (tmp_path / "whole.tar", tmp_path / "cut.tar", *(small_data.folder / name for name in names)):
+        gcs.upload(path, BUCKET / "tar/images" / path.name)
+    for kind, prefix in (("plain", ""), ("tar", "whole.tar/deep/")):
+        rows = [{"image": prefix + name, "prefix": "ocr", "suffix": name} for name in names]
+        rows += [{"image": place, "prefix": "ocr", "suffix": "x"} for place in ("whole.tar/none.png", "cut.tar/deep/0.png")]
+        (tmp_path / kind).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        gcs.upload(tmp_path / kind, BUCKET / f"tar/{kind}.jsonl")
+        prepare(
+            f"{BUCKET}/tar/{kind}.jsonl",
+            "embedded:tiny",
+            f"{BUCKET}/tar/{kind}",
+            images=f"{BUCKET}/tar/images",
+            max_reject_fraction=0.5,
+            workers=1,
+        )
+    plain, packed = (open_records(f"{BUCKET}/tar/{kind}") for kind in ("plain", "tar"))
+    assert packed.dataset.rejected == plain.dataset.rejected == {"image_missing": 2}
+    assert row_ids(packed, range(4)) == row_ids(plain, range(4))
 
 
 def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,8 @@ BLOCK = 64 * 1024 * 1024
 
 _ALIGNMENT = 64  # bytes; XLA's own
 _ROWS = 16
+_PIECE = 16 * 1024 * 1024  # bytes that a thread copies at a time
+_THREADS = 4  # more than a small machine has cores: while one waits for the disk, another copies
 
 
 class LazyArray(Protocol):
@@ -55,16 +59,31 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def copy(values: np.ndarray, to: np.ndarray) -> None:
-    """Copies values to where they are wanted in another order of axes: nine times as fast as NumPy for a transposed matrix.
+    """Copies values to where they are wanted, in another order of axes or another dtype, with several threads.
 
-    A few rows at a time, so that what is read of each memory line is used before the line is gone from the cache.
+    One alone would wait for every page of a memory-mapped file. A transposed matrix is copied a few rows at a time, so that
+    what is read of each memory line is used before the line is gone from the cache: nine times as fast as NumPy.
     """
+
+    def copy_rows(first: int, last: int) -> None:
+        for start in range(first, last, _ROWS):
+            rows = (..., slice(start, min(start + _ROWS, last)))
+            to[rows] = values[rows]
+
+    def copy_block(block: tuple[slice, ...]) -> None:
+        to[block] = values[block]
+
     if values.ndim < 2 or values.strides[-1] == values.itemsize:
-        to[...] = values
-        return
-    for start in range(0, values.shape[-1], _ROWS):
-        rows = (..., slice(start, start + _ROWS))
-        to[rows] = values[rows]
+        jobs = [partial(copy_block, block) for block in blocks(values.shape, values.itemsize, _PIECE)]
+    else:
+        step = max(_ROWS, _PIECE * values.shape[-1] // max(1, values.nbytes) // _ROWS * _ROWS)
+        jobs = [partial(copy_rows, first, min(first + step, values.shape[-1])) for first in range(0, values.shape[-1], step)]
+    if len(jobs) == 1:
+        return jobs[0]()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
+    return None
 
 
 def split_index(index, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from paligemma.checkpoints.architecture import abstract_model
-from paligemma.checkpoints.lazy import LazyArray, empty
+from paligemma.checkpoints.lazy import LazyArray, copy, empty
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma
@@ -35,10 +35,11 @@ def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | N
 
 
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if values.dtype == dtype:
+    """In memory of its own, which JAX takes over on a CPU; it would copy a mapped file page after page."""
+    if values.dtype == dtype and not isinstance(values, np.memmap):
         return values
     result = empty(values.shape, dtype)
-    np.copyto(result, values, casting="unsafe")
+    copy(values, result)
     return result
 
 

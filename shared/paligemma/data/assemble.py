@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, REJECTED_FILE, ROWS_FILE, WARNINGS_FILE, Dataset, Shard
@@ -84,6 +85,7 @@ def assemble(
         warnings=dict(sorted(facts.warnings.items())),
         images=listing.image_count,
         frequent_suffixes=dict(facts.suffixes.most_common(FREQUENT_SUFFIXES)),
+        findings=balance_findings(facts.rows, facts.suffixes),
     )
     (output / DATASET_FILE).write_text(json.dumps(dataset.model_dump(), indent=2) + "\n")
     return dataset

@@ -66,7 +66,8 @@ class Dataset(BaseModel):
     Attributes:
         warnings: how many rows have a warning of each code of `checks.WARNINGS`.
         images: how many different images there are, by their bytes.
-        frequent_suffixes: the most frequent suffixes, and how many rows have each: the balance of the classes.
+        frequent_suffixes: the most frequent suffixes, and how many rows have each.
+        findings: particulars of what is odd about the split as a whole, by a code of `balance.FINDINGS`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +88,7 @@ class Dataset(BaseModel):
     warnings: dict[str, int] = {}
     images: int = 0
     frequent_suffixes: dict[str, int] = {}
+    findings: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
