@@ -53,34 +53,46 @@ def start(name: str, python: str | Path, case: Path):
 
 
 def mixed_lengths(case: Path, batch: int = 8) -> str:
-    """Evaluation of answers of mixed length: sorted by it and stopped early, against fixed length in the rows' order."""
+    """Evaluation of answers of mixed length: sorted by it and stopped early, against fixed length in the rows' order.
+
+    Answers are sampled, as random weights repeat themselves otherwise; the end's row of the table is made longer until half
+    the answers end within half the length. A row's samples are its own, whatever the order.
+    """
     model = paligemma.load(case / "checkpoint.npz")
     table = model.module.llm.embedder.input_embedding
-    # A longer row of the table makes its token the likeliest now and then: answers of random weights end somewhere.
-    table[...] = table[...].at[EOS].multiply(2.2)
     size = model.config.img.image_size
     images = np.random.default_rng(1).uniform(-1, 1, (ROWS, size, size, 3)).astype(np.float32)
     tokens = np.random.default_rng(2).integers(2, model.config.llm.vocab_size, (ROWS, PROMPT), np.int32)
-    settings, real = DecodeSettings(NEW_TOKENS), np.ones((batch, PROMPT), bool)
+    real, ordered = np.ones((batch, PROMPT), bool), np.arange(ROWS)
 
-    def run(order: np.ndarray, eos: int | None) -> tuple[float, np.ndarray]:
-        found = np.zeros((ROWS, NEW_TOKENS), np.int32)
+    def run(order: np.ndarray, eos: int | None, length: int = NEW_TOKENS) -> tuple[float, np.ndarray]:
+        found = np.zeros((ROWS, length), np.int32)
+        settings = DecodeSettings(length, temperature=1.0)
         started = time.perf_counter()
         for rows in order.reshape(-1, batch):
-            found[rows] = model.search(images[rows], tokens[rows], real, 0 * tokens[rows], settings, eos).tokens
+            decoded = model.search(images[rows], tokens[rows], real, 0 * tokens[rows], settings, eos, row_seeds=rows)
+            found[rows] = decoded.tokens
         return time.perf_counter() - started, found
 
-    ordered = np.arange(ROWS)
-    fixed, found = run(ordered, None)
-    lengths = np.where((found == EOS).any(axis=1), np.argmax(found == EOS, axis=1) + 1, NEW_TOKENS)
+    plain = table[...]
+    for longer in np.geomspace(1.5, 30, 12):
+        table[...] = plain.at[EOS].multiply(longer)
+        _, found = run(ordered, EOS)
+        lengths = np.where((found == EOS).any(axis=1), np.argmax(found == EOS, axis=1) + 1, NEW_TOKENS)
+        if np.median(lengths) <= NEW_TOKENS / 2:
+            break
+    else:
+        return "no answer ends early: mixed lengths are not measured"
     by_length = np.argsort(-lengths, kind="stable")
-    times = [[run(*way)[0] for way in ((ordered, None), (ordered, EOS), (by_length, EOS))] for _ in range(2)]
-    fixed, stopped, sorted_ = np.min(times, axis=0)
-    return (
-        f"{ROWS} answers of {lengths.min()} to {lengths.max()} tokens, mean {lengths.mean():.1f}, batch {batch}: "
-        f"fixed length {ROWS / fixed:.2f} examples/s; stopped early {ROWS / stopped:.2f} ({fixed / stopped:.2f}x); "
-        f"sorted by length too {ROWS / sorted_:.2f} ({fixed / sorted_:.2f}x)"
-    )
+    ways = ((ordered, None, 1), (ordered, None), (ordered, EOS), (by_length, EOS))
+    times = [[run(*way)[0] for way in ways] for _ in range(3)]
+    prefill, fixed, stopped, sorted_ = np.min(times[1:], axis=0)  # the first round compiles
+    lines = [f"{ROWS} answers of {lengths.min()} to {lengths.max()} tokens, mean {lengths.mean():.1f}, batch {batch}:", ""]
+    lines += ["| loop | examples/s | to fixed length | after prefill |", "| --- | --- | --- | --- |"]
+    for name, seconds in (("fixed length", fixed), ("stopped early", stopped), ("and sorted by length", sorted_)):
+        after = (fixed - prefill) / (seconds - prefill)
+        lines.append(f"| {name} | {ROWS / seconds:.2f} | {fixed / seconds:.2f}x | {after:.2f}x |")
+    return "\n".join(lines)
 
 
 def copy_bandwidth() -> float:
@@ -98,6 +110,7 @@ def main(
     small: Annotated[bool, typer.Option(help="A tiny network and one round: checks the tokens, measures nothing.")] = False,
     environments: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
     lengths: Annotated[bool, typer.Option(help="Measure evaluation on answers of mixed length too.")] = True,
+    only_lengths: Annotated[bool, typer.Option(help="Measure nothing else.")] = False,
 ) -> None:
     """Prints tables."""
     folder = (environments or cache_folder() / "benchmarks").absolute()
@@ -106,6 +119,8 @@ def main(
     with ExitStack() as stack:
         case = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_case(case, SMALL if small else MEDIUM, (PROMPT,) * 8)
+        if only_lengths:
+            return print(mixed_lengths(case))
         workers = [stack.enter_context(start(name, pythons.get(name, sys.executable), case)) for name in NAMES]
         expected = np.array(workers[0].report["tokens"])
         for worker in workers[1:]:
@@ -134,6 +149,7 @@ def main(
             worker.process.kill()
         if lengths and not small:
             print(mixed_lengths(case))
+    return None
 
 
 if __name__ == "__main__":
