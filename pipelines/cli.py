@@ -119,6 +119,53 @@ def preview(
     typer.echo(f"wrote {output}")
 
 
+Registry = Annotated[str, typer.Option(help="Folder or gs:// prefix of all releases.")]
+
+
+@app.command()
+def releases(registry: Registry = "runs/pipeline/registry") -> None:
+    """List the releases of a registry, the oldest first; an asterisk marks the champion."""
+    from paligemma.registry import list_releases, read_champion
+
+    champion = read_champion(registry)
+    for release in list_releases(registry):
+        mark = "*" if champion and champion.release == release.version else " "
+        metrics = release.metrics
+        score = metrics["metrics"][metrics["primary"]]
+        formats = ",".join(one.folder for one in release.manifest.formats)
+        figures = f"{metrics['primary']} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
+        typer.echo(f"{mark} {release.version}  {release.record.finished}  {figures}  {formats}")
+
+
+@app.command()
+def rollback(
+    release: Annotated[
+        str, typer.Argument(help="Version to make the champion.", show_default="the one before the champion")
+    ] = "",
+    registry: Registry = "runs/pipeline/registry",
+) -> None:
+    """Make an earlier release the champion again, after reading every byte of it."""
+    from paligemma.registry import roll_back
+
+    before, champion = roll_back(registry, release)
+    typer.echo(f"the champion is {champion.release}, it was {before}")
+
+
+@app.command()
+def verify(
+    release: Annotated[str, typer.Argument(help="Version of a release, or the folder or gs:// prefix of an artifact.")],
+    registry: Registry = "runs/pipeline/registry",
+) -> None:
+    """Read every byte of a release, or of one artifact, and compare it with what was recorded."""
+    from paligemma.lineage.record import RECORD_FILE
+    from paligemma.registry import read_release, verify_artifact, verify_release
+    from paligemma.storage.files import exists
+
+    is_artifact = "/" in release and exists(release, RECORD_FILE)
+    count = verify_artifact(release) if is_artifact else verify_release(read_release(registry, release))
+    typer.echo(f"{count} files are as they were recorded")
+
+
 @convert.command("coco-captions")
 def convert_coco_captions(
     annotations: Annotated[Path, typer.Option(help="captions_*.json of COCO.")],
@@ -211,6 +258,9 @@ def run(
         Literal["float16", "bfloat16", "float32"],
         typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
     ] = "float16",
+    image_size: Annotated[
+        int, typer.Option(help="Side of the images that the model sees, in pixels.", min=0, show_default="the checkpoint's")
+    ] = 0,
     images: Annotated[
         str,
         typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="each JSONL file's folder"),
@@ -224,8 +274,24 @@ def run(
     max_reject_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
     ] = 0.1,
+    task: Annotated[
+        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
+        typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
+    ] = "",
+    metrics: Annotated[
+        str, typer.Option(help="Metrics in place of the task's, the deciding one first.", show_default="the task's")
+    ] = "",
+    margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
+    mask_decoder: Annotated[
+        str,
+        typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
+    ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
+    registry: Annotated[
+        str, typer.Option(help="Folder or gs:// prefix of all releases.", show_default="registry, below --root")
+    ] = "",
+    formats: Annotated[str, typer.Option(help="Formats of a release, with commas: big_vision, huggingface.")] = "big_vision",
     artifact_root: Annotated[
         str,
         typer.Option(help="Folder or gs:// prefix that artifacts go to.", show_default="a folder of the run's below --root"),
@@ -233,6 +299,8 @@ def run(
     root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
+    import json
+
     import yaml
 
     from paligemma.lineage.artifact import localize
@@ -249,18 +317,29 @@ def run(
             "sha256": sha256,
             "tokenizer": absolute(tokenizer),
             "precision": precision,
+            "image_size": image_size,
             "images": absolute(images),
             "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
             "max_text_tokens": max_text_tokens,
             "max_reject_fraction": max_reject_fraction,
+            "kind": task,
+            "metrics": metrics,
+            "margin": margin,
+            "mask_decoder": absolute(mask_decoder),
             "batch_size": batch_size,
             "max_new_tokens": max_new_tokens,
+            "registry": absolute(registry or str(root / "registry")),
+            "formats": formats,
             "artifact_root": absolute(artifact_root),
         },
         root,
     )
+    evaluation = localize(outputs.tuned_evaluation)
     typer.echo(f"tuned model: {outputs.tuned}")
-    typer.echo(f"report:      {localize(outputs.tuned_evaluation) / 'report.html'}")
+    typer.echo(f"report:      {evaluation / 'report.html'}")
+    typer.echo(json.loads((evaluation / "gate.json").read_text())["why"])
+    if outputs.release:
+        typer.echo(f"release:     {outputs.release}")
 
 
 def absolute(location: str) -> str:

@@ -1,4 +1,4 @@
-"""The DAG: fetch a checkpoint, prepare two splits, fine-tune, evaluate base and tuned model on the same rows."""
+"""The DAG: fetch a checkpoint, prepare two splits, fine-tune, evaluate base and tuned model, and publish the better one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from components.evaluate.component import evaluate
 from components.fetch_checkpoint.component import fetch_checkpoint
 from components.finetune.component import finetune
 from components.prepare_data.component import prepare_data
+from components.publish.component import publish
 
 
 class Outputs(NamedTuple):
@@ -35,12 +36,19 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         sha256: str = "",
         tokenizer: str = "",
         precision: str = "float16",
+        image_size: int = 0,
         images: str = "",
         recipe: str = "",
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
+        kind: str = "",
+        metrics: str = "",
+        margin: float = 0.0,
+        mask_decoder: str = "",
         batch_size: int = 32,
         max_new_tokens: int = 32,
+        registry: str = "",
+        formats: str = "big_vision",
         artifact_root: str = "",
     ) -> Outputs:
         """Fine-tunes a checkpoint.
@@ -52,19 +60,28 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             sha256: Expected sha256 of the weight file; empty: recorded, not checked.
             tokenizer: SentencePiece model, when it is not beside the weights.
             precision: Which file of a Kaggle model: by the dtype of its weights.
+            image_size: Side of the images that the model is to see, in pixels; 0: the checkpoint's own.
             images: Folder that image paths are relative to; empty: each JSONL file's folder.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
+            kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
+            metrics: Metrics in place of the task's, with commas, the deciding one first.
+            margin: By how much the first metric must surely be better than the base's and the champion's to be published.
+            mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
             batch_size: Rows decoded at once in evaluation.
             max_new_tokens: Most tokens of an answer, with its eos.
+            registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
+            formats: Formats of a release, with commas: big_vision, huggingface.
             artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         """
         place = {
             "artifact_root": artifact_root,
             "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
         }
-        fetched = fetch_checkpoint(source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, **place)
+        fetched = fetch_checkpoint(
+            source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
+        )
         checkpoint = fetched.outputs["checkpoint"]
         splits = {}
         for split, data in (("train", train_data), ("validation", validation_data)):
@@ -82,17 +99,33 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
 
         tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
-        judged = {"records": validation, "batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
+        judged = {"records": validation, "kind": kind, "metrics": metrics, "mask_decoder": mask_decoder}
+        judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
         # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
         of_base = evaluate(checkpoint=checkpoint, **judged)
         of_base.set_display_name("evaluate base")
         of_tuned = evaluate(
-            checkpoint=checkpoint, tuned=tuned.outputs["tuned"], baseline=of_base.outputs["evaluation"], **judged
+            checkpoint=checkpoint,
+            tuned=tuned.outputs["tuned"],
+            baseline=of_base.outputs["evaluation"],
+            registry=registry,
+            margin=margin,
+            **judged,
         )
         of_tuned.set_display_name("evaluate tuned")
+        # A placeholder, which is compared when the pipeline runs.
+        with dsl.If(of_tuned.outputs["Output"] == True, name="better"):  # noqa: E712
+            published = publish(
+                checkpoint=checkpoint,
+                tuned=tuned.outputs["tuned"],
+                evaluation=of_tuned.outputs["evaluation"],
+                registry=registry,
+                formats=formats,
+                **place,
+            )
 
         tasks = {"fetch_checkpoint": [fetched], "prepare_data": [*splits.values()], "finetune": [tuned]}
-        tasks["evaluate"] = [of_base, of_tuned]
+        tasks |= {"evaluate": [of_base, of_tuned], "publish": [published]}
         for step, task in ((step, task) for step, of_step in tasks.items() for task in of_step):
             # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either
             # (kubeflow/pipelines#12751): new rows in the same file would be served last week's records.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from paligemma.errors import PaliGemmaError
-from paligemma.lineage.record import RECORD_FILE
+from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import RECORD_FILE, read_record
+from paligemma.registry import read_champion, read_release
 from paligemma.storage.files import exists
 from pipelines.run_log import RunLog
 
@@ -21,11 +23,12 @@ class StepFailedError(PaliGemmaError):
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Where a finished run's artifacts are: local paths, or `gs://` addresses."""
+    """Where a finished run's artifacts are: local paths, or `gs://` addresses. No release if the model was not better."""
 
     tuned: str
     base_evaluation: str
     tuned_evaluation: str
+    release: str = ""
 
 
 def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
@@ -56,10 +59,21 @@ def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
         except RuntimeError as error:
             raise _failure(log, error) from None
     outputs = RunOutputs(**{name: task.outputs[name].uri for name in Outputs._fields})
-    missing = [location for location in vars(outputs).values() if not exists(location, RECORD_FILE)]
+    missing = [location for location in vars(outputs).values() if location and not exists(location, RECORD_FILE)]
     if missing:  # the runner's word is not enough: what it reports as done must be there
         raise StepFailedError("The run left no whole artifact.", where=missing[0], fix=f"see {log.path}")
-    return outputs
+    return replace(outputs, release=_release_of(outputs, str(parameters.get("registry", ""))))
+
+
+def _release_of(outputs: RunOutputs, registry: str) -> str:
+    """The champion, if this run made it. The task that publishes is in a branch of the DAG, which gives nothing out."""
+    champion = read_champion(registry) if registry else None
+    if champion is None:
+        return ""
+    release = read_release(registry, champion.release)
+    made_from = {entry.sha256 for entry in release.record.inputs}
+    is_ours = read_record(localize(outputs.tuned_evaluation)).artifact.tree_sha256 in made_from
+    return str(release.location) if is_ours else ""
 
 
 def _failure(log: RunLog, error: RuntimeError) -> StepFailedError:

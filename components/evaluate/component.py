@@ -16,6 +16,7 @@ def evaluate(
     tuned: dsl.Input[dsl.Model] = None,
     baseline: dsl.Input[dsl.Artifact] = None,
     champion: dsl.Input[dsl.Artifact] = None,
+    registry: str = "",
     margin: float = 0.0,
     kind: str = "",
     metrics: str = "",
@@ -30,10 +31,13 @@ def evaluate(
     seed: int = 0,
     artifact_root: str = "",
     task: str = "",
-):
-    """Decodes answers to every row and judges them, beside another evaluation's if one is given.
+) -> bool:
+    """Decodes answers to every row and judges them, beside another evaluation's if one is given; says whether to promote.
+
+    The answer is the output named `Output`: KFP's local runner finds no other in a condition.
 
     Args:
+        registry: Registry of releases, whose champion is evaluated on the same records, to be better than too.
         margin: By how much the first metric must surely be better than that of baseline and champion.
         kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
         metrics: Metrics in place of the task's, with commas, the deciding one first.
@@ -66,6 +70,7 @@ def evaluate(
         tuned=input_location(tuned),
         baseline=input_location(baseline),
         champion=input_location(champion),
+        registry=registry,
         margin=margin,
         kind=kind,
         metrics=metrics,
@@ -94,3 +99,5 @@ def evaluate(
     # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.
     Path(summary.path).write_text(json.dumps(values, indent=2))
     Path(confusion.path).write_text(json.dumps(table))
+    gate = folder / "gate.json"
+    return gate.is_file() and json.loads(gate.read_text())["promote"]

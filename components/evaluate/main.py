@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paligemma.evaluation.metrics import Scores
     from paligemma.evaluation.predict import Prediction
     from paligemma.lineage.record import Input
+    from paligemma.registry import Release
 
 log = logging.getLogger("paligemma.evaluate")
 
@@ -46,6 +47,13 @@ def run(
     champion: Annotated[
         str,
         typer.Option(help="Evaluation of the model in use on the same records, to be better than too.", show_default="none"),
+    ] = "",
+    registry: Annotated[
+        str,
+        typer.Option(
+            help="Registry of releases: its champion is evaluated on the same records, to be better than too.",
+            show_default="none",
+        ),
     ] = "",
     margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
     kind: Annotated[
@@ -110,6 +118,11 @@ def run(
         if location:
             others[role] = Evaluation(localize(location), first, inputs)
             inputs.append(input_of(role, location))
+    release = find_champion(registry) if registry and not champion else None
+    if release is not None:
+        arguments = {"kind": kind, "metrics": metrics, "mask_decoder": mask_decoder, "batch_size": batch_size, "seed": seed}
+        others["champion"] = evaluate_release(release, records, first, inputs, {**arguments, **dataclasses.asdict(settings)})
+        inputs.append(input_of("champion", release.location))
     if mask_decoder:
         inputs.append(input_of("mask decoder", mask_decoder))
     name = "tuned" if tuned else "base"
@@ -169,6 +182,46 @@ def run(
     log.info("%s: exact match %.1f %% of %d (%s), in %s", name, 100 * matches.value, len(predictions), shown, output)
     if decision is not None:
         log.info("%s", decision.why)
+
+
+def find_champion(registry: str) -> Release | None:
+    """The release in use; None if there is none yet."""
+    from paligemma.registry import read_champion, read_release
+
+    champion = read_champion(registry)
+    return read_release(registry, champion.release) if champion else None
+
+
+def evaluate_release(release: Release, records: str, metric: str, inputs: list[Input], arguments: dict) -> Evaluation:
+    """The evaluation of a released model on these records: the one it was released with, if that was of them, else a new one.
+
+    Args:
+        release: the champion.
+        records: to evaluate on.
+        metric: the deciding one.
+        inputs: of the candidate's evaluation.
+        arguments: of `run`: how to decode and to judge.
+    """
+    import tempfile
+
+    from paligemma.errors import InputError
+    from paligemma.lineage.artifact import localize
+    from paligemma.lineage.record import read_record
+    from paligemma.registry import EVALUATION_FOLDER
+
+    made = localize(release.location) / EVALUATION_FOLDER
+    compared = ("max_new_tokens", "temperature", "top_k", "top_p", "best_of", "beams", "seed", "task")
+    try:
+        before = read_record(made, ARTIFACT_TYPE).producer.parameters
+        wanted = {**arguments, "task": arguments["kind"]}
+        if all(before.get(name) == wanted[name] for name in compared):
+            return Evaluation(made, metric, inputs)
+    except InputError:
+        pass  # of other records, or not judged by this metric
+    log.info("evaluating the champion, release %s, on the same rows", release.version)
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        run(checkpoint=str(release.model), records=records, output=f"{folder}/champion", **arguments)
+        return Evaluation(Path(folder) / "champion", metric, inputs)
 
 
 class Evaluation:

@@ -34,6 +34,7 @@ def run_demo(folder: Path) -> None:
         "recipe": read_preset("demo"),
         "max_new_tokens": 8,
         "batch_size": 128,
+        "registry": str((folder / "registry").absolute()),
     }
     outputs = run_pipeline(parameters, folder / "pipeline")
     summary = summarize(outputs, time.monotonic() - started)
@@ -61,6 +62,8 @@ def summarize(outputs: RunOutputs, seconds: float) -> dict:
         "frozen_parameters_identical": training["frozen_parameters_identical"],
         "seconds": round(seconds, 1),
         "tuned_model": str(tuned_model),
+        "gate": json.loads((of_tuned / "gate.json").read_text())["why"],
+        "release": outputs.release,
         "reports": {
             "train data": str(records["train records"] / "report.html"),
             "validation data": str(records["validation records"] / "report.html"),
@@ -90,4 +93,7 @@ def show(summary: dict, file: Path) -> None:
     for name, path in summary["reports"].items():
         console.print(f"  {name}: {os.path.relpath(path)}")
     console.print(f"Tuned model: {os.path.relpath(summary['tuned_model'])}")
+    console.print(summary["gate"])
+    if summary["release"]:
+        console.print(f"Release: {os.path.relpath(summary['release'])}")
     console.print(f"Summary: {os.path.relpath(file)}")

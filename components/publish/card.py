@@ -1,0 +1,116 @@
+"""A release's card: what the model is, what it was made from, and how well it does, as Markdown with Hugging Face's header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import yaml
+
+from paligemma.checkpoints.tuned import TunedDescription
+from paligemma.lineage.record import Input, Record
+
+LICENCE = """The terms that the base checkpoint came with apply to this model too. Those of Google's PaliGemma are the
+[Gemma Terms of Use](https://ai.google.dev/gemma/terms): who passes the model on passes on the terms, a notice of the changes
+(this card), and the restrictions of the [prohibited use policy](https://ai.google.dev/gemma/prohibited_use_policy)."""
+
+
+def render_card(
+    version: str,
+    formats: Iterable[str],
+    description: TunedDescription,
+    summary: Mapping,
+    metrics: Mapping,
+    decision: Mapping | None,
+    training: Record,
+    inputs: Iterable[Input],
+) -> str:
+    """The card's text.
+
+    Args:
+        version: of the release.
+        formats: folders with the model.
+        description: the tuned model's.
+        summary: its `summary.json`.
+        metrics: the evaluation's `metrics.json`.
+        decision: the evaluation's `gate.json`.
+        training: the tuned model's record.
+        inputs: of the release.
+    """
+    base, recipe = description.base, description.recipe
+    header = {
+        "pipeline_tag": "image-text-to-text",
+        "license": "other",
+        "license_name": "as-the-base-checkpoint",
+        "tags": ["paligemma"],
+    }
+    primary, trainer = metrics["primary"], training.producer
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# PaliGemma, fine-tuned: release {version}",
+        "",
+        f"An image and a text prefix in, a text out. {summary['trained_parameters']:,} of "
+        f"{summary['trained_parameters'] + summary['frozen_parameters']:,} parameters were trained "
+        f"(`trainable: {_inline(recipe.get('trainable'))}`) for {description.steps} steps on {summary['device']}; images are "
+        f"{description.config.img.image_size} x {description.config.img.image_size} pixels.",
+        "",
+        "## How well it does",
+        "",
+        f"On {metrics['examples']} rows that were held out"
+        + (f", as the task `{metrics['task']}`" if metrics["task"] else "")
+        + f"; what decides is `{primary}`. Intervals are 95 %, by bootstrap over rows.",
+        "",
+        "| metric | value | interval |",
+        "| --- | --- | --- |",
+        *(
+            f"| {name} | {one['value']:.4f} | {one['low']:.4f} to {one['high']:.4f} |"
+            for name, one in metrics["metrics"].items()
+        ),
+        f"| perplexity of the right answers | {metrics['perplexity']:.4f} | |",
+        "",
+        decision["why"] if decision else "It was compared with no other model.",
+        "",
+        "## Made from",
+        "",
+        "| what | where | sha256 |",
+        "| --- | --- | --- |",
+        f"| base weights | `{base.uri}`, `{base.weights_file}` | `{base.weights_sha256}` |",
+        *(_input_row(entry) for entry in {entry.sha256: entry for entry in [*training.inputs, *inputs]}.values()),
+        "",
+        f"Trained by paligemma {trainer.packages.get('paligemma', '?')}, commit {trainer.git_sha or 'unknown'}"
+        f"{' (changed)' if trainer.git_dirty else ''}, on {training.finished[:10]}. The recipe:",
+        "",
+        "```yaml",
+        yaml.safe_dump({key: value for key, value in recipe.items() if value is not None}, sort_keys=False).rstrip(),
+        "```",
+        "",
+        "## Use",
+        "",
+        *(f"- `{folder}`: {_USE[folder]}" for folder in formats),
+        "",
+        "## Licence",
+        "",
+        LICENCE,
+        "",
+        "## Limits",
+        "",
+        "It answers as the rows it was trained on do. The table holds for rows like those it was judged on; nothing was",
+        "measured on others.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_USE = {
+    "big_vision": 'one `.npz` file, for `paligemma.load("FOLDER")` and for big_vision',
+    "huggingface": '`PaliGemmaForConditionalGeneration.from_pretrained("FOLDER")` of transformers',
+}
+
+
+def _input_row(entry: Input) -> str:
+    return f"| {entry.role} | `{entry.uri.replace('|', '%7C')}` | `{entry.sha256}` |"
+
+
+def _inline(value: object) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value or ()))

@@ -1,0 +1,50 @@
+"""KFP interface of `publish`."""
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def publish(
+    checkpoint: dsl.Input[dsl.Model],
+    tuned: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    release: dsl.Output[dsl.Model],
+    card: dsl.Output[dsl.Markdown],
+    registry: str = "",
+    formats: str = "big_vision",
+    dtype: str = "stored",
+    artifact_root: str = "",
+    task: str = "",
+):
+    """Makes a tuned model a release of a registry, and its champion.
+
+    Args:
+        registry: Folder or gs:// prefix of all releases; empty: where this run's artifacts go.
+        formats: Formats of the whole model, with commas: big_vision, huggingface.
+        dtype: Of every parameter; stored keeps each as it is.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+    """
+    import shutil
+
+    from components.artifacts import input_location, mirror_record, output_location
+    from components.publish.main import run
+    from paligemma.lineage.artifact import localize
+    from paligemma.registry import CARD_FILE, release_part
+
+    registry = registry or output_location(release, artifact_root, task)
+    version = run(
+        checkpoint=input_location(checkpoint),
+        tuned=input_location(tuned),
+        evaluation=input_location(evaluation),
+        registry=registry,
+        formats=formats,
+        dtype=dtype,
+    )
+    location = release_part(registry, version, "release")
+    release.uri = str(location)
+    release.metadata["version"] = version
+    mirror_record(release, release.uri)
+    shutil.copyfile(localize(location) / CARD_FILE, card.path)

@@ -1,0 +1,176 @@
+"""What becomes a release: a tuned model with its base and its evaluation, checked against each other, and written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.publish.card import render_card
+from paligemma.checkpoints.export import export
+from paligemma.checkpoints.open import check_base, open_checkpoint
+from paligemma.checkpoints.tuned import TunedDescription, read_tuned
+from paligemma.errors import InputError, did_you_mean
+from paligemma.lineage.artifact import input_of, localize, produce
+from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, read_record
+from paligemma.registry import (
+    ARTIFACT_TYPE,
+    CARD_FILE,
+    EVALUATION_FOLDER,
+    MANIFEST_FILE,
+    Champion,
+    Manifest,
+    Release,
+    formats_in,
+    read_champion,
+    read_release,
+    release_part,
+    versions,
+)
+from paligemma.storage.files import exists
+from paligemma.storage.retry import ChangedError
+
+log = logging.getLogger("paligemma.publish")
+
+FORMATS = ("big_vision", "huggingface")
+_VERSION_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tuned model that is to be released.
+
+    Attributes:
+        version: a hash of all that it is made from: the same again for the same.
+        inputs: for the record.
+        compared_with: the champion that its evaluation compared it with; None if there was none.
+        decision: the evaluation's `gate.json`.
+    """
+
+    version: str
+    checkpoint: str
+    tuned: str
+    evaluation: Path
+    registry: str
+    formats: tuple[str, ...]
+    dtype: str
+    description: TunedDescription
+    inputs: list[Input]
+    compared_with: Champion | None
+    decision: dict | None
+
+    def check_decision(self, champion: Champion | None) -> None:
+        """Refuses to go on when it should not become the champion, before anything is written.
+
+        Raises:
+            InputError: its evaluation says no.
+            ChangedError: it was not compared with the champion of now.
+        """
+        if champion is not None and champion.release == self.version:
+            return
+        if self.decision is not None and not self.decision["promote"]:
+            raise InputError(
+                "The evaluation says that this model is not to replace another.",
+                where=self.evaluation,
+                expected=self.decision["why"],
+                fix="train a better one, or release it without making it the champion (--no-promote)",
+            )
+        if champion != self.compared_with:
+            raise ChangedError(
+                "The model was not compared with the champion of now.",
+                where=self.registry,
+                expected=f"an evaluation beside {champion.release if champion else 'no champion'}",
+                fix="evaluate it again, with --registry",
+            )
+
+
+def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, formats: str, dtype: str) -> Candidate:
+    """Checks that the parts belong together.
+
+    Raises:
+        InputError: they do not, or a format is unknown.
+    """
+    wanted = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
+    for name in wanted:
+        if name not in FORMATS:
+            raise InputError(f"There is no format {name!r}.", where="--formats", fix=did_you_mean(name, FORMATS))
+    if not wanted:
+        raise InputError("No format is named.", where="--formats", expected=", ".join(FORMATS))
+    base, model = open_checkpoint(checkpoint), read_tuned(localize(tuned))
+    check_base(model, base)
+    evaluated = localize(evaluation)
+    record = read_record(evaluated, "evaluation")
+    inputs = [
+        input_of("checkpoint", base.location),
+        input_of("tuned model", tuned),
+        input_of("evaluation", evaluation),
+    ]
+    if inputs[1].sha256 not in {entry.sha256 for entry in record.inputs if entry.role == "tuned model"}:
+        raise InputError(
+            "The evaluation is of another model.",
+            where=evaluation,
+            expected=f"one of {tuned}",
+            fix="evaluate this model",
+        )
+    gate = evaluated / "gate.json"
+    identity = {"inputs": [entry.sha256 for entry in inputs], "formats": wanted, "dtype": dtype}
+    return Candidate(
+        version=canonical_sha256(identity)[:_VERSION_LENGTH],
+        checkpoint=base.location,
+        tuned=tuned,
+        evaluation=evaluated,
+        registry=registry,
+        formats=wanted,
+        dtype=dtype,
+        description=model.description,
+        inputs=inputs,
+        compared_with=_compared_with(registry, {entry.sha256 for entry in record.inputs if entry.role == "champion"}),
+        decision=json.loads(gate.read_text()) if gate.is_file() else None,
+    )
+
+
+def write_release(candidate: Candidate) -> Release:
+    """Writes what of the release is not there yet: each format, then the release itself, which makes it whole."""
+    registry, version = candidate.registry, candidate.version
+    if version in versions(registry):
+        log.info("release %s is there already", version)
+        return read_release(registry, version)
+    for name in candidate.formats:
+        location = release_part(registry, version, name)
+        if not exists(location, RECORD_FILE):  # else an attempt that did not finish has left it
+            export(candidate.tuned, str(location), name, candidate.dtype, base=candidate.checkpoint)
+    formats = list(formats_in(registry, version, list(candidate.formats)))
+    parts = [input_of(f"model, {name}", release_part(registry, version, name)) for name in candidate.formats]
+    parameters = {"version": version, "formats": list(candidate.formats), "dtype": candidate.dtype}
+    location = release_part(registry, version, "release")
+    tuned = localize(candidate.tuned)
+    with produce(str(location), ARTIFACT_TYPE, "publish", parameters, [*candidate.inputs, *parts]) as draft:
+        copies = draft.folder / EVALUATION_FOLDER
+        shutil.copytree(candidate.evaluation, copies)
+        manifest = Manifest(version=version, formats=formats)
+        (draft.folder / MANIFEST_FILE).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")
+        card = render_card(
+            version,
+            candidate.formats,
+            candidate.description,
+            json.loads((tuned / "summary.json").read_text()),
+            json.loads((copies / "metrics.json").read_text()),
+            candidate.decision,
+            read_record(tuned),
+            candidate.inputs,
+        )
+        (draft.folder / CARD_FILE).write_text(card)
+    return read_release(registry, version)
+
+
+def _compared_with(registry: str, hashes: set[str]) -> Champion | None:
+    """The champion that an evaluation was made beside. One that is not the champion of now is told apart by its hash alone."""
+    if not hashes:
+        return None
+    (compared,) = hashes
+    current = read_champion(registry)
+    if current is not None and current.tree_sha256 == compared:
+        return current
+    return Champion(release=f"the release with hash {compared[:_VERSION_LENGTH]}", tree_sha256=compared)
