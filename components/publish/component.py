@@ -15,6 +15,7 @@ def publish(
     registry: str = "",
     formats: str = "big_vision",
     dtype: str = "stored",
+    promote: bool = True,
     artifact_root: str = "",
     task: str = "",
 ):
@@ -24,6 +25,7 @@ def publish(
         registry: Folder or gs:// prefix of all releases; empty: where this run's artifacts go.
         formats: Formats of the whole model, with commas: big_vision, huggingface.
         dtype: Of every parameter; stored keeps each as it is.
+        promote: Make it the champion; refused when its evaluation says no.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
@@ -42,6 +44,7 @@ def publish(
         registry=registry,
         formats=formats,
         dtype=dtype,
+        promote=promote,
     )
     location = release_part(registry, version, "release")
     release.uri = str(location)

@@ -38,12 +38,19 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
         "finetune": ["fetch-checkpoint", "prepare-data", "prepare-data-2"],
         "evaluate": ["fetch-checkpoint", "prepare-data-2"],
         "evaluate-2": ["evaluate", "fetch-checkpoint", "finetune", "prepare-data-2"],
+        "condition-1": ["evaluate-2", "fetch-checkpoint", "finetune"],
     }
+    assert tasks["condition-1"]["taskInfo"]["name"] == "better"
+    condition = tasks["condition-1"]["triggerPolicy"]["condition"]
+    assert condition == "inputs.parameter_values['pipelinechannel--evaluate-2-Output'] == true"
+    assert specification["components"]["comp-condition-1"]["dag"]["tasks"].keys() == {"publish"}
 
 
 def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
-    tasks = specification["root"]["dag"]["tasks"]
-    assert {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")} == set()
+    inner = [component["dag"] for component in specification["components"].values() if "dag" in component]
+    tasks = [task for dag in [specification["root"]["dag"], *inner] for task in dag["tasks"].items()]
+    assert len(tasks) == 8
+    assert [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")] == []
 
 
 def test_nothing_is_installed_at_run_time(compiled: Path) -> None:

@@ -14,6 +14,7 @@ from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.model import load
+from paligemma.registry import read_champion
 from pipelines.demo.digits import write_digits
 
 
@@ -40,6 +41,14 @@ def test_the_tuned_model_answers_held_out_questions(summary: dict) -> None:
         "is the digit odd or even?",
         "is the digit more or less than five?",
     }
+
+
+def test_the_model_is_released(summary: dict, folder: Path) -> None:
+    assert summary["gate"].startswith("Promote: exact_match is 0.9")
+    champion = read_champion(folder / "registry")
+    assert summary["release"] == str((folder / "registry/releases" / champion.release / "release").absolute())
+    card = (Path(summary["release"]) / "README.md").read_text()
+    assert f"| exact_match | {summary['tuned']['exact_match']:.4f} |" in card
 
 
 def test_only_attention_differs_from_the_base(summary: dict) -> None:

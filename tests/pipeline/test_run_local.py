@@ -15,6 +15,7 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
+from paligemma.registry import read_champion
 from pipelines.run_local import StepFailedError, run_pipeline
 
 
@@ -44,6 +45,18 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     for record in (tuned, base):
         assert by_role["checkpoint"] in {entry.sha256 for entry in record.inputs}
     assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
+
+
+def test_a_model_that_is_better_is_published_and_one_that_is_not_is_not(data: Path, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    kept = run_pipeline(parameters(data, registry=str(registry)), tmp_path / "root")
+    assert json.loads((Path(kept.tuned_evaluation) / "gate.json").read_text())["promote"] is False
+    assert kept.release == ""
+    assert not registry.exists()
+    better = {"recipe": "steps: 60\nlearning_rate: 0.2\nremat: none", "registry": str(registry), "kind": "ocr"}
+    promoted = run_pipeline(parameters(data, **better), tmp_path / "root")
+    assert promoted.release == str(registry / "releases" / read_champion(registry).release / "release")
+    assert json.loads((Path(promoted.tuned_evaluation) / "metrics.json").read_text())["primary"] == "anls"
 
 
 def test_a_failing_step_fails_the_run_with_its_own_words(data: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import read_record
+from paligemma.registry import read_champion, read_release, verify_release
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import GcsLocation
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
@@ -91,16 +92,19 @@ def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
             "source": str(BUCKET / "checkpoints/tiny"),
             "train_data": str(data),
             "validation_data": str(data),
-            "recipe": "steps: 3\nremat: none\nsave_every: 1",
+            "recipe": "steps: 60\nlearning_rate: 0.2\nremat: none\nsave_every: 20",
             "max_new_tokens": 4,
             "max_reject_fraction": 0.2,
+            "registry": str(BUCKET / "registry"),
             "artifact_root": str(BUCKET / "artifacts"),
         },
         tmp_path / "root",
     )
-    assert all(
-        location.startswith("gs://bucket-of-the-dag/artifacts/paligemma-finetune") for location in vars(outputs).values()
-    )
+    release = read_release(BUCKET / "registry", read_champion(BUCKET / "registry").release)
+    assert outputs.release == str(release.location)
+    assert verify_release(release) > 5
+    artifacts = [outputs.tuned, outputs.base_evaluation, outputs.tuned_evaluation]
+    assert all(location.startswith("gs://bucket-of-the-dag/artifacts/paligemma-finetune") for location in artifacts)
     evaluation = read_record(localize(outputs.tuned_evaluation), "evaluation")
     assert evaluation.artifact.uri == outputs.tuned_evaluation
     assert {entry.uri.split("/")[2] for entry in evaluation.inputs} == {BUCKET.bucket}

@@ -1,0 +1,235 @@
+"""publish on plain paths: a release is whole or not there, and the champion moves only for a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import paligemma
+from components.evaluate.main import run as evaluate
+from components.finetune.main import run as finetune
+from components.publish import release as release_module
+from components.publish.main import run as publish
+from paligemma.checkpoints.merge import merged_arrays
+from paligemma.checkpoints.open import open_checkpoint, open_model
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.record import read_record
+from paligemma.registry import (
+    list_releases,
+    promote,
+    read_champion,
+    read_release,
+    release_part,
+    roll_back,
+    verify_release,
+    versions,
+)
+from paligemma.storage.retry import ChangedError
+from pipelines.cli import app
+
+BASE = "embedded:tiny"
+
+
+class Model:
+    """A tuned model and its evaluation beside the base's."""
+
+    def __init__(self, records: Path, folder: Path, steps: int, baseline: Path) -> None:
+        self.tuned, self.evaluation = str(folder / f"tuned-{steps}"), str(folder / f"evaluation-{steps}")
+        settings = [f"steps={steps}", "learning_rate=0.2", "remat=none", "batch_size=24"]
+        finetune(checkpoint=BASE, records=str(records), output=self.tuned, set_=settings)
+        evaluate(BASE, str(records), self.evaluation, tuned=self.tuned, baseline=str(baseline), max_new_tokens=12)
+
+    def publish(self, registry: Path, **arguments) -> str:
+        return publish(BASE, self.tuned, self.evaluation, str(registry), **arguments)
+
+
+@pytest.fixture(scope="module")
+def baseline(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("baseline") / "base"
+    evaluate(BASE, str(records), str(output), max_new_tokens=12)
+    return output
+
+
+@pytest.fixture(scope="module")
+def poor(records: Path, baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(records, tmp_path_factory.mktemp("poor"), 1, baseline)
+
+
+@pytest.fixture(scope="module")
+def fair(records: Path, baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(records, tmp_path_factory.mktemp("fair"), 12, baseline)
+
+
+@pytest.fixture(scope="module")
+def good(records: Path, baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(records, tmp_path_factory.mktemp("good"), 60, baseline)
+
+
+def test_a_release_is_the_merged_model_with_its_card(fair: Model, tmp_path: Path) -> None:
+    version = fair.publish(tmp_path, formats="big_vision,huggingface")
+    release = read_release(tmp_path, version)
+    assert verify_release(release) > 10
+    assert read_champion(tmp_path).release == version
+    base, tuned = open_model(fair.tuned, base=BASE)
+    expected = merged_arrays(base.arrays, tuned)
+    for part in ("big_vision", "huggingface"):
+        arrays = open_checkpoint(release_part(tmp_path, version, part)).arrays
+        assert arrays.keys() == expected.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array[...], expected[name][...])
+    assert paligemma.load(release.model).module is not None
+    card = (release.location / "README.md").read_text()
+    metrics = json.loads((Path(fair.evaluation) / "metrics.json").read_text())
+    for said in (
+        version,
+        f"{metrics['exact_match']:.4f}",
+        json.loads((Path(fair.evaluation) / "gate.json").read_text())["why"],
+        read_record(fair.tuned).artifact.tree_sha256,
+        base.weights_sha256,
+        "learning_rate: 0.2",
+        "ai.google.dev/gemma/terms",
+    ):
+        assert said in card
+    roles = [entry.role for entry in release.record.inputs]
+    assert roles == ["checkpoint", "tuned model", "evaluation", "model, big_vision", "model, huggingface"]
+
+
+def test_the_same_again_is_the_same_release(fair: Model, tmp_path: Path) -> None:
+    first = fair.publish(tmp_path)
+    finished = read_release(tmp_path, first).record.finished
+    champion = (tmp_path / "champion.json").read_bytes()
+    assert fair.publish(tmp_path) == first
+    assert read_release(tmp_path, first).record.finished == finished
+    assert (tmp_path / "champion.json").read_bytes() == champion
+    assert fair.publish(tmp_path, dtype="float32", promote=False) != first
+
+
+def test_the_gate_says_no(poor: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not to replace") as caught:
+        poor.publish(tmp_path)
+    assert "Keep what there is: exact_match is" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    version = poor.publish(tmp_path, promote=False)
+    assert versions(tmp_path) == [version]
+    assert read_champion(tmp_path) is None
+
+
+def test_an_evaluation_of_another_model_is_refused(fair: Model, poor: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of another model"):
+        publish(BASE, poor.tuned, fair.evaluation, str(tmp_path))
+    with pytest.raises(InputError, match="did you mean 'huggingface'"):
+        fair.publish(tmp_path, formats="hugingface")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_better_one_replaces_the_champion_and_goes_back(
+    fair: Model, good: Model, records: Path, baseline: Path, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    first = fair.publish(registry)
+    with pytest.raises(ChangedError, match="not compared with the champion of now"):
+        good.publish(registry)  # it was evaluated when there was none
+    beside = str(tmp_path / "beside")
+    evaluate(BASE, str(records), beside, tuned=good.tuned, baseline=str(baseline), registry=str(registry), max_new_tokens=12)
+    decision = json.loads((tmp_path / "beside/gate.json").read_text())
+    assert [comparison["against"] for comparison in decision["comparisons"]] == ["base", "champion"]
+    assert (
+        decision["comparisons"][1]["other"] == json.loads((Path(fair.evaluation) / "metrics.json").read_text())["exact_match"]
+    )
+    assert decision["promote"]
+    second = publish(BASE, good.tuned, beside, str(registry))
+    assert read_champion(registry).model_dump(include={"release", "history"}) == {"release": second, "history": [first]}
+    with pytest.raises(ChangedError):  # decided before the second was there
+        promote(read_release(registry, first), None)
+
+    runner = CliRunner()
+    listed = runner.invoke(app, ["releases", "--registry", str(registry)]).output.splitlines()
+    assert {line[:14] for line in listed} == {f"  {first}", f"* {second}"}
+    assert f"the champion is {first}, it was {second}" in runner.invoke(app, ["rollback", "--registry", str(registry)]).output
+    with pytest.raises(InputError, match="no champion before"):
+        roll_back(registry)
+    assert roll_back(registry, second)[1].history == [first]
+    with pytest.raises(InputError, match="no release 'x'"):
+        roll_back(registry, "x")
+
+
+def test_the_champion_is_evaluated_anew_on_other_rows(
+    fair: Model, good: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tmp_path / "registry"
+    fair.publish(registry)
+    settings = {"tuned": good.tuned, "registry": str(registry), "max_new_tokens": 9}  # its evaluation had 12
+    evaluate(BASE, str(records), str(tmp_path / "x"), **settings)
+    (comparison,) = json.loads((tmp_path / "x/gate.json").read_text())["comparisons"]
+    evaluate(BASE, str(records), str(tmp_path / "alone"), tuned=fair.tuned, max_new_tokens=9)
+    assert comparison["other"] == json.loads((tmp_path / "alone/metrics.json").read_text())["exact_match"]
+
+
+def test_what_a_broken_attempt_left_is_used(fair: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = release_module.export
+
+    def breaks(model: str, output: str, format: str, *arguments, **more) -> None:
+        if format == "huggingface":
+            raise OSError(28, "No space left on device")
+        real(model, output, format, *arguments, **more)
+
+    monkeypatch.setattr(release_module, "export", breaks)
+    with pytest.raises(OSError, match="No space"):
+        fair.publish(tmp_path, formats="big_vision,huggingface")
+    assert versions(tmp_path) == []
+    assert read_champion(tmp_path) is None
+    (left,) = (tmp_path / "releases").iterdir()
+    before = (left / "big_vision/lineage.json").read_bytes()
+    monkeypatch.undo()
+    version = fair.publish(tmp_path, formats="big_vision,huggingface")
+    assert version == left.name
+    assert (left / "big_vision/lineage.json").read_bytes() == before
+    assert verify_release(read_release(tmp_path, version))
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "said"),
+    [
+        ("big_vision/checkpoint.npz", "flip", "checkpoint.npz was altered"),
+        ("release/README.md", "flip", "README.md was altered"),
+        ("release/evaluation/predictions.jsonl", "remove", "missing"),
+        ("big_vision/config.json", "remove", "missing"),
+        ("big_vision/more.txt", "add", "more.txt is new"),
+        ("big_vision/lineage.json", "rewrite", "The record was altered"),
+    ],
+)
+def test_verify_names_what_is_not_as_it_was(fair: Model, tmp_path: Path, part: str, damage: str, said: str) -> None:
+    version = fair.publish(tmp_path / "registry")
+    path = tmp_path / "registry/releases" / version / part
+    if damage == "flip":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "add":
+        path.write_text("x")
+    else:  # a record made anew for another file: it agrees with its folder, and not with the release
+        other = path.with_name("config.json")
+        other.write_text(other.read_text() + "\n")
+        shutil.move(path, tmp_path / "old")
+        record = json.loads((tmp_path / "old").read_text())
+        from paligemma.lineage.record import File, list_files, tree_sha256
+
+        files = list_files(path.parent)
+        record["artifact"] |= {"files": [file.model_dump() for file in files], "tree_sha256": tree_sha256(files)}
+        record["artifact"]["bytes"] = sum(File.model_validate(file).bytes for file in record["artifact"]["files"])
+        path.write_text(json.dumps(record))
+    result = CliRunner().invoke(app, ["verify", version, "--registry", str(tmp_path / "registry")])
+    assert isinstance(result.exception, DamagedError)
+    assert said in str(result.exception)
+
+
+def test_the_oldest_release_is_listed_first(fair: Model, poor: Model, tmp_path: Path) -> None:
+    found = [poor.publish(tmp_path, promote=False), fair.publish(tmp_path)]
+    assert {release.version for release in list_releases(tmp_path)} == set(found)
