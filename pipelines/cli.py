@@ -15,6 +15,14 @@ app.add_typer(pipeline, name="pipeline")
 convert = make_app("Convert a data set to the JSONL that prepare_data reads. Images stay where they are.")
 app.add_typer(convert, name="convert")
 OutputFile = Annotated[Path, typer.Option(help="JSONL file to write.")]
+ProfileName = Annotated[str, typer.Option(help="Machines that the steps run on: kfp-gpu-l4, vertex-cpu, ...")]
+ImagesFile = Annotated[
+    Path | None, typer.Option(help="digests.json of make images; needed for a cluster.", show_default="none")
+]
+Spot = Annotated[bool, typer.Option(help="Accelerators at a lower price, which may be taken away at any time.")]
+KaggleSecret = Annotated[
+    str, typer.Option(help="Name of the Secret Manager secret with kaggle.json, for kaggle:// sources.", show_default="none")
+]
 
 
 @app.command()
@@ -234,11 +242,20 @@ def compile_(
     which: Annotated[
         Literal["finetune", "prepare"], typer.Option(help="The DAG, or data preparation on many pods alone.")
     ] = "finetune",
+    profile: ProfileName = "local",
+    images: ImagesFile = None,
+    spot: Spot = False,
+    kaggle_secret: KaggleSecret = "",
 ) -> None:
-    """Compile a pipeline to the YAML that a KFP cluster runs."""
+    """Compile a pipeline to the YAML that a KFP cluster, or Vertex AI, runs."""
+    from paligemma.errors import InputError
     from pipelines.compile import compile_pipeline
+    from pipelines.placement import placer, read_images
 
-    compile_pipeline(output, which)
+    if which != "finetune" and profile != "local":
+        raise InputError("Only the DAG has profiles.", where="--which", expected="finetune")
+    place_task = placer(profile, read_images(images) if images else None, spot, kaggle_secret)
+    compile_pipeline(output, which, place_task)
     typer.echo(f"wrote {output}")
 
 

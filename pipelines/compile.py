@@ -1,17 +1,28 @@
-"""Compiles a pipeline to the YAML that a KFP cluster runs."""
+"""Compiles a pipeline to the YAML that a KFP cluster, or Vertex AI, runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from pipelines.placement import PlaceTask, placer
 
-def compile_pipeline(output: Path, name: Literal["finetune", "prepare"] = "finetune") -> None:
-    """Writes a compiled pipeline to `output`; equal sources give equal bytes."""
+
+def compile_pipeline(
+    output: Path, name: Literal["finetune", "prepare"] = "finetune", place_task: PlaceTask | None = None
+) -> None:
+    """Writes a compiled pipeline to `output`; equal sources give equal bytes.
+
+    Args:
+        output: the file.
+        name: the DAG, or data preparation alone.
+        place_task: where the DAG's tasks run; None leaves that to whoever edits the file.
+    """
     from kfp import compiler
 
-    from pipelines.finetune import finetune_pipeline
+    from pipelines.finetune import make_pipeline
     from pipelines.prepare import prepare_pipeline
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile({"finetune": finetune_pipeline, "prepare": prepare_pipeline}[name], str(output))
+    pipeline = prepare_pipeline if name == "prepare" else make_pipeline(place_task or placer("local"))
+    compiler.Compiler().compile(pipeline, str(output))
