@@ -68,7 +68,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
 def test_running_again_replaces_the_artifact(tmp_path: Path) -> None:
     for _ in range(2):
         run(output=tmp_path / "x")
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lineage", "x"]
 
 
 @pytest.fixture
