@@ -219,10 +219,9 @@ class Index:
 
     def _known_below(self, folder: str) -> set[str]:
         bounds = (f"{folder}/", f"{folder}0") if folder else ("", "\U0010ffff")  # "0" comes after "/"
-        tables = " UNION ".join(
-            f"SELECT path FROM {name} WHERE path > ?1 AND path < ?2" for name in ("records", "damaged", "pruned")
-        )
-        return {path for (path,) in self.database.execute(tables, bounds)}
+        below = "SELECT path FROM {} WHERE path > ?1 AND path < ?2"
+        query = " UNION ".join(below.format(table) for table in ("records", "damaged", "pruned"))
+        return {path for (path,) in self.database.execute(query, bounds)}
 
     def _contents(self, paths: list[str]) -> Iterable[tuple[str, bytes]]:
         if isinstance(self.root, Path):

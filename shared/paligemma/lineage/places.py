@@ -1,4 +1,4 @@
-"""Where a record's artifact is now: where it was written, or, below a root that was moved or copied, at the same place in it."""
+"""Where a record's artifact is now: where it was written, or, when the root was moved or copied, at the same place in it."""
 
 from __future__ import annotations
 

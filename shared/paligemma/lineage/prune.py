@@ -30,9 +30,7 @@ def plan(index: Index, older_than_days: float) -> dict:
     }
     gone = {sha256 for (sha256,) in index.ask("SELECT sha256 FROM pruned")}
     delete, stay = [], {"releases": 0, "recent": 0, "under_way": 0}
-    needed = {
-        str(artifact_place(unpack(index.ask("SELECT body FROM records WHERE id = ?", n)[0]["body"]), index.root)) for n in kept
-    }
+    needed = {str(artifact_place(index.body(number), index.root)) for number in kept}
     newest: dict[str, dict] = {}
     for number, body in index.ask("SELECT id, body FROM records WHERE type NOT NULL ORDER BY started, path"):
         record = unpack(body) | {"id": number}

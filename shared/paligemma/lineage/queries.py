@@ -165,7 +165,7 @@ def users(index: Index, record: dict) -> list[tuple[int, str]]:
     tree = record["artifact"]["tree_sha256"] if record["artifact"] else ""
     found = index.ask("SELECT record, role FROM inputs WHERE made_by = ?", record["sha256"])
     found += index.ask("SELECT record, role FROM inputs WHERE sha256 = ? AND made_by IS NULL", tree)
-    return [(number, role) for number, role in found if _is_whole(index, number)]
+    return [(number, role) for number, role in found if _is_step(index, number)]
 
 
 def trace(index: Index, name: str) -> dict:
@@ -243,7 +243,7 @@ def impact(index: Index, name: str) -> dict:
     groups: dict[str, list[dict]] = {"models": [], "validated": [], "evaluations": [], "releases": [], "others": []}
     for number in sorted(reached):
         record = index.body(number)
-        if record["producer"]["component"] == SUMMARY_COMPONENT or record["status"] != "succeeded":
+        if record["status"] != "succeeded":
             continue
         groups[_group(record, reached[number])].append(_reference(record) | {"as": sorted(reached[number])})
     return {**what, **groups}
@@ -381,7 +381,10 @@ def _diff_rows(index: Index, one: dict, two: dict) -> dict:
     old, new = (_row_set(index, record) for record in (one, two))
     if old is None or new is None or old == new:
         return {}
-    query = "SELECT row, line, name FROM rows WHERE row_set = ?1 AND row NOT IN (SELECT row FROM rows WHERE row_set = ?2) ORDER BY line"
+    query = (
+        "SELECT row, line, name FROM rows WHERE row_set = ?1"
+        " AND row NOT IN (SELECT row FROM rows WHERE row_set = ?2) ORDER BY line"
+    )
     removed, added = index.ask(query, old, new), index.ask(query, new, old)
     by_image: dict[str, list] = {}
     for row in removed:
@@ -415,9 +418,10 @@ def _shown(row: object) -> dict:
     return {"line": row["line"], "image": row["name"], "row": row["row"].hex()}
 
 
-def _is_whole(index: Index, number: int) -> bool:
-    (found,) = index.ask("SELECT status FROM records WHERE id = ?", number)
-    return found["status"] != "running"
+def _is_step(index: Index, number: int) -> bool:
+    """Whether a record is of an attempt that ended, and of a step that made something of its inputs."""
+    (found,) = index.ask("SELECT status, component FROM records WHERE id = ?", number)
+    return found["status"] != "running" and found["component"] != SUMMARY_COMPONENT
 
 
 def _reference(record: dict) -> dict:
