@@ -91,12 +91,8 @@ def verify(index: Index, key: Ed25519PublicKey | None = None) -> Verified:
                 elsewhere.append(one["uri"])
     pruned_marks, bad = _check_prune_marks(index, key)
     problems += bad
-    latest: dict[str, dict] = {}
-    for record in good.values():
-        before = latest.get(record["output"])
-        if record["artifact"] and (before is None or before["started"] <= record["started"]):
-            latest[record["output"]] = record
     made = [record for record in good.values() if record["artifact"] and record["cached_from"] is None]
+    latest = {record["output"]: record for record in sorted(made, key=lambda record: record["finished"])}
     current = [record for record in made if latest[record["output"]] is record]
     pruned = [record["output"] for record in current if record["sha256"] in pruned_marks]
     current = [record for record in current if record["sha256"] not in pruned_marks]
