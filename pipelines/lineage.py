@@ -202,9 +202,7 @@ def diff(
                     typer.echo(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
             for pair in rows["examples"]["changed"]:
                 old, new = (f"line {row['line']}, row {row['row']}" for row in (pair["before"], pair["after"]))
-                typer.echo(
-                    f"    changed   {new['image']}: line {old['line']}, row {old['row']} -> line {new['line']}, row {new['row']}"
-                )
+                typer.echo(f"    changed   {pair['after']['image']}: {old} -> {new}")
 
 
 @app.command()
@@ -267,9 +265,8 @@ def prune(
     )
     verb = "deleted" if delete else "could be deleted"
     stay = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in planned["stay"].items())
-    typer.echo(
-        f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}; {planned['releases']} releases. Stay: {stay}."
-    )
+    typer.echo(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
+    typer.echo(f"{planned['releases']} releases; what stays: {stay}.")
 
 
 @app.command()
@@ -347,14 +344,17 @@ def _table(names: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(soft_wrap=True)
+    console = Console() if Console().is_terminal else Console(width=10_000)
     table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(names):
-        table.add_column(name, no_wrap=not console.is_terminal or number == 0)
+    for name in names:
+        table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(*(Text("" if value is None else str(value)) for value in line))
-    if table.row_count:
-        console.print(table, width=None if console.is_terminal else 10_000, crop=False)
+    if not table.row_count:
+        return
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def _fields(values: dict[str, object]) -> None:

@@ -12,8 +12,9 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +30,7 @@ from paligemma.storage.location import GcsLocation, Location, parse_location
 PRUNED_ENDING = ".pruned.json"
 _FILE = ".index.sqlite"
 _VERSION = 1
+_WORTH_SHOWING = 200
 _SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
 _SCHEMA = """
 CREATE TABLE folders (path TEXT PRIMARY KEY, changed INTEGER NOT NULL) WITHOUT ROWID;
@@ -119,12 +121,12 @@ class Index:
         )
         if not wanted:
             return
-        with WorkProgress("indexing rows", "lists", len(wanted)) as progress:
+        with _progress("indexing rows", "lists", len(wanted)) as advance:
             for (sha256,) in wanted:
                 with self.database:
                     number = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,)).lastrowid
                     self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", self._rows(number, sha256))
-                progress.advance()
+                advance()
 
     def _rows(self, number: int, sha256: str) -> Iterator[tuple]:
         path = f"{ROWS_FOLDER}/{sha256}.jsonl.gz"
@@ -179,12 +181,12 @@ class Index:
         changed, gone = self._changed_local() if isinstance(self.root, Path) else self._changed_remote()
         if not (changed or gone or self._files):
             return
-        with self.database, WorkProgress("indexing", "records", len(changed)) as progress:
+        with self.database, _progress("indexing", "records", len(changed)) as advance:
             for path in gone:
                 self._forget(path)
             for path, data in self._contents(changed):
                 self._add(path, data)
-                progress.advance()
+                advance()
             self.database.executemany("INSERT OR REPLACE INTO folders VALUES (?, ?)", self._files.items())
 
     def _changed_local(self) -> tuple[list[str], list[str]]:
@@ -262,6 +264,16 @@ class Index:
                 self.database.execute("INSERT OR REPLACE INTO vanished VALUES (?, ?)", (path, sha256))
         for table in ("damaged", "pruned"):
             self.database.execute(f"DELETE FROM {table} WHERE path = ?", (path,))
+
+
+@contextmanager
+def _progress(what: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows how far work is that takes long enough for somebody to wonder; yields what counts a unit of it."""
+    if total < _WORTH_SHOWING:
+        yield lambda: None
+        return
+    with WorkProgress(what, unit, total) as progress:
+        yield progress.advance
 
 
 def pack(body: dict) -> bytes:

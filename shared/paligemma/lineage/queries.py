@@ -18,6 +18,7 @@ EVALUATION_TYPES = ("evaluation",)
 _NOT_CONTENTS = ("against",)  # such an input is looked at, and changes no row of what is made
 _NOT_TRAINED = ("validation records",)
 _SHOWN_ROWS = 20
+_KEY_BYTES = 16  # of a hash, in the index
 _ENDS = ("failed", "preempted", "running", "succeeded")
 
 
@@ -272,7 +273,7 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
         found += index.ask("SELECT record, role FROM inputs WHERE sha256 >= ?1 AND sha256 < ?1 || 'g'", name)
     if found:
         return dict(found), {"kind": "source", "source": name}
-    rows = _find_rows(index, name)
+    kind, rows = _find_rows(index, name)
     if not rows:
         raise InputError(
             f"{name!r} is no artifact, row or image below {index.root}.",
@@ -283,15 +284,15 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     marks = ", ".join("?" * len(sets))
     holders = index.ask(f"SELECT id FROM records WHERE rows_sha256 IN ({marks}) AND status = 'succeeded'", *sets)
     shown = [{"row": row["row"].hex(), "image": row["name"], "line": row["line"]} for row in rows[:_SHOWN_ROWS]]
-    is_image = len({row["row"] for row in rows}) > 1 or not rows[0]["row"].hex().startswith(name[:32])
     return {number: "rows" for (number,) in holders}, {
-        "kind": "image" if is_image else "row",
+        "kind": kind,
         "rows": shown,
         "lists": len(sets),
     }
 
 
-def _find_rows(index: Index, name: str) -> list:
+def _find_rows(index: Index, name: str) -> tuple[str, list]:
+    """The places of a row in all lists of rows, or of an image; and which it is."""
     index.refresh_rows()
     select = "SELECT rows.*, row_sets.sha256 FROM rows JOIN row_sets ON row_sets.id = row_set WHERE "
     file, _, line = name.rpartition(":")
@@ -301,20 +302,20 @@ def _find_rows(index: Index, name: str) -> list:
             "SELECT DISTINCT rows_sha256 FROM records JOIN inputs ON inputs.record = records.id"
             " WHERE inputs.role = 'data' AND inputs.uri = ? AND rows_sha256 NOT NULL", address
         )  # fmt: skip
-        keys = {
-            row["row"] for (sha,) in holders for row in index.ask(select + "row_sets.sha256 = ? AND line = ?", sha, int(line))
-        }
-        return [row for key in sorted(keys) for row in index.ask(select + "row = ?", key)]
+        at_line = select + "row_sets.sha256 = ? AND line = ?"
+        keys = {row["row"] for (sha,) in holders for row in index.ask(at_line, sha, int(line))}
+        return "row", [row for key in sorted(keys) for row in index.ask(select + "row = ?", key)]
     if Path(name).is_file():
         with Path(name).open("rb") as opened:
-            image = hashlib.file_digest(opened, "sha256").digest()[:16]
-        return index.ask(select + "image = ?", image)
+            image = hashlib.file_digest(opened, "sha256").digest()[:_KEY_BYTES]
+        return "image", index.ask(select + "image = ?", image)
     if re.fullmatch(r"[0-9a-f]{6,64}", name):
-        low = bytes.fromhex(name[:32] + "0" * (len(name[:32]) % 2)).ljust(16, b"\0")
-        high = bytes.fromhex(name[:32] + "f" * (len(name[:32]) % 2)).ljust(16, b"\xff")
-        found = index.ask(select + "row BETWEEN ? AND ?", low, high)
-        return found or index.ask(select + "image BETWEEN ? AND ?", low, high)
-    return index.ask(select + "name = ?", name)
+        digits = name[: 2 * _KEY_BYTES]
+        bounds = bytes.fromhex(digits.ljust(2 * _KEY_BYTES, "0")), bytes.fromhex(digits.ljust(2 * _KEY_BYTES, "f"))
+        if found := index.ask(select + "row BETWEEN ? AND ?", *bounds):
+            return "row", found
+        return "image", index.ask(select + "image BETWEEN ? AND ?", *bounds)
+    return "image", index.ask(select + "name = ?", name)
 
 
 def diff(index: Index, before: str, after: str) -> dict:
