@@ -43,7 +43,7 @@ def test_an_artifact_has_a_record_and_the_root_the_same_one(tmp_path: Path) -> N
     assert copy.read_bytes() == (tmp_path / "a/lineage.json").read_bytes()
     record = read_record(tmp_path / "a", "thing")
     assert (record.status, record.artifact.rows, record.metrics) == ("succeeded", 3, {"loss": 0.5})
-    assert copy == tmp_path / "lineage" / record.run / "make" / f"{record.attempt}.json"
+    assert copy == tmp_path / "lineage" / record.run / "make-a" / f"{record.attempt}.json"
 
 
 def test_a_record_survives_the_replacement_of_its_artifact(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_step_within_a_step_is_part_of_its_attempt(tmp_path: Path, monkeypatch
     outer(str(tmp_path / "a"))
     names = [path.relative_to(tmp_path / "lineage").as_posix() for path in copies(tmp_path)]
     attempt = read_record(tmp_path / "a/part").attempt
-    assert names == [f"weekly-7/outer/{attempt}-2.json", f"weekly-7/outer/{attempt}.json"]
+    assert names == [f"weekly-7/outer-a/{attempt}-2.json", f"weekly-7/outer-a/{attempt}.json"]
     assert read_record(tmp_path / "a/whole").producer.component == "make"
 
 

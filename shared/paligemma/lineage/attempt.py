@@ -74,6 +74,16 @@ class Place:
     root: str
 
 
+@contextmanager
+def at_place(run: str, task: str, root: str) -> Iterator[None]:
+    """`set_place` for the length of a `with`."""
+    token = _place.set(Place(run, task, root))
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
 _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
@@ -236,12 +246,14 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object])
     location = location.absolute() if isinstance(location, Path) else location
     run = place.run if place else os.environ.get(RUN_VARIABLE) or f"{component}-{name}"
     root = default_root(location)
+    # Steps started by hand for one run are told apart by what they write: two data sets are prepared, with one component.
+    task = place.task if place else f"{component}-{absolute_uri(location).rpartition('/')[2]}"
     return Attempt(
         component=component,
         output=absolute_uri(location),
         parameters=dict(parameters),
         run=safe_name(run),
-        task=safe_name(place.task if place else component),
+        task=safe_name(task),
         root=root.absolute() if isinstance(root, Path) else root,
         name=name,
     )
