@@ -59,13 +59,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
         base = step("fetch", fetch_checkpoint)
         train = step("train", prepare_data, data=str(data[name]), checkpoint=base)
-        held_out = (
-            step("validation", prepare_data, data=str(data["a"]), checkpoint=base, split="validation") if name == "c" else train
-        )
         recipe = [f"steps={2 if name == 'a' else 3}", "batch_size=8", "remat=none"]
         tuned = step("finetune", finetune, checkpoint=base, records=train, set_=recipe)
         if name != "c":
-            judged = step("evaluate", evaluate, checkpoint=base, records=held_out, tuned=tuned, batch_size=8, max_new_tokens=2)
+            judged = step("evaluate", evaluate, checkpoint=base, records=train, tuned=tuned, batch_size=8, max_new_tokens=2)
         if name == "a":
             release([("tuned model", tuned), ("evaluation", judged)], root)
     return Runs(root, data, data["a"].parent / "bad.png")
@@ -134,11 +131,9 @@ def test_a_flipped_byte_and_a_deleted_file_are_found_and_named(runs: Runs, tmp_p
     assert json.loads(ask(runs.root, "verify", "--json"))["problems"] == []
     root = tmp_path / "copy"
     shutil.copytree(runs.root, root)
-    shutil.rmtree(root / "releases")  # it is not below a run, so that the record names the original's place
     weights, record = root / "a/finetune/artifact/trained.safetensors", next((root / "lineage/b/train").glob("*.json"))
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
-    shutil.rmtree(runs.root / "nothing", ignore_errors=True)
     weights.write_bytes(data)
     gone = root / "b/evaluate/artifact/metrics.json"
     gone.unlink()
@@ -151,7 +146,6 @@ def test_a_flipped_byte_and_a_deleted_file_are_found_and_named(runs: Runs, tmp_p
         original.rename(runs.root)
     for file in (weights, gone, record):
         assert str(file) in text
-    assert "3 problems" not in text  # a copy of a record that does not fit is more than one
 
 
 @pytest.mark.parametrize(
