@@ -245,25 +245,24 @@ def verify(
 def prune(
     root: Root = DEFAULT_ROOT,
     older_than: Annotated[float, typer.Option(help="Days; what is younger stays.", min=0)] = 30.0,
-    delete: Annotated[bool, typer.Option("--delete/--dry-run", help="Delete it, or only say what could be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run/--delete", help="Only say what could be deleted, or delete it.")] = True,
     json: Json = False,
 ) -> None:
     """Say which artifacts no release was made from, or delete them. Records and lists of rows always stay."""
     from paligemma.lineage.index import Index
-    from paligemma.lineage.prune import delete as carry_out
-    from paligemma.lineage.prune import plan
+    from paligemma.lineage.prune import delete, plan
 
     with Index(root) as index:
         planned = plan(index, older_than)
-        if delete:
-            carry_out(index, planned)
+        if not dry_run:
+            delete(index, planned)
     if json:
-        return _print(planned | {"deleted": delete})
+        return _print(planned | {"deleted": not dry_run})
     _table(
         ("artifact", "type", "MB", "run"),
         ((one["place"], one["type"], f"{one['bytes'] / 1e6:.1f}", one["run"]) for one in planned["delete"]),
     )
-    verb = "deleted" if delete else "could be deleted"
+    verb = "could be deleted" if dry_run else "deleted"
     stay = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in planned["stay"].items())
     typer.echo(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
     typer.echo(f"{planned['releases']} releases; what stays: {stay}.")

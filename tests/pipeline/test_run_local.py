@@ -44,6 +44,10 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     for record in (tuned, base):
         assert by_role["checkpoint"] in {entry.sha256 for entry in record.inputs}
     assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
+    run = Path(outputs.tuned).relative_to(tmp_path / "root").parts[0]
+    kept = {path.parent.name for path in (tmp_path / "root/lineage" / run).glob("*/*.json")}
+    assert kept == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+    assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
 
 
 def test_a_failing_step_fails_the_run_with_its_own_words(data: Path, tmp_path: Path) -> None:

@@ -195,11 +195,10 @@ class Index:
         known = dict(self.database.execute("SELECT path, changed FROM folders").fetchall())
         new, gone = [], []
         for run in _folders(top):
-            if run == ROWS_FOLDER:
+            if run.name == ROWS_FOLDER:
                 continue
-            for task in _folders(f"{top}/{run}"):
-                folder = f"{run}/{task}"
-                stamp = os.stat(f"{top}/{folder}").st_mtime_ns
+            for task in _folders(run.path):
+                folder, stamp = f"{run.name}/{task.name}", task.stat().st_mtime_ns
                 if known.pop(folder, None) == stamp:
                     continue
                 files = {f"{folder}/{name}" for name in os.listdir(f"{top}/{folder}") if _is_record(name)}
@@ -290,9 +289,9 @@ def _is_record(name: str) -> bool:
     return name.endswith(".json") and not name.rpartition("/")[2].startswith(".")
 
 
-def _folders(path: str) -> list[str]:
+def _folders(path: str) -> list[os.DirEntry]:
     with os.scandir(path) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _lineage_folders(root: Location) -> Iterator[Path]:

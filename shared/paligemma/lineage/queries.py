@@ -162,11 +162,18 @@ def _find(index: Index, name: str) -> list[int]:
 
 
 def users(index: Index, record: dict) -> list[tuple[int, str]]:
-    """Who used a record's artifact, and as what: by the record's hash, or, made elsewhere once more, by the artifact's."""
-    tree = record["artifact"]["tree_sha256"] if record["artifact"] else ""
-    found = index.ask("SELECT record, role FROM inputs WHERE made_by = ?", record["sha256"])
-    found += index.ask("SELECT record, role FROM inputs WHERE sha256 = ? AND made_by IS NULL", tree)
-    return [(number, role) for number, role in found if _is_step(index, number)]
+    """Who used a record's artifact, and as what: steps that ended, by number, and the role that it had."""
+    return _users(index, record["sha256"], record["artifact"]["tree_sha256"] if record["artifact"] else None)
+
+
+def _users(index: Index, sha256: str, tree: str | None) -> list[tuple[int, str]]:
+    """By the record's hash, or, where no record is named, by the artifact's."""
+    found = index.ask(
+        "SELECT inputs.record, role FROM inputs JOIN records ON records.id = inputs.record"
+        " WHERE (made_by = ?1 OR made_by IS NULL AND inputs.sha256 = ?2) AND status != 'running' AND component != ?3",
+        sha256, tree, SUMMARY_COMPONENT,
+    )  # fmt: skip
+    return [(number, role) for number, role in found]
 
 
 def trace(index: Index, name: str) -> dict:
@@ -239,8 +246,8 @@ def impact(index: Index, name: str) -> dict:
         roles.add(role)
         if again:
             continue
-        record = index.body(number)
-        waiting += [(user, how) for user, how in users(index, record) if how not in (_NOT_CONTENTS if by_row else ())]
+        ((sha256, tree),) = index.ask("SELECT sha256, tree FROM records WHERE id = ?", number)
+        waiting += [(user, how) for user, how in _users(index, sha256, tree) if how not in (_NOT_CONTENTS if by_row else ())]
     groups: dict[str, list[dict]] = {"models": [], "validated": [], "evaluations": [], "releases": [], "others": []}
     for number in sorted(reached):
         record = index.body(number)
@@ -417,12 +424,6 @@ def _row_set(index: Index, record: dict) -> int | None:
 
 def _shown(row: object) -> dict:
     return {"line": row["line"], "image": row["name"], "row": row["row"].hex()}
-
-
-def _is_step(index: Index, number: int) -> bool:
-    """Whether a record is of an attempt that ended, and of a step that made something of its inputs."""
-    (found,) = index.ask("SELECT status, component FROM records WHERE id = ?", number)
-    return found["status"] != "running" and found["component"] != SUMMARY_COMPONENT
 
 
 def _reference(record: dict) -> dict:
