@@ -157,8 +157,9 @@ def _find(index: Index, name: str) -> list[int]:
     if found := numbers("output = ? AND status != 'running'", address) or numbers("output = ?", address):
         return found[-1:]
     run, _, task = name.partition("/")
-    found = numbers("run = ? AND task = ? AND status != 'running'", run, task) if task else numbers("attempt = ?", name)
-    return found[-1:] if task else found
+    if task:
+        return numbers("run = ? AND task = ? AND status != 'running'", run, task)[-1:]
+    return numbers("attempt = ?", name) if re.match(r"\d{8}T", name) else []
 
 
 def users(index: Index, record: dict) -> list[tuple[int, str]]:
@@ -268,12 +269,9 @@ def _group(record: dict, roles: set[str]) -> str:
 
 def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     """The records that what a user names is in, or is an input of."""
-    try:
+    if _find(index, name):
         record = find_record(index, name)
-        return {number: role for number, role in users(index, record)}, {"kind": "artifact", "artifact": _reference(record)}
-    except InputError as error:
-        if "stands for" in str(error):
-            raise
+        return dict(users(index, record)), {"kind": "artifact", "artifact": _reference(record)}
     address = name if "://" in name else str(Path(name).absolute())
     found = index.ask("SELECT record, role FROM inputs WHERE uri = ?1 OR sha256 = ?2", address, name)
     if re.fullmatch(r"[0-9a-f]{6,63}", name):
