@@ -287,13 +287,13 @@ def export(
     from paligemma.errors import InputError
     from paligemma.lineage.index import Index
     from paligemma.lineage.openlineage import events, send, to_line
-    from paligemma.lineage.queries import list_runs
+    from paligemma.lineage.queries import run_names
     from paligemma.storage.atomic import write_file
 
     if not openlineage:
         raise InputError("No format was chosen.", expected="--openlineage")
     with Index(root) as index:
-        runs = run or [one["run"] for one in reversed(list_runs(index, 1_000_000))]
+        runs = run or run_names(index)[::-1]
         found = events(index, runs, namespace, repository)
         if url:
             count, where = send(url, found), url

@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
+from kfp import dsl
 
+from components.artifacts import mirror_record, output_location
 from conftest import ONE_DEVICE
 from paligemma.errors import DamagedError, InputError, StoppedError
 from paligemma.lineage.artifact import input_of, produce
@@ -150,6 +153,22 @@ def test_a_failure_that_cannot_be_recorded_is_still_the_one_shown(tmp_path: Path
     monkeypatch.setattr(Attempt, "keep", refuse)
     with pytest.raises(InputError, match="Bad rows"):
         step(str(tmp_path / "a"), fail=InputError("Bad rows."))
+
+
+def test_kfps_metadata_says_what_the_record_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "paligemma.lineage.attempt._place", ContextVar("place", default=None)
+    )  # a task has a process of its own
+    artifact = dsl.Artifact(name="made", uri=str(tmp_path / "root/job/make/made"), metadata={})
+    output = output_location(artifact, "", "job/make")
+    make(Path(output), rows=3)
+    record = read_record(output)
+    assert (record.run, record.task, record.output) == ("job", "make", str(tmp_path / "root/job/make/made"))
+    assert [path.parent for path in copies(tmp_path / "root")] == [tmp_path / "root/lineage/job/make"]
+    mirror_record(artifact, output)
+    mirrored = {"type": "thing", "tree_sha256": record.artifact.tree_sha256, "rows": 3, "run": "job", "task": "make"}
+    assert mirrored.items() <= artifact.metadata.items()
+    assert artifact.metadata["record"] == record.sha256
 
 
 def test_the_price_of_the_machine_gives_the_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

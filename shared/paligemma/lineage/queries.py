@@ -24,19 +24,24 @@ _ENDS = ("failed", "preempted", "running", "succeeded")
 
 def list_runs(index: Index, limit: int = 50, status: str = "", component: str = "") -> list[dict]:
     """Runs, the newest first: when they began, how they ended, their steps, releases and seconds."""
-    names = index.ask(
-        "SELECT run, MIN(started) AS began FROM records"
-        " WHERE (?1 = '' OR run IN (SELECT run FROM records WHERE component = ?1)) GROUP BY run ORDER BY began DESC, run DESC",
-        component,
-    )
     found = []
-    for run, _ in names:
+    for run in run_names(index, status, component):
         if len(found) == limit:
             break
         entry = run_summary(index, run)
         if not status or entry["status"] == status:
             found.append(entry)
     return found
+
+
+def run_names(index: Index, status: str = "", component: str = "") -> list[str]:
+    """All runs, the newest first; if given, only those with an attempt that ended so, and with one of this component."""
+    names = index.ask(
+        "SELECT run, MIN(started) AS began FROM records WHERE (?1 = '' OR run IN (SELECT run FROM records WHERE status = ?1))"
+        " AND (?2 = '' OR run IN (SELECT run FROM records WHERE component = ?2)) GROUP BY run ORDER BY began DESC, run DESC",
+        status, component,
+    )  # fmt: skip
+    return [run for run, _ in names]
 
 
 def run_summary(index: Index, run: str) -> dict:
