@@ -9,7 +9,6 @@ opens and refreshes the index, and answers. The files are in the page cache for 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import shutil
@@ -106,7 +105,7 @@ def write_rows(root: Path, number: int, rows: int) -> str:
     folder = root / FOLDER / ROWS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256(data).hexdigest()
-    (folder / f"{sha256}.jsonl.gz").write_bytes(gzip.compress(data, 1, mtime=0))
+    (folder / f"{sha256}.jsonl").write_bytes(data)
     return sha256
 
 

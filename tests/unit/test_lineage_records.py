@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import signal
@@ -88,8 +87,8 @@ def test_a_list_of_rows_is_kept_once_and_outlives_its_artifact(tmp_path: Path) -
         with produce(tmp_path / name, "records", "prepare_data", {"name": name}, []) as draft:
             (draft.folder / "rows.jsonl").write_text('{"row_id": "00"}\n')
     (kept,) = (tmp_path / "lineage/rows").iterdir()
-    assert gzip.decompress(kept.read_bytes()) == b'{"row_id": "00"}\n'
-    assert kept.name == read_record(tmp_path / "one").artifact.file("rows.jsonl").sha256 + ".jsonl.gz"
+    assert kept.read_bytes() == b'{"row_id": "00"}\n'
+    assert kept.name == read_record(tmp_path / "one").artifact.file("rows.jsonl").sha256 + ".jsonl"
 
 
 @pytest.mark.parametrize(

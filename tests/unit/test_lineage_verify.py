@@ -49,7 +49,7 @@ def test_a_whole_root_has_no_problems(root: Path) -> None:
     with Index(root) as index:
         found = verify(index)
     assert (found.problems, found.records, found.artifacts) == ([], 6, 6)
-    assert found.bytes == sum(path.stat().st_size for path in files_of(root) if path.suffix != ".json" and path.suffix != ".gz")
+    assert found.bytes == sum(path.stat().st_size for path in files_of(root) if path.name in ("file", "rows.jsonl"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])

@@ -2,13 +2,12 @@
 
 ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed
 ROOT/lineage/RUN/TASK/ATTEMPT.started.json   the mark of an attempt under way; one that stays was killed
-ROOT/lineage/rows/SHA256.jsonl.gz            lists of data rows, which outlive the artifacts they came with
+ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive the artifacts they came with
 """
 
 from __future__ import annotations
 
 import functools
-import gzip
 import importlib.metadata
 import inspect
 import logging
@@ -46,7 +45,7 @@ from paligemma.lineage.record import (
 )
 from paligemma.lineage.sign import sign
 from paligemma.storage import folders
-from paligemma.storage.files import exists, parent_of, write_new_file
+from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
 from paligemma.storage.location import Location, absolute_uri, parse_location
 
 FOLDER = "lineage"
@@ -148,9 +147,8 @@ class Attempt:
         rows = record.artifact.file(ROWS_FILE) if record.artifact is not None else None
         if rows is not None and folder is not None:
             place = self.root / FOLDER / ROWS_FOLDER
-            if not exists(place, f"{rows.sha256}.jsonl.gz"):
-                packed = gzip.compress((folder / ROWS_FILE).read_bytes(), 1, mtime=0)
-                write_new_file(place / f"{rows.sha256}.jsonl.gz", packed)
+            if not exists(place, f"{rows.sha256}.jsonl"):
+                copy_new_file(folder / ROWS_FILE, place / f"{rows.sha256}.jsonl")
         ending = f"-{self.records + 1}" if self.records else ""
         write_new_file(self._folder / f"{self.name}{ending}.json", render_record(record))
         self.records += 1

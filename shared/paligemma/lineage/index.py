@@ -5,11 +5,11 @@ Records are never changed once written, so that a refresh reads only the folders
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import sqlite3
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -129,16 +129,22 @@ class Index:
                 advance()
 
     def _rows(self, number: int, sha256: str) -> Iterator[tuple]:
-        path = f"{ROWS_FOLDER}/{sha256}.jsonl.gz"
+        place, digest = self.file(f"{ROWS_FOLDER}/{sha256}.jsonl"), hashlib.sha256()
         try:
-            data = gzip.decompress(self.read(path))
-        except (OSError, EOFError, zlib.error, InputError) as error:
-            raise DamagedError(f"A list of rows cannot be read: {error}.", where=self.file(path)) from None
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise DamagedError("A list of rows was altered.", where=self.file(path), fix="run `paligemma lineage verify`")
-        for entry in map(json.loads, data.splitlines()):
-            key, image = bytes.fromhex(entry["row_id"])[:16], bytes.fromhex(entry["image_sha256"])[:16]
-            yield number, key, entry["line"], image, entry["image_file"]
+            with tempfile.TemporaryDirectory() as folder:
+                path = place if isinstance(place, Path) else Path(folder) / "rows"
+                if not isinstance(place, Path):
+                    gcs.download(place, path)
+                with path.open("rb") as lines:
+                    for line in lines:
+                        digest.update(line)
+                        entry = json.loads(line)
+                        key, image = bytes.fromhex(entry["row_id"])[:16], bytes.fromhex(entry["image_sha256"])[:16]
+                        yield number, key, entry["line"], image, entry["image_file"]
+        except (OSError, ValueError, LookupError, TypeError, InputError) as error:
+            raise DamagedError(f"A list of rows cannot be read: {error}.", where=place) from None
+        if digest.hexdigest() != sha256:
+            raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
 
     def _open(self) -> sqlite3.Connection:
         if not self._has_records():

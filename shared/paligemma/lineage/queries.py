@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paligemma.errors import InputError, did_you_mean
 from paligemma.lineage.index import Index, unpack
+from paligemma.lineage.record import ROWS_FILE
 
 RELEASE_COMPONENT = "publish"
 SUMMARY_COMPONENT = "summarize"
@@ -420,7 +421,7 @@ def _diff_rows(index: Index, one: dict, two: dict) -> dict:
 def _row_set(index: Index, record: dict) -> int | None:
     files = record["artifact"]["files"] if record["artifact"] else []
     for file in files:
-        if file["path"] == "rows.jsonl":
+        if file["path"] == ROWS_FILE:
             return index.ask("SELECT id FROM row_sets WHERE sha256 = ?", file["sha256"])[0]["id"]
     return None
 

@@ -33,6 +33,21 @@ def write_new_file(path: str | Path, data: bytes | str) -> bool:
         return True
 
 
+def copy_new_file(source: Path, path: Path) -> bool:
+    """`write_new_file` with the contents of another file, however large."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        shutil.copyfile(source, partial)
+        _sync(partial)
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
 @contextmanager
 def _written(path: Path, data: bytes | str) -> Iterator[Path]:
     """Yields a file beside `path` with this contents, on the disk; removes it if it is still there afterwards."""

@@ -38,6 +38,18 @@ def write_new_file(location: str | Path | Location, data: bytes) -> bool:
     return True
 
 
+def copy_new_file(source: Path, location: str | Path | Location) -> bool:
+    """`write_new_file` with the contents of a local file, however large."""
+    parsed = parse_location(location)
+    if isinstance(parsed, Path):
+        return atomic.copy_new_file(source, parsed)
+    try:
+        gcs.upload(source, parsed, if_generation=0)
+    except ChangedError:
+        return False
+    return True
+
+
 def exists(location: str | Path, name: str) -> bool:
     """Whether a folder or prefix has a file of this name."""
     parsed = parse_location(location)
