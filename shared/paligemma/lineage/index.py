@@ -142,7 +142,9 @@ class Index:
                         key, image = bytes.fromhex(entry["row_id"])[:16], bytes.fromhex(entry["image_sha256"])[:16]
                         yield number, key, entry["line"], image, entry["image_file"]
         except (OSError, ValueError, LookupError, TypeError, InputError) as error:
-            raise DamagedError(f"A list of rows cannot be read: {error}.", where=place) from None
+            raise DamagedError(
+                f"A list of rows cannot be read: {error}.", where=place, fix="run `paligemma lineage verify`"
+            ) from None
         if digest.hexdigest() != sha256:
             raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
 
