@@ -25,14 +25,19 @@ def output_location(artifact: dsl.Artifact, artifact_root: str, task: str) -> st
     Also has the lineage records of this process name the task, and kept below the root: without one, the folder that the
     runner keeps its runs in.
     """
-    run, _, name = task.partition("/")
     if artifact_root:
         artifact.uri = f"{artifact_root.rstrip('/')}/{task}/{artifact.name.rsplit('/', 1)[-1]}"
     location = artifact.uri if artifact_root else artifact.path
-    if run and name:
-        runs_folder, found, _ = location.rpartition(f"/{run}/")
-        set_place(run, name, artifact_root or (runs_folder if found else ""))
+    runs_folder, found, _ = location.rpartition(f"/{task.partition('/')[0]}/")
+    place_task(artifact_root or (runs_folder if found else ""), task)
     return location
+
+
+def place_task(root: str, task: str) -> None:
+    """Has the lineage records of this process name the task (RUN/TASK), and kept below the root, if there is one."""
+    run, _, name = task.partition("/")
+    if run and name:
+        set_place(run, name, root)
 
 
 def mirror_record(artifact: dsl.Artifact, location: str) -> None:

@@ -245,15 +245,21 @@ def verify(
 def prune(
     root: Root = DEFAULT_ROOT,
     older_than: Annotated[float, typer.Option(help="Days; what is younger stays.", min=0)] = 30.0,
+    registry: Annotated[
+        list[str] | None,
+        typer.Option(help="Another root, whose releases count too; repeatable.", show_default="none"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run/--delete", help="Only say what could be deleted, or delete it.")] = True,
     json: Json = False,
 ) -> None:
     """Say which artifacts no release was made from, or delete them. Records and lists of rows always stay."""
+    from contextlib import ExitStack
+
     from paligemma.lineage.index import Index
     from paligemma.lineage.prune import delete, plan
 
-    with Index(root) as index:
-        planned = plan(index, older_than)
+    with ExitStack() as opened, Index(root) as index:
+        planned = plan(index, older_than, [opened.enter_context(Index(one)) for one in registry or ()])
         if not dry_run:
             delete(index, planned)
     if json:

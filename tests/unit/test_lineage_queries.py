@@ -220,6 +220,16 @@ def test_only_what_no_release_was_made_from_is_pruned(root: str, data: Path) -> 
         assert len(queries.trace(index, released["publish"])["steps"]) == 6
 
 
+def test_releases_below_another_root_count(root: str, data: Path) -> None:
+    made = make_run(root, "one", GOOD, data)
+    other = make_run(root, "two", [BAD], data, steps=2)
+    make_step(f"{root}-registry", "by-hand", "publish", "publish", "release", [("tuned model", made["finetune"])])
+    with Index(root) as index, Index(f"{root}-registry") as registry:
+        planned = prune.plan(index, 0, [registry])
+        assert {entry["place"] for entry in planned["delete"]} == {*other.values(), made["evaluate"]}
+        assert planned["releases"] == 1
+
+
 def test_nothing_is_pruned_where_nothing_is_released(root: str, data: Path) -> None:
     make_run(root, "one", GOOD, data)
     with Index(root) as index, pytest.raises(InputError, match="no release"):

@@ -122,6 +122,17 @@ def test_a_step_within_a_step_is_part_of_its_attempt(tmp_path: Path, monkeypatch
     assert read_record(tmp_path / "a/whole").producer.component == "make"
 
 
+def test_a_step_may_name_the_root_of_its_records(tmp_path: Path) -> None:
+    @recorded("publish", output="registry", root="registry")
+    def publish(registry: str) -> None:
+        make(Path(registry) / "releases/v1")
+
+    publish(str(tmp_path / "registry"))
+    (copy,) = copies(tmp_path / "registry")
+    assert copy.parts[-4] == "lineage"
+    assert parse_record(copy.read_bytes(), copy).output == str(tmp_path / "registry/releases/v1")
+
+
 WAITING = """
 import sys, time
 from paligemma.lineage.attempt import recorded

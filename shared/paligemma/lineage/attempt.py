@@ -128,7 +128,7 @@ class Attempt:
                 task=self.task,
                 attempt=self.name,
                 status=status,
-                output=self.output,
+                output=artifact.uri if artifact is not None else self.output,
                 artifact=artifact,
                 producer=_producer(component or self.component, self.parameters, self.device),
                 inputs=self.inputs,
@@ -167,7 +167,7 @@ class Attempt:
 
 
 @contextmanager
-def attempt(component: str, output: str | Path, parameters: Mapping[str, object]) -> Iterator[Attempt]:
+def attempt(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path = "") -> Iterator[Attempt]:
     """The attempt that this code is part of: the one under way, or a new one, which leaves a record however it ends.
 
     SIGTERM, unless somebody handles it already, ends a new one with `StoppedError`.
@@ -176,12 +176,13 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
         component: the step.
         output: where its artifact is to be.
         parameters: everything else that it was called with; JSON values, no secrets.
+        root: where the folder `lineage` is to be, if neither the environment nor a pipeline says; empty: beside the output.
     """
     current = _current.get()
     if current is not None:
         yield current
         return
-    current = _begin(component, output, parameters)
+    current = _begin(component, output, parameters, root)
     token = _current.set(current)
     try:
         with _terminable():
@@ -198,8 +199,14 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
         current.unmark()
 
 
-def recorded(component: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Makes each call of a step's function, which has a parameter `output`, an attempt of the step."""
+def recorded(component: str, output: str = "output", root: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes each call of a step's function an attempt of the step.
+
+    Args:
+        component: the step.
+        output: the function's parameter that says where its artifact is to be.
+        root: the one that says where the folder `lineage` is to be, as `attempt` takes it; empty: none does.
+    """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -207,8 +214,8 @@ def recorded(component: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             bound = inspect.signature(function).bind(*positional, **named)
             bound.apply_defaults()
             values = dict(bound.arguments)
-            output = values.pop("output")
-            with attempt(component, output, {name: _plain(value) for name, value in values.items()}):
+            where, top = values.pop(output), bound.arguments[root] if root else ""
+            with attempt(component, where, {name: _plain(value) for name, value in values.items()}, top):
                 return function(*positional, **named)
 
         return call
@@ -222,10 +229,10 @@ def seal(record: Record) -> Record:
     return record.model_copy(update={"sha256": digest, "signature": sign(digest)})
 
 
-def default_root(output: Location) -> Location:
+def default_root(output: Location, root: str | Path = "") -> Location:
     """The folder whose `lineage` holds the records of what is made at `output`."""
     place = _place.get()
-    named = os.environ.get(ROOT_VARIABLE) or (place.root if place else "")
+    named = os.environ.get(ROOT_VARIABLE) or (place.root if place else "") or root
     return parse_location(named) if named else parent_of(output)
 
 
@@ -239,11 +246,11 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "x"
 
 
-def _begin(component: str, output: str | Path, parameters: Mapping[str, object]) -> Attempt:
+def _begin(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path) -> Attempt:
     location, place, name = parse_location(output), _place.get(), attempt_name()
     location = location.absolute() if isinstance(location, Path) else location
     run = place.run if place else os.environ.get(RUN_VARIABLE) or f"{component}-{name}"
-    root = default_root(location)
+    top = default_root(location, root)
     # Steps started by hand for one run are told apart by what they write: two data sets are prepared, with one component.
     task = place.task if place else f"{component}-{absolute_uri(location).rpartition('/')[2]}"
     return Attempt(
@@ -252,7 +259,7 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object])
         parameters=dict(parameters),
         run=safe_name(run),
         task=safe_name(task),
-        root=root.absolute() if isinstance(root, Path) else root,
+        root=top.absolute() if isinstance(top, Path) else top,
         name=name,
     )
 

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from paligemma.errors import InputError
 from paligemma.lineage.attempt import attempt_name
 from paligemma.lineage.index import PRUNED_ENDING, Index, unpack
 from paligemma.lineage.places import artifact_place, is_there
-from paligemma.lineage.queries import RELEASE_COMPONENT
+from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
 from paligemma.lineage.record import RECORD_FILE
 from paligemma.lineage.verify import prune_mark
 from paligemma.storage.files import write_new_file
 from paligemma.storage.folders import remove_folder
 
 
-def plan(index: Index, older_than_days: float) -> dict:
+def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ()) -> dict:
     """Which artifacts could go and which must stay, with reasons; the JSON value that `--dry-run` shows.
 
     An artifact stays when a release is made from it at any remove, is a release itself, is younger than that many days, or
     belongs to a run that is perhaps still under way.
+
+    Args:
+        index: of the root to prune.
+        older_than_days: see above.
+        registries: of other roots, whose releases count too.
     """
-    releases = index.ask("SELECT id FROM records WHERE component = ? AND status = 'succeeded'", RELEASE_COMPONENT)
-    kept = _ancestry(index, [number for (number,) in releases])
+    released = [_releases(one) for one in (index, *registries)]
+    used = [one["record"] for records in released[1:] for record in records for one in record["inputs"] if one["record"]]
+    foreign = [record["id"] for record in (by_hash(index, sha256) for sha256 in used) if record]
+    kept = _ancestry(index, [record["id"] for record in released[0]] + foreign)
+    releases = [record for records in released for record in records]
     limit = (datetime.now(UTC) - timedelta(days=older_than_days)).isoformat()
     under_way = {
         run for (run,) in index.ask("SELECT DISTINCT run FROM records WHERE status = 'running' AND started > ?", limit)
@@ -65,7 +74,7 @@ def delete(index: Index, planned: dict) -> None:
     if not planned["releases"]:
         raise InputError(
             f"There is no release below {index.root}: nothing says what has to stay.",
-            fix="publish a model first, or delete folders yourself",
+            fix="pass --registry, publish a model first, or delete folders yourself",
         )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for entry in planned["delete"]:
@@ -74,6 +83,11 @@ def delete(index: Index, planned: dict) -> None:
         name = f"{record['run']}/{record['task']}/{attempt_name()}{PRUNED_ENDING}"
         write_new_file(index.file(name), (json.dumps(prune_mark(record, now), indent=2) + "\n").encode())
         remove_folder(artifact_place(record, index.root), RECORD_FILE)
+
+
+def _releases(index: Index) -> list[dict]:
+    found = index.ask("SELECT id FROM records WHERE component = ? AND status = 'succeeded'", RELEASE_COMPONENT)
+    return [index.body(number) | {"id": number} for (number,) in found]
 
 
 def _ancestry(index: Index, numbers: list[int]) -> set[int]:
