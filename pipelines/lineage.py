@@ -220,7 +220,7 @@ def verify(
     from paligemma.lineage.verify import verify
 
     public = None if key is None else read_public_key(key)
-    with Index(root) as index:
+    with Index(root, thorough=True) as index:
         found = verify(index, public)
     if json:
         _print(found.to_json())

@@ -75,7 +75,7 @@ def test_a_step_that_was_killed_is_named(root: Path) -> None:
         left = mark.read_bytes()
         current.records = 1
     mark.write_bytes(left)
-    os.utime(mark.parent, (time.time() + 9, time.time() + 9))
+    os.utime(mark.parents[1], (time.time() + 9, time.time() + 9))
     assert "finetune: killed" in summary_of(root)["text"]
 
 

@@ -146,6 +146,21 @@ def test_an_index_takes_in_what_was_added_and_only_that(root: str, data: Path, m
         assert queries.list_runs(index, limit=1)[0]["released"]
 
 
+def test_a_thorough_look_finds_what_another_program_put_there(tmp_path: Path, data: Path) -> None:
+    make_run(tmp_path / "root", "one", GOOD, data)
+    folder = tmp_path / "root/lineage/one"
+    os.utime(folder, (1, 1))
+    with Index(tmp_path / "root"):
+        pass
+    record = next((folder / "train").iterdir())
+    (folder / "train/20990101T000000.000Z-000000.json").write_bytes(record.read_bytes())
+    counts = []
+    for thorough in (False, True):
+        with Index(tmp_path / "root", thorough) as index:
+            counts.append(index.ask("SELECT COUNT(*) FROM records")[0][0])
+    assert counts == [5, 6]
+
+
 def test_a_run_is_as_its_last_attempts_left_it(root: str, data: Path) -> None:
     def fail() -> None:
         with at_place("one", "finetune", root), attempt("finetune", f"{root}/one/finetune/tuned-model", {}):

@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def problems(root: Path | str) -> list[Problem]:
-    with Index(root) as index:
+    with Index(root, thorough=True) as index:
         return verify(index).problems
 
 

@@ -150,20 +150,17 @@ class Attempt:
             if not exists(place, f"{rows.sha256}.jsonl"):
                 copy_new_file(folder / ROWS_FILE, place / f"{rows.sha256}.jsonl")
         ending = f"-{self.records + 1}" if self.records else ""
-        write_new_file(self._folder / f"{self.name}{ending}.json", render_record(record))
+        keep_file(self.root, f"{self.run}/{self.task}/{self.name}{ending}.json", render_record(record))
         self.records += 1
 
     def mark(self) -> None:
         """Leaves the mark of an attempt that has begun."""
-        write_new_file(self._folder / f"{self.name}{MARK_ENDING}", render_record(self.record("running")))
+        keep_file(self.root, f"{self.run}/{self.task}/{self.name}{MARK_ENDING}", render_record(self.record("running")))
 
     def unmark(self) -> None:
         """Removes the mark, once there is a record."""
-        folders.remove_file(self._folder / f"{self.name}{MARK_ENDING}")
-
-    @property
-    def _folder(self) -> Location:
-        return self.root / FOLDER / self.run / self.task
+        folders.remove_file(self.root / FOLDER / self.run / self.task / f"{self.name}{MARK_ENDING}")
+        _touch(self.root, self.run)
 
 
 @contextmanager
@@ -234,6 +231,17 @@ def default_root(output: Location, root: str | Path = "") -> Location:
     place = _place.get()
     named = os.environ.get(ROOT_VARIABLE) or (place.root if place else "") or root
     return parse_location(named) if named else parent_of(output)
+
+
+def keep_file(root: Location, path: str, data: bytes) -> None:
+    """Writes a file below `lineage`, never over another one, so that an index sees from the run's folder that it is there."""
+    write_new_file(root / FOLDER / path, data)
+    _touch(root, path.partition("/")[0])
+
+
+def _touch(root: Location, run: str) -> None:
+    if isinstance(root, Path):
+        os.utime(root / FOLDER / run)
 
 
 def attempt_name() -> str:

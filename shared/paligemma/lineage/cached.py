@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from paligemma.lineage.attempt import attempt_name, seal
+from paligemma.lineage.attempt import attempt_name, keep_file, seal
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import by_hash, run_tasks
 from paligemma.lineage.record import CachedFrom, Record, render_record
-from paligemma.storage.files import write_new_file
 
 _NOT_STEPS = ("champion",)  # another run's, compared with on purpose
 
@@ -37,6 +36,6 @@ def record_cached(index: Index, run: str) -> list[Record]:
             }
         )
         record = seal(taken)
-        write_new_file(index.file(f"{run}/{record.task}/{record.attempt}.json"), render_record(record))
+        keep_file(index.root, f"{run}/{record.task}/{record.attempt}.json", render_record(record))
         written.append(record)
     return written

@@ -29,7 +29,7 @@ from paligemma.storage.location import GcsLocation, Location, parse_location
 
 PRUNED_ENDING = ".pruned.json"
 _FILE = ".index.sqlite"
-_VERSION = 1
+_VERSION = 2
 _WORTH_SHOWING = 200
 _SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
 _SCHEMA = """
@@ -69,14 +69,19 @@ class Index:
         database: the connection; rows come as `sqlite3.Row`.
     """
 
-    def __init__(self, root: str | Path | Location) -> None:
+    def __init__(self, root: str | Path | Location, thorough: bool = False) -> None:
         """Opens and refreshes it.
+
+        Args:
+            root: where the records are.
+            thorough: look into every run's folder, not only into those that say they changed.
 
         Raises:
             InputError: there are no lineage records below the root.
         """
         location = parse_location(root)
         self.root = location.absolute() if isinstance(location, Path) else location
+        self._thorough = thorough
         self._files: dict[str, float] = {}
         self.database = self._open()
         try:
@@ -198,25 +203,29 @@ class Index:
             self.database.executemany("INSERT OR REPLACE INTO folders VALUES (?, ?)", self._files.items())
 
     def _changed_local(self) -> tuple[list[str], list[str]]:
-        """Files that are new, and files that are gone, in folders that changed."""
+        """Files that are new or gone, of runs that changed: whoever writes a record touches its run's folder."""
         top, now = str(self.root / FOLDER), time.time()
         known = dict(self.database.execute("SELECT path, changed FROM folders").fetchall())
         new, gone = [], []
         for run in _folders(top):
             if run.name == ROWS_FOLDER:
                 continue
-            for task in _folders(run.path):
-                folder, stamp = f"{run.name}/{task.name}", task.stat().st_mtime_ns
-                if known.pop(folder, None) == stamp:
-                    continue
-                files = {f"{folder}/{name}" for name in os.listdir(f"{top}/{folder}") if _is_record(name)}
-                before = self._known_below(folder)
-                new += sorted(files - before)
-                gone += sorted(before - files)
-                self._files[folder] = stamp if now - stamp / 1e9 > _SETTLED else 0
-        for folder in known:  # of the folders seen before, those that are not there any more
-            gone += sorted(self._known_below(folder))
-            self.database.execute("DELETE FROM folders WHERE path = ?", (folder,))
+            stamp = run.stat().st_mtime_ns
+            if known.pop(run.name, None) == stamp and not self._thorough:
+                continue
+            files = {
+                f"{run.name}/{task.name}/{name}"
+                for task in _folders(run.path)
+                for name in os.listdir(task.path)
+                if _is_record(name)
+            }
+            before = self._known_below(run.name)
+            new += sorted(files - before)
+            gone += sorted(before - files)
+            self._files[run.name] = stamp if now - stamp / 1e9 > _SETTLED else 0
+        for run_name in known:  # of the runs seen before, those that are not there any more
+            gone += sorted(self._known_below(run_name))
+            self.database.execute("DELETE FROM folders WHERE path = ?", (run_name,))
         return new, gone
 
     def _changed_remote(self) -> tuple[list[str], list[str]]:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from paligemma.errors import InputError
-from paligemma.lineage.attempt import attempt_name
+from paligemma.lineage.attempt import attempt_name, keep_file
 from paligemma.lineage.index import PRUNED_ENDING, Index, unpack
 from paligemma.lineage.places import artifact_place, is_there
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
 from paligemma.lineage.record import RECORD_FILE
 from paligemma.lineage.verify import prune_mark
-from paligemma.storage.files import write_new_file
 from paligemma.storage.folders import remove_folder
 
 
@@ -81,7 +80,7 @@ def delete(index: Index, planned: dict) -> None:
         (found,) = index.ask("SELECT body FROM records WHERE sha256 = ? LIMIT 1", entry["record"])
         record = unpack(found["body"])
         name = f"{record['run']}/{record['task']}/{attempt_name()}{PRUNED_ENDING}"
-        write_new_file(index.file(name), (json.dumps(prune_mark(record, now), indent=2) + "\n").encode())
+        keep_file(index.root, name, (json.dumps(prune_mark(record, now), indent=2) + "\n").encode())
         remove_folder(artifact_place(record, index.root), RECORD_FILE)
 
 
