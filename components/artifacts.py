@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kfp import dsl
 
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import read_record
+from paligemma.lineage.artifact import record_of
+from paligemma.lineage.attempt import set_place
 from paligemma.storage.location import SCHEME
 
 
@@ -20,16 +20,35 @@ def input_location(artifact: dsl.Artifact | None) -> str:
 
 
 def output_location(artifact: dsl.Artifact, artifact_root: str, task: str) -> str:
-    """Where an output is to go: where the runner says, or, given a root, to a place of the task's own below it."""
-    if not artifact_root:
-        return artifact.path
-    artifact.uri = f"{artifact_root.rstrip('/')}/{task}/{artifact.name.rsplit('/', 1)[-1]}"
-    return artifact.uri
+    """Where an output is to go: where the runner says, or, given a root, to a place of the task's own below it.
+
+    Also has the lineage records of this process name the task, and kept below the root: without one, the folder that the
+    runner keeps its runs in.
+    """
+    if artifact_root:
+        artifact.uri = f"{artifact_root.rstrip('/')}/{task}/{artifact.name.rsplit('/', 1)[-1]}"
+    location = artifact.uri if artifact_root else artifact.path
+    runs_folder, found, _ = location.rpartition(f"/{task.partition('/')[0]}/")
+    place_task(artifact_root or (runs_folder if found else ""), task)
+    return location
+
+
+def place_task(root: str, task: str) -> None:
+    """Has the lineage records of this process name the task (RUN/TASK), and kept below the root, if there is one."""
+    run, _, name = task.partition("/")
+    if run and name:
+        set_place(run, name, root)
 
 
 def mirror_record(artifact: dsl.Artifact, location: str) -> None:
-    """Copies digest, size and rows from `lineage.json` into the KFP artifact's metadata."""
-    record = read_record(localize(location)).artifact
-    artifact.metadata.update(type=record.type, tree_sha256=record.tree_sha256, bytes=record.bytes)
-    if record.rows is not None:
-        artifact.metadata["rows"] = record.rows
+    """Copies what identifies an artifact and its making from `lineage.json` into the KFP artifact's metadata.
+
+    A task that KFP serves from its cache shows this metadata too, so that `run` there is the run that did the work.
+    """
+    record = record_of(location)
+    made = record.artifact
+    artifact.metadata.update(type=made.type, tree_sha256=made.tree_sha256, bytes=made.bytes, record=record.sha256)
+    artifact.metadata.update(run=record.run, task=record.task, attempt=record.attempt)
+    artifact.metadata.update(parameters_sha256=record.producer.parameters_sha256)
+    known = {"rows": made.rows, "git_sha": record.producer.git_sha, "image": record.producer.image}
+    artifact.metadata.update({name: value for name, value in known.items() if value is not None})

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import make_app, run_app
+from pipelines.lineage import app as lineage
 
 app = make_app("Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model.")
 pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
 app.add_typer(pipeline, name="pipeline")
+app.add_typer(lineage, name="lineage")
 convert = make_app("Convert a data set to the JSONL that prepare_data reads. Images stay where they are.")
 app.add_typer(convert, name="convert")
 OutputFile = Annotated[Path, typer.Option(help="JSONL file to write.")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paligemma.command_line import run_command
+from paligemma.lineage.attempt import recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ REPORT_ROWS = 5000
 TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]
 
 
+@recorded("evaluate")
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     records: Annotated[str, typer.Option(help="Records to evaluate on, from prepare_data; local or gs://.")],
@@ -177,6 +179,7 @@ def run(
             (draft.folder / "gate.json").write_text(json.dumps(dataclasses.asdict(decision), indent=2) + "\n")
         page = write_report(summary, predictions, scores, others.get("baseline"), decision, data, records)
         (draft.folder / "report.html").write_text(page)
+        draft.metrics = {metric: s.value for metric, s in scores.items()} | {"exact_match": matches.value, "loss": loss}
         draft.rows, draft.device = len(predictions), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     shown = ", ".join(f"{metric} {s.value:.4g}" for metric, s in scores.items())
     log.info("%s: exact match %.1f %% of %d (%s), in %s", name, 100 * matches.value, len(predictions), shown, output)

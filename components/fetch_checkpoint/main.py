@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import run_command
+from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.fetch_checkpoint")
 
 
+@recorded("fetch_checkpoint")
 def run(
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the checkpoint to.")],
     source: Annotated[

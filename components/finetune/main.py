@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paligemma.command_line import run_command
+from paligemma.lineage.attempt import recorded
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -24,6 +25,7 @@ ARTIFACT_TYPE = "tuned-model"
 DIVERGED_FILE = "diverged.jsonl"
 
 
+@recorded("finetune")
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     records: Annotated[str, typer.Option(help="Training records, from prepare_data; local or gs://.")],
@@ -50,6 +52,7 @@ def run(
     fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []), validation, state)
 
 
+@recorded("finetune")
 def fine_tune(
     checkpoint: str, records: str, output: str, recipe: Recipe, validation: str = "", state: str = "", state_root: str = ""
 ) -> None:
@@ -68,7 +71,7 @@ def fine_tune(
     import jax
     from rich.console import Console
 
-    from components.finetune.results import write_results
+    from components.finetune.results import final_figures, write_results
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.checkpoints.parameters import build_module, parameters_by_name
     from paligemma.compile_cache import use_compile_cache
@@ -175,6 +178,7 @@ def fine_tune(
         identical = is_identical(frozen, base)
         if distributed.is_first():
             draft.device = device
+            draft.metrics = final_figures(telemetry.entries)
             write_results(folder, base, recipe, trained, telemetry.entries, progress, seconds, device, identical)
     if not state and distributed.is_first():
         remove_state(location)

@@ -60,15 +60,12 @@ def write_results(
     )
     if base.tokenizer is not None:
         (folder / TOKENIZER_FILE).write_bytes(base.tokenizer.read_bytes())
-    tail = [entry["loss"] for entry in steps[-max(1, len(steps) // 10) :]]
-    rates = sorted(entry["examples_per_second"] for entry in steps)
     trained_count = sum(array.size for array in trained.values())
     total = sum(int(np.prod(array.shape)) for array in base.arrays.values())
     summary = {
         "steps": last,
         "first_loss": steps[0]["loss"],
-        "final_loss": sum(tail) / len(tail),
-        "examples_per_second": rates[len(rates) // 2],
+        **final_figures(entries),
         "seconds": seconds,
         "device": device,
         "trained_parameters": trained_count,
@@ -93,6 +90,14 @@ def write_results(
         phases=_seconds_by_phase(steps),
     )
     (folder / REPORT_FILE).write_text(page)
+
+
+def final_figures(entries: list[dict]) -> dict[str, float]:
+    """What a run is compared by: the loss over the last tenth of the steps, and speed."""
+    steps = [entry for entry in entries if "loss" in entry]
+    tail = [entry["loss"] for entry in steps[-max(1, len(steps) // 10) :]]
+    rates = sorted(entry["examples_per_second"] for entry in steps)
+    return {"final_loss": sum(tail) / len(tail), "examples_per_second": rates[len(rates) // 2]}
 
 
 def _seconds_by_phase(steps: list[dict]) -> dict[str, float]:

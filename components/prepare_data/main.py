@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import run_command
+from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.prepare_data")
 
 
+@recorded("prepare_data")
 def run(
     data: Annotated[str, typer.Option(help='JSONL file of {"image", "prefix", "suffix"} rows, plain or gzip, local or gs://.')],
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to prepare for.")],

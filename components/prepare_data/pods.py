@@ -13,6 +13,7 @@ from paligemma.data.rows import LineRange, is_gzip, split_lines, unpack
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.errors import InputError
 from paligemma.lineage.artifact import localize, produce
+from paligemma.lineage.attempt import recorded
 from paligemma.progress import WorkProgress
 from paligemma.storage.files import write_file
 
@@ -41,6 +42,7 @@ def prepare_group(
     write_file(output / FINGERPRINT_FILE, fingerprint(inputs, settings).encode())
 
 
+@recorded("prepare_data")
 def join_groups(
     groups: Sequence[Path],
     data: str,

@@ -19,12 +19,12 @@ from paligemma.data.assemble import assemble, gather_facts
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.image_source import open_images
 from paligemma.data.prepare import Facts, Job
-from paligemma.data.records import ROWS_FILE, Dataset, open_records
+from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.lineage.artifact import input_of, localize
-from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, file_sha256
+from paligemma.lineage.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import exists, parent_of, write_file

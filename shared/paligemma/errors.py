@@ -38,6 +38,12 @@ class DamagedError(PaliGemmaError):
     exit_code = 3
 
 
+class StoppedError(PaliGemmaError):
+    """The machine is being taken away, or somebody ended the program: the same command does it again, or goes on."""
+
+    exit_code = 4
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Names the nearest valid choice, or lists the choices when nothing is near."""
     choices = sorted(choices)

@@ -17,10 +17,11 @@ import numpy as np
 from paligemma.data.augment import Augmentation
 from paligemma.data.loader import training_batches
 from paligemma.data.plan import Plan
-from paligemma.data.records import ROWS_FILE, Dataset, Example, Records
+from paligemma.data.records import Dataset, Example, Records
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tensorflow import import_tensorflow
 from paligemma.data.tfrecord import RowReader
+from paligemma.lineage.record import ROWS_FILE
 
 BATCHES = 100
 

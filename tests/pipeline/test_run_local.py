@@ -45,6 +45,10 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     for record in (tuned, base):
         assert by_role["checkpoint"] in {entry.sha256 for entry in record.inputs}
     assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
+    run = Path(outputs.tuned).relative_to(tmp_path / "root").parts[0]
+    kept = {path.parent.name for path in (tmp_path / "root/lineage" / run).glob("*/*.json")}
+    assert kept == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+    assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
 
 
 def test_a_model_that_is_better_is_published_and_one_that_is_not_is_not(data: Path, tmp_path: Path) -> None:

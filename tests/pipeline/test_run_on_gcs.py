@@ -19,7 +19,10 @@ from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
+from paligemma.lineage.index import Index
+from paligemma.lineage.queries import trace
 from paligemma.lineage.record import read_record
+from paligemma.lineage.verify import verify
 from paligemma.registry import read_champion, read_release, verify_release
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import GcsLocation
@@ -111,8 +114,18 @@ def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
     by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
     assert by_role["tuned model"] == read_record(localize(outputs.tuned)).artifact.tree_sha256
     assert json.loads((localize(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
-    names = {found.location.name.split("/")[2] for found in gcs.list_objects(BUCKET / "artifacts")}
-    assert names == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+    steps = {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+    names = [found.location.name.split("/") for found in gcs.list_objects(BUCKET / "artifacts")]
+    assert {parts[2] for parts in names if parts[1] != "lineage"} == steps
+    assert {parts[3] for parts in names if parts[1] == "lineage" and parts[2] != "rows"} == steps
+    with Index(BUCKET / "artifacts") as index:
+        found = verify(index)
+        assert (found.problems, found.artifacts) == ([], 6)
+        assert {step["task"] for step in trace(index, outputs.tuned)["steps"]} == {
+            "fetch-checkpoint",
+            "prepare-data",
+            "finetune",
+        }
 
     # The state that was saved at every step is gone with the need for it: nothing else is below the root.
 

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paligemma.errors import DamagedError
 from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import read_record
+from paligemma.lineage.record import ROWS_FILE, read_record
 
 DATASET_FILE = "dataset.json"
-ROWS_FILE = "rows.jsonl"
 REJECTED_FILE = "rejected.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
 ARTIFACT_TYPE = "records"

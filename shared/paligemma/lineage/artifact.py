@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
+import math
 import secrets
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from paligemma.errors import DamagedError
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.attempt import Attempt, attempt
 from paligemma.lineage.record import (
     RECORD_FILE,
     Artifact,
     Input,
-    Producer,
     Record,
-    canonical_sha256,
     file_sha256,
     list_files,
+    parse_record,
     read_record,
+    render_record,
     tree_sha256,
 )
 from paligemma.progress import WorkProgress
-from paligemma.storage import cache, gcs, versions
+from paligemma.storage import atomic, cache, gcs, versions
 from paligemma.storage.atomic import write_directory
 from paligemma.storage.location import GcsLocation, Location, absolute_uri, parse_location
 
-_PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "sentencepiece", "pillow", "kfp")
 
-_verified: dict[tuple[GcsLocation, int], Path] = {}
-"""Artifacts whose local copies this process has hashed already, by address and the generation of their record."""
+@dataclass(frozen=True)
+class _Copy:
+    generation: int
+    folder: Path
+    record: Record
+
+
+_verified: dict[GcsLocation, _Copy] = {}
+"""Local copies of artifacts that this process has hashed already, as of the generation of their record in storage."""
 
 
 @dataclass
 class Draft:
-    """An artifact being written: its folder, and facts for its record that are known only at the end."""
+    """An artifact being written: its folder, and facts for its record that are known only at the end.
+
+    Attributes:
+        metrics: figures by which runs are compared; those that are not finite are left out.
+    """
 
     folder: Path
     rows: int | None = None
     device: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -57,6 +61,8 @@ def produce(
 ) -> Iterator[Draft]:
     """Yields a draft whose folder becomes the artifact at `output` when the block ends without an exception.
 
+    The record is written last, beside the artifact and then below the root's `lineage`.
+
     Args:
         output: where the artifact is to be: a local folder, or a `gs://` prefix.
         type: its kind, e.g. `records`.
@@ -64,38 +70,22 @@ def produce(
         parameters: everything that determines its contents besides the inputs; JSON values, no secrets.
         inputs: what it is made from.
     """
-    started, location = time.monotonic(), parse_location(output)
-
-    def write_record(draft: Draft, version: str | None) -> None:
-        files = list_files(draft.folder)
-        record = Record(
-            artifact=Artifact(
-                type=type,
-                uri=absolute_uri(location),
-                version=version,
-                tree_sha256=tree_sha256(files),
-                bytes=sum(file.bytes for file in files),
-                rows=draft.rows,
-                files=files,
-            ),
-            producer=_producer(component, dict(parameters), draft.device),
-            inputs=inputs,
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - started, 3),
-        )
-        (draft.folder / RECORD_FILE).write_text(json.dumps(record.model_dump(), indent=2) + "\n")
-
-    if isinstance(location, Path):
-        with write_directory(location, may_replace=RECORD_FILE) as folder:
-            draft = Draft(folder)
+    location = parse_location(output)
+    with attempt(component, output, parameters) as current:
+        current.parameters, current.inputs = dict(parameters), list(inputs)
+        if isinstance(location, Path):
+            with write_directory(location, may_replace=RECORD_FILE) as folder:
+                draft = Draft(folder)
+                yield draft
+                record = _write_record(current, draft, type, component, location, None)
+            current.keep(record, location)
+            return
+        with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+            draft = Draft(Path(folder))
             yield draft
-            write_record(draft, None)
-        return
-    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
-        draft = Draft(Path(folder))
-        yield draft
-        write_record(draft, secrets.token_hex(8))
-        versions.publish(draft.folder, location, RECORD_FILE, _version_and_files)
+            record = _write_record(current, draft, type, component, location, secrets.token_hex(8))
+            versions.publish(draft.folder, location, RECORD_FILE, _version_and_files)
+            current.keep(record, draft.folder)
 
 
 def localize(location: str | Path | Location) -> Path:
@@ -114,12 +104,15 @@ def localize(location: str | Path | Location) -> Path:
     manifest = gcs.stat(location / RECORD_FILE)
     if manifest is None:
         return cache.local_copy(location)
-    if (location, manifest.generation) in _verified:
-        return _verified[location, manifest.generation]
-    record = _parse_record(gcs.read_bytes(location / RECORD_FILE)[0], location)
+    if location in _verified and _verified[location].generation == manifest.generation:
+        return _verified[location].folder
+    data, manifest = gcs.read_bytes(location / RECORD_FILE)
+    record = parse_record(data, location / RECORD_FILE)
     folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
     with cache.exclusive(folder):
-        if not (folder.is_dir() and _matches(folder, record)):
+        if folder.is_dir() and _matches(folder, record):
+            atomic.write_file(folder / RECORD_FILE, data)  # the same files may have been made by another run
+        else:
             with (
                 write_directory(folder, may_replace=RECORD_FILE) as partial,
                 WorkProgress(f"fetching {location}", "bytes", record.artifact.bytes) as progress,
@@ -127,8 +120,25 @@ def localize(location: str | Path | Location) -> Path:
                 versions.fetch(location, partial, RECORD_FILE, _version_and_files, progress.advance)
                 if not _matches(partial, read_record(partial)):
                     raise DamagedError(f"What arrived of {location} is not what was recorded.", fix="run its step again")
-    _verified[location, manifest.generation] = folder
+        record = read_record(folder)
+    _verified[location] = _Copy(manifest.generation, folder, record)
     return folder
+
+
+def record_of(location: str | Path) -> Record:
+    """The record of the artifact at a location, local or on `gs://`.
+
+    Raises:
+        InputError: there is none.
+        DamagedError: it is not whole.
+    """
+    parsed = parse_location(location)
+    folder = localize(parsed)
+    if isinstance(parsed, Path):
+        return read_record(folder)
+    if parsed not in _verified:
+        raise InputError(f"{parsed} is not an artifact.", expected="a prefix with lineage.json")
+    return _verified[parsed].record
 
 
 def input_of(role: str, location: str | Path) -> Input:
@@ -141,68 +151,47 @@ def input_of(role: str, location: str | Path) -> Input:
     Raises:
         InputError: a folder that is not a whole artifact.
     """
-    path = localize(location).absolute()
-    uri = str(path) if isinstance(parse_location(location), Path) else str(location)
-    folder = path if path.is_dir() else path.parent
-    if not path.is_dir() and not (folder / RECORD_FILE).is_file():
-        return Input(role=role, uri=uri, sha256=file_sha256(path))
-    record = read_record(folder)
-    # A cached copy goes by its address in storage, which outlives this machine.
-    in_storage = record.artifact.version is not None
-    return Input(role=role, uri=record.artifact.uri if in_storage else str(folder), sha256=record.artifact.tree_sha256)
+    parsed = parse_location(location)
+    path = localize(parsed).absolute()
+    in_artifact = (path if path.is_dir() else path.parent) / RECORD_FILE
+    if not path.is_dir() and not in_artifact.is_file():
+        return Input(role=role, uri=absolute_uri(parsed), sha256=file_sha256(path))
+    if isinstance(parsed, Path):
+        record, uri = read_record(in_artifact.parent), str(in_artifact.parent)
+        if record.artifact.version is not None:
+            uri = record.artifact.uri  # a cached copy goes by its address in storage, which outlives this machine
+    else:
+        record = record_of(parsed) if path.is_dir() else read_record(in_artifact.parent)
+        uri = record.artifact.uri
+    return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
 
 
-def _parse_record(data: bytes, location: GcsLocation) -> Record:
-    try:
-        return Record.model_validate_json(data)
-    except ValidationError as error:
-        message = f"The lineage record is damaged: {error.errors()[0]['msg']}."
-        raise DamagedError(message, where=location / RECORD_FILE) from None
+def _write_record(current: Attempt, draft: Draft, type: str, component: str, location: Location, version: str | None) -> Record:
+    files = list_files(draft.folder)
+    current.device = draft.device
+    record = current.record(
+        "succeeded",
+        component=component,
+        artifact=Artifact(
+            type=type,
+            uri=absolute_uri(location),
+            version=version,
+            tree_sha256=tree_sha256(files),
+            bytes=sum(file.bytes for file in files),
+            rows=draft.rows,
+            files=files,
+        ),
+        metrics={name: float(value) for name, value in draft.metrics.items() if math.isfinite(value)},
+    )
+    (draft.folder / RECORD_FILE).write_bytes(render_record(record))
+    return record
 
 
 def _version_and_files(data: bytes) -> tuple[str, list[str]]:
-    artifact = Record.model_validate_json(data).artifact
+    artifact = parse_record(data, RECORD_FILE).artifact
     return str(artifact.version), [file.path for file in artifact.files]
 
 
 def _matches(folder: Path, record: Record) -> bool:
     """Whether a folder holds, byte for byte, what the record says."""
     return tree_sha256(list_files(folder)) == record.artifact.tree_sha256
-
-
-def _producer(component: str, parameters: dict, device: str | None) -> Producer:
-    sha, dirty = _git_state()
-    return Producer(
-        component=component,
-        parameters=parameters,
-        parameters_sha256=canonical_sha256(parameters),
-        image=os.environ.get("PALIGEMMA_IMAGE"),
-        git_sha=os.environ.get("PALIGEMMA_GIT_SHA", sha),
-        git_dirty=dirty,
-        packages=_package_versions(),
-        python=platform.python_version(),
-        device=device,
-    )
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the source tree, and whether it was changed since; nothing outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None, None

@@ -19,7 +19,38 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 def write_file(path: str | Path, data: bytes | str) -> None:
     """Replaces a file's contents at once; makes its parents."""
-    path = Path(path)
+    with _written(Path(path), data) as partial:
+        partial.replace(path)
+
+
+def write_new_file(path: str | Path, data: bytes | str) -> bool:
+    """Writes a file that is not there yet, at once; makes its parents. False, and nothing done, if there is one."""
+    with _written(Path(path), data) as partial:
+        try:
+            os.link(partial, path)  # unlike a rename, it fails if there is one
+        except FileExistsError:
+            return False
+        return True
+
+
+def copy_new_file(source: Path, path: Path) -> bool:
+    """`write_new_file` with the contents of another file, however large."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        shutil.copyfile(source, partial)
+        _sync(partial)
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+@contextmanager
+def _written(path: Path, data: bytes | str) -> Iterator[Path]:
+    """Yields a file beside `path` with this contents, on the disk; removes it if it is still there afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -27,7 +58,7 @@ def write_file(path: str | Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
 

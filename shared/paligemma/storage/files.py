@@ -6,6 +6,7 @@ from pathlib import Path
 
 from paligemma.storage import atomic, gcs
 from paligemma.storage.location import GcsLocation, Location, parse_location
+from paligemma.storage.retry import ChangedError
 
 
 def parent_of(location: str | Path) -> Location:
@@ -23,6 +24,30 @@ def write_file(location: str | Path, data: bytes) -> None:
         atomic.write_file(parsed, data)
     else:
         gcs.write_bytes(parsed, data)
+
+
+def write_new_file(location: str | Path | Location, data: bytes) -> bool:
+    """Writes a file or an object that is not there yet, at once; False, and nothing done, if there is one."""
+    parsed = parse_location(location)
+    if isinstance(parsed, Path):
+        return atomic.write_new_file(parsed, data)
+    try:
+        gcs.write_bytes(parsed, data, if_generation=0)
+    except ChangedError:
+        return False
+    return True
+
+
+def copy_new_file(source: Path, location: str | Path | Location) -> bool:
+    """`write_new_file` with the contents of a local file, however large."""
+    parsed = parse_location(location)
+    if isinstance(parsed, Path):
+        return atomic.copy_new_file(source, parsed)
+    try:
+        gcs.upload(source, parsed, if_generation=0)
+    except ChangedError:
+        return False
+    return True
 
 
 def exists(location: str | Path, name: str) -> bool:

@@ -10,13 +10,11 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from paligemma.errors import PaliGemmaError
+from paligemma.errors import StoppedError
 
 
-class PreemptedError(PaliGemmaError):
+class PreemptedError(StoppedError):
     """Training was told to stop. Its state is saved: the same command goes on from there."""
-
-    exit_code = 4
 
     def __init__(self, step: int, location: object) -> None:
         super().__init__(

@@ -1,0 +1,110 @@
+"""What became of a run, whatever became of it: its lineage on one page, and a message to whoever wants to know."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paligemma.command_line import run_command
+from paligemma.lineage.attempt import recorded
+
+if TYPE_CHECKING:
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.record import Input
+
+log = logging.getLogger("paligemma.summarize")
+
+ARTIFACT_TYPE = "summary"
+_OF_A_STEP = ("task", "component", "status", "cached_from", "error", "artifacts")
+
+
+@recorded("summarize")
+def run(
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the summary to.")],
+    root: Annotated[str, typer.Option(help="Folder or gs:// prefix with the folder `lineage` of the run.")],
+    run: Annotated[str, typer.Option(help="Name of the run.")],
+    status: Annotated[
+        str, typer.Option(help="How the runner says that the run ended, as JSON: state and error.", show_default="not known")
+    ] = "",
+) -> None:
+    """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
+    import json
+
+    from paligemma.lineage.artifact import produce
+    from paligemma.lineage.attempt import safe_name
+    from paligemma.lineage.cached import record_cached
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.page import page_data, render_page
+    from paligemma.lineage.webhook import notify
+
+    name, said = safe_name(run), json.loads(status) if status else {}
+    with Index(root) as index:
+        steps = bool(index.ask("SELECT 1 FROM records WHERE run = ? AND component != 'summarize' LIMIT 1", name))
+        if steps:
+            record_cached(index, name)
+    with Index(root) as index:  # which now has what was cached
+        inputs = run_records(index, name)
+        summary = summarize(index, name, said, steps)
+        with produce(output, ARTIFACT_TYPE, "summarize", {"run": name, "status": said}, inputs) as draft:
+            (draft.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            page = render_page(page_data(index, limit=1, most_rows=0, runs=[name] if steps else []))
+            (draft.folder / "report.html").write_text(page, encoding="utf-8")
+    log.info("%s", summary["text"])
+    if notify({**summary, "summary": str(output)}):
+        log.info("a notification was sent")
+
+
+def summarize(index: Index, name: str, said: dict, steps: bool) -> dict:
+    """The run in one JSON value; `text` is for people, and what chat programs show."""
+    from paligemma.lineage.queries import SUMMARY_COMPONENT, run_summary, run_tasks
+
+    if not steps:
+        state = said.get("state", "unknown")
+        return {"run": name, "status": state, "error": said.get("error"), "text": f"{name}: {state}, and no step left a record"}
+    found = run_summary(index, name)
+    tasks = [task for task in run_tasks(index, name) if task["component"] != SUMMARY_COMPONENT]
+    status = "failed" if found["status"] == "succeeded" and said.get("state") == "FAILED" else found["status"]
+    text = f"{name}: {status}, {len(tasks)} steps in {found['seconds']:.0f} s"
+    failures = [f"{task['task']}: {task['error']['message']}" for task in tasks if task["error"]]
+    killed = [f"{task['task']}: killed, as it left no word" for task in tasks if task["status"] == "running"]
+    figures = [f"{key} {value:.4g}" for key, value in found["metrics"].items()]
+    lines = [text, *failures, *killed, *([", ".join(figures)] if figures else [])]
+    return {
+        **found,
+        "status": status,
+        "error": said.get("error"),
+        "text": "\n".join(lines),
+        "steps": [
+            {key: task[key] for key in ("task", "component", "status", "cached_from", "error", "artifacts")} for task in tasks
+        ],
+    }
+
+
+def run_records(index: Index, name: str) -> list[Input]:
+    """Every record of the run as an input, so that the summary's record vouches for all of them."""
+    from paligemma.lineage.record import Input
+
+    found = index.ask("SELECT id FROM records WHERE run = ? AND status != 'running' ORDER BY started, path", name)
+    records = [index.body(number) for (number,) in found]
+    return [
+        Input(
+            role=record["task"],
+            uri=record["output"],
+            sha256=record["artifact"]["tree_sha256"] if record["artifact"] else record["sha256"],
+            record=record["sha256"],
+            run=record["run"],
+        )
+        for record in records
+        if record["producer"]["component"] != "summarize"
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    run_command(run, "summarize")
+
+
+if __name__ == "__main__":
+    main()

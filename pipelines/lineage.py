@@ -1,0 +1,392 @@
+"""The command `paligemma lineage`: questions about runs, artifacts and data rows, answered from the files below a root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from paligemma.command_line import make_app
+
+app = make_app("Ask what made an artifact, what a data row went into, how runs differ; verify, prune, export. No server.")
+
+Root = Annotated[
+    str,
+    typer.Option(help="Folder or gs:// prefix that runs wrote to; has a folder `lineage`.", envvar="PALIGEMMA_LINEAGE_ROOT"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="a table")]
+DEFAULT_ROOT = "runs/pipeline"
+
+
+@app.command("list")
+def list_(
+    root: Root = DEFAULT_ROOT,
+    limit: Annotated[int, typer.Option(help="Most runs, from the newest.", min=1)] = 50,
+    status: Annotated[
+        Literal["", "succeeded", "failed", "preempted", "running"],
+        typer.Option(help="Only runs that ended so.", show_default="any"),
+    ] = "",
+    component: Annotated[str, typer.Option(help="Only runs with this component, e.g. publish.", show_default="any")] = "",
+    json: Json = False,
+) -> None:
+    """List runs, the newest first."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.queries import list_runs
+
+    with Index(root) as index:
+        runs = list_runs(index, limit, status, component)
+    if json:
+        return _print(runs)
+    _table(
+        ("run", "started", "status", "tasks", "seconds", "metrics"),
+        (
+            (run["run"], run["started"][:19], _status(run), run["tasks"], f"{run['seconds']:.1f}", _figures(run["metrics"]))
+            for run in runs
+        ),
+    )
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A run; or an artifact: its folder or address, its hash or its record's, RUN/TASK.")
+    ],
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Show a run's steps, or all that is recorded of an artifact."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.queries import show
+
+    with Index(root) as index:
+        found = show(index, name)
+    if json:
+        return _print(found)
+    if found["kind"] == "run":
+        typer.echo(f"{found['run']}: {_status(found)}, {found['seconds']:.1f} s, began {found['started'][:19]}")
+        return _table(
+            ("task", "status", "seconds", "artifact", "tree sha256", "rows"),
+            (
+                (
+                    step["task"],
+                    _outcome(step),
+                    f"{step['attempts'][-1]['seconds']:.1f}",
+                    "\n".join(made["output"] for made in step["artifacts"]),
+                    "\n".join(made["tree_sha256"][:16] for made in step["artifacts"]),
+                    "\n".join(str(made["rows"] or "") for made in step["artifacts"]),
+                )
+                for step in found["steps"]
+            ),
+        )
+    record, used = found["record"], found["used_by"]
+    made = record["artifact"] or {"type": "nothing", "tree_sha256": "", "bytes": 0, "rows": None, "files": []}
+    typer.echo(f"{made['type']} {record['output']}")
+    _fields(
+        {
+            "tree sha256": made["tree_sha256"],
+            "record": record["sha256"],
+            "signed": "yes" if record["signature"] else "no",
+            "bytes": made["bytes"],
+            "rows": made["rows"],
+            "made by": f"{record['run']}/{record['task']}, attempt {record['attempt']}: {record['status']}",
+            "seconds": record["seconds"],
+            **_code(record["producer"]),
+            "metrics": _figures(record["metrics"]),
+            "parameters": record["producer"]["parameters"],
+        }
+    )
+    _table(("input", "from", "sha256"), ((one["role"], one["uri"], one["sha256"][:16]) for one in record["inputs"]))
+    _table(("file", "bytes", "sha256"), ((file["path"], file["bytes"], file["sha256"][:16]) for file in made["files"]))
+    _table(("used by", "as", "made"), ((f"{one['run']}/{one['task']}", one["role"], one["output"]) for one in used))
+
+
+@app.command()
+def trace(
+    name: Annotated[str, typer.Argument(help="An artifact: its folder or address, its hash or its record's, RUN/TASK.")],
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Trace an artifact back: rows, checkpoint, code, image and parameters of every step that it comes from."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.queries import trace
+
+    with Index(root) as index:
+        found = trace(index, name)
+    if json:
+        return _print(found)
+    for step in found["steps"]:
+        typer.echo(f"\n{step['type'] or 'nothing'} {step['output']}")
+        typer.echo(f"  tree sha256  {step['tree_sha256']}")
+        typer.echo(f"  made by      {step['component']} in {step['run']}/{step['task']} ({step['status']})")
+        for label, value in _code(step).items():
+            typer.echo(f"  {label:<12} {value}")
+        for path, sha256 in step["weights"].items():
+            typer.echo(f"  weights      {path} sha256 {sha256}")
+        if step["metrics"]:
+            typer.echo(f"  metrics      {_figures(step['metrics'])}")
+        for key, value in step["parameters"].items():
+            typer.echo(f"  parameter    {key} = {value}")
+        for one in step["inputs"]:
+            typer.echo(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
+    typer.echo("\nMade by no step:")
+    _table(("role", "what", "sha256"), ((one["role"], one["uri"], one["sha256"]) for one in found["sources"]))
+    for one in found["missing"]:
+        typer.echo(f"The record {one['record'][:16]} of {one['uri']} is not below this root.")
+
+
+@app.command()
+def impact(
+    name: Annotated[
+        str,
+        typer.Argument(help="An artifact or a source; a row's id or FILE:LINE; an image's file, name or hash."),
+    ],
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Name every model, evaluation and release that an artifact, a data row or an image went into."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.queries import impact
+
+    with Index(root) as index:
+        found = impact(index, name)
+    if json:
+        return _print(found)
+    for row in found.get("rows", ()):
+        typer.echo(f"row {row['row']}, line {row['line']}, image {row['image']}")
+    titles = {
+        "models": "Models made from it",
+        "validated": "Models only validated with it",
+        "evaluations": "Evaluations",
+        "releases": "Releases",
+        "others": "Other artifacts",
+    }
+    for group, title in titles.items():
+        typer.echo(f"\n{title}: {len(found[group])}")
+        if found[group]:
+            _table(
+                ("run", "artifact", "tree sha256", "as"),
+                ((one["run"], one["output"], one["tree_sha256"][:16], ", ".join(one["as"])) for one in found[group]),
+            )
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A run.")],
+    after: Annotated[str, typer.Argument(help="Another run.")],
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Say how two runs differ: parameters, code, data rows, metrics."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.queries import diff
+
+    with Index(root) as index:
+        found = diff(index, before, after)
+    if json:
+        return _print(found)
+    for task, sides in found["tasks"].items():
+        if "only_in" in sides:
+            typer.echo(f"\n{task}: only in {sides['only_in']}")
+            continue
+        typer.echo(f"\n{task}: " + ("" if sides else "the same"))
+        rows = sides.pop("rows", None)
+        for kind, changed in sides.items():
+            for one in changed:
+                typer.echo(f"  {kind:<11} {one['key']}: {one['before']} -> {one['after']}")
+        if rows:
+            typer.echo(f"  rows        {rows['added']} added, {rows['removed']} removed, {rows['changed']} changed")
+            for kind in ("added", "removed"):
+                for row in rows["examples"][kind]:
+                    typer.echo(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
+            for pair in rows["examples"]["changed"]:
+                old, new = (f"line {row['line']}, row {row['row']}" for row in (pair["before"], pair["after"]))
+                typer.echo(f"    changed   {pair['after']['image']}: {old} -> {new}")
+
+
+@app.command()
+def verify(
+    root: Root = DEFAULT_ROOT,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM) that every record must be signed with.", show_default="signatures are not checked"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Hash everything anew: find what is missing, altered or orphaned, and where the chain of records breaks. Exits with 3."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.sign import read_public_key
+    from paligemma.lineage.verify import verify
+
+    public = None if key is None else read_public_key(key)
+    with Index(root, thorough=True) as index:
+        found = verify(index, public)
+    if json:
+        _print(found.to_json())
+    else:
+        for problem in found.problems:
+            typer.echo(f"{problem.kind}: {problem.where}\n  {problem.what}")
+        typer.echo(f"{found.records} records, {found.artifacts} artifacts, {found.bytes / 1e6:.1f} MB: "
+                   + (f"{len(found.problems)} problems" if found.problems else "all as recorded"))  # fmt: skip
+        notes = {
+            "pruned": found.pruned,
+            "replaced by later attempts": found.replaced,
+            "made below other roots": found.elsewhere,
+        }
+        for what, named in (notes | {"without an end (under way, or killed)": found.unfinished}).items():
+            if named:
+                typer.echo(f"{what}: {len(named)}")
+    if found.problems:
+        raise typer.Exit(3)
+
+
+@app.command()
+def prune(
+    root: Root = DEFAULT_ROOT,
+    older_than: Annotated[float, typer.Option(help="Days; what is younger stays.", min=0)] = 30.0,
+    registry: Annotated[
+        list[str] | None,
+        typer.Option(help="Another root, whose releases count too; repeatable.", show_default="none"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run/--delete", help="Only say what could be deleted, or delete it.")] = True,
+    json: Json = False,
+) -> None:
+    """Say which artifacts no release was made from, or delete them. Records and lists of rows always stay."""
+    from contextlib import ExitStack
+
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.prune import delete, plan
+
+    with ExitStack() as opened, Index(root) as index:
+        planned = plan(index, older_than, [opened.enter_context(Index(one)) for one in registry or ()])
+        if not dry_run:
+            delete(index, planned)
+    if json:
+        return _print(planned | {"deleted": not dry_run})
+    _table(
+        ("artifact", "type", "MB", "run"),
+        ((one["place"], one["type"], f"{one['bytes'] / 1e6:.1f}", one["run"]) for one in planned["delete"]),
+    )
+    verb = "could be deleted" if dry_run else "deleted"
+    stay = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in planned["stay"].items())
+    typer.echo(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
+    typer.echo(f"{planned['releases']} releases; what stays: {stay}.")
+
+
+@app.command()
+def export(
+    root: Root = DEFAULT_ROOT,
+    openlineage: Annotated[
+        bool, typer.Option("--openlineage", help="As OpenLineage RunEvents, the one format there is.", show_default="required")
+    ] = False,
+    run: Annotated[list[str] | None, typer.Option(help="Run to export; repeatable.", show_default="all")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the events, one a line.", show_default="print them")] = None,
+    url: Annotated[
+        str, typer.Option(help="Send them to this receiver; its key from $OPENLINEAGE_API_KEY.", show_default="not sent")
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of the jobs.")] = "paligemma",
+    repository: Annotated[str, typer.Option(help="Web address of the source code.", show_default="only its commit")] = "",
+    json: Json = False,
+) -> None:
+    """Export runs to a file, or to a catalogue over HTTP."""
+    from paligemma.errors import InputError
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.openlineage import events, send, to_line
+    from paligemma.lineage.queries import run_names
+    from paligemma.storage.atomic import write_file
+
+    if not openlineage:
+        raise InputError("No format was chosen.", expected="--openlineage")
+    with Index(root) as index:
+        runs = run or run_names(index)[::-1]
+        found = events(index, runs, namespace, repository)
+        if url:
+            count, where = send(url, found), url
+        else:
+            lines = [to_line(event) for event in found]
+            count, where = len(lines), str(output or "standard output")
+            if output is None and not json:
+                return typer.echo("\n".join(lines))
+            if output is None:
+                return typer.echo(f"[{','.join(lines)}]")
+            write_file(output, "".join(f"{line}\n" for line in lines))
+    if json:
+        return _print({"events": count, "runs": len(runs), "to": where})
+    typer.echo(f"{count} events of {len(runs)} runs to {where}")
+
+
+@app.command()
+def report(
+    root: Root = DEFAULT_ROOT,
+    output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("lineage.html"),
+    limit: Annotated[int, typer.Option(help="Most runs, from the newest.", min=1)] = 200,
+    rows: Annotated[int, typer.Option(help="Most data rows to search in, over all lists.", min=0)] = 20_000,
+    json: Json = False,
+) -> None:
+    """Write one page with all runs: graph, search, comparison. It opens from disk, without network."""
+    from paligemma.lineage.index import Index
+    from paligemma.lineage.page import page_data, render_page
+    from paligemma.storage.atomic import write_file
+
+    with Index(root) as index:
+        data = page_data(index, limit, rows)
+    if json:
+        return _print(data)
+    write_file(output, render_page(data))
+    typer.echo(f"wrote {output}: {len(data['runs'])} runs")
+
+
+def _print(answer: object) -> None:
+    from paligemma.lineage.queries import to_json
+
+    typer.echo(to_json(answer))
+
+
+def _table(names: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> None:
+    """Prints a table that is not cut where the output is no terminal; nothing without lines."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if Console().is_terminal else Console(width=10_000)
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(*(Text("" if value is None else str(value)) for value in line))
+    if not table.row_count:
+        return
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def _fields(values: dict[str, object]) -> None:
+    for label, value in values.items():
+        if isinstance(value, dict):
+            for key, one in value.items():
+                typer.echo(f"  {label:<12} {key} = {one}")
+        elif value not in (None, ""):
+            typer.echo(f"  {label:<12} {value}")
+
+
+def _code(producer: dict) -> dict[str, object]:
+    dirty = {True: " with changes", False: "", None: ""}[producer["git_dirty"]]
+    return {"git sha": f"{producer['git_sha'] or 'unknown'}{dirty}", "image": producer["image"] or "none"}
+
+
+def _status(run: dict) -> str:
+    cached = f", {len(run['cached'])} cached" if run["cached"] else ""
+    return run["status"] + (f" ({', '.join(run['failed'])})" if run["failed"] else "") + cached
+
+
+def _outcome(step: dict) -> str:
+    tries = f" in {len(step['attempts'])} attempts" if len(step["attempts"]) > 1 else ""
+    if step["cached_from"]:
+        return f"cached from {step['cached_from']['run']}"
+    return step["status"] + tries + (f": {step['error']['message']}" if step["error"] else "")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,370 @@
+"""One try of a step: which run and task it belongs to, where its record goes, and that it leaves one however it ends.
+
+ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed
+ROOT/lineage/RUN/TASK/ATTEMPT.started.json   the mark of an attempt under way; one that stays was killed
+ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive the artifacts they came with
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import logging
+import os
+import platform
+import re
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+from pydantic import BaseModel
+
+from paligemma.errors import PaliGemmaError, StoppedError
+from paligemma.lineage.record import (
+    ROWS_FILE,
+    Artifact,
+    CachedFrom,
+    Failure,
+    Input,
+    Producer,
+    Record,
+    canonical_sha256,
+    record_sha256,
+    render_record,
+)
+from paligemma.lineage.sign import sign
+from paligemma.storage import folders
+from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
+from paligemma.storage.location import Location, absolute_uri, parse_location
+
+FOLDER = "lineage"
+ROWS_FOLDER = "rows"
+MARK_ENDING = ".started.json"
+RUN_VARIABLE = "PALIGEMMA_RUN"
+"""The run that steps started by hand belong to; unset, each is a run of its own."""
+ROOT_VARIABLE = "PALIGEMMA_LINEAGE_ROOT"
+"""The root of records; unset, the artifact root, or the folder that the output is in."""
+PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
+
+_PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "sentencepiece", "pillow", "kfp")
+_ADDRESS = re.compile(r"\b((?!gs:)[a-z]+://)(?:[^/@\s]*@)?([^\s?#,]*)[^\s,]*")  # without user, query and fragment
+
+P, T = ParamSpec("P"), TypeVar("T")
+log = logging.getLogger("paligemma.lineage")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a pipeline this process is."""
+
+    run: str
+    task: str
+    root: str
+
+
+@contextmanager
+def at_place(run: str, task: str, root: str) -> Iterator[None]:
+    """`set_place` for the length of a `with`."""
+    token = _place.set(Place(run, task, root))
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
+_current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+
+
+def set_place(run: str, task: str, root: str) -> None:
+    """Says which task of which run this process is, and below which root its artifacts and records are."""
+    _place.set(Place(run, task, root))
+
+
+@dataclass
+class Attempt:
+    """An attempt under way. What is known of it is filled in as it goes."""
+
+    component: str
+    output: str
+    parameters: dict
+    run: str
+    task: str
+    root: Location
+    name: str
+    inputs: list[Input] = field(default_factory=list)
+    device: str | None = None
+    records: int = 0
+    started: str = field(default_factory=lambda: _now())
+    _clock: float = field(default_factory=time.monotonic)
+
+    def record(
+        self,
+        status: str,
+        *,
+        component: str | None = None,
+        artifact: Artifact | None = None,
+        metrics: Mapping[str, float] | None = None,
+        error: Failure | None = None,
+        cached_from: CachedFrom | None = None,
+    ) -> Record:
+        """The record of this moment, sealed."""
+        seconds = time.monotonic() - self._clock
+        price = os.environ.get(PRICE_VARIABLE)
+        return seal(
+            Record(
+                run=self.run,
+                task=self.task,
+                attempt=self.name,
+                status=status,
+                output=artifact.uri if artifact is not None else self.output,
+                artifact=artifact,
+                producer=_producer(component or self.component, self.parameters, self.device),
+                inputs=self.inputs,
+                cached_from=cached_from,
+                metrics=dict(metrics or {}),
+                error=error,
+                started=self.started,
+                finished=None if status == "running" else _now(),
+                seconds=round(seconds, 3),
+                cost_usd=round(seconds / 3600 * float(price), 6) if price else None,
+            )
+        )
+
+    def keep(self, record: Record, folder: Path | None = None) -> None:
+        """Writes the append-only copy of a record, and of the list of rows that its artifact, in `folder`, has."""
+        rows = record.artifact.file(ROWS_FILE) if record.artifact is not None else None
+        if rows is not None and folder is not None:
+            place = self.root / FOLDER / ROWS_FOLDER
+            if not exists(place, f"{rows.sha256}.jsonl"):
+                copy_new_file(folder / ROWS_FILE, place / f"{rows.sha256}.jsonl")
+        ending = f"-{self.records + 1}" if self.records else ""
+        keep_file(self.root, f"{self.run}/{self.task}/{self.name}{ending}.json", render_record(record))
+        self.records += 1
+
+    def mark(self) -> None:
+        """Leaves the mark of an attempt that has begun."""
+        keep_file(self.root, f"{self.run}/{self.task}/{self.name}{MARK_ENDING}", render_record(self.record("running")))
+
+    def unmark(self) -> None:
+        """Removes the mark, once there is a record."""
+        folders.remove_file(self.root / FOLDER / self.run / self.task / f"{self.name}{MARK_ENDING}")
+        _touch(self.root, self.run)
+
+
+@contextmanager
+def attempt(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path = "") -> Iterator[Attempt]:
+    """The attempt that this code is part of: the one under way, or a new one, which leaves a record however it ends.
+
+    SIGTERM, unless somebody handles it already, ends a new one with `StoppedError`.
+
+    Args:
+        component: the step.
+        output: where its artifact is to be.
+        parameters: everything else that it was called with; JSON values, no secrets.
+        root: where the folder `lineage` is to be, if neither the environment nor a pipeline says; empty: beside the output.
+    """
+    current = _current.get()
+    if current is not None:
+        yield current
+        return
+    current = _begin(component, output, parameters, root)
+    token = _current.set(current)
+    try:
+        with _terminable():
+            if _records_here():
+                current.mark()
+            yield current
+    except BaseException as error:
+        if _records_here() and not current.records:
+            _leave_failure(current, error)
+        raise
+    finally:
+        _current.reset(token)
+    if _records_here():
+        current.unmark()
+
+
+def recorded(component: str, output: str = "output", root: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes each call of a step's function an attempt of the step.
+
+    Args:
+        component: the step.
+        output: the function's parameter that says where its artifact is to be.
+        root: the one that says where the folder `lineage` is to be, as `attempt` takes it; empty: none does.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*positional: P.args, **named: P.kwargs) -> T:
+            bound = inspect.signature(function).bind(*positional, **named)
+            bound.apply_defaults()
+            values = dict(bound.arguments)
+            where, top = values.pop(output), bound.arguments[root] if root else ""
+            with attempt(component, where, {name: _plain(value) for name, value in values.items()}, top):
+                return function(*positional, **named)
+
+        return call
+
+    return decorate
+
+
+def seal(record: Record) -> Record:
+    """The record with its hash, and signed if there is a key."""
+    digest = record_sha256(record.model_dump(mode="json"))
+    return record.model_copy(update={"sha256": digest, "signature": sign(digest)})
+
+
+def default_root(output: Location, root: str | Path = "") -> Location:
+    """The folder whose `lineage` holds the records of what is made at `output`."""
+    place = _place.get()
+    named = os.environ.get(ROOT_VARIABLE) or (place.root if place else "") or root
+    return parse_location(named) if named else parent_of(output)
+
+
+def keep_file(root: Location, path: str, data: bytes) -> None:
+    """Writes a file below `lineage`, never over another one, so that an index sees from the run's folder that it is there."""
+    write_new_file(root / FOLDER / path, data)
+    _touch(root, path.partition("/")[0])
+
+
+def _touch(root: Location, run: str) -> None:
+    if isinstance(root, Path):
+        os.utime(root / FOLDER / run)
+
+
+def attempt_name() -> str:
+    """A name that sorts by time, and that no other attempt has."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3] + f"Z-{secrets.token_hex(3)}"
+
+
+def safe_name(name: str) -> str:
+    """A name of a run or task as a folder is called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "x"
+
+
+def _begin(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path) -> Attempt:
+    location, place, name = parse_location(output), _place.get(), attempt_name()
+    location = location.absolute() if isinstance(location, Path) else location
+    run = place.run if place else os.environ.get(RUN_VARIABLE) or f"{component}-{name}"
+    top = default_root(location, root)
+    # Steps started by hand for one run are told apart by what they write: two data sets are prepared, with one component.
+    task = place.task if place else f"{component}-{absolute_uri(location).rpartition('/')[2]}"
+    return Attempt(
+        component=component,
+        output=absolute_uri(location),
+        parameters=dict(parameters),
+        run=safe_name(run),
+        task=safe_name(task),
+        root=top.absolute() if isinstance(top, Path) else top,
+        name=name,
+    )
+
+
+def _leave_failure(current: Attempt, error: BaseException) -> None:
+    """A record of what went wrong, which must not itself get in the error's way."""
+    stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+    message = error.what if isinstance(error, PaliGemmaError) else str(error)
+    failure = Failure(kind=type(error).__name__, message=_without_secrets(message)[:2000])
+    try:
+        current.keep(current.record("preempted" if stopped else "failed", error=failure))
+        current.unmark()
+    except Exception as second:  # whatever it is, the first error is the one to show
+        log.warning("the failed attempt left no lineage record: %s", second)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that what has to be left behind can be."""
+    in_charge = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not in_charge:
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != owner:  # a child that was forked has nothing to leave
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise StoppedError("The step was told to stop (SIGTERM).", fix="run the same command again")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _records_here() -> bool:
+    """Whether this is the one process of a step on several hosts that writes."""
+    return int(os.environ.get("JAX_PROCESS_ID") or os.environ.get("TPU_WORKER_ID") or 0) == 0
+
+
+def _plain(value: object) -> object:
+    """An argument as a record holds it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float) else _without_secrets(str(value))
+
+
+def _without_secrets(text: str) -> str:
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _producer(component: str, parameters: dict, device: str | None) -> Producer:
+    sha, dirty = _git_state()
+    return Producer(
+        component=component,
+        parameters=parameters,
+        parameters_sha256=canonical_sha256(parameters),
+        image=os.environ.get("PALIGEMMA_IMAGE"),
+        git_sha=os.environ.get("PALIGEMMA_GIT_SHA", sha),
+        git_dirty=dirty,
+        packages=_package_versions(),
+        python=platform.python_version(),
+        device=device,
+    )
+
+
+@functools.cache
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit of the source tree, and whether it was changed since; nothing outside a checkout. As at the first look."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

@@ -1,0 +1,41 @@
+"""What a run took over from others: a step that its runner served from a cache leaves no record, so one is written for it."""
+
+from __future__ import annotations
+
+from paligemma.lineage.attempt import attempt_name, keep_file, seal
+from paligemma.lineage.index import Index
+from paligemma.lineage.queries import by_hash, run_tasks
+from paligemma.lineage.record import CachedFrom, Record, render_record
+
+_NOT_STEPS = ("champion",)  # another run's, compared with on purpose
+
+
+def record_cached(index: Index, run: str) -> list[Record]:
+    """Writes a record for each step of a run whose artifact was used in it, but made by another run; returns them."""
+    tasks = run_tasks(index, run)
+    own = {task["task"] for task in tasks}
+    written = []
+    for one in (one for task in tasks for one in task["inputs"]):
+        if one["record"] is None or one["run"] == run or one["role"] in _NOT_STEPS:
+            continue
+        made = by_hash(index, one["record"])
+        if made is None or made["task"] in own:
+            continue
+        own.add(made["task"])
+        made.pop("id")
+        source = CachedFrom(run=made["run"], task=made["task"], attempt=made["attempt"], record=made["sha256"])
+        taken = Record.model_validate(made | {"sha256": "", "signature": None}).model_copy(
+            update={
+                "run": run,
+                "attempt": attempt_name(),
+                "cached_from": source,
+                "started": tasks[0]["started"],
+                "finished": tasks[0]["started"],
+                "seconds": 0.0,
+                "cost_usd": None,
+            }
+        )
+        record = seal(taken)
+        keep_file(index.root, f"{run}/{record.task}/{record.attempt}.json", render_record(record))
+        written.append(record)
+    return written

@@ -1,0 +1,319 @@
+"""The records below a root, indexed in SQLite so that questions are answered in less than a second. Only a cache: it can go.
+
+Records are never changed once written, so that a refresh reads only the folders that something was added to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROWS_FOLDER
+from paligemma.lineage.record import ROWS_FILE
+from paligemma.progress import WorkProgress
+from paligemma.storage import gcs
+from paligemma.storage.cache import cache_folder
+from paligemma.storage.files import exists
+from paligemma.storage.location import GcsLocation, Location, parse_location
+
+PRUNED_ENDING = ".pruned.json"
+_FILE = ".index.sqlite"
+_VERSION = 2
+_WORTH_SHOWING = 200
+_SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
+_SCHEMA = """
+CREATE TABLE folders (path TEXT PRIMARY KEY, changed INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL, run TEXT NOT NULL, task TEXT NOT NULL,
+    attempt TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL, started TEXT NOT NULL, output TEXT NOT NULL,
+    type TEXT, tree TEXT, rows_sha256 TEXT, body BLOB NOT NULL);
+CREATE INDEX of_hash ON records (sha256);
+CREATE INDEX of_tree ON records (tree);
+CREATE INDEX of_run ON records (run, started);
+CREATE INDEX of_output ON records (output, started);
+CREATE INDEX of_rows ON records (rows_sha256);
+CREATE INDEX of_component ON records (component);
+CREATE TABLE inputs (record INTEGER NOT NULL, role TEXT NOT NULL, uri TEXT NOT NULL, sha256 TEXT NOT NULL, made_by TEXT);
+CREATE INDEX inputs_of ON inputs (record);
+CREATE INDEX used_record ON inputs (made_by, role);
+CREATE INDEX used_contents ON inputs (sha256);
+CREATE INDEX used_uri ON inputs (uri);
+CREATE TABLE damaged (path TEXT PRIMARY KEY, why TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE vanished (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE pruned (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE row_sets (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE);
+CREATE TABLE rows (
+    row_set INTEGER NOT NULL, row BLOB NOT NULL, line INTEGER NOT NULL, image BLOB NOT NULL, name TEXT NOT NULL,
+    PRIMARY KEY (row_set, row, line)) WITHOUT ROWID;
+CREATE INDEX row_ids ON rows (row);
+CREATE INDEX row_images ON rows (image);
+"""
+
+
+class Index:
+    """An index of a root, up to date when it is opened. Use it in a `with`.
+
+    Attributes:
+        root: a local folder, or a `gs://` prefix.
+        database: the connection; rows come as `sqlite3.Row`.
+    """
+
+    def __init__(self, root: str | Path | Location, thorough: bool = False) -> None:
+        """Opens and refreshes it.
+
+        Args:
+            root: where the records are.
+            thorough: look into every run's folder, not only into those that say they changed.
+
+        Raises:
+            InputError: there are no lineage records below the root.
+        """
+        location = parse_location(root)
+        self.root = location.absolute() if isinstance(location, Path) else location
+        self._thorough = thorough
+        self._files: dict[str, float] = {}
+        self.database = self._open()
+        try:
+            self._refresh()
+        except BaseException:
+            self.database.close()
+            raise
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.database.close()
+
+    def ask(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """All rows that a query gives."""
+        return self.database.execute(query, values).fetchall()
+
+    def body(self, number: int) -> dict:
+        """A record's JSON value."""
+        (found,) = self.ask("SELECT body FROM records WHERE id = ?", number)
+        return unpack(found["body"])
+
+    def file(self, path: str) -> Location:
+        """A file of the `lineage` folder."""
+        return self.root / FOLDER / path
+
+    def read(self, path: str) -> bytes:
+        """The contents of a file of the `lineage` folder."""
+        place = self.file(path)
+        return place.read_bytes() if isinstance(place, Path) else gcs.read_bytes(place)[0]
+
+    def refresh_rows(self) -> None:
+        """Takes in the lists of rows that are not indexed yet; seconds for a million rows, once.
+
+        Raises:
+            DamagedError: a list is not what its record says.
+        """
+        wanted = self.ask(
+            "SELECT DISTINCT rows_sha256 FROM records WHERE rows_sha256 NOT NULL"
+            " AND rows_sha256 NOT IN (SELECT sha256 FROM row_sets)"
+        )
+        if not wanted:
+            return
+        with _progress("indexing rows", "lists", len(wanted)) as advance:
+            for (sha256,) in wanted:
+                with self.database:
+                    number = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,)).lastrowid
+                    self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", self._rows(number, sha256))
+                advance()
+
+    def _rows(self, number: int, sha256: str) -> Iterator[tuple]:
+        place, digest = self.file(f"{ROWS_FOLDER}/{sha256}.jsonl"), hashlib.sha256()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = place if isinstance(place, Path) else Path(folder) / "rows"
+                if not isinstance(place, Path):
+                    gcs.download(place, path)
+                with path.open("rb") as lines:
+                    for line in lines:
+                        digest.update(line)
+                        entry = json.loads(line)
+                        key, image = bytes.fromhex(entry["row_id"])[:16], bytes.fromhex(entry["image_sha256"])[:16]
+                        yield number, key, entry["line"], image, entry["image_file"]
+        except (OSError, ValueError, LookupError, TypeError, InputError) as error:
+            raise DamagedError(
+                f"A list of rows cannot be read: {error}.", where=place, fix="run `paligemma lineage verify`"
+            ) from None
+        if digest.hexdigest() != sha256:
+            raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
+
+    def _open(self) -> sqlite3.Connection:
+        if not self._has_records():
+            nested = sorted({str(path.parent) for path in _lineage_folders(self.root)})
+            raise InputError(
+                f"There are no lineage records below {self.root}.",
+                expected="a folder or gs:// prefix that pipelines or steps wrote to, with a folder `lineage` in it",
+                fix="pass " + (" or ".join(nested[:5]) if nested else "--root"),
+            )
+        for path in self._index_files():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                database = sqlite3.connect(path, timeout=30)
+                database.row_factory = sqlite3.Row
+                if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                    database.close()
+                    path.unlink()
+                    database = sqlite3.connect(path, timeout=30)
+                    database.row_factory = sqlite3.Row
+                    database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
+                database.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
+                return database
+            except (sqlite3.DatabaseError, OSError):
+                path.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        raise InputError("The index cannot be written.", where=path, fix="set $PALIGEMMA_CACHE to a folder that can be")
+
+    def _index_files(self) -> list[Path]:
+        """Where the index may be: with the records, so that it goes with them, else in the cache folder."""
+        key = hashlib.sha256(str(self.root).encode()).hexdigest()[:32]
+        cached = cache_folder() / "lineage" / f"{key}.sqlite"
+        beside = [self.root / FOLDER / _FILE] if isinstance(self.root, Path) else []
+        return [*(path for path in beside if os.access(path.parent, os.W_OK)), cached, cached]
+
+    def _has_records(self) -> bool:
+        if isinstance(self.root, Path):
+            return (self.root / FOLDER).is_dir()
+        return next(iter(gcs.list_objects(self.root / FOLDER)), None) is not None
+
+    def _refresh(self) -> None:
+        changed, gone = self._changed_local() if isinstance(self.root, Path) else self._changed_remote()
+        if not (changed or gone or self._files):
+            return
+        with self.database, _progress("indexing", "records", len(changed)) as advance:
+            for path in gone:
+                self._forget(path)
+            for path, data in self._contents(changed):
+                self._add(path, data)
+                advance()
+            self.database.executemany("INSERT OR REPLACE INTO folders VALUES (?, ?)", self._files.items())
+
+    def _changed_local(self) -> tuple[list[str], list[str]]:
+        """Files that are new or gone, of runs that changed: whoever writes a record touches its run's folder."""
+        top, now = str(self.root / FOLDER), time.time()
+        known = dict(self.database.execute("SELECT path, changed FROM folders").fetchall())
+        new, gone = [], []
+        for run in _folders(top):
+            if run.name == ROWS_FOLDER:
+                continue
+            stamp = run.stat().st_mtime_ns
+            if known.pop(run.name, None) == stamp and not self._thorough:
+                continue
+            files = {
+                f"{run.name}/{task.name}/{name}"
+                for task in _folders(run.path)
+                for name in os.listdir(task.path)
+                if _is_record(name)
+            }
+            before = self._known_below(run.name)
+            new += sorted(files - before)
+            gone += sorted(before - files)
+            self._files[run.name] = stamp if now - stamp / 1e9 > _SETTLED else 0
+        for run_name in known:  # of the runs seen before, those that are not there any more
+            gone += sorted(self._known_below(run_name))
+            self.database.execute("DELETE FROM folders WHERE path = ?", (run_name,))
+        return new, gone
+
+    def _changed_remote(self) -> tuple[list[str], list[str]]:
+        start = len((self.root / FOLDER).name) + 1
+        names = (found.location.name[start:] for found in gcs.list_objects(self.root / FOLDER))
+        files = {name for name in names if not name.startswith(f"{ROWS_FOLDER}/") and _is_record(name)}
+        before = self._known_below("")
+        return sorted(files - before), sorted(before - files)
+
+    def _known_below(self, folder: str) -> set[str]:
+        bounds = (f"{folder}/", f"{folder}0") if folder else ("", "\U0010ffff")  # "0" comes after "/"
+        below = "SELECT path FROM {} WHERE path > ?1 AND path < ?2"
+        query = " UNION ".join(below.format(table) for table in ("records", "damaged", "pruned"))
+        return {path for (path,) in self.database.execute(query, bounds)}
+
+    def _contents(self, paths: list[str]) -> Iterable[tuple[str, bytes]]:
+        if isinstance(self.root, Path):
+            return ((path, self.read(path)) for path in paths)
+        with ThreadPoolExecutor(gcs.STREAMS) as pool:
+            return list(zip(paths, pool.map(self.read, paths), strict=True))
+
+    def _add(self, path: str, data: bytes) -> None:
+        try:
+            body = json.loads(data)
+            if path.endswith(PRUNED_ENDING):
+                self.database.execute("INSERT OR REPLACE INTO pruned VALUES (?, ?)", (path, body["pruned"]))
+                return
+            self._add_record(path, body)
+        except (ValueError, LookupError, TypeError, AttributeError, sqlite3.DatabaseError) as error:
+            self.database.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (path, f"{type(error).__name__}: {error}"))
+
+    def _add_record(self, path: str, body: dict) -> None:
+        made = body["artifact"] or {}
+        rows = next((file["sha256"] for file in made.get("files", ()) if file["path"] == ROWS_FILE), None)
+        inputs = [(one["role"], one["uri"], one["sha256"], one["record"]) for one in body["inputs"]]
+        values = (
+            path, body["sha256"], body["run"], body["task"], body["attempt"], body["producer"]["component"], body["status"],
+            body["started"], body["output"], made.get("type"), made.get("tree_sha256"), rows, pack(body),
+        )  # fmt: skip
+        marks = ", ".join("?" * len(values))
+        added = self.database.execute(f"INSERT OR IGNORE INTO records VALUES (NULL, {marks})", values)
+        if not added.rowcount:  # another process was faster
+            return
+        self.database.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?)", ((added.lastrowid, *one) for one in inputs))
+        self.database.execute("DELETE FROM vanished WHERE path = ?", (path,))
+
+    def _forget(self, path: str) -> None:
+        for number, sha256 in self.ask("SELECT id, sha256 FROM records WHERE path = ?", path):
+            self.database.execute("DELETE FROM inputs WHERE record = ?", (number,))
+            self.database.execute("DELETE FROM records WHERE id = ?", (number,))
+            if not path.endswith(MARK_ENDING):  # a mark goes when its attempt ends
+                self.database.execute("INSERT OR REPLACE INTO vanished VALUES (?, ?)", (path, sha256))
+        for table in ("damaged", "pruned"):
+            self.database.execute(f"DELETE FROM {table} WHERE path = ?", (path,))
+
+
+@contextmanager
+def _progress(what: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows how far work is that takes long enough for somebody to wonder; yields what counts a unit of it."""
+    if total < _WORTH_SHOWING:
+        yield lambda: None
+        return
+    with WorkProgress(what, unit, total) as progress:
+        yield progress.advance
+
+
+def pack(body: dict) -> bytes:
+    """A record's JSON value as the index holds it."""
+    return zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
+
+
+def unpack(data: bytes) -> dict:
+    """The other way."""
+    return json.loads(zlib.decompress(data))
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith(".json") and not name.rpartition("/")[2].startswith(".")
+
+
+def _folders(path: str) -> list[os.DirEntry]:
+    with os.scandir(path) as entries:
+        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _lineage_folders(root: Location) -> Iterator[Path]:
+    """Folders called `lineage` a few levels below a local root, for the message that says which root to pass."""
+    if isinstance(root, GcsLocation):
+        return
+    for pattern in ("*", "*/*", "*/*/*"):
+        yield from (path for path in root.glob(f"{pattern}/{FOLDER}") if path.is_dir() and not exists(path, "__init__.py"))

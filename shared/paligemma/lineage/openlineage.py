@@ -1,0 +1,260 @@
+"""Lineage as OpenLineage RunEvents (https://openlineage.io/spec/2-0-2/OpenLineage.json), for catalogues that speak it.
+
+Every attempt is a run with a START and an end event, and has the pipeline's run as its parent. Built with OpenLineage's own
+client, so that what is written is of the published schema.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from paligemma.errors import InputError, PaliGemmaError
+from paligemma.lineage.index import Index
+from paligemma.lineage.queries import by_hash, changes, run_tasks, worst
+from paligemma.storage.location import SCHEME
+
+if TYPE_CHECKING:
+    from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent
+
+_ENDS = {"succeeded": "COMPLETE", "failed": "FAIL", "preempted": "ABORT"}
+_SENDING_SECONDS = 30.0
+
+
+class NotAcceptedError(PaliGemmaError):
+    """The receiver of events did not take one: the same command sends all of them again, which changes nothing there."""
+
+    exit_code = 4
+
+
+def events(index: Index, runs: list[str], namespace: str = "paligemma", repository: str = "") -> Iterator[RunEvent]:
+    """The events of some runs, in order of time within each.
+
+    Args:
+        index: the index.
+        runs: names.
+        namespace: of the jobs.
+        repository: web address of the source code; empty: only its commit is named.
+
+    Raises:
+        InputError: there is no such run, or the client is not installed.
+    """
+    _client()
+    for run in runs:
+        tasks = run_tasks(index, run)
+        numbers = index.ask("SELECT id FROM records WHERE run = ? ORDER BY started, path", run)
+        records = [index.body(number) for (number,) in numbers]
+        writer = _Writer(index, run, namespace, repository)
+        found = [writer.of_pipeline("START", min(record["started"] for record in records))]
+        ended = {(record["task"], record["attempt"]) for record in records if record["status"] != "running"}
+        for record in records:
+            if record["status"] == "running":
+                if (record["task"], record["attempt"]) not in ended:
+                    found.append(writer.of_attempt("START", record))
+            else:
+                found += [writer.of_attempt("START", record), writer.of_attempt(_ENDS[record["status"]], record)]
+        status = worst(task["status"] for task in tasks)
+        if status in _ENDS:
+            last = max(record["finished"] or record["started"] for record in records)
+            found.append(writer.of_pipeline(_ENDS[status], last))
+        yield from sorted(found, key=lambda event: event.eventTime)
+
+
+def to_line(event: RunEvent) -> str:
+    """An event as a line of JSON."""
+    from openlineage.client.serde import Serde
+
+    return json.dumps(Serde.to_dict(event), sort_keys=True)
+
+
+def send(url: str, sent: Iterator[RunEvent]) -> int:
+    """Posts events to the receiver at `url` (`/api/v1/lineage` is its client's default path); returns how many.
+
+    A key for it is taken from `OPENLINEAGE_API_KEY`.
+
+    Raises:
+        NotAcceptedError: it did not take one.
+    """
+    import os
+
+    _client()
+    import requests
+    from openlineage.client import OpenLineageClient
+    from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
+
+    key = os.environ.get("OPENLINEAGE_API_KEY")
+    auth = ApiKeyTokenProvider({"api_key": key}) if key else TokenProvider({})
+    client = OpenLineageClient(transport=HttpTransport(HttpConfig(url=url, timeout=_SENDING_SECONDS, auth=auth)))
+    count = 0
+    for event in sent:
+        try:
+            client.emit(event)
+        except requests.RequestException as error:
+            raise NotAcceptedError(
+                f"The receiver took {count} events, and then no more.", where=url, expected="status 2xx", fix=str(error)
+            ) from None
+        count += 1
+    return count
+
+
+def _client() -> None:
+    try:
+        import openlineage.client  # noqa: F401
+    except ImportError:
+        raise InputError("OpenLineage's client is not installed.", fix="pip install 'paligemma[lineage]'") from None
+
+
+class _Writer:
+    """Makes the events of one run."""
+
+    def __init__(self, index: Index, run: str, namespace: str, repository: str) -> None:
+        self._index, self._run, self._namespace, self._repository = index, run, namespace, repository.rstrip("/")
+        self._pipeline = re.sub(r"(-\d+)+$", "", run) or run  # KFP adds the time of the run to the pipeline's name
+        version = importlib.metadata.version("paligemma")
+        self._producer = self._repository or f"urn:paligemma:{version}"
+
+    def of_pipeline(self, kind: str, time: str) -> RunEvent:
+        from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
+        from openlineage.client.generated.job_type_job import JobTypeJobFacet
+
+        kind_of_job = JobTypeJobFacet(processingType="BATCH", integration="PALIGEMMA", jobType="DAG", producer=self._producer)
+        return RunEvent(
+            eventType=RunState[kind],
+            eventTime=time,
+            run=Run(runId=_identity(self._run)),
+            job=Job(namespace=self._namespace, name=self._pipeline, facets={"jobType": kind_of_job}),
+            producer=self._producer,
+        )
+
+    def of_attempt(self, kind: str, record: dict) -> RunEvent:
+        from openlineage.client.event_v2 import RunEvent, RunState
+
+        ended = kind != "START"
+        return RunEvent(
+            eventType=RunState[kind],
+            eventTime=(record["finished"] if ended else None) or record["started"],
+            run=self._run_of(record, ended),
+            job=self._job_of(record),
+            inputs=[self._input(one) for one in record["inputs"]],
+            outputs=[self._output(record)] if ended and record["artifact"] else [],
+            producer=self._producer,
+        )
+
+    def _run_of(self, record: dict, ended: bool) -> Run:
+        from openlineage.client.event_v2 import Run
+        from openlineage.client.generated import error_message_run, execution_parameters_run, parent_run, tags_run
+
+        named = {"record": record["sha256"], "image": record["producer"]["image"], "device": record["producer"]["device"]}
+        named["cached from"] = record["cached_from"] and record["cached_from"]["run"]
+        named |= record["metrics"]
+        tag = tags_run.TagsRunFacetFields
+        facets = {
+            "parent": parent_run.ParentRunFacet(
+                run=parent_run.Run(runId=_identity(self._run)),
+                job=parent_run.Job(namespace=self._namespace, name=self._pipeline),
+                producer=self._producer,
+            ),
+            "executionParameters": execution_parameters_run.ExecutionParametersRunFacet(
+                parameters=[
+                    execution_parameters_run.ExecutionParameter(key=change["key"], value=_text(change["after"]))
+                    for change in changes({}, record["producer"]["parameters"])
+                ],
+                producer=self._producer,
+            ),
+        }
+        if ended:
+            facets["tags"] = tags_run.TagsRunFacet(
+                tags=[
+                    tag(key=key, value=_text(value), source="PALIGEMMA") for key, value in named.items() if value is not None
+                ],
+                producer=self._producer,
+            )
+        if record["error"]:
+            facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(
+                message=f"{record['error']['kind']}: {record['error']['message']}",
+                programmingLanguage="python",
+                producer=self._producer,
+            )
+        return Run(runId=_identity(f"{self._run}/{record['task']}/{record['attempt']}"), facets=facets)
+
+    def _job_of(self, record: dict) -> Job:
+        from openlineage.client.event_v2 import Job
+        from openlineage.client.generated.job_type_job import JobTypeJobFacet
+        from openlineage.client.generated.source_code_location_job import SourceCodeLocationJobFacet
+
+        producer = record["producer"]
+        facets = {
+            "jobType": JobTypeJobFacet(processingType="BATCH", integration="PALIGEMMA", jobType="TASK", producer=self._producer)
+        }
+        if producer["git_sha"]:
+            path = f"components/{producer['component']}"
+            at = (
+                f"{self._repository}/tree/{producer['git_sha']}/{path}"
+                if self._repository
+                else f"urn:git:{producer['git_sha']}"
+            )
+            facets["sourceCodeLocation"] = SourceCodeLocationJobFacet(
+                type="git", url=at, repoUrl=self._repository or None, path=path, version=producer["git_sha"],
+                producer=self._producer,
+            )  # fmt: skip
+        return Job(namespace=self._namespace, name=f"{self._pipeline}.{record['task']}", facets=facets)
+
+    def _input(self, one: dict) -> InputDataset:
+        from openlineage.client.event_v2 import InputDataset
+        from openlineage.client.generated.input_statistics_input_dataset import InputStatisticsInputDatasetFacet
+
+        maker = by_hash(self._index, one["record"]) if one["record"] else None
+        made = maker["artifact"] if maker else None
+        namespace, name = _dataset(one["uri"])
+        of_input = {}
+        if made:
+            of_input["inputStatistics"] = InputStatisticsInputDatasetFacet(
+                rowCount=made["rows"], size=made["bytes"], fileCount=len(made["files"]), producer=self._producer
+            )
+        return InputDataset(namespace=namespace, name=name, facets=self._version(one["sha256"]), inputFacets=of_input)
+
+    def _output(self, record: dict) -> OutputDataset:
+        from openlineage.client.event_v2 import OutputDataset
+        from openlineage.client.generated.output_statistics_output_dataset import OutputStatisticsOutputDatasetFacet
+
+        made = record["artifact"]
+        namespace, name = _dataset(made["uri"])
+        statistics = OutputStatisticsOutputDatasetFacet(
+            rowCount=made["rows"], size=made["bytes"], fileCount=len(made["files"]), producer=self._producer
+        )
+        return OutputDataset(
+            namespace=namespace,
+            name=name,
+            facets=self._version(made["tree_sha256"]),
+            outputFacets={"outputStatistics": statistics},
+        )
+
+    def _version(self, sha256: str) -> dict:
+        from openlineage.client.generated.dataset_version_dataset import DatasetVersionDatasetFacet
+
+        return {"version": DatasetVersionDatasetFacet(datasetVersion=sha256, producer=self._producer)}
+
+
+def _identity(name: str) -> str:
+    """The same UUID whenever the same thing is exported."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"paligemma:{name}"))
+
+
+def _dataset(uri: str) -> tuple[str, str]:
+    """Namespace and name, as https://openlineage.io/docs/spec/naming has them."""
+    if uri.startswith(SCHEME):
+        bucket, _, name = uri.removeprefix(SCHEME).partition("/")
+        return f"{SCHEME}{bucket}", name or "/"
+    if "://" in uri:
+        scheme, _, rest = uri.partition("://")
+        host, _, name = rest.partition("/")
+        return f"{scheme}://{host}", name or "/"
+    return "file", uri
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

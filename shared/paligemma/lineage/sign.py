@@ -1,0 +1,94 @@
+"""Signatures of records: Ed25519, by a private key in a mounted file, checked with the public one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paligemma.errors import InputError
+from paligemma.lineage.record import Signature
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+KEY_VARIABLE = "PALIGEMMA_LINEAGE_KEY"
+"""Names the file of the private key (PEM); unset, records are not signed."""
+
+_CONTEXT = b"paligemma lineage record\0"  # a signature of a record is none of anything else
+
+
+def sign(sha256: str) -> Signature | None:
+    """The signature of a record with this hash; None without a key.
+
+    Raises:
+        InputError: the key cannot be read.
+    """
+    path = os.environ.get(KEY_VARIABLE)
+    if not path:
+        return None
+    key = _read_private(Path(path))
+    value = base64.b64encode(key.sign(_CONTEXT + sha256.encode())).decode()
+    return Signature(key=_fingerprint(key.public_key()), value=value)
+
+
+def read_public_key(path: Path) -> Ed25519PublicKey:
+    """The public key of a PEM file.
+
+    Raises:
+        InputError: there is none in it.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise InputError(
+            "There is no public key to check signatures with.",
+            where=path,
+            expected="an Ed25519 public key in a PEM file",
+            fix="openssl pkey -in key.pem -pubout -out key.pub",
+        )
+    return key
+
+
+def fault_of(signature: dict | None, sha256: str, key: Ed25519PublicKey) -> str:
+    """What is wrong with a record's signature (as its JSON value); empty if nothing is."""
+    from cryptography.exceptions import InvalidSignature
+
+    if not signature:
+        return "it is not signed"
+    if signature.get("key") != _fingerprint(key):
+        return "it is signed with another key"
+    try:
+        key.verify(base64.b64decode(signature.get("value", "")), _CONTEXT + sha256.encode())
+    except (InvalidSignature, ValueError):
+        return "its signature does not fit its contents"
+    return ""
+
+
+def _read_private(path: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError(
+            "Lineage records cannot be signed.",
+            where=f"{path} (from ${KEY_VARIABLE})",
+            expected="an Ed25519 private key in a PEM file, without a passphrase",
+            fix="openssl genpkey -algorithm ed25519 -out key.pem",
+        )
+    return key
+
+
+def _fingerprint(key: Ed25519PublicKey) -> str:
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()

@@ -1,0 +1,76 @@
+"""A message to whoever wants to know how a run ended. It can fail in any way without anything else failing."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from paligemma.errors import InputError
+
+URL_VARIABLE = "PALIGEMMA_WEBHOOK"
+FILE_VARIABLE = "PALIGEMMA_WEBHOOK_FILE"
+SECRET_VARIABLE = "PALIGEMMA_WEBHOOK_SECRET"
+_SECONDS = (5.0, 10.0)  # to connect, and to answer
+
+log = logging.getLogger("paligemma.lineage")
+
+
+def notify(message: dict) -> bool:
+    """Posts a message as JSON to the address in the environment, a mounted file or Secret Manager; whether it was taken.
+
+    The address is itself a secret, as whoever has it can post: it is in no message and no log. Redirects are not followed.
+    """
+    try:
+        url = _address()
+        if not url:
+            return False
+        _check(url)
+        import requests
+
+        answer = requests.post(url, json=message, timeout=_SECONDS, allow_redirects=False)
+        if not answer.ok or answer.is_redirect:
+            log.warning("the notification was answered with status %d", answer.status_code)
+            return False
+    except InputError as error:
+        log.warning("no notification was sent: %s", error)
+        return False
+    except Exception as error:  # a notification is never a reason to fail, and the text may hold the address
+        log.warning("no notification was sent: %s", type(error).__name__)
+        return False
+    return True
+
+
+def _address() -> str:
+    if url := os.environ.get(URL_VARIABLE):
+        return url.strip()
+    if file := os.environ.get(FILE_VARIABLE):
+        try:
+            return Path(file).read_text().strip()
+        except OSError:
+            raise InputError(
+                "The file with the webhook's address cannot be read.", where=f"{file} (${FILE_VARIABLE})"
+            ) from None
+    if name := os.environ.get(SECRET_VARIABLE):
+        from paligemma.checkpoints.sources.secret_manager import read_secret
+
+        return read_secret(name).decode().strip()
+    return ""
+
+
+def _check(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname:
+        return
+    if parts.scheme == "http" and _is_loopback(parts.hostname or ""):
+        return
+    raise InputError("The webhook's address is not safe to post to.", expected="https://..., or http:// on this machine")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,206 @@
+"""The exit step: it says what became of a run whatever that was, and nothing that happens to a notification fails it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+from lineage_runs import make_run, make_step
+
+from components.summarize.component import summarize
+from components.summarize.main import run
+from conftest import REPOSITORY
+from paligemma.errors import InputError
+from paligemma.lineage import queries, webhook
+from paligemma.lineage.attempt import at_place, attempt
+from paligemma.lineage.index import Index
+from paligemma.lineage.record import read_record
+from paligemma.lineage.verify import verify
+from servers.local_http import Exchange, LocalServer
+
+ROWS = [("1.png", "one"), ("2.png", "two")]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text("rows\n")
+    make_run(tmp_path / "root", "one", ROWS, tmp_path / "rows.jsonl")
+    return tmp_path / "root"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_to_notify(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (webhook.URL_VARIABLE, webhook.FILE_VARIABLE, webhook.SECRET_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+def summary_of(root: Path, name: str = "one", status: str = "") -> dict:
+    output = root.parent / "summary"
+    run(output=str(output), root=str(root), run=name, status=status)
+    read_record(output, "summary")
+    assert "<h1>Lineage</h1>" in (output / "report.html").read_text()
+    return json.loads((output / "summary.json").read_text())
+
+
+def fail(root: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), at_place("one", "finetune", str(root)), attempt("finetune", root / "one/finetune/x", {}):
+        raise error
+
+
+def test_a_run_that_succeeded(root: Path) -> None:
+    found = summary_of(root)
+    assert (found["status"], found["tasks"], found["metrics"]["exact_match"]) == ("succeeded", 5, 0.1)
+    assert found["text"].startswith("one: succeeded, 5 steps in ")
+
+
+def test_a_run_that_failed_says_where_and_why(root: Path) -> None:
+    fail(root, InputError("The loss is not finite."))
+    found = summary_of(root, status=json.dumps({"state": "FAILED", "error": "a long text of the runner's"}))
+    assert (found["status"], found["failed"]) == ("failed", ["finetune"])
+    assert "finetune: The loss is not finite." in found["text"]
+
+
+def test_a_run_that_its_runner_calls_failed_is(root: Path) -> None:
+    assert summary_of(root, status='{"state": "FAILED"}')["status"] == "failed"
+
+
+def test_a_step_that_was_killed_is_named(root: Path) -> None:
+    with at_place("one", "finetune", str(root)), attempt("finetune", root / "x", {}) as current:
+        mark = next((root / "lineage/one/finetune").glob("*.started.json"))
+        left = mark.read_bytes()
+        current.records = 1
+    mark.write_bytes(left)
+    os.utime(mark.parents[1], (time.time() + 9, time.time() + 9))
+    assert "finetune: killed" in summary_of(root)["text"]
+
+
+def test_a_run_that_left_nothing_at_all(root: Path) -> None:
+    found = summary_of(root, "another", '{"state": "CANCELLED", "error": null}')
+    assert found["text"] == "another: CANCELLED, and no step left a record"
+
+
+def test_its_record_vouches_for_all_of_the_run(root: Path) -> None:
+    fail(root, InputError("No."))
+    summary_of(root)
+    inputs = {one.record for one in read_record(root.parent / "summary").inputs}
+    with Index(root) as index:
+        assert inputs == {sha for (sha,) in index.ask("SELECT sha256 FROM records WHERE run = 'one'")}
+        assert queries.impact(index, "one/train")["others"][0]["task"] == "validation"  # the summary is made of nothing in it
+
+
+def test_steps_served_from_a_cache_are_recorded(root: Path) -> None:
+    make_step(root, "two", "finetune", "finetune", "tuned-model", [("checkpoint", root / "one/fetch/checkpoint")])
+    found = summary_of(root, "two")
+    assert found["cached"] == ["fetch"]
+    with Index(root) as index:
+        assert verify(index).problems == []
+
+
+def received(
+    answer: Callable[[Exchange], None], root: Path, monkeypatch: pytest.MonkeyPatch, path: str = "/hook"
+) -> list[dict]:
+    taken: list[dict] = []
+
+    def serve(exchange: Exchange) -> None:
+        taken.append(json.loads(exchange.read_body()))
+        answer(exchange)
+
+    with LocalServer(serve) as server:
+        monkeypatch.setenv(webhook.URL_VARIABLE, server.url + path)
+        assert summary_of(root)["status"] == "succeeded"
+    return taken
+
+
+def test_a_notification_has_words_and_facts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (message,) = received(lambda exchange: exchange.answer(200, [], b"ok"), root, monkeypatch)
+    assert message["text"].startswith("one: succeeded")
+    assert message["summary"] == str(root.parent / "summary")
+    assert {step["task"] for step in message["steps"]} == {"fetch", "train", "validation", "finetune", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda exchange: exchange.answer(500, [], b"no"),
+        lambda exchange: exchange.answer(302, [("Location", "http://example.com/")], b""),
+        lambda exchange: exchange.reset(),
+        lambda exchange: (time.sleep(1.5), exchange.answer(200, [], b"late")),
+    ],
+    ids=["refused", "redirected", "broken off", "late"],
+)
+def test_a_notification_that_is_not_taken_fails_nothing(
+    answer: Callable, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhook, "_SECONDS", (1.0, 0.5))
+    assert len(received(answer, root, monkeypatch, "/secret-path")) == 1
+    assert "notification" in caplog.text
+    assert "secret-path" not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["http://example.com/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "nonsense", "https://"])
+def test_an_address_that_is_not_safe_is_not_posted_to(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(webhook.URL_VARIABLE, url)
+    assert not webhook.notify({})
+    assert "not safe" in caplog.text
+
+
+def test_the_address_may_be_in_a_mounted_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    with LocalServer(lambda exchange: (taken.append(exchange.read_body()), exchange.answer(204, [], b""))) as server:
+        (tmp_path / "address").write_text(f"{server.url}/hook\n")
+        monkeypatch.setenv(webhook.FILE_VARIABLE, str(tmp_path / "address"))
+        assert webhook.notify({"text": "x"})
+    assert taken == [b'{"text": "x"}']
+
+
+@dsl.component(base_image="unused", install_kfp_package=False)
+def end(root: str, task: str, fail: bool):
+    """A step that makes something, or fails."""
+    from paligemma.errors import InputError
+    from paligemma.lineage.artifact import produce
+    from paligemma.lineage.attempt import set_place
+
+    set_place(*task.split("/"), root)
+    with produce(f"{root}/x", "thing", "end", {}, []) as draft:
+        (draft.folder / "file").write_text("x")
+        if fail:
+            raise InputError("Told to fail.")
+
+
+@dsl.pipeline
+def small(root: str, fail: bool):
+    """A step, and the exit step."""
+    place = f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}"
+    with dsl.ExitHandler(summarize(artifact_root=root, task=place)):
+        end(root=root, task=place, fail=fail)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_is_an_exit_handler_of_kfp(fails: bool, tmp_path: Path) -> None:
+    code = f"""
+from kfp import local
+from tests.component import test_summarize as module
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / "kfp")!r})
+module.small(root={str(tmp_path / "root")!r}, fail={fails})
+"""
+    taken: list[dict] = []
+    with LocalServer(
+        lambda exchange: (taken.append(json.loads(exchange.read_body())), exchange.answer(200, [], b""))
+    ) as server:
+        path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY), *sys.path])
+        environment = {**os.environ, webhook.URL_VARIABLE: server.url, "PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    (summary,) = (tmp_path / "root").glob("small-*/summarize/summary/summary.json")
+    found = json.loads(summary.read_text())
+    assert (found["status"], [step["task"] for step in found["steps"]]) == ("failed" if fails else "succeeded", ["end"])
+    assert taken[0]["text"] == found["text"]
+    if fails:
+        assert "end: Told to fail." in found["text"]
