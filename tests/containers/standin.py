@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tarfile
@@ -16,13 +17,18 @@ PACKAGES = (
     "libzstd1 zlib1g"
 ).split()
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+FILES = {
+    "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\n",
+    "etc/ssl/certs/ca-certificates.crt": "",  # where a build mounts its own
+}
 SKIPPED = ("site-packages", "test", "__pycache__", "config-3", "idlelib", "tkinter", "turtledemo", "lib2to3")
 
 
 def write_base(archive: Path) -> None:
     """Writes the tar file; needs Debian with merged /usr, and CPython 3.11 with pip in its `ensurepip`."""
     listed = subprocess.run(["dpkg", "-L", *PACKAGES], capture_output=True, text=True, check=False).stdout.splitlines()
-    names = {_merged(line) for line in listed if line.startswith("/")} - {"", *LINKS}
+    names = {_merged(line) for line in listed if line.startswith("/")} - {"", ".", "tmp", *LINKS, *FILES}
     with tarfile.open(archive, "w") as tar:
         for name, target in LINKS.items():
             link = tarfile.TarInfo(name)
@@ -31,12 +37,10 @@ def write_base(archive: Path) -> None:
         for name in sorted(names):
             if Path("/", name).exists() and not name.startswith(("usr/share/doc", "usr/share/man", "usr/share/locale")):
                 tar.add(Path("/", name), name, recursive=False)
-        for name, text in (
-            ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"),
-            ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
-            ("etc/ssl/certs/ca-certificates.crt", ""),  # replaced by the build's secret
-        ):
-            _add_text(tar, name, text)
+        for name, text in FILES.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(text), 0o644
+            tar.addfile(entry, io.BytesIO(text.encode()))
         tmp = tarfile.TarInfo("tmp")
         tmp.type, tmp.mode = tarfile.DIRTYPE, 0o1777
         tar.addfile(tmp)
@@ -46,14 +50,6 @@ def write_base(archive: Path) -> None:
 def _merged(line: str) -> str:
     first, _, rest = line.strip("/").partition("/")
     return f"{LINKS[first]}/{rest}" if rest and first in LINKS else line.strip("/")
-
-
-def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
-    import io
-
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(text), 0o644
-    tar.addfile(entry, io.BytesIO(text.encode()))
 
 
 def _add_python(tar: tarfile.TarFile) -> None:
@@ -66,8 +62,11 @@ def _add_python(tar: tarfile.TarFile) -> None:
         tar.addfile(link)
     for library in (prefix / "lib").glob("libpython3*.so*"):
         tar.add(library, f"usr/lib/{library.name}")
-    keep = lambda entry: None if any(Path(entry.name).name.startswith(word) for word in SKIPPED) else entry  # noqa: E731
-    tar.add(prefix / "lib" / version, f"usr/local/lib/{version}", filter=keep)
+    tar.add(prefix / "lib" / version, f"usr/local/lib/{version}", filter=_kept)
+
+
+def _kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if Path(entry.name).name.startswith(SKIPPED) else entry
 
 
 if __name__ == "__main__":
