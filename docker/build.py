@@ -30,10 +30,15 @@ def main() -> int:
     options = parser.parse_args()
     engine = find_engine()
     if engine is None:
-        print("No container engine found.\n  expected: podman or docker on PATH\n  try:      apt-get install podman buildah", file=sys.stderr)
+        print(
+            "No container engine found.\n  expected: podman or docker on PATH\n  try:      apt-get install podman buildah",
+            file=sys.stderr,
+        )
         return 2
     if Path(engine).name == "docker" and not options.push:
-        print("Docker gives an image a digest when it is pushed.\n  try: make images IMAGE_REPOSITORY=... PUSH=1", file=sys.stderr)
+        print(
+            "Docker gives an image a digest when it is pushed.\n  try: make images IMAGE_REPOSITORY=... PUSH=1", file=sys.stderr
+        )
         return 2
     digests = {}
     for target in options.targets:
@@ -52,6 +57,12 @@ def main() -> int:
     if not options.push:
         print("Not pushed: these digests are this machine's. A registry gives others.", file=sys.stderr)
     return 0
+
+
+def refuse(message: str) -> int:
+    """Says what is wrong; the exit code for that."""
+    print(message, file=sys.stderr)
+    return 2
 
 
 def find_engine() -> str | None:

@@ -40,8 +40,12 @@ class Engine:
     address: str
     environment: dict[str, str]
 
+    def has(self, image: str) -> bool:
+        """Whether the engine holds an image."""
+        return subprocess.run(["podman", "image", "exists", image], env=self.environment, check=False).returncode == 0
+
     def podman(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-        """Runs podman; raises CalledProcessError, its words in `stderr`."""
+        """Runs podman; what it says is in the error, when it fails."""
         done = subprocess.run(
             ["podman", *arguments], env=self.environment, capture_output=True, text=True, check=False, **options
         )
@@ -56,7 +60,7 @@ def start_engine(storage: Path, scratch: Path, environment: dict[str, str]) -> I
     storage.mkdir(parents=True, exist_ok=True)
     (scratch / "containers.conf").write_text(CONFIGURATION)
     (scratch / "storage.conf").write_text(
-        f'[storage]\ndriver="overlay"\ngraphroot="{storage}"\nrunroot="{scratch / "run"}"\n'
+        f'[storage]\ndriver="overlay"\ngraphroot="{storage / "storage"}"\nrunroot="{storage / "run"}"\n'
     )
     address = f"unix://{scratch / 'podman.sock'}"
     own = {

@@ -8,14 +8,13 @@ import sys
 import tarfile
 from pathlib import Path
 
-PACKAGES = (
-    "base-files base-passwd bash ca-certificates coreutils dash debconf debianutils findutils grep gzip hostname login mawk "
-    "netbase openssl passwd sed tar tzdata util-linux perl-base "
-    "libacl1 libattr1 libaudit1 libblkid1 libbz2-1.0 libc-bin libc6 libcap-ng0 libcap2 libcrypt1 libdb5.3 libexpat1 libffi8 "
-    "libgcc-s1 libgmp10 liblzma5 libmount1 libncursesw6 libpam-modules libpam-runtime libpam0g libpcre2-8-0 libreadline8 "
-    "libselinux1 libsemanage2 libsepol2 libsmartcols1 libsqlite3-0 libssl3 libstdc++6 libsystemd0 libtinfo6 libudev1 libuuid1 "
-    "libzstd1 zlib1g"
-).split()
+PACKAGES = """
+base-files base-passwd bash ca-certificates coreutils dash debconf debianutils findutils grep gzip hostname login mawk
+netbase openssl passwd sed tar tzdata util-linux perl-base libacl1 libattr1 libaudit1 libblkid1 libbz2-1.0 libc-bin
+libc6 libcap-ng0 libcap2 libcrypt1 libdb5.3 libexpat1 libffi8 libgcc-s1 libgmp10 liblzma5 libmount1 libncursesw6 libpam-
+modules libpam-runtime libpam0g libpcre2-8-0 libreadline8 libselinux1 libsemanage2 libsepol2 libsmartcols1 libsqlite3-0
+libssl3 libstdc++6 libsystemd0 libtinfo6 libudev1 libuuid1 libzstd1 zlib1g
+""".split()  # noqa: SIM905 (a list of one word a line would be sixty lines)
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
