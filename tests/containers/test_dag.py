@@ -1,0 +1,167 @@
+"""The DAG in containers of the real image: without rights, network or a root file system that can be written to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kfp import dsl, local
+
+import docker
+from components.images import CPU_IMAGE
+from conftest import ONE_DEVICE, REPOSITORY
+from containers.engine import UNPRIVILEGED, Engine, run_container, start_engine
+from containers.standin import write_base
+from pipelines.demo.run import run_demo
+
+PIP_CONF, CA = Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    storage = Path(os.environ.get("PALIGEMMA_TEST_IMAGES") or Path.home() / ".cache/paligemma-test-images")
+    with start_engine(storage, tmp_path_factory.mktemp("engine"), ONE_DEVICE) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def base_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """BASE_IMAGE from the environment, else a stand-in from this machine's own files: no image has to be pulled."""
+    if chosen := os.environ.get("BASE_IMAGE"):
+        return chosen
+    archive = tmp_path_factory.mktemp("base") / "base.tar"
+    write_base(archive)
+    with archive.open("rb") as file:  # equal files are the same base, and the layers on it are found again
+        name = f"localhost/python:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    if not engine.has(name):
+        engine.podman("import", "--quiet", str(archive), "localhost/python-files")
+        dockerfile = "FROM localhost/python-files\nRUN python -m ensurepip\n"
+        engine.podman("build", "--pull=never", "--network=none", "--tag", name, "-", input=dockerfile)
+    return name
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The image for CPUs, built by the command of `make images`; its digest."""
+    digests = tmp_path_factory.mktemp("digests") / "digests.json"
+    command = [sys.executable, "docker/build.py", "--targets", "cpu", "--base-image", base_image, "--output", str(digests)]
+    command += ["--build-network", "host"]
+    for flag, file in (("--pip-conf", PIP_CONF), ("--ca", CA)):
+        command += [flag, str(file)] if file.exists() else []
+    started = time.monotonic()
+    subprocess.run(command, cwd=REPOSITORY, env=engine.environment, check=True)
+    print(f"image built in {time.monotonic() - started:.0f} s")
+    digest = json.loads(digests.read_text())["cpu"]
+    assert engine.has(digest)
+    return digest
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[docker.DockerClient]:
+    connected = docker.DockerClient(base_url=engine.address, timeout=600)
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def _tasks_in_containers(engine: Engine, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", engine.address)
+    monkeypatch.setattr("kfp.local.docker_task_handler.run_docker_container", run_container)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A place for a run, whose artifacts another user writes."""
+    (tmp_path / "demo/pipeline").mkdir(parents=True)
+    (tmp_path / "demo/pipeline").chmod(0o1777)
+    return tmp_path / "demo"
+
+
+def run_in_image(client: docker.DockerClient, image: str, code: str) -> str:
+    return client.containers.run(image, ["python", "-c", code], remove=True, stderr=True, **UNPRIVILEGED).decode()
+
+
+def test_a_container_has_no_rights(client: docker.DockerClient, image: str) -> None:
+    code = """
+import json, os, pathlib, socket
+found = {"uid": os.getuid(), "gid": os.getgid(), "interfaces": [name for _, name in socket.if_nameindex()]}
+for place in ("/", "/opt/venv", "/etc", "/tmp"):
+    try:
+        pathlib.Path(place, "probe").write_text("x")
+        found[place] = "written"
+    except OSError as error:
+        found[place] = error.errno
+found["effective"] = pathlib.Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0]
+print(json.dumps(found))
+"""
+    found = json.loads(run_in_image(client, image, code))
+    assert (found["uid"], found["gid"]) == (10001, 10001)
+    assert found["interfaces"] == ["lo"]
+    assert found["/tmp"] == "written"
+    assert all(isinstance(found[place], int) for place in ("/", "/opt/venv", "/etc"))
+    assert int(found["effective"], 16) == 0
+
+
+def test_the_image_says_what_it_is_and_holds_no_compiler_and_no_secret(client: docker.DockerClient, image: str) -> None:
+    attributes = client.images.get(image).attrs
+    labels = attributes["Config"]["Labels"]
+    assert labels["org.opencontainers.image.version"] == "0.1.0"
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == head
+    assert not attributes["Config"].get("Entrypoint")
+    code = """
+import pathlib, shutil
+print([name for name in ("gcc", "cc", "g++", "clang", "make", "git") if shutil.which(name)])
+print(pathlib.Path("/etc/pip.conf").exists() and pathlib.Path("/etc/pip.conf").stat().st_size > 0)
+"""
+    assert run_in_image(client, image, code).split("\n")[:2] == ["[]", "False"]
+
+
+@pytest.mark.usefixtures("_tasks_in_containers")
+def test_the_demo_runs_in_containers(folder: Path) -> None:
+    (folder / "data").mkdir()
+    rows = docker.types.Mount(str(folder / "data"), str(folder / "data"), type="bind", read_only=True)
+    started = time.monotonic()
+    run_demo(folder, local.DockerRunner(mounts=[rows], **UNPRIVILEGED))
+    print(f"DAG in containers: {time.monotonic() - started:.0f} s")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["tuned"]["exact_match"] >= 0.90
+    assert summary["frozen_parameters_identical"] is True
+    records = list((folder / "pipeline").rglob("lineage.json"))
+    assert records
+    for record in records:  # each was written in a container, by its user
+        assert record.stat().st_uid == 10001, record
+        assert json.loads(record.read_text())["producer"]["git_sha"], record
+
+
+@pytest.mark.usefixtures("_tasks_in_containers")
+def test_a_container_that_ends_with_3_fails_the_run(folder: Path) -> None:
+    @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+    def fail():
+        import sys
+
+        sys.exit(3)
+
+    @dsl.pipeline(name="fails")
+    def fails():
+        fail().set_caching_options(False)
+
+    local.init(local.DockerRunner(**UNPRIVILEGED), pipeline_root=str(folder / "pipeline"))
+    with pytest.raises(RuntimeError, match="fail"):
+        fails()
+
+
+def test_podman_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(AssertionError, match="apt-get install"), start_engine(tmp_path / "s", tmp_path, ONE_DEVICE):
+        pass
