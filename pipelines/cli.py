@@ -165,15 +165,23 @@ def rollback(
 def verify(
     release: Annotated[str, typer.Argument(help="Version of a release, or the folder or gs:// prefix of an artifact.")],
     registry: Registry = "runs/pipeline/registry",
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) that the release is to be signed with.", show_default="none")
+    ] = None,
 ) -> None:
     """Read every byte of a release, or of one artifact, and compare it with what was recorded."""
+    from paligemma.lineage.artifact import localize
     from paligemma.lineage.record import RECORD_FILE
     from paligemma.registry import read_release, verify_artifact, verify_release
+    from paligemma.signature import verify_signature
     from paligemma.storage.files import exists
 
     is_artifact = "/" in release and exists(release, RECORD_FILE)
+    location = release if is_artifact else read_release(registry, release).location
     count = verify_artifact(release) if is_artifact else verify_release(read_release(registry, release))
-    typer.echo(f"{count} files are as they were recorded")
+    if key is not None:
+        verify_signature(localize(location), key)
+    typer.echo(f"{count} files are as they were recorded" + (f", and signed with {key}" if key else ""))
 
 
 @convert.command("coco-captions")

@@ -1,7 +1,6 @@
 """The DAG: fetch a checkpoint, prepare two splits, fine-tune, evaluate base and tuned model, and publish the better one."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -11,14 +10,7 @@ from components.fetch_checkpoint.component import fetch_checkpoint
 from components.finetune.component import finetune
 from components.prepare_data.component import prepare_data
 from components.publish.component import publish
-
-
-class Outputs(NamedTuple):
-    """What a run leaves for whoever started it."""
-
-    tuned: dsl.Model
-    base_evaluation: dsl.Artifact
-    tuned_evaluation: dsl.Artifact
+from components.summarize.component import summarize
 
 
 def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
@@ -50,7 +42,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         registry: str = "",
         formats: str = "big_vision",
         artifact_root: str = "",
-    ) -> Outputs:
+    ):
         """Fine-tunes a checkpoint.
 
         Args:
@@ -79,59 +71,60 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             "artifact_root": artifact_root,
             "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
         }
-        fetched = fetch_checkpoint(
-            source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
-        )
-        checkpoint = fetched.outputs["checkpoint"]
-        splits = {}
-        for split, data in (("train", train_data), ("validation", validation_data)):
-            task = prepare_data(
-                data=data,
-                checkpoint=checkpoint,
-                images=images,
-                split=split,
-                max_text_tokens=max_text_tokens,
-                max_reject_fraction=max_reject_fraction,
-                **place,
+        at_exit = summarize(**place)
+        with dsl.ExitHandler(at_exit, name="whatever happens"):
+            fetched = fetch_checkpoint(
+                source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
             )
-            task.set_display_name(f"prepare {split} data")
-            splits[split] = task
-        train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
+            checkpoint = fetched.outputs["checkpoint"]
+            splits = {}
+            for split, data in (("train", train_data), ("validation", validation_data)):
+                task = prepare_data(
+                    data=data,
+                    checkpoint=checkpoint,
+                    images=images,
+                    split=split,
+                    max_text_tokens=max_text_tokens,
+                    max_reject_fraction=max_reject_fraction,
+                    **place,
+                )
+                task.set_display_name(f"prepare {split} data")
+                splits[split] = task
+            train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
 
-        tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
-        judged = {"records": validation, "kind": kind, "metrics": metrics, "mask_decoder": mask_decoder}
-        judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
-        # The base is evaluated while fine-tuning runs, so waiting for its result costs the tuned model's evaluation nothing.
-        of_base = evaluate(checkpoint=checkpoint, **judged)
-        of_base.set_display_name("evaluate base")
-        of_tuned = evaluate(
-            checkpoint=checkpoint,
-            tuned=tuned.outputs["tuned"],
-            baseline=of_base.outputs["evaluation"],
-            registry=registry,
-            margin=margin,
-            **judged,
-        )
-        of_tuned.set_display_name("evaluate tuned")
-        # A placeholder, which is compared when the pipeline runs.
-        with dsl.If(of_tuned.outputs["Output"] == True, name="better"):  # noqa: E712
-            published = publish(
+            tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
+            judged = {"records": validation, "kind": kind, "metrics": metrics, "mask_decoder": mask_decoder}
+            judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
+            # The base is evaluated while fine-tuning runs: waiting for that costs the tuned model's evaluation nothing.
+            of_base = evaluate(checkpoint=checkpoint, **judged)
+            of_base.set_display_name("evaluate base")
+            of_tuned = evaluate(
                 checkpoint=checkpoint,
                 tuned=tuned.outputs["tuned"],
-                evaluation=of_tuned.outputs["evaluation"],
+                baseline=of_base.outputs["evaluation"],
                 registry=registry,
-                formats=formats,
-                **place,
+                margin=margin,
+                **judged,
             )
+            of_tuned.set_display_name("evaluate tuned")
+            # A placeholder, which is compared when the pipeline runs.
+            with dsl.If(of_tuned.outputs["Output"] == True, name="better"):  # noqa: E712
+                published = publish(
+                    checkpoint=checkpoint,
+                    tuned=tuned.outputs["tuned"],
+                    evaluation=of_tuned.outputs["evaluation"],
+                    registry=registry,
+                    formats=formats,
+                    **place,
+                )
 
         tasks = {"fetch_checkpoint": [fetched], "prepare_data": [*splits.values()], "finetune": [tuned]}
-        tasks |= {"evaluate": [of_base, of_tuned], "publish": [published]}
+        tasks |= {"evaluate": [of_base, of_tuned], "publish": [published], "summarize": [at_exit]}
         for step, task in ((step, task) for step, of_step in tasks.items() for task in of_step):
             # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either
             # (kubeflow/pipelines#12751): new rows in the same file would be served last week's records.
             task.set_caching_options(False)
             place_task(step, task)
-        return Outputs(tuned.outputs["tuned"], of_base.outputs["evaluation"], of_tuned.outputs["evaluation"])
 
     return finetune_pipeline
 

@@ -80,6 +80,7 @@ ROBUSTNESS = {
     "finetune": Robustness(retries=20, timeout=7 * 24 * _HOUR),  # a spot machine may be taken away many times
     "evaluate": Robustness(retries=5, timeout=24 * _HOUR),
     "publish": Robustness(retries=3, timeout=6 * _HOUR),
+    "summarize": Robustness(retries=3, timeout=1 * _HOUR),
 }
 
 SMALL = Machine("cpu", cpu="4", memory="16G")
@@ -198,6 +199,7 @@ def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = Fals
         task.set_retry(robustness.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
         if machine.accelerator:
             task.set_accelerator_type(machine.accelerator).set_accelerator_limit(machine.count)
+        task.set_env_variable("PALIGEMMA_IMAGE", images[machine.image])  # for the lineage record
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)
         if profile.backend == "kfp":

@@ -12,6 +12,7 @@ _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
 _ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
 _PROGRESS = re.compile(r"\s*(preparing|training|evaluating)\b.*: \d+ .*")
+_OUTPUT = re.compile(r"Wrote executor output file to .*/(?P<run>[^/]+)/[^/]+/executor_output\.json")
 _ERROR = re.compile(r"\s*(?P<kind>paligemma(?:\.\w+)*\.\w+Error): (?P<message>.*)")
 
 
@@ -19,6 +20,7 @@ class RunLog(io.TextIOBase):
     """A stream to take the place of standard output during a run.
 
     Attributes:
+        run: the run's name, once a task has ended well.
         failed_task: the first task that failed.
         error_kind, error: dotted name of the class, and text, of the last of our own errors that a task ended with.
     """
@@ -30,7 +32,7 @@ class RunLog(io.TextIOBase):
         self._screen = screen or sys.stderr
         self._line = ""
         self._in_error = False
-        self.failed_task = self.error_kind = ""
+        self.run = self.failed_task = self.error_kind = ""
         self.error: list[str] = []
 
     def writable(self) -> bool:
@@ -67,6 +69,8 @@ class RunLog(io.TextIOBase):
             if match["status"] != "SUCCESS":
                 self._show(f"{match['task']} failed")
                 self.failed_task = self.failed_task or match["task"]
+        elif match := _OUTPUT.search(line):
+            self.run = match["run"]
         elif _PROGRESS.fullmatch(line):
             self._show(f"  {line.strip()}")
         if match := _ERROR.fullmatch(line):

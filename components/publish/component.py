@@ -36,7 +36,8 @@ def publish(
     from paligemma.lineage.artifact import localize
     from paligemma.registry import CARD_FILE, release_part
 
-    registry = registry or output_location(release, artifact_root, task)
+    location = output_location(release, artifact_root, task)
+    registry = registry or location
     version = run(
         checkpoint=input_location(checkpoint),
         tuned=input_location(tuned),

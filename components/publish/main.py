@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import run_command
+from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.publish")
 
 
+@recorded("publish", output="registry", root="registry")
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint of the tuned model; local or gs://.")],
     tuned: Annotated[str, typer.Option(help="Tuned model, from finetune; local or gs://.")],

@@ -29,6 +29,7 @@ from paligemma.registry import (
     release_part,
     versions,
 )
+from paligemma.signature import sign, signer_of, signing_key
 from paligemma.storage.files import exists
 from paligemma.storage.retry import ChangedError
 
@@ -44,6 +45,7 @@ class Candidate:
 
     Attributes:
         version: a hash of all that it is made from: the same again for the same.
+        signer: hash of the public key that it is signed with; empty if it is not.
         inputs: for the record.
         compared_with: the champion that its evaluation compared it with; None if there was none.
         decision: the evaluation's `gate.json`.
@@ -56,6 +58,7 @@ class Candidate:
     registry: str
     formats: tuple[str, ...]
     dtype: str
+    signer: str
     description: TunedDescription
     inputs: list[Input]
     compared_with: Champion | None
@@ -115,7 +118,9 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
             fix="evaluate this model",
         )
     gate = evaluated / "gate.json"
-    identity = {"inputs": [entry.sha256 for entry in inputs], "formats": wanted, "dtype": dtype}
+    key = signing_key()
+    signer = signer_of(key) if key is not None else ""
+    identity = {"inputs": [entry.sha256 for entry in inputs], "formats": wanted, "dtype": dtype, "signer": signer}
     return Candidate(
         version=canonical_sha256(identity)[:_VERSION_LENGTH],
         checkpoint=base.location,
@@ -124,6 +129,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
         registry=registry,
         formats=wanted,
         dtype=dtype,
+        signer=signer,
         description=model.description,
         inputs=inputs,
         compared_with=_compared_with(registry, {entry.sha256 for entry in record.inputs if entry.role == "champion"}),
@@ -143,7 +149,9 @@ def write_release(candidate: Candidate) -> Release:
             export(candidate.tuned, str(location), name, candidate.dtype, base=candidate.checkpoint)
     formats = list(formats_in(registry, version, list(candidate.formats)))
     parts = [input_of(f"model, {name}", release_part(registry, version, name)) for name in candidate.formats]
+    key = signing_key()
     parameters = {"version": version, "formats": list(candidate.formats), "dtype": candidate.dtype}
+    parameters["signer"] = candidate.signer
     location = release_part(registry, version, "release")
     tuned = localize(candidate.tuned)
     with produce(str(location), ARTIFACT_TYPE, "publish", parameters, [*candidate.inputs, *parts]) as draft:
@@ -162,6 +170,8 @@ def write_release(candidate: Candidate) -> Release:
             candidate.inputs,
         )
         (draft.folder / CARD_FILE).write_text(card)
+        if key is not None:  # the manifest has the hash of every file, so that its signature is one of the model too
+            sign(draft.folder, key)
     return read_release(registry, version)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from components.evaluate.main import run as evaluate
 from components.finetune.main import run as finetune
 from components.publish import release as release_module
 from components.publish.main import run as publish
+from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open import open_checkpoint, open_model
 from paligemma.errors import DamagedError, InputError
@@ -29,8 +34,11 @@ from paligemma.registry import (
     verify_release,
     versions,
 )
+from paligemma.storage import cache, retry
 from paligemma.storage.retry import ChangedError
 from pipelines.cli import app
+from servers.fault_proxy import FaultProxy, Status
+from servers.gcs import GcsServer
 
 BASE = "embedded:tiny"
 
@@ -113,7 +121,7 @@ def test_the_gate_says_no(poor: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not to replace") as caught:
         poor.publish(tmp_path)
     assert "Keep what there is: exact_match is" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"lineage"}  # the attempt is on record
     version = poor.publish(tmp_path, promote=False)
     assert versions(tmp_path) == [version]
     assert read_champion(tmp_path) is None
@@ -124,7 +132,7 @@ def test_an_evaluation_of_another_model_is_refused(fair: Model, poor: Model, tmp
         publish(BASE, poor.tuned, fair.evaluation, str(tmp_path))
     with pytest.raises(InputError, match="did you mean 'huggingface'"):
         fair.publish(tmp_path, formats="hugingface")
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"lineage"}  # the attempt is on record
 
 
 def test_a_better_one_replaces_the_champion_and_goes_back(
@@ -228,6 +236,74 @@ def test_verify_names_what_is_not_as_it_was(fair: Model, tmp_path: Path, part: s
     result = CliRunner().invoke(app, ["verify", version, "--registry", str(tmp_path / "registry")])
     assert isinstance(result.exception, DamagedError)
     assert said in str(result.exception)
+
+
+def beside(model: Model, records: Path, folder: Path, registry: str) -> str:
+    """The model's evaluation beside the champion of now."""
+    output = str(folder / "beside")
+    evaluate(BASE, str(records), output, tuned=model.tuned, registry=registry, max_new_tokens=12)
+    return output
+
+
+def test_killed_at_any_moment_the_champion_is_the_old_one_or_the_new(
+    fair: Model, good: Model, records: Path, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    old = fair.publish(registry)
+    flags = {"--checkpoint": BASE, "--tuned": good.tuned, "--evaluation": beside(good, records, tmp_path, str(registry))}
+    flags |= {"--registry": str(registry), "--formats": "big_vision,huggingface"}
+    command = [sys.executable, "-m", "components.publish.main", *(word for pair in flags.items() for word in pair)]
+    where = {"cwd": REPOSITORY, "env": ONE_DEVICE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = time.monotonic()
+    subprocess.run(command, check=True, **where)
+    seconds, new, chance = time.monotonic() - started, read_champion(registry).release, random.Random(0)
+    assert new != old
+    for _ in range(5):
+        if read_champion(registry).release == new:
+            roll_back(registry)
+        shutil.rmtree(registry / "releases" / new, ignore_errors=True)
+        process = subprocess.Popen(command, **where)
+        time.sleep(seconds * chance.uniform(0.6, 1.0))
+        process.kill()
+        process.wait()
+        champion = read_champion(registry).release
+        assert champion in (old, new)
+        assert verify_release(read_release(registry, champion))
+    subprocess.run(command, check=True, **where)
+    assert read_champion(registry).model_dump(include={"release", "history"}) == {"release": new, "history": [old]}
+    assert verify_release(read_release(registry, new))
+
+
+def test_an_upload_that_fails_leaves_no_release_and_the_same_command_goes_on(
+    fair: Model, good: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.002, maximum=0.02, timeout=1.0))
+    uploads: list[int] = []
+
+    def refuse_after_three(request):
+        if request.method == "POST":
+            uploads.append(request.number)
+        return Status(503) if len(uploads) > 3 else None
+
+    registry = "gs://bucket-of-releases/registry"
+    with GcsServer() as server:
+        server.create_bucket("bucket-of-releases")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        old = fair.publish(registry)
+        candidate = good.tuned, beside(good, records, tmp_path, registry), registry
+        with FaultProxy(server.url, refuse_after_three) as proxy:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+            with pytest.raises(retry.StorageUnavailableError) as caught:
+                publish(BASE, *candidate)
+        assert caught.value.exit_code == 4
+        assert len(uploads) > 3
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        assert versions(registry) == [old]
+        assert read_champion(registry).release == old
+        new = publish(BASE, *candidate)
+        assert read_champion(registry).release == new != old
+        assert verify_release(read_release(registry, new))
 
 
 def test_the_oldest_release_is_listed_first(fair: Model, poor: Model, tmp_path: Path) -> None:

@@ -129,14 +129,18 @@ print(pathlib.Path("/etc/pip.conf").exists() and pathlib.Path("/etc/pip.conf").s
 
 @pytest.mark.usefixtures("_tasks_in_containers")
 def test_the_demo_runs_in_containers(folder: Path) -> None:
-    (folder / "data").mkdir()
-    rows = docker.types.Mount(str(folder / "data"), str(folder / "data"), type="bind", read_only=True)
+    mounts = []
+    for name, read_only in (("data", True), ("registry", False)):
+        (folder / name).mkdir()
+        mounts.append(docker.types.Mount(str(folder / name), str(folder / name), type="bind", read_only=read_only))
+    (folder / "registry").chmod(0o1777)
     started = time.monotonic()
-    run_demo(folder, local.DockerRunner(mounts=[rows], **UNPRIVILEGED))
+    run_demo(folder, local.DockerRunner(mounts=mounts, **UNPRIVILEGED))
     print(f"DAG in containers: {time.monotonic() - started:.0f} s")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["tuned"]["exact_match"] >= 0.90
     assert summary["frozen_parameters_identical"] is True
+    assert summary["release"]
     records = list((folder / "pipeline").rglob("lineage.json"))
     assert records
     for record in records:  # each was written in a container, by its user

@@ -47,7 +47,7 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
     run = Path(outputs.tuned).relative_to(tmp_path / "root").parts[0]
     kept = {path.parent.name for path in (tmp_path / "root/lineage" / run).glob("*/*.json")}
-    assert kept == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+    assert kept == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2", "summarize"}
     assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
 
 
