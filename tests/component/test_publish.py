@@ -23,7 +23,7 @@ from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open import open_checkpoint, open_model
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import read_record
+from paligemma.lineage.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.registry import (
     list_releases,
     promote,
@@ -227,11 +227,10 @@ def test_verify_names_what_is_not_as_it_was(fair: Model, tmp_path: Path, part: s
         other.write_text(other.read_text() + "\n")
         shutil.move(path, tmp_path / "old")
         record = json.loads((tmp_path / "old").read_text())
-        from paligemma.lineage.record import File, list_files, tree_sha256
-
         files = list_files(path.parent)
         record["artifact"] |= {"files": [file.model_dump() for file in files], "tree_sha256": tree_sha256(files)}
         record["artifact"]["bytes"] = sum(File.model_validate(file).bytes for file in record["artifact"]["files"])
+        record["sha256"] = record_sha256(record)
         path.write_text(json.dumps(record))
     result = CliRunner().invoke(app, ["verify", version, "--registry", str(tmp_path / "registry")])
     assert isinstance(result.exception, DamagedError)

@@ -43,12 +43,12 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
         "finetune": ["fetch-checkpoint", "prepare-data", "prepare-data-2"],
         "evaluate": ["fetch-checkpoint", "prepare-data-2"],
         "evaluate-2": ["evaluate", "fetch-checkpoint", "finetune", "prepare-data-2"],
-        "condition-1": ["evaluate-2", "fetch-checkpoint", "finetune"],
+        "condition-2": ["evaluate-2", "fetch-checkpoint", "finetune"],
     }
-    assert dag["tasks"]["condition-1"]["taskInfo"]["name"] == "better"
-    condition = dag["tasks"]["condition-1"]["triggerPolicy"]["condition"]
+    assert dag["tasks"]["condition-2"]["taskInfo"]["name"] == "better"
+    condition = dag["tasks"]["condition-2"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--evaluate-2-Output'] == true"
-    assert edges(components["comp-condition-1"]["dag"]) == {"publish": []}
+    assert edges(components["comp-condition-2"]["dag"]) == {"publish": []}
 
 
 def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
