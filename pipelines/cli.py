@@ -21,6 +21,17 @@ ProfileName = Annotated[str, typer.Option(help="Machines that the steps run on: 
 ImagesFile = Annotated[
     Path | None, typer.Option(help="digests.json of make images; needed for a cluster.", show_default="none")
 ]
+BackendName = Annotated[Literal["kfp", "vertex"], typer.Option(help="What runs it: Kubeflow Pipelines or Vertex AI.")]
+ParametersFile = Annotated[Path, typer.Option(help="YAML file of the pipeline's parameters.")]
+ServiceAccount = Annotated[str, typer.Option(help="Whose rights the steps have.", show_default="the backend's")]
+RunnerRoot = Annotated[
+    str, typer.Option(help="gs:// prefix for what the backend itself keeps.", show_default="runner, below artifact_root")
+]
+Host = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines.", show_default="none; needed for kfp")]
+Namespace = Annotated[str, typer.Option(help="Namespace in Kubeflow Pipelines.", show_default="none")]
+Experiment = Annotated[str, typer.Option(help="Experiment in Kubeflow Pipelines that runs belong to.")]
+Project = Annotated[str, typer.Option(help="Google Cloud project.", show_default="none; needed for vertex")]
+Region = Annotated[str, typer.Option(help="Region of Vertex AI.", show_default="none; needed for vertex")]
 Spot = Annotated[bool, typer.Option(help="Accelerators at a lower price, which may be taken away at any time.")]
 KaggleSecret = Annotated[
     str, typer.Option(help="Name of the Secret Manager secret with kaggle.json, for kaggle:// sources.", show_default="none")
@@ -267,6 +278,92 @@ def compile_(
     place_task = placer(profile, read_images(images) if images else None, spot, kaggle_secret)
     compile_pipeline(output, which, place_task)
     typer.echo(f"wrote {output}")
+
+
+@pipeline.command()
+def submit(
+    backend: BackendName,
+    profile: ProfileName,
+    images: Annotated[Path, typer.Option(help="digests.json of make images.")],
+    parameters: ParametersFile,
+    name: Annotated[str, typer.Option(help="Name of the run, as people see it.")] = "paligemma-finetune",
+    spot: Spot = False,
+    kaggle_secret: KaggleSecret = "",
+    service_account: ServiceAccount = "",
+    root: RunnerRoot = "",
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Run the DAG on Kubeflow Pipelines or Vertex AI, now."""
+    from pipelines.backends.connect import connect, place_on
+    from pipelines.backends.job import make_job
+
+    place_task = place_on(backend, profile, images, spot, kaggle_secret)
+    job = make_job(name, parameters, place_task, service_account, root)
+    typer.echo(connect(backend, host, namespace, experiment, project, location).submit(job))
+
+
+@pipeline.command()
+def schedule(
+    backend: BackendName,
+    profile: ProfileName,
+    images: Annotated[Path, typer.Option(help="digests.json of make images.")],
+    parameters: ParametersFile,
+    cron: Annotated[str, typer.Option(help='When, e.g. "0 3 * * 1"; KFP has seconds in front: "0 0 3 * * 1".')],
+    name: Annotated[str, typer.Option(help="Name of the schedule; one of this name is replaced.")] = "paligemma-finetune",
+    dry_run: Annotated[bool, typer.Option(help="Only show what would change.")] = False,
+    spot: Spot = False,
+    kaggle_secret: KaggleSecret = "",
+    service_account: ServiceAccount = "",
+    root: RunnerRoot = "",
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Run the DAG again and again, one run at a time. The same schedule again changes nothing."""
+    from pipelines.backends.connect import connect, place_on
+    from pipelines.backends.job import make_job
+
+    place_task = place_on(backend, profile, images, spot, kaggle_secret)
+    job = make_job(name, parameters, place_task, service_account, root)
+    changes = connect(backend, host, namespace, experiment, project, location).schedule(job, cron, dry_run)
+    typer.echo(changes or "nothing changes")
+
+
+@pipeline.command()
+def status(
+    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Say how a run is, and its tasks."""
+    from pipelines.backends.connect import connect
+
+    typer.echo(connect(backend, host, namespace, "", project, location).status(run))
+
+
+@pipeline.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """End a run."""
+    from pipelines.backends.connect import connect
+
+    connect(backend, host, namespace, "", project, location).cancel(run)
+    typer.echo(f"asked to end {run}")
 
 
 @pipeline.command()

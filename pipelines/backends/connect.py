@@ -1,0 +1,37 @@
+"""The backend that a command names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paligemma.errors import InputError
+from pipelines.backends.job import Backend
+from pipelines.placement import PlaceTask, find_profile, placer, read_images
+
+
+def place_on(backend: str, profile: str, images: Path, spot: bool, kaggle_secret: str) -> PlaceTask:
+    """What places tasks on a profile of this backend.
+
+    Raises:
+        InputError: the profile is one of another backend, or an image is not pinned.
+    """
+    if find_profile(profile).backend != backend:
+        raise InputError(f"{profile} is no profile of {backend}.", where="--profile", expected=f"{backend}-...")
+    return placer(profile, read_images(images), spot, kaggle_secret)
+
+
+def connect(backend: str, host: str, namespace: str, experiment: str, project: str, location: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        InputError: it is not said where it is.
+    """
+    if backend == "kfp":
+        from pipelines.backends.kubeflow import Kubeflow
+
+        if not host:
+            raise InputError("It is not said where Kubeflow Pipelines is.", where="--host", expected="https://...")
+        return Kubeflow(host, namespace, experiment)
+    from pipelines.backends.vertex import Vertex
+
+    return Vertex(project, location)

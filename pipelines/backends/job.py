@@ -1,0 +1,141 @@
+"""What is asked of a backend: a compiled pipeline with checked parameters, once or on a schedule."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from paligemma.errors import InputError, PaliGemmaError, did_you_mean
+from paligemma.storage.location import SCHEME
+from pipelines.compile import compile_pipeline
+from pipelines.placement import PlaceTask
+
+_TYPES = {"String": str, "Integer": int, "Float": (int, float), "Boolean": bool}
+
+
+class BackendError(PaliGemmaError):
+    """The backend refused what it was asked, or does not know what was named."""
+
+    exit_code = 2
+
+
+class BackendUnavailableError(PaliGemmaError):
+    """The backend did not answer, or only with its own failures: the same command goes on later."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pipeline to run.
+
+    Attributes:
+        name: of the run or the schedule, as people see it.
+        documents: of the compiled YAML: the pipeline, and, for Kubernetes, its platform's settings.
+        parameters: of the pipeline, checked.
+        service_account: whose rights the steps have; empty: the backend's default.
+        root: gs:// prefix for what the backend itself keeps.
+    """
+
+    name: str
+    documents: tuple[dict, ...]
+    parameters: Mapping[str, object]
+    service_account: str
+    root: str
+
+
+class Backend(Protocol):
+    """The four calls. Each raises `BackendError` or `BackendUnavailableError`."""
+
+    def submit(self, job: Job) -> str:
+        """Runs it now; returns the run's identity."""
+        ...
+
+    def schedule(self, job: Job, cron: str, dry_run: bool) -> str:
+        """Runs it at the times of a cron expression, in place of a schedule of this name if it differs; says how."""
+        ...
+
+    def status(self, run: str) -> str:
+        """How a run is, in a few lines."""
+        ...
+
+    def cancel(self, run: str) -> None:
+        """Ends a run."""
+        ...
+
+
+def make_job(name: str, parameters: Path, place_task: PlaceTask, service_account: str, root: str) -> Job:
+    """Compiles the DAG and checks its parameters, before anything is sent.
+
+    Args:
+        name: of the run or the schedule.
+        parameters: YAML file.
+        place_task: of a profile.
+        service_account: whose rights the steps have.
+        root: gs:// prefix for what the backend itself keeps; empty: below artifact_root.
+
+    Raises:
+        InputError: a parameter is unknown, missing or of another type.
+    """
+    from pipelines.finetune import make_pipeline
+
+    inputs = make_pipeline(place_task).component_spec.inputs
+    checked = check_parameters(parameters, inputs)
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        compile_pipeline(Path(folder) / "pipeline.yaml", place_task=place_task)
+        documents = tuple(yaml.safe_load_all((Path(folder) / "pipeline.yaml").read_text()))
+    root = root or f"{str(checked['artifact_root']).rstrip('/')}/runner"
+    return Job(name, documents, checked, service_account, root)
+
+
+def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
+    """The parameters of a YAML file, as the pipeline takes them; `recipe` may be a preset's name, or keys and values.
+
+    Raises:
+        InputError: names the first that is unknown, missing or of another type.
+    """
+    from paligemma.training.recipe import parse_recipe
+    from pipelines.presets import read_preset
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"The parameters cannot be read: {error}.", where=path, expected="a YAML file") from None
+    if not isinstance(values, dict):
+        raise InputError("The parameters are not names and values.", where=path, expected="train_data: gs://...")
+    for name in values:
+        if name not in inputs:
+            raise InputError(f"There is no parameter {name!r}.", where=path, fix=did_you_mean(str(name), inputs))
+    missing = [name for name, declared in inputs.items() if not declared.optional and name not in values]
+    if missing:
+        raise InputError(f"{', '.join(missing)} is missing.", where=path, expected="a value")
+    if isinstance(recipe := values.get("recipe"), dict):
+        values["recipe"] = yaml.safe_dump(recipe, sort_keys=False)
+    elif recipe:
+        values["recipe"] = read_preset(recipe)
+    if values.get("recipe"):
+        parse_recipe(values["recipe"], [], str(path))
+    for name, value in values.items():
+        expected = inputs[name].type
+        wrong_bool = isinstance(value, bool) and expected != "Boolean"
+        if wrong_bool or not isinstance(value, _TYPES[expected]):
+            raise InputError(f"{name} is {value!r}.", where=path, expected=f"a value of the type {expected}")
+        if expected == "Float":
+            values[name] = float(value)
+    if not str(values.get("artifact_root", "")).startswith(SCHEME):
+        raise InputError(
+            "A cluster's steps share no disk.", where=path, expected="artifact_root: gs://BUCKET/...", fix="set artifact_root"
+        )
+    return values
+
+
+def difference(before: Mapping, after: Mapping) -> str:
+    """What changes, as a unified diff of YAML; empty if nothing does."""
+    old, new = (yaml.safe_dump(dict(value), sort_keys=True, width=200).splitlines() for value in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, "scheduled", "new", lineterm=""))

@@ -1,0 +1,181 @@
+"""Kubeflow Pipelines, by its own client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from pipelines.backends.job import BackendError, BackendUnavailableError, Job, difference
+
+TOKEN_VARIABLE = "KFP_TOKEN"
+"""A bearer token for the API, where it asks for one; never a flag."""
+
+
+class Kubeflow:
+    """A KFP installation."""
+
+    def __init__(self, host: str, namespace: str, experiment: str) -> None:
+        """Connects.
+
+        Args:
+            host: address of the API, e.g. `https://HASH-dot-REGION.pipelines.googleusercontent.com`.
+            namespace: of the experiment, where KFP has several users.
+            experiment: that runs belong to; made if there is none.
+        """
+        import kfp
+        from urllib3.util.retry import Retry
+
+        class Client(kfp.Client):
+            def _load_config(self, *arguments, **more):
+                config = super()._load_config(*arguments, **more)
+                config.retries = Retry(total=4, backoff_factor=0.2, status_forcelist=(502, 503, 504), raise_on_status=False)
+                return config
+
+            def get_kfp_healthz(self, sleep_duration: int = 5):
+                """Once: the client's own tries five times, whatever the answer, and then does not say what it was."""
+                return self._healthz_api.healthz_service_get_healthz()
+
+        with _errors(host):
+            self._client = Client(
+                host=host, namespace=namespace or "kubeflow", existing_token=os.environ.get(TOKEN_VARIABLE), verify_ssl=True
+            )
+        self._host, self._namespace, self._experiment = host, namespace, experiment
+
+    def submit(self, job: Job) -> str:
+        """Starts a run."""
+        with _errors(self._host), _package(job) as package:
+            run = self._client.run_pipeline(
+                experiment_id=self._experiment_id(),
+                job_name=job.name,
+                pipeline_package_path=str(package),
+                params=dict(job.parameters),
+                pipeline_root=job.root or None,
+                service_account=job.service_account or None,
+            )
+        return run.run_id
+
+    def schedule(self, job: Job, cron: str, dry_run: bool) -> str:
+        """Makes a recurring run, one at a time, without catching up, unless there is just this one."""
+        wanted = _canonical(job, cron)
+        with _errors(self._host):
+            experiment = self._experiment_id()
+            there = [one for one in self._recurring_runs(experiment) if one.display_name == job.name]
+            same = [one for one in there if not difference(_of_server(one), wanted)]
+            changes = difference(_of_server(there[0]) if there else {}, wanted) if not same else ""
+            if dry_run:
+                return changes
+            if not same:
+                with _package(job) as package:
+                    self._client.create_recurring_run(
+                        experiment_id=experiment,
+                        job_name=job.name,
+                        cron_expression=cron,
+                        max_concurrency=1,
+                        no_catchup=True,
+                        pipeline_package_path=str(package),
+                        params=dict(job.parameters),
+                        pipeline_root=job.root or None,
+                        service_account=job.service_account or None,
+                    )
+            # The old one goes last: a crash in between leaves one too many, which the next call removes.
+            for one in there:
+                if not same or one is not same[0]:
+                    self._client.delete_recurring_run(one.recurring_run_id)
+        return changes
+
+    def status(self, run: str) -> str:
+        """The run's state and that of its tasks."""
+        with _errors(self._host):
+            found = self._client.get_run(run)
+        tasks = (found.run_details.task_details or []) if found.run_details else []
+        lines = [f"{found.display_name}: {found.state}"]
+        lines += [f"  {task.display_name}: {task.state}" for task in tasks if task.display_name]
+        return "\n".join(lines)
+
+    def cancel(self, run: str) -> None:
+        """Terminates the run."""
+        with _errors(self._host):
+            self._client.terminate_run(run)
+
+    def _experiment_id(self) -> str:
+        return self._client.create_experiment(self._experiment, namespace=self._namespace or None).experiment_id
+
+    def _recurring_runs(self, experiment: str) -> Iterator:
+        token = ""
+        while True:
+            page = self._client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
+            yield from page.recurring_runs or ()
+            token = page.next_page_token
+            if not token:
+                return
+
+
+def _canonical(job: Job, cron: str) -> dict:
+    pipeline, *platform = job.documents
+    return {
+        "cron": cron,
+        "parameters": dict(job.parameters),
+        "root": job.root,
+        "service_account": job.service_account,
+        "pipeline": pipeline,
+        "platform": platform[0] if platform else None,
+    }
+
+
+def _of_server(found) -> dict:
+    specification, settings = found.pipeline_spec or {}, found.runtime_config
+    both = "pipeline_spec" in specification
+    return {
+        "cron": found.trigger.cron_schedule.cron if found.trigger and found.trigger.cron_schedule else None,
+        "parameters": (settings.parameters if settings else None) or {},
+        "root": (settings.pipeline_root if settings else None) or "",
+        "service_account": found.service_account or "",
+        "pipeline": specification["pipeline_spec"] if both else specification,
+        "platform": specification.get("platform_spec") if both else None,
+    }
+
+
+@contextmanager
+def _package(job: Job) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        path = Path(folder) / "pipeline.yaml"
+        path.write_text(yaml.safe_dump_all(job.documents, sort_keys=False))
+        yield path
+
+
+@contextmanager
+def _errors(host: str) -> Iterator[None]:
+    """Turns what the client raises into our own errors, and keeps what it prints for people off standard output."""
+    import urllib3
+    from kfp_server_api import ApiException
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
+            yield
+    except ApiException as error:
+        if error.status in (429, 500, 502, 503, 504):
+            raise BackendUnavailableError(
+                f"Kubeflow Pipelines answered {error.status}.", where=host, fix="run the same command later"
+            ) from None
+        try:
+            said = json.loads(error.body)
+            said = said.get("message") or said.get("error") or error.reason
+        except (TypeError, ValueError, AttributeError):
+            said = error.reason
+        fix = f"put a token into ${TOKEN_VARIABLE}" if error.status in (401, 403) else "see what it says"
+        raise BackendError(f"Kubeflow Pipelines refused ({error.status}): {said}.", where=host, fix=fix) from None
+    except (urllib3.exceptions.HTTPError, ConnectionError) as error:
+        why = type(getattr(error, "reason", error)).__name__
+        raise BackendUnavailableError(
+            f"Kubeflow Pipelines did not answer: {why}.", where=host, fix="check --host, and run the same command later"
+        ) from None

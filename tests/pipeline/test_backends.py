@@ -1,0 +1,242 @@
+"""submit, schedule, status and cancel, against servers that speak the two APIs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from paligemma.errors import InputError
+from pipelines.backends import vertex
+from pipelines.backends.job import BackendError, BackendUnavailableError
+from pipelines.backends.kubeflow import TOKEN_VARIABLE
+from pipelines.cli import app
+from servers.kubeflow import KubeflowServer
+from servers.vertex import VertexServer
+
+PARAMETERS = {
+    "train_data": "gs://b/train.jsonl",
+    "validation_data": "gs://b/validation.jsonl",
+    "recipe": {"steps": 10, "learning_rate": 0.01},
+    "margin": 0,
+    "artifact_root": "gs://b/artifacts",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    digests = {target: f"pkg.dev/p/{target}@sha256:{'0' * 64}" for target in ("cpu", "gpu", "tpu")}
+    (tmp_path / "digests.json").write_text(json.dumps(digests))
+    (tmp_path / "parameters.yaml").write_text(yaml.safe_dump(PARAMETERS, sort_keys=False))
+    return tmp_path
+
+
+@pytest.fixture
+def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowServer]:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with KubeflowServer() as server:
+        yield server
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
+    with VertexServer() as server:
+        monkeypatch.setenv(vertex.ENDPOINT_VARIABLE, server.url)
+        yield server
+
+
+def call(command: str, *arguments: object) -> str:
+    result = CliRunner().invoke(app, ["pipeline", command, *map(str, arguments)])
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout.strip()
+
+
+def on_kubeflow(folder: Path, server: KubeflowServer) -> list[object]:
+    files = ["--images", folder / "digests.json", "--parameters", folder / "parameters.yaml"]
+    return ["--backend", "kfp", "--profile", "kfp-gpu-l4", "--host", server.url, "--service-account", "runner", *files]
+
+
+def on_vertex(folder: Path) -> list[object]:
+    files = ["--images", folder / "digests.json", "--parameters", folder / "parameters.yaml"]
+    where = ["--project", "my-project", "--location", "us-central1", "--service-account", "r@p.iam.gserviceaccount.com"]
+    return ["--backend", "vertex", "--profile", "vertex-gpu-l4", *where, *files]
+
+
+def sent_parameters() -> dict:
+    return {**PARAMETERS, "recipe": "steps: 10\nlearning_rate: 0.01\n", "margin": 0.0}
+
+
+def test_a_run_on_kubeflow(folder: Path, kubeflow: KubeflowServer) -> None:
+    run = call("submit", *on_kubeflow(folder, kubeflow), "--name", "monday")
+    assert kubeflow.experiments["experiment-1"]["display_name"] == "paligemma"
+    posted = dict(kubeflow.runs[run])
+    documents = posted.pop("pipeline_spec")
+    assert documents.keys() == {"pipeline_spec", "platform_spec"}
+    assert documents["pipeline_spec"]["pipelineInfo"]["name"] == "paligemma-finetune"
+    assert posted == {
+        "display_name": "monday",
+        "experiment_id": "experiment-1",
+        "runtime_config": {"parameters": sent_parameters(), "pipeline_root": "gs://b/artifacts/runner"},
+        "service_account": "runner",
+        "state": "PENDING",
+        "run_details": {"task_details": []},
+        "run_id": run,
+    }
+    kubeflow.runs[run]["run_details"]["task_details"] = [{"display_name": "finetune", "state": "RUNNING"}]
+    where = ["--backend", "kfp", "--host", kubeflow.url]
+    assert call("status", run, *where) == "monday: PENDING\n  finetune: RUNNING"
+    call("cancel", run, *where)
+    assert kubeflow.runs[run]["state"] == "CANCELING"
+
+
+def test_a_schedule_on_kubeflow_is_replaced_only_when_something_changed(folder: Path, kubeflow: KubeflowServer) -> None:
+    command = [*on_kubeflow(folder, kubeflow), "--name", "weekly", "--cron", "0 0 3 * * 1"]
+    assert "+cron: 0 0 3 * * 1" in call("schedule", *command, "--dry-run")
+    assert kubeflow.recurring_runs == {}
+    call("schedule", *command)
+    ((first, made),) = kubeflow.recurring_runs.items()
+    assert (made["no_catchup"], str(made["max_concurrency"]), made["mode"]) == (True, "1", "ENABLE")
+    assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    assert call("schedule", *command) == "nothing changes"
+    assert list(kubeflow.recurring_runs) == [first]
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "batch_size": 7}, sort_keys=False))
+    changes = call("schedule", *command)
+    assert [line for line in changes.splitlines() if line.startswith(("+ ", "- "))] == ["+  batch_size: 7"]
+    ((second, made),) = kubeflow.recurring_runs.items()
+    assert second != first
+    assert made["runtime_config"]["parameters"]["batch_size"] == 7
+    # What a call that was killed after making the new one leaves is tidied up.
+    kubeflow.recurring_runs["recurringrun-99"] = {**made, "recurring_run_id": "recurringrun-99", "service_account": "other"}
+    assert call("schedule", *command) == "nothing changes"
+    assert list(kubeflow.recurring_runs) == [second]
+
+
+def test_a_run_on_vertex(folder: Path, google: VertexServer) -> None:
+    run = call("submit", *on_vertex(folder), "--name", "monday")
+    job = dict(google.jobs[run])
+    assert job.pop("pipelineSpec")["pipelineInfo"]["name"] == "paligemma-finetune"
+    assert job == {
+        "name": f"{google.parent}/pipelineJobs/{run}",
+        "displayName": "monday",
+        "runtimeConfig": {"gcsOutputDirectory": "gs://b/artifacts/runner", "parameterValues": sent_parameters()},
+        "labels": {"pipeline": "paligemma-finetune"},
+        "serviceAccount": "r@p.iam.gserviceaccount.com",
+        "state": "PIPELINE_STATE_PENDING",
+    }
+    google.jobs[run]["jobDetail"] = {"taskDetails": [{"taskName": "finetune", "state": "RUNNING"}]}
+    where = ["--backend", "vertex", "--project", "my-project", "--location", "us-central1"]
+    assert call("status", run, *where) == "monday: PIPELINE_STATE_PENDING\n  finetune: RUNNING"
+    call("cancel", run, *where)
+    assert google.jobs[run]["state"] == "PIPELINE_STATE_CANCELLING"
+
+
+def test_a_schedule_on_vertex_is_changed_only_when_something_changed(folder: Path, google: VertexServer) -> None:
+    command = [*on_vertex(folder), "--name", "weekly", "--cron", "0 3 * * 1"]
+    call("schedule", *command, "--dry-run")
+    assert google.schedules == {}
+    call("schedule", *command)
+    made = dict(google.schedules["1"])
+    assert made.pop("createPipelineJobRequest")["parent"] == google.parent
+    name = f"{google.parent}/schedules/1"
+    assert made == {"name": name, "displayName": "weekly", "cron": "0 3 * * 1", "maxConcurrentRunCount": "1", "state": "ACTIVE"}
+    assert call("schedule", *command) == "nothing changes"
+    command[-1] = "0 4 * * 1"
+    changes = call("schedule", *command)
+    assert {line for line in changes.splitlines() if "cron" in line} == {"-cron: 0 3 * * 1", "+cron: 0 4 * * 1"}
+    assert google.log[-1][0] == "PATCH"
+    assert google.log[-1][2] == "updateMask=cron"
+    assert {schedule["cron"] for schedule in google.schedules.values()} == {"0 4 * * 1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lerning_rate": 1}, "no parameter 'lerning_rate'"),
+        ({"batch_sise": 8}, "did you mean 'batch_size'"),
+        ({"batch_size": "8"}, "a value of the type Integer"),
+        ({"batch_size": True}, "a value of the type Integer"),
+        ({"train_data": None}, "a value of the type String"),
+        ({"artifact_root": "/tmp/x"}, "share no disk"),
+        ({"recipe": {"stepz": 1}}, "stepz"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_is_sent(
+    folder: Path, kubeflow: KubeflowServer, change: dict, said: str
+) -> None:
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, **change}))
+    with pytest.raises(InputError, match=said):
+        call("submit", *on_kubeflow(folder, kubeflow))
+    (folder / "parameters.yaml").write_text("train_data: gs://b/x")
+    with pytest.raises(InputError, match="validation_data is missing"):
+        call("submit", *on_kubeflow(folder, kubeflow))
+    assert kubeflow.log == []
+
+
+def test_the_profile_is_one_of_the_backend(folder: Path, kubeflow: KubeflowServer) -> None:
+    command = on_kubeflow(folder, kubeflow)
+    command[3] = "vertex-gpu-l4"
+    with pytest.raises(InputError, match="no profile of kfp"):
+        call("submit", *command)
+    with pytest.raises(InputError, match="not said where"):
+        call("status", "x", "--backend", "kfp")
+
+
+def test_what_the_backends_refuse_is_said(folder: Path, kubeflow: KubeflowServer, google: VertexServer) -> None:
+    with pytest.raises(BackendError, match="expected 6 fields"):
+        call("schedule", *on_kubeflow(folder, kubeflow), "--cron", "0 3 * * 1")
+    with pytest.raises(BackendError, match="invalid cron"):
+        call("schedule", *on_vertex(folder), "--cron", "0 0 3 * * 1")
+    with pytest.raises(BackendError, match=r"refused \(404\)"):
+        call("status", "run-77", "--backend", "kfp", "--host", kubeflow.url)
+    with pytest.raises(BackendError, match=r"refused \(403\).*Permission denied"):
+        call("status", "x", "--backend", "vertex", "--project", "other", "--location", "us-central1")
+    kubeflow.token = "secret"
+    with pytest.raises(BackendError, match=r"refused \(401\)") as caught:
+        call("status", "run-77", "--backend", "kfp", "--host", kubeflow.url)
+    assert TOKEN_VARIABLE in str(caught.value)
+
+
+def test_a_token_comes_from_the_environment(folder: Path, kubeflow: KubeflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubeflow.token = "secret"
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    assert call("submit", *on_kubeflow(folder, kubeflow)) in kubeflow.runs
+
+
+def test_failures_of_the_service_are_tried_again_or_exit_4(
+    folder: Path, kubeflow: KubeflowServer, google: VertexServer
+) -> None:
+    google.fail = [503, "lose"]  # the second try makes the job, and its answer is lost
+    run = call("submit", *on_vertex(folder))
+    assert list(google.jobs) == [run]
+    assert len(google.log) == 3
+    google.fail = [503] * 9
+    with pytest.raises(BackendUnavailableError, match="answered 503") as caught:
+        call("submit", *on_vertex(folder))
+    assert caught.value.exit_code == 4
+    run = call("submit", *on_kubeflow(folder, kubeflow))
+    kubeflow.fail = [503, 503]
+    assert call("status", run, "--backend", "kfp", "--host", kubeflow.url).endswith("PENDING")
+    kubeflow.fail = [500]
+    with pytest.raises(BackendUnavailableError, match="answered 500"):
+        call("status", run, "--backend", "kfp", "--host", kubeflow.url)
+
+
+def test_nobody_there_exits_4(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with KubeflowServer() as gone:
+        pass
+    with pytest.raises(BackendUnavailableError, match="did not answer"):
+        call("submit", *on_kubeflow(folder, gone))
+    monkeypatch.setenv(vertex.ENDPOINT_VARIABLE, gone.url)
+    with pytest.raises(BackendUnavailableError, match="did not answer"):
+        call("submit", *on_vertex(folder))
+
+
+def test_credentials_go_nowhere_insecure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(vertex.ENDPOINT_VARIABLE, "http://example.com")
+    with pytest.raises(InputError, match="not secure"):
+        vertex.Vertex("my-project", "us-central1")

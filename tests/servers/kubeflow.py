@@ -1,0 +1,170 @@
+"""Kubeflow Pipelines' API v2beta1 on 127.0.0.1, as far as the project asks it: experiments, runs and recurring runs.
+
+It rejects what the real one rejects: fields that kfp-server-api's models (generated from the API's own protocol buffers) do not
+have, enumeration values that they do not allow, pipelines that are not KFP's IR, parameters that the pipeline does not have or
+whose values are of another type, and cron expressions without seconds (the API server uses robfig/cron with six fields).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs
+
+import kfp_server_api
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from servers.local_http import Exchange, LocalServer
+
+API = "/apis/v2beta1/"
+JSON = [("Content-Type", "application/json")]
+_KINDS = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool}
+
+
+class RefusedError(Exception):
+    """The request is not one of the API's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class KubeflowServer:
+    """Keeps runs and schedules for the length of a `with`; `fail` holds statuses to answer the next requests with.
+
+    `token`, if given, must come with each request.
+    """
+
+    url: str
+
+    def __init__(self, token: str = "") -> None:
+        self.token = token
+        self.experiments: dict[str, dict] = {}
+        self.runs: dict[str, dict] = {}
+        self.recurring_runs: dict[str, dict] = {}
+        self.log: list[tuple[str, str, dict | None]] = []
+        self.fail: list[int] = []
+        self._numbers = itertools.count(1)
+        self._http = LocalServer(self._serve)
+
+    def __enter__(self) -> Self:
+        self._http.__enter__()
+        self.url = self._http.url
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.__exit__(kind, error, trace)
+
+    def _serve(self, exchange: Exchange) -> None:
+        path, _, query = exchange.target.partition("?")
+        data = exchange.read_body()
+        body = json.loads(data) if data else None
+        self.log.append((exchange.command, path, body))
+        try:
+            if self.fail:
+                raise RefusedError(self.fail.pop(0), "told to fail")
+            if self.token and exchange.headers.get("Authorization") != f"Bearer {self.token}":
+                raise RefusedError(401, "unauthorized")
+            answer = self._answer(exchange.command, path.removeprefix(API), parse_qs(query), body)
+            exchange.answer(200, JSON, json.dumps(answer).encode())
+        except RefusedError as error:
+            exchange.answer(error.status, JSON, json.dumps({"code": 3, "message": str(error)}).encode())
+
+    def _answer(self, method: str, path: str, query: dict, body: dict | None) -> dict:
+        match method, re.sub(r"(?<=/)[a-z]+-\d+", "ID", path):
+            case "GET", "healthz":
+                return {}
+            case "GET", "experiments":
+                return self._page(self.experiments, "experiments", query)
+            case "POST", "experiments":
+                check_model(body, "V2beta1Experiment", ("display_name",))
+                return self._keep(self.experiments, "experiment", {**body, "storage_state": "AVAILABLE"})
+            case "POST", "runs":
+                self._check_job(body, "V2beta1Run")
+                run = {**body, "state": "PENDING", "run_details": {"task_details": []}}
+                return self._keep(self.runs, "run", run)
+            case "GET", "runs/ID":
+                return self._find(self.runs, path.split("/")[1])
+            case "POST", "runs/ID:terminate":
+                self._find(self.runs, path.split("/")[1].partition(":")[0])["state"] = "CANCELING"
+                return {}
+            case "GET", "recurringruns":
+                return self._page(self.recurring_runs, "recurringRuns", query)
+            case "POST", "recurringruns":
+                self._check_job(body, "V2beta1RecurringRun")
+                cron = body["trigger"]["cron_schedule"]["cron"]
+                if len(cron.split()) != 6:
+                    raise RefusedError(400, f"expected 6 fields, found {len(cron.split())}: [{cron}]")
+                if body.get("max_concurrency", 0) not in range(1, 11) and body.get("max_concurrency") != "1":
+                    raise RefusedError(400, "max_concurrency must be 1 to 10")
+                return self._keep(self.recurring_runs, "recurring_run", body)
+            case "DELETE", "recurringruns/ID":
+                self._find(self.recurring_runs, path.split("/")[1])
+                del self.recurring_runs[path.split("/")[1]]
+                return {}
+        raise RefusedError(404, f"{method} {path} is not there")
+
+    def _keep(self, place: dict[str, dict], kind: str, value: dict) -> dict:
+        identity = f"{kind.replace('_', '')}-{next(self._numbers)}"
+        place[identity] = {**value, f"{kind}_id": identity}
+        return place[identity]
+
+    def _find(self, place: dict[str, dict], identity: str) -> dict:
+        if identity not in place:
+            raise RefusedError(404, f"{identity} not found")
+        return place[identity]
+
+    def _page(self, place: dict[str, dict], key: str, query: dict) -> dict:
+        found = list(place.values())
+        if "filter" in query:
+            (wanted,) = json.loads(query["filter"][0])["predicates"]
+            found = [one for one in found if one[wanted["key"]] == wanted["stringValue"]]
+        return {key: found, "total_size": len(found)}
+
+    def _check_job(self, body: dict, model: str) -> None:
+        check_model(body, model, ("display_name", "experiment_id", "runtime_config"))
+        self._find(self.experiments, body["experiment_id"])
+        specification = body["pipeline_spec"]
+        both = "pipeline_spec" in specification
+        pipeline = specification["pipeline_spec"] if both else specification
+        try:
+            json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+            if both:
+                json_format.ParseDict(specification["platform_spec"], pipeline_spec_pb2.PlatformSpec())
+        except json_format.ParseError as error:
+            raise RefusedError(400, f"invalid pipeline spec: {error}") from None
+        declared = pipeline["root"]["inputDefinitions"]["parameters"]
+        given = body["runtime_config"].get("parameters", {})
+        for name, value in given.items():
+            if name not in declared:
+                raise RefusedError(400, f"parameter {name} is not part of the pipeline")
+            kind = declared[name]["parameterType"]
+            if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
+                raise RefusedError(400, f"parameter {name} is not of the type {kind}")
+        for name, parameter in declared.items():
+            if not parameter.get("isOptional") and name not in given:
+                raise RefusedError(400, f"parameter {name} is required")
+
+
+def check_model(body: object, model: str, required: tuple[str, ...] = ()) -> None:
+    """Raises RefusedError for a field, at any depth, that a model of kfp-server-api does not have, and a value it forbids."""
+    known = getattr(kfp_server_api, model)
+    if not hasattr(known, "attribute_map"):
+        return
+    if not hasattr(known, "openapi_types") or not known.attribute_map:  # an enumeration
+        if body not in known.allowable_values:
+            raise RefusedError(400, f"{body!r} is no {model}")
+        return
+    fields = {public: known.openapi_types[name] for name, public in known.attribute_map.items()}
+    for key, value in body.items():
+        if key not in fields:
+            raise RefusedError(400, f"unknown field {key!r} in {model}")
+        if fields[key].startswith("V2beta1") and value is not None:
+            check_model(value, fields[key])
+    for key in required:
+        if not body.get(key):
+            raise RefusedError(400, f"{key} is missing")

@@ -1,0 +1,193 @@
+"""Vertex AI's API v1 on 127.0.0.1, as far as the project asks it: pipeline jobs and schedules.
+
+Fields, which of them are needed, and their types are those of the REST reference (projects.locations.pipelineJobs and
+projects.locations.schedules of https://cloud.google.com/vertex-ai/docs/reference/rest/v1). Like the real one it rejects what it
+does not know; 64-bit integers may be strings, as in all of protocol buffers' JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs
+
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from servers.local_http import Exchange, LocalServer
+
+JSON = [("Content-Type", "application/json")]
+RUNTIME_CONFIG = {"gcsOutputDirectory!": str, "parameterValues": dict, "failurePolicy": str, "inputArtifacts": dict}
+PIPELINE_JOB = {
+    "name": str,
+    "displayName": str,
+    "pipelineSpec": dict,
+    "labels": dict,
+    "runtimeConfig": RUNTIME_CONFIG,
+    "encryptionSpec": dict,
+    "serviceAccount": str,
+    "network": str,
+    "reservedIpRanges": list,
+    "templateUri": str,
+    "preflightValidations": bool,
+}
+CREATE_PIPELINE_JOB = {"parent!": str, "pipelineJob!": PIPELINE_JOB, "pipelineJobId": str}
+SCHEDULE = {
+    "name": str,
+    "displayName!": str,
+    "startTime": str,
+    "endTime": str,
+    "maxRunCount": (str, int),
+    "allowQueueing": bool,
+    "maxConcurrentRunCount!": (str, int),
+    "cron!": str,
+    "createPipelineJobRequest!": CREATE_PIPELINE_JOB,
+}
+
+
+class RefusedError(Exception):
+    """The request is not one of the API's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class VertexServer:
+    """Keeps jobs and schedules of one project and region for the length of a `with`.
+
+    `fail` holds what to do with the next requests: a status to answer with, or "lose" to do what is asked and break off.
+    """
+
+    url: str
+    parent = "projects/my-project/locations/us-central1"
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict] = {}
+        self.schedules: dict[str, dict] = {}
+        self.log: list[tuple[str, str, str, dict | None]] = []
+        self.fail: list[int | str] = []
+        self._numbers = itertools.count(1)
+        self._http = LocalServer(self._serve)
+
+    def __enter__(self) -> Self:
+        self._http.__enter__()
+        self.url = self._http.url
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.__exit__(kind, error, trace)
+
+    def _serve(self, exchange: Exchange) -> None:
+        path, _, query = exchange.target.partition("?")
+        data = exchange.read_body()
+        body = json.loads(data) if data else None
+        self.log.append((exchange.command, path, query, body))
+        told = self.fail.pop(0) if self.fail else None
+        try:
+            if isinstance(told, int):
+                raise RefusedError(told, "told to fail")
+            answer = self._answer(exchange.command, path.removeprefix("/v1/"), parse_qs(query), body)
+            if told == "lose":
+                exchange.reset()
+                return
+            exchange.answer(200, JSON, json.dumps(answer).encode())
+        except RefusedError as error:
+            said = {"error": {"code": error.status, "message": str(error), "status": "INVALID_ARGUMENT"}}
+            exchange.answer(error.status, JSON, json.dumps(said).encode())
+
+    def _answer(self, method: str, path: str, query: dict, body: dict | None) -> dict:
+        if not path.startswith(f"{self.parent}/"):
+            raise RefusedError(403, f"Permission denied on resource {path}")
+        rest = path.removeprefix(f"{self.parent}/")
+        match method, *rest.split("/"):
+            case "POST", "pipelineJobs":
+                identity = query.get("pipelineJobId", ["x-1"])[0]
+                if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", identity):
+                    raise RefusedError(400, "invalid pipelineJobId")
+                if identity in self.jobs:
+                    raise RefusedError(409, f"{identity} already exists")
+                check_job(body)
+                self.jobs[identity] = {
+                    **body,
+                    "name": f"{self.parent}/pipelineJobs/{identity}",
+                    "state": "PIPELINE_STATE_PENDING",
+                }
+                return self.jobs[identity]
+            case "GET", "pipelineJobs", identity:
+                return self._find(self.jobs, identity)
+            case "POST", "pipelineJobs", call if call.endswith(":cancel"):
+                self._find(self.jobs, call.removesuffix(":cancel"))["state"] = "PIPELINE_STATE_CANCELLING"
+                return {}
+            case "POST", "schedules":
+                self._check_schedule(body)
+                identity = str(next(self._numbers))
+                self.schedules[identity] = {**body, "name": f"{path}/{identity}", "state": "ACTIVE"}
+                return self.schedules[identity]
+            case "GET", "schedules":
+                wanted = re.fullmatch(r'display_name="([^"]*)"', query["filter"][0])
+                if wanted is None:
+                    raise RefusedError(400, "invalid filter")
+                return {"schedules": [one for one in self.schedules.values() if one["displayName"] == wanted[1]]}
+            case "PATCH", "schedules", identity:
+                found = self._find(self.schedules, identity)
+                fields = query["updateMask"][0].split(",")
+                if unknown := set(fields) - {key.rstrip("!") for key in SCHEDULE}:
+                    raise RefusedError(400, f"invalid updateMask: {unknown}")
+                self._check_schedule(body)
+                found.update({field: body[field] for field in fields})
+                return found
+        raise RefusedError(404, f"{method} {path} is not there")
+
+    def _find(self, place: dict[str, dict], identity: str) -> dict:
+        if identity not in place:
+            raise RefusedError(404, f"{identity} is not found")
+        return place[identity]
+
+    def _check_schedule(self, body: dict) -> None:
+        check_fields(body, SCHEDULE, "schedule")
+        if len(body["cron"].split()) != 5 and not body["cron"].startswith(("TZ=", "CRON_TZ=")):
+            raise RefusedError(400, f"invalid cron: {body['cron']}")
+        if body["createPipelineJobRequest"]["parent"] != self.parent:
+            raise RefusedError(400, "parent is of another region")
+        check_job(body["createPipelineJobRequest"]["pipelineJob"])
+
+
+def check_job(body: dict) -> None:
+    """Raises RefusedError for what is no pipeline job."""
+    check_fields(body, PIPELINE_JOB, "pipelineJob")
+    if not body["runtimeConfig"]["gcsOutputDirectory"].startswith("gs://"):
+        raise RefusedError(400, "gcsOutputDirectory is not in Cloud Storage")
+    try:
+        json_format.ParseDict(body["pipelineSpec"], pipeline_spec_pb2.PipelineSpec())
+    except json_format.ParseError as error:
+        raise RefusedError(400, f"invalid pipelineSpec: {error}") from None
+    declared = body["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]
+    given = body["runtimeConfig"].get("parameterValues", {})
+    if unknown := given.keys() - declared.keys():
+        raise RefusedError(400, f"The pipeline parameter {unknown} is not found in the pipeline job input definitions.")
+    if missing := {name for name, one in declared.items() if not one.get("isOptional")} - given.keys():
+        raise RefusedError(400, f"The input parameter {missing} is missing.")
+    for executor in body["pipelineSpec"]["deploymentSpec"]["executors"].values():
+        if "@sha256:" not in executor["container"]["image"] and "pkg.dev" not in executor["container"]["image"]:
+            raise RefusedError(400, "an image that Vertex cannot reach")
+
+
+def check_fields(body: object, fields: dict, where: str) -> None:
+    """Raises RefusedError for an unknown field, a missing one (marked !), and a value of another type."""
+    if not isinstance(body, dict):
+        raise RefusedError(400, f"{where} is no object")
+    known = {key.rstrip("!"): kind for key, kind in fields.items()}
+    for key, value in body.items():
+        if key not in known:
+            raise RefusedError(400, f"Invalid JSON payload received. Unknown name \"{key}\" at '{where}'")
+        if isinstance(known[key], dict):
+            check_fields(value, known[key], f"{where}.{key}")
+        elif not isinstance(value, known[key]):
+            raise RefusedError(400, f"Invalid value at '{where}.{key}'")
+    for key in fields:
+        if key.endswith("!") and not body.get(key[:-1]):
+            raise RefusedError(400, f"Required field '{where}.{key[:-1]}' is missing")
