@@ -121,6 +121,63 @@ def export(
 
 
 @app.command()
+def preflight(
+    variant: Annotated[
+        str, typer.Option(help="Published architecture, e.g. paligemma2-3b-pt-224.", show_default="that of --checkpoint")
+    ] = "",
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint whose architecture to take.", show_default="none")] = "",
+    target: Annotated[str, typer.Option(help="Hardware, several with commas: cpu, t4, l4, a100-40, v5e-1, v6e-1, ...")] = "cpu",
+    recipe: Annotated[str, typer.Option(help="Training recipe: a preset's name or a YAML file.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Examples in a step, several with commas.", show_default="the recipe's")] = "",
+    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for preflight.json and preflight.html.", show_default="none")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="YAML file of prices.", show_default="the built-in one")] = None,
+    warn_only: Annotated[bool, typer.Option(help="Exit with 0 when it does not fit.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Compile again what has been compiled before.")] = False,
+) -> None:
+    """Compile the training step for hardware that is not there: memory, speed at best, price, and what fits if it does not."""
+    from rich.console import Console
+
+    from paligemma.checkpoints.open import open_checkpoint
+    from paligemma.errors import InputError
+    from paligemma.preflight.examine import PRICES_FILE, DoesNotFitError, examine, find_fitting, read_prices
+    from paligemma.preflight.show import table, write
+    from paligemma.preflight.targets import find_variant
+    from paligemma.training.recipe import parse_recipe
+    from pipelines.presets import read_preset
+
+    if bool(variant) == bool(checkpoint):
+        raise InputError("Give one of the two.", where="--variant, --checkpoint")
+    config = find_variant(variant) if variant else open_checkpoint(checkpoint).config
+    as_of, price_list = read_prices(prices or PRICES_FILE)
+    sizes = [f"batch_size={size}" for size in batch_size.split(",") if size] or [""]
+    recipes = [parse_recipe(read_preset(recipe), [*(set_ or []), *([size] if size else [])], recipe) for size in sizes]
+    jobs = [(parsed, name.strip()) for parsed in recipes for name in target.split(",")]
+    reports = [examine(config, parsed, name, max_text_tokens, price_list, fresh) for parsed, name in jobs]
+    title = f"{variant or checkpoint}: one step, GiB a device (prices of {as_of})"
+    Console(soft_wrap=True).print(table(reports, title))
+    override = ""
+    if len(jobs) == 1 and not reports[0].fits:
+        fitting = find_fitting(config, *jobs[0], max_text_tokens, price_list)
+        override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write(output, reports, title, recipes[0].steps, as_of, override)
+    if len(jobs) == 1 and not reports[0].fits:
+        fix = f"what fits: {override}" if override else "no recipe was found that fits: choose a larger target"
+        error = DoesNotFitError(f"The job does not fit {target}.", fix=fix)
+        if not warn_only:
+            raise error
+        typer.echo(str(error), err=True)
+
+
+@app.command()
 def preview(
     data: Annotated[str, typer.Option(help="Records from prepare_data, or a JSONL file; local or gs://.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("preview.html"),
@@ -302,7 +359,7 @@ def submit(
     from pipelines.backends.job import make_job
 
     place_task = place_on(backend, profile, images, spot, kaggle_secret)
-    job = make_job(name, parameters, place_task, service_account, root)
+    job = make_job(name, parameters, profile, place_task, service_account, root)
     typer.echo(connect(backend, host, namespace, experiment, project, location).submit(job))
 
 
@@ -330,7 +387,7 @@ def schedule(
     from pipelines.backends.job import make_job
 
     place_task = place_on(backend, profile, images, spot, kaggle_secret)
-    job = make_job(name, parameters, place_task, service_account, root)
+    job = make_job(name, parameters, profile, place_task, service_account, root)
     changes = connect(backend, host, namespace, experiment, project, location).schedule(job, cron, dry_run)
     typer.echo(changes or "nothing changes")
 
@@ -394,6 +451,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
+    target: Annotated[str, typer.Option(help="Hardware that fine-tuning is to fit.")] = "cpu",
     max_text_tokens: Annotated[int, typer.Option(help="Most tokens of prefix and suffix.", min=4)] = 128,
     max_reject_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
@@ -444,6 +502,7 @@ def run(
             "image_size": image_size,
             "images": absolute(images),
             "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
+            "target": target,
             "max_text_tokens": max_text_tokens,
             "max_reject_fraction": max_reject_fraction,
             "kind": task,

@@ -8,6 +8,7 @@ from kfp.dsl.base_component import BaseComponent
 from components.evaluate.component import evaluate
 from components.fetch_checkpoint.component import fetch_checkpoint
 from components.finetune.component import finetune
+from components.preflight.component import preflight
 from components.prepare_data.component import prepare_data
 from components.publish.component import publish
 from components.summarize.component import summarize
@@ -31,6 +32,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         image_size: int = 0,
         images: str = "",
         recipe: str = "",
+        target: str = "cpu",
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
         kind: str = "",
@@ -55,6 +57,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             image_size: Side of the images that the model is to see, in pixels; 0: the checkpoint's own.
             images: Folder that image paths are relative to; empty: each JSONL file's folder.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
+            target: Hardware that fine-tuning is to fit, e.g. l4 or v5e-4: the step preflight compiles for it.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
@@ -77,6 +80,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
             )
             checkpoint = fetched.outputs["checkpoint"]
+            fits = preflight(checkpoint=checkpoint, recipe=recipe, target=target, max_text_tokens=max_text_tokens, **place)
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
                 task = prepare_data(
@@ -93,6 +97,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
 
             tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
+            tuned.after(fits)
             judged = {"records": validation, "kind": kind, "metrics": metrics, "mask_decoder": mask_decoder}
             judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
             # The base is evaluated while fine-tuning runs: waiting for that costs the tuned model's evaluation nothing.
@@ -118,7 +123,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     **place,
                 )
 
-        tasks = {"fetch_checkpoint": [fetched], "prepare_data": [*splits.values()], "finetune": [tuned]}
+        tasks = {"fetch_checkpoint": [fetched], "preflight": [fits], "prepare_data": [*splits.values()], "finetune": [tuned]}
         tasks |= {"evaluate": [of_base, of_tuned], "publish": [published], "summarize": [at_exit]}
         for step, task in ((step, task) for step, of_step in tasks.items() for task in of_step):
             # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -55,10 +55,12 @@ class Profile:
     Attributes:
         backend: what runs it.
         accelerated: machine of the steps in `ACCELERATED`.
+        target: what `preflight` compiles for.
     """
 
     backend: Backend
     accelerated: Machine
+    target: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Robustness:
 
 
 ROBUSTNESS = {
+    "preflight": Robustness(retries=2, timeout=2 * _HOUR),
     "fetch_checkpoint": Robustness(retries=3, timeout=6 * _HOUR),
     "prepare_data": Robustness(retries=3, timeout=24 * _HOUR),
     "finetune": Robustness(retries=20, timeout=7 * 24 * _HOUR),  # a spot machine may be taken away many times
@@ -87,27 +90,28 @@ SMALL = Machine("cpu", cpu="4", memory="16G")
 """For steps that need no accelerator. Merging and decoding work on a block of one array at a time."""
 
 
-def _gke_gpu(name: str, cpu: str, memory: str) -> Profile:
+def _gke_gpu(name: str, cpu: str, memory: str, target: str) -> Profile:
     machine = Machine("gpu", cpu, memory, "nvidia.com/gpu", 1, {"cloud.google.com/gke-accelerator": name})
-    return Profile("kfp", machine)
+    return Profile("kfp", machine, target)
 
 
 def _gke_tpu(name: str, topology: str, chips: int) -> Profile:
+    target = f"{'v6e' if 'v6e' in name else 'v5e'}-{chips}"
     selectors = {"cloud.google.com/gke-tpu-accelerator": name, "cloud.google.com/gke-tpu-topology": topology}
-    return Profile("kfp", Machine("tpu", str(8 * chips), f"{32 * chips}G", "google.com/tpu", chips, selectors))
+    return Profile("kfp", Machine("tpu", str(8 * chips), f"{32 * chips}G", "google.com/tpu", chips, selectors), target)
 
 
-def _vertex_gpu(name: str, cpu: str, memory: str) -> Profile:
-    return Profile("vertex", Machine("gpu", cpu, memory, name, 1))
+def _vertex_gpu(name: str, cpu: str, memory: str, target: str) -> Profile:
+    return Profile("vertex", Machine("gpu", cpu, memory, name, 1), target)
 
 
 PROFILES: dict[str, Profile] = {
     "local": Profile("local", SMALL),
     "kfp-cpu": Profile("kfp", Machine("cpu", cpu="8", memory="32G")),
-    "kfp-gpu-t4": _gke_gpu("nvidia-tesla-t4", cpu="7", memory="26G"),
-    "kfp-gpu-l4": _gke_gpu("nvidia-l4", cpu="7", memory="28G"),
-    "kfp-gpu-a100": _gke_gpu("nvidia-tesla-a100", cpu="11", memory="78G"),
-    "kfp-gpu-h100": _gke_gpu("nvidia-h100-80gb", cpu="24", memory="200G"),
+    "kfp-gpu-t4": _gke_gpu("nvidia-tesla-t4", cpu="7", memory="26G", target="t4"),
+    "kfp-gpu-l4": _gke_gpu("nvidia-l4", cpu="7", memory="28G", target="l4"),
+    "kfp-gpu-a100": _gke_gpu("nvidia-tesla-a100", cpu="11", memory="78G", target="a100-40"),
+    "kfp-gpu-h100": _gke_gpu("nvidia-h100-80gb", cpu="24", memory="200G", target="h100-80"),
     "kfp-tpu-v5e-1": _gke_tpu("tpu-v5-lite-podslice", "1x1", 1),
     "kfp-tpu-v5e-4": _gke_tpu("tpu-v5-lite-podslice", "2x2", 4),
     "kfp-tpu-v5e-8": _gke_tpu("tpu-v5-lite-podslice", "2x4", 8),
@@ -115,9 +119,9 @@ PROFILES: dict[str, Profile] = {
     "kfp-tpu-v6e-4": _gke_tpu("tpu-v6e-slice", "2x2", 4),
     "kfp-tpu-v6e-8": _gke_tpu("tpu-v6e-slice", "2x4", 8),
     "vertex-cpu": Profile("vertex", Machine("cpu", cpu="8", memory="32G")),
-    "vertex-gpu-t4": _vertex_gpu("NVIDIA_TESLA_T4", cpu="8", memory="30G"),
-    "vertex-gpu-l4": _vertex_gpu("NVIDIA_L4", cpu="8", memory="32G"),
-    "vertex-gpu-a100": _vertex_gpu("NVIDIA_TESLA_A100", cpu="12", memory="85G"),
+    "vertex-gpu-t4": _vertex_gpu("NVIDIA_TESLA_T4", cpu="8", memory="30G", target="t4"),
+    "vertex-gpu-l4": _vertex_gpu("NVIDIA_L4", cpu="8", memory="32G", target="l4"),
+    "vertex-gpu-a100": _vertex_gpu("NVIDIA_TESLA_A100", cpu="12", memory="85G", target="a100-40"),
 }
 
 CANNOT = {
@@ -193,6 +197,8 @@ def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = Fals
 
     def place_task(step: str, task: dsl.PipelineTask) -> None:
         machine = profile.accelerated if step in ACCELERATED else SMALL
+        if step == "preflight":  # on a plain machine, with the accelerator's compiler
+            machine = replace(SMALL, image=profile.accelerated.image)
         robustness = ROBUSTNESS[step]
         task.set_container_image(images[machine.image])
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)

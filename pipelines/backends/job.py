@@ -14,7 +14,7 @@ import yaml
 from paligemma.errors import InputError, PaliGemmaError, did_you_mean
 from paligemma.storage.location import SCHEME
 from pipelines.compile import compile_pipeline
-from pipelines.placement import PlaceTask
+from pipelines.placement import PlaceTask, find_profile
 
 _TYPES = {"String": str, "Integer": int, "Float": (int, float), "Boolean": bool}
 
@@ -70,13 +70,14 @@ class Backend(Protocol):
         ...
 
 
-def make_job(name: str, parameters: Path, place_task: PlaceTask, service_account: str, root: str) -> Job:
+def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, service_account: str, root: str) -> Job:
     """Compiles the DAG and checks its parameters, before anything is sent.
 
     Args:
         name: of the run or the schedule.
         parameters: YAML file.
-        place_task: of a profile.
+        profile: which hardware `preflight` is to compile for, unless the parameters say.
+        place_task: of the profile.
         service_account: whose rights the steps have.
         root: gs:// prefix for what the backend itself keeps; empty: below artifact_root.
 
@@ -86,7 +87,7 @@ def make_job(name: str, parameters: Path, place_task: PlaceTask, service_account
     from pipelines.finetune import make_pipeline
 
     inputs = make_pipeline(place_task).component_spec.inputs
-    checked = check_parameters(parameters, inputs)
+    checked = {"target": find_profile(profile).target, **check_parameters(parameters, inputs)}
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         compile_pipeline(Path(folder) / "pipeline.yaml", place_task=place_task)
         documents = tuple(yaml.safe_load_all((Path(folder) / "pipeline.yaml").read_text()))

@@ -51,7 +51,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_what_there_is() -> None:
-    assert COMPONENTS == ["evaluate", "fetch_checkpoint", "finetune", "prepare_data", "publish", "summarize"]
+    assert COMPONENTS == ["evaluate", "fetch_checkpoint", "finetune", "preflight", "prepare_data", "publish", "summarize"]
     assert {"paligemma demo", "paligemma generate", "paligemma pipeline run", "paligemma pipeline compile"} < COMMANDS.keys()
 
 

@@ -68,7 +68,7 @@ def on_vertex(folder: Path) -> list[object]:
 
 
 def sent_parameters() -> dict:
-    return {**PARAMETERS, "recipe": "steps: 10\nlearning_rate: 0.01\n", "margin": 0.0}
+    return {"target": "l4", **PARAMETERS, "recipe": "steps: 10\nlearning_rate: 0.01\n", "margin": 0.0}
 
 
 def test_a_run_on_kubeflow(folder: Path, kubeflow: KubeflowServer) -> None:

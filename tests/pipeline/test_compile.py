@@ -40,7 +40,8 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
         "fetch-checkpoint": [],
         "prepare-data": ["fetch-checkpoint"],
         "prepare-data-2": ["fetch-checkpoint"],
-        "finetune": ["fetch-checkpoint", "prepare-data", "prepare-data-2"],
+        "preflight": ["fetch-checkpoint"],
+        "finetune": ["fetch-checkpoint", "preflight", "prepare-data", "prepare-data-2"],
         "evaluate": ["fetch-checkpoint", "prepare-data-2"],
         "evaluate-2": ["evaluate", "fetch-checkpoint", "finetune", "prepare-data-2"],
         "condition-2": ["evaluate-2", "fetch-checkpoint", "finetune"],
@@ -54,7 +55,7 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
 def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     inner = [component["dag"] for component in specification["components"].values() if "dag" in component]
     tasks = [task for dag in [specification["root"]["dag"], *inner] for task in dag["tasks"].items()]
-    assert len(tasks) == 10
+    assert len(tasks) == 11
     assert [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")] == []
 
 

@@ -65,7 +65,7 @@ def test_only_training_and_evaluation_get_accelerators(compiled: dict[str, list[
     machine = PROFILES[name].accelerated
     for executor, container in executors(compiled[name][0]).items():
         accelerated = any(executor.startswith(step) for step in ACCELERATED)
-        assert container["image"] == IMAGES[machine.image if accelerated else "cpu"]
+        assert container["image"] == IMAGES[machine.image if accelerated or executor == "preflight" else "cpu"]
         accelerator = container["resources"].get("accelerator")
         if accelerated and machine.accelerator:
             assert accelerator["resourceType"] == machine.accelerator
@@ -80,7 +80,7 @@ def test_every_task_is_tried_again(compiled: dict[str, list[dict]], name: str) -
     dags = [document["root"]["dag"], *(c["dag"] for c in document["components"].values() if "dag" in c)]
     tasks = {key: task for dag in dags for key, task in dag["tasks"].items() if not key.startswith("condition")}
     tasks = {key: task for key, task in tasks.items() if not key.startswith("exit-handler")}
-    assert len(tasks) == 8
+    assert len(tasks) == 9
     for key, task in tasks.items():
         step = next(step for step in ROBUSTNESS if key.startswith(step.replace("_", "-")))
         assert task["retryPolicy"]["maxRetryCount"] == ROBUSTNESS[step].retries

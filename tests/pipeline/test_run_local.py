@@ -15,6 +15,7 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
+from paligemma.preflight.examine import MEMORY_VARIABLE
 from paligemma.registry import read_champion
 from pipelines.run_local import StepFailedError, run_pipeline
 
@@ -47,7 +48,16 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
     run = Path(outputs.tuned).relative_to(tmp_path / "root").parts[0]
     kept = {path.parent.name for path in (tmp_path / "root/lineage" / run).glob("*/*.json")}
-    assert kept == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2", "summarize"}
+    assert kept == {
+        "fetch-checkpoint",
+        "prepare-data",
+        "prepare-data-2",
+        "finetune",
+        "evaluate",
+        "evaluate-2",
+        "preflight",
+        "summarize",
+    }
     assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
 
 
@@ -61,6 +71,17 @@ def test_a_model_that_is_better_is_published_and_one_that_is_not_is_not(data: Pa
     promoted = run_pipeline(parameters(data, **better), tmp_path / "root")
     assert promoted.release == str(registry / "releases" / read_champion(registry).release / "release")
     assert json.loads((Path(promoted.tuned_evaluation) / "metrics.json").read_text())["primary"] == "anls"
+
+
+def test_a_job_that_does_not_fit_never_reaches_fine_tuning(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MEMORY_VARIABLE, "1000000")
+    with pytest.raises(StepFailedError, match=r"preflight failed\. The job does not fit") as caught:
+        run_pipeline(parameters(data), tmp_path / "root")
+    assert caught.value.exit_code == 2
+    run = next(path for path in (tmp_path / "root/lineage").iterdir() if path.name != "rows")
+    tasks = {path.name for path in run.iterdir()}
+    assert "preflight" in tasks
+    assert "finetune" not in tasks
 
 
 def test_a_failing_step_fails_the_run_with_its_own_words(data: Path, tmp_path: Path) -> None:

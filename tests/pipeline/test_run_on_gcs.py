@@ -114,10 +114,19 @@ def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
     by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
     assert by_role["tuned model"] == read_record(localize(outputs.tuned)).artifact.tree_sha256
     assert json.loads((localize(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
-    steps = {"fetch-checkpoint", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2"}
+    steps = {
+        "fetch-checkpoint",
+        "preflight",
+        "prepare-data",
+        "prepare-data-2",
+        "finetune",
+        "evaluate",
+        "evaluate-2",
+        "summarize",
+    }
     names = [found.location.name.split("/") for found in gcs.list_objects(BUCKET / "artifacts")]
     assert {parts[2] for parts in names if parts[1] != "lineage"} == steps
-    assert {parts[3] for parts in names if parts[1] == "lineage" and parts[2] != "rows"} == steps
+    assert {parts[3] for parts in names if parts[1] == "lineage" and parts[2] != "rows"} == steps | {"publish"}
     with Index(BUCKET / "artifacts") as index:
         found = verify(index)
         assert (found.problems, found.artifacts) == ([], 6)

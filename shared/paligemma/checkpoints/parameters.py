@@ -18,7 +18,7 @@ from paligemma.models.paligemma import PaliGemma
 from paligemma.precision import ComputeDtype, Precision
 from paligemma.sharding import fsdp_sharding
 
-_TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
+TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
 
 
 def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]:
@@ -63,7 +63,7 @@ def build_module(
         lora: adapters to add; None for none.
         seed: of the adapters.
     """
-    precision = Precision.of(compute, dtype_of(_TOWER, arrays[_TOWER].dtype))
+    precision = Precision.of(compute, dtype_of(TOWER, arrays[TOWER].dtype))
     graph, state = nnx.split(abstract_model(config, precision, lora))
     for name, variable in parameters_by_name(state).items():
         new = is_adapter(name) and name not in arrays

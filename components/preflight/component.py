@@ -1,0 +1,40 @@
+"""KFP interface of `preflight`."""
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def preflight(
+    checkpoint: dsl.Input[dsl.Model],
+    preflight: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    recipe: str = "",
+    target: str = "cpu",
+    max_text_tokens: int = 128,
+    warn_only: bool = False,
+    artifact_root: str = "",
+    task: str = "",
+):
+    """Compiles the training step for the hardware that is to run it, and fails when it does not fit.
+
+    Args:
+        recipe: Training recipe, as YAML text; empty: the reference recipe.
+        target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
+        max_text_tokens: Most tokens of a row's prefix and suffix.
+        warn_only: Go on when it does not fit.
+        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+    """
+    import shutil
+
+    from components.artifacts import input_location, mirror_record, output_location
+    from components.preflight.main import check
+    from paligemma.lineage.artifact import localize
+    from paligemma.training.recipe import parse_recipe
+
+    output = output_location(preflight, artifact_root, task)
+    check(input_location(checkpoint), output, parse_recipe(recipe), target, max_text_tokens, warn_only)
+    mirror_record(preflight, output)
+    shutil.copyfile(localize(output) / "preflight.html", report.path)

@@ -1,0 +1,67 @@
+"""The training step with shapes in place of arrays, laid out over devices as `finetune` lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from paligemma.checkpoints.architecture import abstract_model
+from paligemma.checkpoints.parameters import TOWER, parameters_by_name
+from paligemma.data.batch import TrainBatch
+from paligemma.models.config import PaliGemmaConfig
+from paligemma.precision import ComputeDtype, Precision
+from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh
+from paligemma.training.optimizer import make_optimizer
+from paligemma.training.recipe import Recipe
+from paligemma.training.step import StepSettings, TrainState, TrainStep, make_train_step
+from paligemma.training.trainable import compile_pattern, is_trainable, split_trainable
+
+
+def abstract_step(
+    config: PaliGemmaConfig, recipe: Recipe, devices: Sequence[jax.Device], auto: ComputeDtype, text_tokens: int
+) -> tuple[TrainStep, tuple[TrainState, nnx.State, TrainBatch]]:
+    """The step, and its arguments as shapes with shardings.
+
+    Args:
+        config: the architecture.
+        recipe: how to train.
+        devices: to train on; they need not be there.
+        auto: what `compute_dtype: auto` is on them.
+        text_tokens: of every row's text; all but the first count in the loss, which is the most that a batch can ask for.
+
+    Raises:
+        InputError: the batch does not split over the devices, or nothing is trained.
+    """
+    mesh = make_mesh(list(devices), recipe.data_parallel)
+    check_batch_size(mesh, recipe.batch_size, recipe.accumulate)
+    pattern = compile_pattern(recipe.trainable)
+    lora = recipe.lora if recipe.trainable == "lora" else None
+    compute = auto if recipe.compute_dtype == "auto" else recipe.compute_dtype
+    tower = "float32" if is_trainable(pattern, TOWER) else recipe.frozen_dtype
+    graph, state = nnx.split(abstract_model(config, Precision.of(compute, tower), lora))
+
+    def placed(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=fsdp_sharding(mesh, tuple(shape)))
+
+    for name, variable in parameters_by_name(state).items():
+        dtype = jnp.dtype("float32" if is_trainable(pattern, name) else recipe.frozen_dtype)
+        variable.set_value(placed(tuple(variable.shape), dtype))
+    graph, trainable, frozen = split_trainable(nnx.merge(graph, state), pattern)
+    optimizer = make_optimizer(recipe, recipe.steps or 1000)
+    optimizer_state = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable))
+    train_state = TrainState(placed((), jnp.int32), trainable, optimizer_state)
+
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    size, width = config.img.image_size, text_tokens - 1
+
+    def of_batch(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=rows)
+
+    text = [of_batch(np.int32, width) for _ in range(5)]
+    batch = TrainBatch(of_batch(np.uint8, size, size, 3), *text)
+    return make_train_step(graph, optimizer, StepSettings.of(recipe), mesh), (train_state, frozen, batch)

@@ -1,0 +1,137 @@
+"""The hardware that a job can be compiled for: memory, speed, and how its compiler is told of it.
+
+Memory limits of TPUs are those that their compiler enforces; figures of GPUs are from NVIDIA's data sheets and
+programming guide, with the memory that a driver leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from paligemma.errors import InputError, did_you_mean
+from paligemma.models.config import VARIANTS
+from paligemma.precision import ComputeDtype
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number of devices of one kind.
+
+    Attributes:
+        platform: compiler.
+        device: name of the kind, as in the price list.
+        devices: how many.
+        memory: bytes of one device that a program can have; 0: of this machine, all devices together.
+        margin: share of it that is to stay free.
+        tflops: dense 16-bit matrix products of one device, 10^12 operations a second; 0: not known.
+        bandwidth: bytes a second of one device's memory.
+        compute: what `compute_dtype: auto` is there.
+        topology: keyword arguments of `get_topology_desc`.
+    """
+
+    platform: Literal["cpu", "tpu", "cuda"]
+    device: str
+    devices: int
+    memory: int
+    margin: float
+    tflops: float
+    bandwidth: float
+    compute: ComputeDtype
+    topology: Mapping[str, object] = field(default_factory=dict)
+
+
+_TPUS = {  # name: generation, memory (GiB), TFLOP/s, GB/s, topologies by chips
+    "v4": ("v4", 30.75, 275, 1228, {4: "2x2x1", 8: "2x2x2"}),
+    "v5e": ("v5e", 15.75, 197, 819, {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4"}),
+    "v5p": ("v5p", 95.74, 459, 2765, {4: "2x2x1", 8: "2x2x2"}),
+    "v6e": ("v6e", 31.25, 918, 1640, {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4"}),
+}
+
+
+def _tpu(name: str, chips: int) -> Target:
+    generation, memory, tflops, bandwidth, topologies = _TPUS[name]
+    topology: dict[str, object] = {"topology_name": f"{generation}:{topologies[chips]}", "platform": "tpu"}
+    if chips == 1:
+        topology |= {"chips_per_host_bounds": (1, 1, 1), "num_slices": 1}
+    if name == "v4":
+        topology["chip_config_name"] = "megacore"
+    return Target("tpu", name, chips, int(memory * GIB), 0.02, tflops, bandwidth * 1e9, "bfloat16", topology)
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    name: str
+    memory: int  # MiB
+    tflops: float
+    bandwidth: float  # GB/s
+    capability: tuple[int, int]
+    multiprocessors: int
+    units: int  # float32 units of a multiprocessor
+    clock: float  # GHz
+    cache: int  # MiB
+    threads: int  # of a multiprocessor
+    shared: int  # bytes of a multiprocessor
+    shared_of_block: int  # bytes, at most
+
+
+_GPUS = {
+    "t4": _Gpu("Tesla T4", 14930, 65, 320, (7, 5), 40, 64, 1.59, 4, 1024, 65536, 65536),
+    "l4": _Gpu("NVIDIA L4", 23034, 121, 300, (8, 9), 58, 128, 2.04, 48, 1536, 102400, 101376),
+    "a10g": _Gpu("NVIDIA A10G", 22731, 70, 600, (8, 6), 80, 128, 1.71, 6, 1536, 102400, 101376),
+    "a100-40": _Gpu("NVIDIA A100-SXM4-40GB", 40536, 312, 1555, (8, 0), 108, 64, 1.41, 40, 2048, 167936, 166912),
+    "h100-80": _Gpu("NVIDIA H100 80GB HBM3", 81559, 989, 3350, (9, 0), 132, 128, 1.98, 50, 2048, 233472, 232448),
+}
+
+
+def _gpu(name: str) -> Target:
+    gpu = _GPUS[name]
+    description = f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: {gpu.shared} threads_per_core_limit: {gpu.threads} core_count: {gpu.multiprocessors}
+  fpus_per_core: {gpu.units} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {int(gpu.bandwidth * 1e9)} l2_cache_size: {gpu.cache * 2**20} clock_rate_ghz: {gpu.clock}
+  device_memory_size: {gpu.memory * 2**20} shared_memory_per_block_optin: {gpu.shared_of_block}
+  cuda_compute_capability {{ major: {gpu.capability[0]} minor: {gpu.capability[1]} }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+runtime_version {{ major: 12 minor: 8 patch: 0 }}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{gpu.name}"
+"""
+    topology = {"platform": "cuda", "target_config": description, "topology": "1x1x1"}
+    compute = "bfloat16" if gpu.capability >= (8, 0) else "float16"
+    # What the CUDA context, the libraries' workspaces and the allocator's rounding take is not in the compiler's figures.
+    return Target("cuda", name, 1, gpu.memory * 2**20, 0.08, gpu.tflops, gpu.bandwidth * 1e9, compute, topology)
+
+
+TARGETS: dict[str, Target] = {
+    "cpu": Target("cpu", "cpu", 1, 0, 0.1, 0.0, 0.0, "float32"),
+    "cpu-8": Target("cpu", "cpu", 8, 0, 0.1, 0.0, 0.0, "float32"),
+    **{name: _gpu(name) for name in _GPUS},
+    **{f"{name}-{chips}": _tpu(name, chips) for name in _TPUS for chips in _TPUS[name][4]},
+}
+
+
+def find_target(name: str) -> Target:
+    """A target by its name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in TARGETS:
+        raise InputError(f"There is no target {name!r}.", where="--target", fix=did_you_mean(name, TARGETS))
+    return TARGETS[name]
+
+
+def find_variant(name: str) -> object:
+    """The architecture of a published checkpoint.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in VARIANTS:
+        raise InputError(f"There is no variant {name!r}.", where="--variant", fix=did_you_mean(name, VARIANTS))
+    return VARIANTS[name]
