@@ -12,7 +12,7 @@ def preflight(
     report: dsl.Output[dsl.HTML],
     recipe: str = "",
     target: str = "cpu",
-    max_text_tokens: int = 128,
+    text_tokens: int = 128,
     warn_only: bool = False,
     artifact_root: str = "",
     task: str = "",
@@ -22,7 +22,7 @@ def preflight(
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
-        max_text_tokens: Most tokens of a row's prefix and suffix.
+        text_tokens: Most tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
@@ -35,6 +35,6 @@ def preflight(
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(preflight, artifact_root, task)
-    check(input_location(checkpoint), output, parse_recipe(recipe), target, max_text_tokens, warn_only)
+    check(input_location(checkpoint), output, parse_recipe(recipe), target, text_tokens, warn_only)
     mirror_record(preflight, output)
     shutil.copyfile(localize(output) / "preflight.html", report.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,26 +21,23 @@ ARTIFACT_TYPE = "preflight"
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the report to.")],
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")
-    ] = None,
+    recipe: Annotated[str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     target: Annotated[str, typer.Option(help="Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...")] = "cpu",
-    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
+    text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
     warn_only: Annotated[bool, typer.Option(help="Go on when it does not fit.")] = False,
 ) -> None:
     """Writes preflight.json and preflight.html; fails when the target cannot hold the job."""
-    from paligemma.training.recipe import parse_recipe
+    from paligemma.training.recipe import read_recipe
 
-    parsed = parse_recipe(recipe.read_text() if recipe else "", set_ or [], str(recipe))
-    check(checkpoint, output, parsed, target, max_text_tokens, warn_only)
+    check(checkpoint, output, read_recipe(recipe or None, set_ or []), target, text_tokens, warn_only)
 
 
 @recorded("preflight")
-def check(checkpoint: str, output: str, recipe: Recipe, target: str, max_text_tokens: int, warn_only: bool) -> None:
+def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens: int, warn_only: bool) -> None:
     """As `run`, with the recipe read.
 
     Raises:
@@ -53,10 +49,10 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, max_text_to
     from paligemma.preflight.show import write
 
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
-    parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "max_text_tokens": max_text_tokens}
+    parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": text_tokens}
     with produce(output, ARTIFACT_TYPE, "preflight", parameters, [input_of("checkpoint", base.location)]) as draft:
-        report = examine(base.config, recipe, target, max_text_tokens, prices)
-        fitting = None if report.fits else find_fitting(base.config, recipe, target, max_text_tokens, prices)
+        report = examine(base.config, recipe, target, text_tokens, prices)
+        fitting = None if report.fits else find_fitting(base.config, recipe, target, text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
         write(draft.folder, [report], f"Preflight: {target}", recipe.steps, as_of, override)
     needs = "more than there is" if "out_of_memory" in report.found else f"{in_gib(report.total)} GiB"

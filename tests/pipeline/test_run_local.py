@@ -78,7 +78,7 @@ def test_a_job_that_does_not_fit_never_reaches_fine_tuning(data: Path, tmp_path:
     with pytest.raises(StepFailedError, match=r"preflight failed\. The job does not fit") as caught:
         run_pipeline(parameters(data), tmp_path / "root")
     assert caught.value.exit_code == 2
-    run = next(path for path in (tmp_path / "root/lineage").iterdir() if path.name != "rows")
+    run = next(path for path in (tmp_path / "root/lineage").iterdir() if path.is_dir() and path.name != "rows")
     tasks = {path.name for path in run.iterdir()}
     assert "preflight" in tasks
     assert "finetune" not in tasks
