@@ -127,9 +127,10 @@ PROFILES: dict[str, Profile] = {
 CANNOT = {
     "vertex-tpu": "Vertex AI Pipelines runs a step on a TPU only as a custom job of its own, which this DAG does not make: "
     "use a kfp-tpu profile, or run components.finetune.main in a custom job",
-    "multihost": "a KFP task is one pod: run components.finetune.main on each host (its page says how)",
+    r".*multi-?host|kfp-tpu-v\w+-(?!(1|4|8)$)\d+": "one host (1, 4 or 8 chips), because a KFP task is one pod: on several, run "
+    "components.finetune.main on each host (its page says how)",
 }
-"""Why a profile of such a name is not there."""
+"""Why a profile is not there, by what the beginning of its name matches."""
 
 
 def find_profile(name: str) -> Profile:
@@ -139,7 +140,7 @@ def find_profile(name: str) -> Profile:
         InputError: there is none.
     """
     if name not in PROFILES:
-        why = next((reason for part, reason in CANNOT.items() if name.startswith(part)), None)
+        why = next((reason for pattern, reason in CANNOT.items() if re.match(pattern, name)), None)
         raise InputError(f"There is no profile {name!r}.", where="--profile", expected=why, fix=did_you_mean(name, PROFILES))
     return PROFILES[name]
 

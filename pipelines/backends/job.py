@@ -138,5 +138,18 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
 
 def difference(before: Mapping, after: Mapping) -> str:
     """What changes, as a unified diff of YAML; empty if nothing does."""
-    old, new = (yaml.safe_dump(dict(value), sort_keys=True, width=200).splitlines() for value in (before, after))
+    old, new = (yaml.safe_dump(canonical(value), sort_keys=True, width=200).splitlines() for value in (before, after))
     return "\n".join(difflib.unified_diff(old, new, "scheduled", "new", lineterm=""))
+
+
+def canonical(value: object) -> object:
+    """A JSON value with one spelling of every number.
+
+    Both backends keep what they are sent in protocol buffers' Struct, where all numbers are doubles: 0.0 may come back as 0,
+    and 8 as 8.0.
+    """
+    if isinstance(value, Mapping):
+        return {key: canonical(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

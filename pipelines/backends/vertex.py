@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlencode, urlsplit
 
 from paligemma.errors import InputError
-from pipelines.backends.job import BackendError, BackendUnavailableError, Job, difference
+from pipelines.backends.job import BackendError, BackendUnavailableError, Job, canonical, difference
 
 ENDPOINT_VARIABLE = "PALIGEMMA_VERTEX_ENDPOINT"
 """Another address of the API, for private access, or for tests on this machine, where no credentials are asked for."""
@@ -63,7 +63,7 @@ class Vertex:
         changes = difference(before, wanted)
         if changes and not dry_run:
             if there:
-                fields = ",".join(key for key in wanted if before[key] != wanted[key])
+                fields = ",".join(key for key in wanted if canonical(before[key]) != canonical(wanted[key]))
                 self._call("PATCH", there["name"], {"name": there["name"], **wanted}, updateMask=fields)
             else:
                 self._call("POST", f"{self._parent}/schedules", wanted)

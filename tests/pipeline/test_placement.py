@@ -156,5 +156,8 @@ def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     assert "There is no image for 'gpu'" in error("--profile", "kfp-gpu-l4", "--images", str(digests))
     assert "did you mean 'kfp-gpu-l4'" in error("--profile", "kfp-gpu-l5")
     assert "only as a custom job" in error("--profile", "vertex-tpu-v5e-4")
+    for several_hosts in ("kfp-tpu-v5e-16", "kfp-tpu-v6e-256", "kfp-multihost"):
+        assert "a KFP task is one pod" in error("--profile", several_hosts)
+    assert "one pod" not in error("--profile", "kfp-tpu-v5-4")
     assert "Only the DAG has profiles" in error("--which", "prepare", "--profile", "kfp-cpu", "--images", str(digests))
     assert not (tmp_path / "p.yaml").exists()

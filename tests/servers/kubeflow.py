@@ -19,6 +19,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from servers.local_http import Exchange, LocalServer
+from servers.struct import as_kept
 
 API = "/apis/v2beta1/"
 JSON = [("Content-Type", "application/json")]
@@ -111,6 +112,9 @@ class KubeflowServer:
     def _keep(self, place: dict[str, dict], kind: str, value: dict) -> dict:
         identity = f"{kind.replace('_', '')}-{next(self._numbers)}"
         place[identity] = {**value, f"{kind}_id": identity}
+        for key in ("pipeline_spec", "runtime_config"):
+            if key in value:
+                place[identity][key] = as_kept(value[key], int)
         return place[identity]
 
     def _find(self, place: dict[str, dict], identity: str) -> dict:

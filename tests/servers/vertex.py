@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from servers.local_http import Exchange, LocalServer
+from servers.struct import as_kept
 
 JSON = [("Content-Type", "application/json")]
 RUNTIME_CONFIG = {"gcsOutputDirectory!": str, "parameterValues": dict, "failurePolicy": str, "inputArtifacts": dict}
@@ -154,6 +155,9 @@ class VertexServer:
         if body["createPipelineJobRequest"]["parent"] != self.parent:
             raise RefusedError(400, "parent is of another region")
         check_job(body["createPipelineJobRequest"]["pipelineJob"])
+        job = body["createPipelineJobRequest"]["pipelineJob"]
+        job["pipelineSpec"] = as_kept(job["pipelineSpec"], float)
+        job["runtimeConfig"]["parameterValues"] = as_kept(job["runtimeConfig"]["parameterValues"], float)
 
 
 def check_job(body: dict) -> None:
