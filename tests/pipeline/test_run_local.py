@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kfp import dsl
 
-from conftest import REPOSITORY, SmallData
+from conftest import ONE_DEVICE, REPOSITORY, SmallData
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
 from paligemma.preflight.examine import MEMORY_VARIABLE
 from paligemma.registry import read_champion
+from pipelines.finetune import make_pipeline
 from pipelines.run_local import StepFailedError, run_pipeline
 
 
@@ -119,3 +124,67 @@ def test_the_command_refuses_a_wrong_recipe_before_it_runs_anything(data: Path, 
     assert done.returncode == 2
     assert "did you mean 'steps'" in done.stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_fine_tuning_killed_twice_ends_with_the_bytes_of_an_undisturbed_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def try_again(step: str, task: dsl.PipelineTask) -> None:
+        if step == "finetune":
+            task.set_retry(2, backoff_duration="0s")
+
+    monkeypatch.setattr("pipelines.finetune.finetune_pipeline", make_pipeline(try_again))
+    root, recipe = tmp_path / "artifacts", "steps: 60\nremat: none\nsave_every: 1"
+    killed: list[int] = []
+    done = threading.Event()
+    killer = threading.Thread(target=kill_twice, args=(root / "state", killed, done))
+    killer.start()
+    try:
+        outputs = run_pipeline(parameters(data, recipe=recipe, artifact_root=str(root)), tmp_path / "root")
+    finally:
+        done.set()
+        killer.join()
+    assert len(killed) == 2
+    assert killed[0] < killed[1] < 60  # the second attempt went on from the first one's state
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    folder = Path(outputs.tuned).parents[1]
+    command = [sys.executable, "-m", "components.finetune.main", "--checkpoint", folder / "fetch-checkpoint/checkpoint"]
+    command += ["--records", folder / "prepare-data/records", "--validation", folder / "prepare-data-2/records"]
+    command += ["--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "undisturbed"]
+    subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)
+    trained = [folder / "trained.safetensors" for folder in (Path(outputs.tuned), tmp_path / "undisturbed")]
+    assert trained[0].read_bytes() == trained[1].read_bytes()
+
+
+def kill_twice(states: Path, killed: list[int], done: threading.Event) -> None:
+    """SIGKILLs the process of the task `finetune` twice, each time after it has saved further; notes the steps saved."""
+
+    def saved() -> int:
+        found = states.glob("*/step-*/checkpoint.json")
+        return max((int(path.parent.name.split("-")[1]) for path in found), default=-1)
+
+    while len(killed) < 2 and not done.wait(0.01):
+        step = saved()
+        if step > (killed[-1] + 3 if killed else 3):
+            for process in of_task("finetune"):
+                os.kill(process, signal.SIGKILL)
+                killed.append(step)
+
+
+def of_task(name: str) -> list[int]:
+    """This process's children, at any depth, that execute the function of a KFP component."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            commands[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+
+    def is_ours(process: int) -> bool:
+        return process == os.getpid() or (process in parents and is_ours(parents[process]))
+
+    flag = "--function_to_execute"
+    running = {process for process, words in commands.items() if flag in words and words[words.index(flag) + 1] == name}
+    # The shell that starts it has the same words: the one to kill is the last of its line.
+    return [process for process in running if is_ours(process) and process not in {parents[one] for one in running}]
