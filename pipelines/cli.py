@@ -470,6 +470,9 @@ def run(
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
+    beams: Annotated[
+        int, typer.Option(help="Sequences that a beam search keeps in evaluation; 1 decodes greedily.", min=1)
+    ] = 1,
     registry: Annotated[
         str, typer.Option(help="Folder or gs:// prefix of all releases.", show_default="registry, below --root")
     ] = "",
@@ -505,12 +508,13 @@ def run(
             "target": target,
             "max_text_tokens": max_text_tokens,
             "max_reject_fraction": max_reject_fraction,
-            "kind": task,
+            "task": task,
             "metrics": metrics,
             "margin": margin,
             "mask_decoder": absolute(mask_decoder),
             "batch_size": batch_size,
             "max_new_tokens": max_new_tokens,
+            "beams": beams,
             "registry": absolute(registry or str(root / "registry")),
             "formats": formats,
             "artifact_root": absolute(artifact_root),

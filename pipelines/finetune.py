@@ -35,12 +35,13 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         target: str = "cpu",
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
-        kind: str = "",
+        task: str = "",
         metrics: str = "",
         margin: float = 0.0,
         mask_decoder: str = "",
         batch_size: int = 32,
         max_new_tokens: int = 32,
+        beams: int = 1,
         registry: str = "",
         formats: str = "big_vision",
         artifact_root: str = "",
@@ -60,19 +61,20 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             target: Hardware that fine-tuning is to fit, e.g. l4 or v5e-4: the step preflight compiles for it.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
-            kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
+            task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
             metrics: Metrics in place of the task's, with commas, the deciding one first.
             margin: By how much the first metric must surely be better than the base's and the champion's to be published.
             mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
             batch_size: Rows decoded at once in evaluation.
             max_new_tokens: Most tokens of an answer, with its eos.
+            beams: Sequences that a beam search keeps; 1 decodes greedily.
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
             artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         """
         place = {
             "artifact_root": artifact_root,
-            "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
+            "run_task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
         }
         at_exit = summarize(**place)
         with dsl.ExitHandler(at_exit, name="whatever happens"):
@@ -83,7 +85,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             fits = preflight(checkpoint=checkpoint, recipe=recipe, target=target, text_tokens=max_text_tokens, **place)
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
-                task = prepare_data(
+                splits[split] = prepare_data(
                     data=data,
                     checkpoint=checkpoint,
                     images=images,
@@ -92,14 +94,13 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     max_reject_fraction=max_reject_fraction,
                     **place,
                 )
-                task.set_display_name(f"prepare {split} data")
-                splits[split] = task
+                splits[split].set_display_name(f"prepare {split} data")
             train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
 
             tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
             tuned.after(fits)
-            judged = {"records": validation, "kind": kind, "metrics": metrics, "mask_decoder": mask_decoder}
-            judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **place}
+            judged = {"records": validation, "task": task, "metrics": metrics, "mask_decoder": mask_decoder}
+            judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "beams": beams, **place}
             # The base is evaluated while fine-tuning runs: waiting for that costs the tuned model's evaluation nothing.
             of_base = evaluate(checkpoint=checkpoint, **judged)
             of_base.set_display_name("evaluate base")
@@ -125,11 +126,11 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
 
         tasks = {"fetch_checkpoint": [fetched], "preflight": [fits], "prepare_data": [*splits.values()], "finetune": [tuned]}
         tasks |= {"evaluate": [of_base, of_tuned], "publish": [published], "summarize": [at_exit]}
-        for step, task in ((step, task) for step, of_step in tasks.items() for task in of_step):
+        for step, placed in ((step, placed) for step, of_step in tasks.items() for placed in of_step):
             # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either
             # (kubeflow/pipelines#12751): new rows in the same file would be served last week's records.
-            task.set_caching_options(False)
-            place_task(step, task)
+            placed.set_caching_options(False)
+            place_task(step, placed)
 
     return finetune_pipeline
 

@@ -39,7 +39,7 @@ def prepare_pipeline(
     """
     place = {
         "artifact_root": artifact_root,
-        "task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
+        "run_task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
     }
     settings = {
         "data": data,

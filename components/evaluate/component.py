@@ -18,7 +18,7 @@ def evaluate(
     champion: dsl.Input[dsl.Artifact] = None,
     registry: str = "",
     margin: float = 0.0,
-    kind: str = "",
+    task: str = "",
     metrics: str = "",
     mask_decoder: str = "",
     batch_size: int = 32,
@@ -30,7 +30,7 @@ def evaluate(
     best_of: int = 1,
     seed: int = 0,
     artifact_root: str = "",
-    task: str = "",
+    run_task: str = "",
 ) -> bool:
     """Decodes answers to every row and judges them, beside another evaluation's if one is given; says whether to promote.
 
@@ -39,7 +39,7 @@ def evaluate(
     Args:
         registry: Registry of releases, whose champion is evaluated on the same records, to be better than too.
         margin: By how much the first metric must surely be better than that of baseline and champion.
-        kind: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
+        task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
         metrics: Metrics in place of the task's, with commas, the deciding one first.
         mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
         batch_size: Rows decoded at once; does not change the result.
@@ -51,7 +51,7 @@ def evaluate(
         best_of: Samples of each row, the most likely of which is its answer.
         seed: What samples are drawn from, together with the row's identity.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import json
     import math
@@ -62,7 +62,7 @@ def evaluate(
     from components.evaluate.main import run
     from paligemma.lineage.artifact import localize
 
-    output = output_location(evaluation, artifact_root, task)
+    output = output_location(evaluation, artifact_root, run_task)
     run(
         checkpoint=input_location(checkpoint),
         records=input_location(records),
@@ -72,7 +72,7 @@ def evaluate(
         champion=input_location(champion),
         registry=registry,
         margin=margin,
-        kind=kind,
+        task=task,
         metrics=metrics,
         mask_decoder=mask_decoder,
         batch_size=batch_size,

@@ -58,9 +58,9 @@ def run(
         ),
     ] = "",
     margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
-    kind: Annotated[
+    task: Annotated[
         TaskName,
-        typer.Option("--task", help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
+        typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
     ] = "",
     metrics: Annotated[
         str,
@@ -103,11 +103,11 @@ def run(
     from paligemma.progress import WorkProgress
     from paligemma.sharding import make_mesh
 
-    task = TASKS[kind]
+    judged_as = TASKS[task]
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
     decoder = str(localize(mask_decoder)) if mask_decoder else ""
     judges = {name.strip(): find_metric(name.strip(), decoder) for name in metrics.split(",") if name.strip()}
-    judges = judges or {name: find_metric(name, decoder) for name in task.metrics}
+    judges = judges or {name: find_metric(name, decoder) for name in judged_as.metrics}
     first = next(iter(judges))
     base, data = open_checkpoint(checkpoint), open_records(records)
     inputs = [input_of("checkpoint", base.location), input_of(RECORDS_ROLE, records)]
@@ -122,13 +122,13 @@ def run(
             inputs.append(input_of(role, location))
     release = find_champion(registry) if registry and not champion else None
     if release is not None:
-        arguments = {"kind": kind, "metrics": metrics, "mask_decoder": mask_decoder, "batch_size": batch_size, "seed": seed}
+        arguments = {"task": task, "metrics": metrics, "mask_decoder": mask_decoder, "batch_size": batch_size, "seed": seed}
         others["champion"] = evaluate_release(release, records, first, inputs, {**arguments, **dataclasses.asdict(settings)})
         inputs.append(input_of("champion", release.location))
     if mask_decoder:
         inputs.append(input_of("mask decoder", mask_decoder))
     name = "tuned" if tuned else "base"
-    parameters = {**dataclasses.asdict(settings), "batch_size": batch_size, "task": kind, "metrics": list(judges), "seed": seed}
+    parameters = {**dataclasses.asdict(settings), "batch_size": batch_size, "task": task, "metrics": list(judges), "seed": seed}
     parameters["margin"] = margin
     with produce(output, ARTIFACT_TYPE, "evaluate", parameters, inputs) as draft:
         model = build_model(base, tuned_model)
@@ -144,13 +144,13 @@ def run(
                 progress.advance(len(batch))
         seconds = time.monotonic() - started
         predictions = [found[number] for number in sorted(found)]
-        judged = task.cleaned(predictions)
+        judged = judged_as.cleaned(predictions)
         matches = find_metric("exact_match")(judged)
         scores = {metric: judge(judged) for metric, judge in judges.items()}
         loss = -sum(p.target_logprob for p in predictions) / max(1, sum(p.target_tokens for p in predictions))
         summary = {
             "model": name,
-            "task": kind,
+            "task": task,
             "examples": len(predictions),
             "exact_match": matches.value,
             "primary": first,
@@ -216,8 +216,7 @@ def evaluate_release(release: Release, records: str, metric: str, inputs: list[I
     compared = ("max_new_tokens", "temperature", "top_k", "top_p", "best_of", "beams", "seed", "task")
     try:
         before = read_record(made, ARTIFACT_TYPE).producer.parameters
-        wanted = {**arguments, "task": arguments["kind"]}
-        if all(before.get(name) == wanted[name] for name in compared):
+        if all(before.get(name) == arguments[name] for name in compared):
             return Evaluation(made, metric, inputs)
     except InputError:
         pass  # of other records, or not judged by this metric

@@ -21,7 +21,7 @@ def prepare_data(
     against: str = "",
     workers: int = 0,
     artifact_root: str = "",
-    task: str = "",
+    run_task: str = "",
 ):
     """Turns JSONL rows and an image folder into validated, tokenized TFRecord shards with a report.
 
@@ -37,7 +37,7 @@ def prepare_data(
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import shutil
 
@@ -45,7 +45,7 @@ def prepare_data(
     from components.prepare_data.main import run
     from paligemma.lineage.artifact import localize
 
-    output = output_location(records, artifact_root, task)
+    output = output_location(records, artifact_root, run_task)
     run(
         data=data,
         checkpoint=input_location(checkpoint),

@@ -17,7 +17,7 @@ def publish(
     dtype: str = "stored",
     promote: bool = True,
     artifact_root: str = "",
-    task: str = "",
+    run_task: str = "",
 ):
     """Makes a tuned model a release of a registry, and its champion.
 
@@ -27,7 +27,7 @@ def publish(
         dtype: Of every parameter; stored keeps each as it is.
         promote: Make it the champion; refused when its evaluation says no.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
     """
     import shutil
 
@@ -36,7 +36,7 @@ def publish(
     from paligemma.lineage.artifact import localize
     from paligemma.registry import CARD_FILE, release_part
 
-    location = output_location(release, artifact_root, task)
+    location = output_location(release, artifact_root, run_task)
     registry = registry or location
     version = run(
         checkpoint=input_location(checkpoint),

@@ -116,7 +116,7 @@ def test_tasks_select_metrics_over_several_answers(small_data: SmallData, tmp_pa
     prepare(data=small_data.write(rows), checkpoint="embedded:tiny", output=tmp_path / "records")
     (tmp_path / "own.py").write_text("def length(answer, references):\n    return len(references)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for name, choice in (("vqa", {"kind": "vqa"}), ("own", {"metrics": "own:length, anls"})):
+    for name, choice in (("vqa", {"task": "vqa"}), ("own", {"metrics": "own:length, anls"})):
         run(checkpoint="embedded:tiny", records=tmp_path / "records", output=tmp_path / name, max_new_tokens=4, **choice)
     metrics, predictions = read(tmp_path / "vqa")
     assert list(metrics["metrics"]) == ["vqa_accuracy", "exact_match"]

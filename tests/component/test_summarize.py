@@ -178,7 +178,7 @@ def end(root: str, task: str, fail: bool):
 def small(root: str, fail: bool):
     """A step, and the exit step."""
     place = f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}"
-    with dsl.ExitHandler(summarize(artifact_root=root, task=place)):
+    with dsl.ExitHandler(summarize(artifact_root=root, run_task=place)):
         end(root=root, task=place, fail=fail)
 
 

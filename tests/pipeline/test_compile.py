@@ -52,6 +52,16 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
     assert edges(components["comp-condition-2"]["dag"]) == {"publish": []}
 
 
+def test_both_evaluations_are_judged_by_what_the_user_asks_for(specification: dict) -> None:
+    dag = specification["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    asked = {"task", "metrics", "mask_decoder", "batch_size", "max_new_tokens", "beams"}
+    for name, wanted in (("evaluate", asked), ("evaluate-2", asked | {"margin", "registry"})):
+        given = dag[name]["inputs"]["parameters"]
+        passed = {key: value.get("componentInputParameter") for key, value in given.items()}
+        assert {key: passed.get(key) for key in wanted} == {key: f"pipelinechannel--{key}" for key in wanted}
+    assert asked | {"margin", "registry"} <= specification["root"]["inputDefinitions"]["parameters"].keys()
+
+
 def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     inner = [component["dag"] for component in specification["components"].values() if "dag" in component]
     tasks = [task for dag in [specification["root"]["dag"], *inner] for task in dag["tasks"].items()]

@@ -72,7 +72,7 @@ def test_a_model_that_is_better_is_published_and_one_that_is_not_is_not(data: Pa
     assert json.loads((Path(kept.tuned_evaluation) / "gate.json").read_text())["promote"] is False
     assert kept.release == ""
     assert not registry.exists()
-    better = {"recipe": "steps: 60\nlearning_rate: 0.2\nremat: none", "registry": str(registry), "kind": "ocr"}
+    better = {"recipe": "steps: 60\nlearning_rate: 0.2\nremat: none", "registry": str(registry), "task": "ocr"}
     promoted = run_pipeline(parameters(data, **better), tmp_path / "root")
     assert promoted.release == str(registry / "releases" / read_champion(registry).release / "release")
     assert json.loads((Path(promoted.tuned_evaluation) / "metrics.json").read_text())["primary"] == "anls"
