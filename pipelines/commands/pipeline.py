@@ -1,0 +1,252 @@
+"""The command `paligemma pipeline`: compile the DAG, run it here or on a cluster, now or again and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from paligemma.command_line import make_app
+
+pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
+ProfileName = Annotated[str, typer.Option(help="Machines that the steps run on: kfp-gpu-l4, vertex-cpu, ...")]
+ImagesFile = Annotated[
+    Path | None, typer.Option(help="digests.json of make images; needed for a cluster.", show_default="none")
+]
+BackendName = Annotated[Literal["kfp", "vertex"], typer.Option(help="What runs it: Kubeflow Pipelines or Vertex AI.")]
+ParametersFile = Annotated[Path, typer.Option(help="YAML file of the pipeline's parameters.")]
+ServiceAccount = Annotated[str, typer.Option(help="Whose rights the steps have.", show_default="the backend's")]
+RunnerRoot = Annotated[
+    str, typer.Option(help="gs:// prefix for what the backend itself keeps.", show_default="runner, below artifact_root")
+]
+Host = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines.", show_default="none; needed for kfp")]
+Namespace = Annotated[str, typer.Option(help="Namespace in Kubeflow Pipelines.", show_default="none")]
+Experiment = Annotated[str, typer.Option(help="Experiment in Kubeflow Pipelines that runs belong to.")]
+Project = Annotated[str, typer.Option(help="Google Cloud project.", show_default="none; needed for vertex")]
+Region = Annotated[str, typer.Option(help="Region of Vertex AI.", show_default="none; needed for vertex")]
+Spot = Annotated[bool, typer.Option(help="Accelerators at a lower price, which may be taken away at any time.")]
+KaggleSecret = Annotated[
+    str, typer.Option(help="Name of the Secret Manager secret with kaggle.json, for kaggle:// sources.", show_default="none")
+]
+
+
+@pipeline.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
+    which: Annotated[
+        Literal["finetune", "prepare"], typer.Option(help="The DAG, or data preparation on many pods alone.")
+    ] = "finetune",
+    profile: ProfileName = "local",
+    images: ImagesFile = None,
+    spot: Spot = False,
+    kaggle_secret: KaggleSecret = "",
+) -> None:
+    """Compile a pipeline to the YAML that a KFP cluster, or Vertex AI, runs."""
+    from paligemma.errors import InputError
+    from pipelines.compile import compile_pipeline
+    from pipelines.placement import placer, read_images
+
+    if which != "finetune" and profile != "local":
+        raise InputError("Only the DAG has profiles.", where="--which", expected="finetune")
+    place_task = placer(profile, read_images(images) if images else None, spot, kaggle_secret)
+    compile_pipeline(output, which, place_task)
+    typer.echo(f"wrote {output}")
+
+
+@pipeline.command()
+def submit(
+    backend: BackendName,
+    profile: ProfileName,
+    images: Annotated[Path, typer.Option(help="digests.json of make images.")],
+    parameters: ParametersFile,
+    name: Annotated[str, typer.Option(help="Name of the run, as people see it.")] = "paligemma-finetune",
+    spot: Spot = False,
+    kaggle_secret: KaggleSecret = "",
+    service_account: ServiceAccount = "",
+    root: RunnerRoot = "",
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Run the DAG on Kubeflow Pipelines or Vertex AI, now."""
+    from pipelines.backends.connect import connect, place_on
+    from pipelines.backends.job import make_job
+
+    place_task = place_on(backend, profile, images, spot, kaggle_secret)
+    job = make_job(name, parameters, profile, place_task, service_account, root)
+    typer.echo(connect(backend, host, namespace, experiment, project, location).submit(job))
+
+
+@pipeline.command()
+def schedule(
+    backend: BackendName,
+    profile: ProfileName,
+    images: Annotated[Path, typer.Option(help="digests.json of make images.")],
+    parameters: ParametersFile,
+    cron: Annotated[str, typer.Option(help='When, e.g. "0 3 * * 1"; KFP has seconds in front: "0 0 3 * * 1".')],
+    name: Annotated[str, typer.Option(help="Name of the schedule; one of this name is replaced.")] = "paligemma-finetune",
+    dry_run: Annotated[bool, typer.Option(help="Only show what would change.")] = False,
+    spot: Spot = False,
+    kaggle_secret: KaggleSecret = "",
+    service_account: ServiceAccount = "",
+    root: RunnerRoot = "",
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Run the DAG again and again, one run at a time. The same schedule again changes nothing."""
+    from pipelines.backends.connect import connect, place_on
+    from pipelines.backends.job import make_job
+
+    place_task = place_on(backend, profile, images, spot, kaggle_secret)
+    job = make_job(name, parameters, profile, place_task, service_account, root)
+    changes = connect(backend, host, namespace, experiment, project, location).schedule(job, cron, dry_run)
+    typer.echo(changes or "nothing changes")
+
+
+@pipeline.command()
+def status(
+    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Say how a run is, and its tasks."""
+    from pipelines.backends.connect import connect
+
+    typer.echo(connect(backend, host, namespace, "", project, location).status(run))
+
+
+@pipeline.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """End a run."""
+    from pipelines.backends.connect import connect
+
+    connect(backend, host, namespace, "", project, location).cancel(run)
+    typer.echo(f"asked to end {run}")
+
+
+@pipeline.command()
+def run(
+    train_data: Annotated[str, typer.Option(help="JSONL file of rows to train on, local or gs://.")],
+    validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
+    source: Annotated[
+        str,
+        typer.Option(help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny."),
+    ] = "embedded:tiny",
+    sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
+    ] = "",
+    precision: Annotated[
+        Literal["float16", "bfloat16", "float32"],
+        typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
+    ] = "float16",
+    image_size: Annotated[
+        int, typer.Option(help="Side of the images that the model sees, in pixels.", min=0, show_default="the checkpoint's")
+    ] = 0,
+    images: Annotated[
+        str,
+        typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="each JSONL file's folder"),
+    ] = "",
+    recipe: Annotated[str, typer.Option(help="Training recipe: a preset's name or a YAML file.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
+    ] = None,
+    target: Annotated[str, typer.Option(help="Hardware that fine-tuning is to fit.")] = "cpu",
+    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of prefix and suffix.", min=4)] = 128,
+    max_reject_fraction: Annotated[
+        float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
+    ] = 0.1,
+    task: Annotated[
+        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
+        typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
+    ] = "",
+    metrics: Annotated[
+        str, typer.Option(help="Metrics in place of the task's, the deciding one first.", show_default="the task's")
+    ] = "",
+    margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
+    mask_decoder: Annotated[
+        str,
+        typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
+    ] = "",
+    batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
+    beams: Annotated[
+        int, typer.Option(help="Sequences that a beam search keeps in evaluation; 1 decodes greedily.", min=1)
+    ] = 1,
+    registry: Annotated[
+        str, typer.Option(help="Folder or gs:// prefix of all releases.", show_default="registry, below --root")
+    ] = "",
+    formats: Annotated[str, typer.Option(help="Formats of a release, with commas: big_vision, huggingface.")] = "big_vision",
+    artifact_root: Annotated[
+        str,
+        typer.Option(help="Folder or gs:// prefix that artifacts go to.", show_default="a folder of the run's below --root"),
+    ] = "",
+    root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
+) -> None:
+    """Run the DAG on this machine with KFP's local runner."""
+    import json
+
+    import yaml
+
+    from paligemma.lineage.artifact import localize
+    from paligemma.training.recipe import parse_recipe
+    from pipelines.presets import read_preset
+    from pipelines.run_local import run_pipeline
+
+    parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
+    outputs = run_pipeline(
+        {
+            "train_data": absolute(train_data),
+            "validation_data": absolute(validation_data),
+            "source": ",".join(absolute(part.strip()) for part in source.split(",")),
+            "sha256": sha256,
+            "tokenizer": absolute(tokenizer),
+            "precision": precision,
+            "image_size": image_size,
+            "images": absolute(images),
+            "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
+            "target": target,
+            "max_text_tokens": max_text_tokens,
+            "max_reject_fraction": max_reject_fraction,
+            "task": task,
+            "metrics": metrics,
+            "margin": margin,
+            "mask_decoder": absolute(mask_decoder),
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+            "beams": beams,
+            "registry": absolute(registry or str(root / "registry")),
+            "formats": formats,
+            "artifact_root": absolute(artifact_root),
+        },
+        root,
+    )
+    evaluation = localize(outputs.tuned_evaluation)
+    typer.echo(f"tuned model: {outputs.tuned}")
+    typer.echo(f"report:      {evaluation / 'report.html'}")
+    typer.echo(json.loads((evaluation / "gate.json").read_text())["why"])
+    if outputs.release:
+        typer.echo(f"release:     {outputs.release}")
+
+
+def absolute(location: str) -> str:
+    """A local path made absolute, because steps run in folders of their own; anything else as it is."""
+    is_local = location and "://" not in location and not location.startswith("embedded:")
+    return str(Path(location).absolute()) if is_local else location

@@ -1,0 +1,65 @@
+"""Commands about releases: `paligemma releases`, `rollback` and `verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paligemma.command_line import make_app
+
+app = make_app()
+Registry = Annotated[str, typer.Option(help="Folder or gs:// prefix of all releases.")]
+
+
+@app.command()
+def releases(registry: Registry = "runs/pipeline/registry") -> None:
+    """List the releases of a registry, the oldest first; an asterisk marks the champion."""
+    from paligemma.registry import list_releases, read_champion
+
+    champion = read_champion(registry)
+    for release in list_releases(registry):
+        mark = "*" if champion and champion.release == release.version else " "
+        metrics = release.metrics
+        score = metrics["metrics"][metrics["primary"]]
+        formats = ",".join(one.folder for one in release.manifest.formats)
+        figures = f"{metrics['primary']} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
+        typer.echo(f"{mark} {release.version}  {release.record.finished}  {figures}  {formats}")
+
+
+@app.command()
+def rollback(
+    release: Annotated[
+        str, typer.Argument(help="Version to make the champion.", show_default="the one before the champion")
+    ] = "",
+    registry: Registry = "runs/pipeline/registry",
+) -> None:
+    """Make an earlier release the champion again, after reading every byte of it."""
+    from paligemma.registry import roll_back
+
+    before, champion = roll_back(registry, release)
+    typer.echo(f"the champion is {champion.release}, it was {before}")
+
+
+@app.command()
+def verify(
+    release: Annotated[str, typer.Argument(help="Version of a release, or the folder or gs:// prefix of an artifact.")],
+    registry: Registry = "runs/pipeline/registry",
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) that the release is to be signed with.", show_default="none")
+    ] = None,
+) -> None:
+    """Read every byte of a release, or of one artifact, and compare it with what was recorded."""
+    from paligemma.lineage.artifact import localize
+    from paligemma.lineage.record import RECORD_FILE
+    from paligemma.registry import read_release, verify_artifact, verify_release
+    from paligemma.signature import verify_signature
+    from paligemma.storage.files import exists
+
+    is_artifact = "/" in release and exists(release, RECORD_FILE)
+    location = release if is_artifact else read_release(registry, release).location
+    count = verify_artifact(release) if is_artifact else verify_release(read_release(registry, release))
+    if key is not None:
+        verify_signature(localize(location), key)
+    typer.echo(f"{count} files are as they were recorded" + (f", and signed with {key}" if key else ""))
