@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test parity browser full-disk signing lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test parity browser full-disk signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -55,6 +55,10 @@ $(VENV)/.image-tools: | setup
 signing: setup ## Test signatures of releases, with the library that this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[signing]'
 	$(BIN)/pytest tests/signing
+
+openlineage: setup ## Check exported lineage against OpenLineage's published schemas (or OPENLINEAGE_SPEC=FOLDER of them)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'jsonschema[format]==4.26.0'
+	$(BIN)/pytest tests/openlineage
 
 parity: setup ## Compare with transformers on torch, both of which this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[parity]'

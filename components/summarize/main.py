@@ -76,9 +76,7 @@ def summarize(index: Index, name: str, said: dict, steps: bool) -> dict:
         "status": status,
         "error": said.get("error"),
         "text": "\n".join(lines),
-        "steps": [
-            {key: task[key] for key in ("task", "component", "status", "cached_from", "error", "artifacts")} for task in tasks
-        ],
+        "steps": [{key: task[key] for key in _OF_A_STEP} for task in tasks],
     }
 
 

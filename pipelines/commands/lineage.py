@@ -146,8 +146,8 @@ def impact(
     json: Json = False,
 ) -> None:
     """Name every model, evaluation and release that an artifact, a data row or an image went into."""
+    from paligemma.lineage.impact import impact
     from paligemma.lineage.index import Index
-    from paligemma.lineage.queries import impact
 
     with Index(root) as index:
         found = impact(index, name)
@@ -179,8 +179,8 @@ def diff(
     json: Json = False,
 ) -> None:
     """Say how two runs differ: parameters, code, data rows, metrics."""
+    from paligemma.lineage.diff import diff
     from paligemma.lineage.index import Index
-    from paligemma.lineage.queries import diff
 
     with Index(root) as index:
         found = diff(index, before, after)

@@ -41,6 +41,8 @@ READ = "import json, sys, pathlib\nfor path in pathlib.Path(sys.argv[1]).rglob('
 ASK = """
 import sys
 from paligemma.lineage import queries
+from paligemma.lineage.diff import diff
+from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 with Index(sys.argv[1]) as index:
     answer = {code}
@@ -147,9 +149,9 @@ def main(
             "show RUN": f"queries.show(index, {middle!r})",
             "show ARTIFACT": f"queries.show(index, '{middle}/finetune')",
             "trace ARTIFACT": f"queries.trace(index, '{middle}/archive')",
-            "impact ARTIFACT": f"queries.impact(index, '{middle}/train')",
-            "impact ROW": f"queries.impact(index, {row!r})",
-            "diff RUN RUN": f"queries.diff(index, {middle!r}, 'run-{runs // 2 + 1:06d}')",
+            "impact ARTIFACT": f"impact(index, '{middle}/train')",
+            "impact ROW": f"impact(index, {row!r})",
+            "diff RUN RUN": f"diff(index, {middle!r}, 'run-{runs // 2 + 1:06d}')",
         }
         for name, code in questions.items():
             report.append((name, statistics.median(timed(ASK.format(code=code), root) for _ in range(repeat))))

@@ -16,8 +16,9 @@ from components.summarize.component import summarize
 from components.summarize.main import run
 from conftest import REPOSITORY
 from paligemma.errors import InputError
-from paligemma.lineage import queries, webhook
+from paligemma.lineage import webhook
 from paligemma.lineage.attempt import at_place, attempt
+from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
@@ -90,7 +91,7 @@ def test_its_record_vouches_for_all_of_the_run(root: Path) -> None:
     inputs = {one.record for one in read_record(root.parent / "summary").inputs}
     with Index(root) as index:
         assert inputs == {sha for (sha,) in index.ask("SELECT sha256 FROM records WHERE run = 'one'")}
-        assert queries.impact(index, "one/train")["others"][0]["task"] == "validation"  # the summary is made of nothing in it
+        assert impact(index, "one/train")["others"][0]["task"] == "validation"  # the summary is made of nothing in it
 
 
 def test_steps_served_from_a_cache_are_recorded(root: Path) -> None:

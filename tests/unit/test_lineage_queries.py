@@ -15,6 +15,8 @@ from paligemma.errors import InputError
 from paligemma.lineage import prune, queries
 from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.cached import record_cached
+from paligemma.lineage.diff import diff
+from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
@@ -61,7 +63,7 @@ def test_a_row_names_exactly_the_models_trained_on_it(root: str, data: Path) -> 
     row = row_entry(*BAD, 1)
     with Index(root) as index:
         for name in (row["row_id"], row["row_id"][:8], row["image_sha256"], "bad.png"):
-            found = queries.impact(index, name)
+            found = impact(index, name)
             assert outputs(found["models"]) == {one["finetune"], two["finetune"]}
             assert outputs(found["validated"]) == {four["finetune"]}
             assert outputs(found["evaluations"]) == {one["evaluate"], two["evaluate"], four["evaluate"]}
@@ -69,31 +71,31 @@ def test_a_row_names_exactly_the_models_trained_on_it(root: str, data: Path) -> 
             # Its records, but not those that were only compared with them.
             assert outputs(found["others"]) == {one["train"], two["train"], four["validation"]}
         assert found["kind"] == "image"
-        assert queries.impact(index, row["row_id"])["kind"] == "row"
-        of_line = queries.impact(index, f"{data}:3")  # of every run that read the file, whatever was in it then
+        assert impact(index, row["row_id"])["kind"] == "row"
+        of_line = impact(index, f"{data}:3")  # of every run that read the file, whatever was in it then
         assert of_line["rows"][0]["image"] == "bad.png"
         with pytest.raises(InputError, match="no artifact, row or image"):
-            queries.impact(index, "f" * 64)
+            impact(index, "f" * 64)
 
 
 def test_an_image_file_is_found_by_its_contents(root: str, data: Path, tmp_path: Path) -> None:
     made = make_run(root, "one", [*GOOD, BAD], data)
     (tmp_path / "renamed.png").write_bytes(b"bad.png")  # what row_entry hashes
     with Index(root) as index:
-        assert outputs(queries.impact(index, str(tmp_path / "renamed.png"))["models"]) == {made["finetune"]}
+        assert outputs(impact(index, str(tmp_path / "renamed.png"))["models"]) == {made["finetune"]}
 
 
 def test_an_artifact_and_a_source_name_what_was_made_of_them(root: str, data: Path, tmp_path: Path) -> None:
     made = make_run(root, "one", GOOD, data, release=True)
     with Index(root) as index:
-        of_model = queries.impact(index, made["finetune"])
+        of_model = impact(index, made["finetune"])
         assert outputs(of_model["evaluations"]) == {made["evaluate"]}
         assert outputs(of_model["releases"]) == {made["publish"]}
         assert of_model["models"] == []
-        of_data = queries.impact(index, str(data))
+        of_data = impact(index, str(data))
         assert of_data["kind"] == "source"
         assert outputs(of_data["models"]) == {made["finetune"]}
-        by_hash = queries.impact(index, hashlib.sha256(data.read_bytes()).hexdigest()[:10])
+        by_hash = impact(index, hashlib.sha256(data.read_bytes()).hexdigest()[:10])
         assert by_hash["models"] == of_data["models"]
 
 
@@ -116,8 +118,8 @@ def test_a_difference_is_in_parameters_metrics_sources_and_rows(root: str, data:
     data.write_text("other rows\n")
     make_run(root, "two", [("1.png", "uno"), GOOD[1], ("3.png", "three")], data, steps=2)
     with Index(root) as index:
-        tasks = queries.diff(index, "one", "two")["tasks"]
-        assert queries.diff(index, "one", "one")["tasks"]["train"] == {}
+        tasks = diff(index, "one", "two")["tasks"]
+        assert diff(index, "one", "one")["tasks"]["train"] == {}
     assert tasks["finetune"]["parameters"] == [{"key": "steps", "before": 1, "after": 2}]
     assert tasks["finetune"]["metrics"] == [{"key": "final_loss", "before": 1.0, "after": 0.5}]
     assert [one["key"] for one in tasks["train"]["sources"]] == ["data"]
@@ -231,7 +233,7 @@ def test_only_what_no_release_was_made_from_is_pruned(root: str, data: Path) -> 
         assert found.problems == []
         assert set(found.pruned) == set(other.values())
         # What was in it is still known.
-        assert outputs(queries.impact(index, "bad.png")["models"]) == {other["finetune"]}
+        assert outputs(impact(index, "bad.png")["models"]) == {other["finetune"]}
         assert len(queries.trace(index, released["publish"])["steps"]) == 6
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,26 @@ def test_code_and_parameters_are_in_facets(root: Path) -> None:
     place = facets["sourceCodeLocation"]
     assert place["url"] == f"https://example.com/x/tree/{place['version']}/components/finetune"
     assert facets["jobType"]["jobType"] == "TASK"
+
+
+def test_every_event_and_facet_names_its_schema_and_producer(root: Path) -> None:
+    """What the published schema asks of all of them; `make openlineage` checks the rest with the schemas themselves."""
+    facet_count = 0
+    for event in exported(root):
+        assert event["schemaURL"] == "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
+        assert datetime.fromisoformat(event["eventTime"]).utcoffset() == timedelta(0)
+        assert uuid.UUID(event["run"]["runId"])
+        assert event["producer"].startswith("urn:paligemma:")
+        holders = [event["run"], event["job"], *event.get("inputs", ()), *event.get("outputs", ())]
+        for holder in holders:
+            for facets in ("facets", "inputFacets", "outputFacets"):
+                for facet in holder.get(facets, {}).values():
+                    facet_count += 1
+                    assert re.fullmatch(
+                        r"https://openlineage\.io/spec/facets/\d+-\d+-\d+/(\w+)\.json#/\$defs/\1", facet["_schemaURL"]
+                    )
+                    assert facet["_producer"] == event["producer"]
+    assert facet_count > 50
 
 
 def test_a_failed_attempt_ends_with_its_error(root: Path) -> None:

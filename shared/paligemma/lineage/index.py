@@ -28,6 +28,8 @@ from paligemma.storage.files import exists
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
 PRUNED_ENDING = ".pruned.json"
+KEY_BYTES = 16
+"""Of the hash of a row or an image, in the index."""
 _FILE = ".index.sqlite"
 _VERSION = 2
 _WORTH_SHOWING = 200
@@ -144,7 +146,10 @@ class Index:
                     for line in lines:
                         digest.update(line)
                         entry = json.loads(line)
-                        key, image = bytes.fromhex(entry["row_id"])[:16], bytes.fromhex(entry["image_sha256"])[:16]
+                        key, image = (
+                            bytes.fromhex(entry["row_id"])[:KEY_BYTES],
+                            bytes.fromhex(entry["image_sha256"])[:KEY_BYTES],
+                        )
                         yield number, key, entry["line"], image, entry["image_file"]
         except (OSError, ValueError, LookupError, TypeError, InputError) as error:
             raise DamagedError(

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from paligemma.errors import InputError, PaliGemmaError
+from paligemma.lineage.diff import changes
 from paligemma.lineage.index import Index
-from paligemma.lineage.queries import by_hash, changes, run_tasks, worst
+from paligemma.lineage.queries import by_hash, run_tasks, worst
 from paligemma.storage.location import SCHEME
 
 if TYPE_CHECKING:

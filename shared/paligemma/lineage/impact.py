@@ -1,0 +1,117 @@
+"""What an artifact, a data row or an image went into."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from paligemma.errors import InputError
+from paligemma.lineage.index import KEY_BYTES, Index
+from paligemma.lineage.queries import RELEASE_COMPONENT, find_numbers, find_record, reference, users, users_of
+
+MODEL_TYPES = ("tuned-model",)
+EVALUATION_TYPES = ("evaluation",)
+_NOT_CONTENTS = ("against",)  # such an input is looked at, and changes no row of what is made
+_NOT_TRAINED = ("validation records",)
+_SHOWN_ROWS = 20
+
+
+def impact(index: Index, name: str) -> dict:
+    """What an artifact, a data row or an image went into: models, evaluations and releases.
+
+    Args:
+        index: the index.
+        name: an artifact as for `find_record`, or an input that no step made (its path or hash); a row's id, `FILE:LINE`, or
+            the hash, name or file of an image. Each hash needs only as many digits as tell it from others, and at least 6.
+
+    Raises:
+        InputError: it is nothing that is known.
+    """
+    starts, what = _starts(index, name)
+    reached: dict[int, set[str]] = {}
+    waiting = [(number, role) for number, role in starts.items()]
+    by_row = what["kind"] in ("row", "image")
+    while waiting:
+        number, role = waiting.pop()
+        roles = reached.setdefault(number, set())
+        if role in roles:
+            continue
+        again = bool(roles)
+        roles.add(role)
+        if again:
+            continue
+        ((sha256, tree),) = index.ask("SELECT sha256, tree FROM records WHERE id = ?", number)
+        waiting += [(user, how) for user, how in users_of(index, sha256, tree) if how not in (_NOT_CONTENTS if by_row else ())]
+    groups: dict[str, list[dict]] = {"models": [], "validated": [], "evaluations": [], "releases": [], "others": []}
+    for number in sorted(reached):
+        record = index.body(number)
+        if record["status"] != "succeeded":
+            continue
+        groups[_group(record, reached[number])].append(reference(record) | {"as": sorted(reached[number])})
+    return {**what, **groups}
+
+
+def _group(record: dict, roles: set[str]) -> str:
+    made = record["artifact"]["type"]
+    if record["producer"]["component"] == RELEASE_COMPONENT:
+        return "releases"
+    if made in MODEL_TYPES:
+        return "validated" if roles <= set(_NOT_TRAINED) else "models"
+    return "evaluations" if made in EVALUATION_TYPES else "others"
+
+
+def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
+    """The records that what a user names is in, or is an input of."""
+    if find_numbers(index, name):
+        record = find_record(index, name)
+        return dict(users(index, record)), {"kind": "artifact", "artifact": reference(record)}
+    address = name if "://" in name else str(Path(name).absolute())
+    found = index.ask("SELECT record, role FROM inputs WHERE uri = ?1 OR sha256 = ?2", address, name)
+    if re.fullmatch(r"[0-9a-f]{6,63}", name):
+        found += index.ask("SELECT record, role FROM inputs WHERE sha256 >= ?1 AND sha256 < ?1 || 'g'", name)
+    if found:
+        return dict(found), {"kind": "source", "source": name}
+    kind, rows = _find_rows(index, name)
+    if not rows:
+        raise InputError(
+            f"{name!r} is no artifact, row or image below {index.root}.",
+            expected="an artifact's address or hash, a row id, FILE:LINE of the data, or an image's file, name or hash",
+            fix="`paligemma lineage list` and `show` name artifacts; rows.jsonl in records names rows and images",
+        )
+    sets = sorted({row["sha256"] for row in rows})
+    marks = ", ".join("?" * len(sets))
+    holders = index.ask(f"SELECT id FROM records WHERE rows_sha256 IN ({marks}) AND status = 'succeeded'", *sets)
+    shown = [{"row": row["row"].hex(), "image": row["name"], "line": row["line"]} for row in rows[:_SHOWN_ROWS]]
+    return {number: "rows" for (number,) in holders}, {
+        "kind": kind,
+        "rows": shown,
+        "lists": len(sets),
+    }
+
+
+def _find_rows(index: Index, name: str) -> tuple[str, list]:
+    """The places of a row in all lists of rows, or of an image; and which it is."""
+    index.refresh_rows()
+    select = "SELECT rows.*, row_sets.sha256 FROM rows JOIN row_sets ON row_sets.id = row_set WHERE "
+    file, _, line = name.rpartition(":")
+    if line.isdigit() and file:
+        address = file if "://" in file else str(Path(file).absolute())
+        holders = index.ask(
+            "SELECT DISTINCT rows_sha256 FROM records JOIN inputs ON inputs.record = records.id"
+            " WHERE inputs.role = 'data' AND inputs.uri = ? AND rows_sha256 NOT NULL", address
+        )  # fmt: skip
+        at_line = select + "row_sets.sha256 = ? AND line = ?"
+        keys = {row["row"] for (sha,) in holders for row in index.ask(at_line, sha, int(line))}
+        return "row", [row for key in sorted(keys) for row in index.ask(select + "row = ?", key)]
+    if Path(name).is_file():
+        with Path(name).open("rb") as opened:
+            image = hashlib.file_digest(opened, "sha256").digest()[:KEY_BYTES]
+        return "image", index.ask(select + "image = ?", image)
+    if re.fullmatch(r"[0-9a-f]{6,64}", name):
+        digits = name[: 2 * KEY_BYTES]
+        bounds = bytes.fromhex(digits.ljust(2 * KEY_BYTES, "0")), bytes.fromhex(digits.ljust(2 * KEY_BYTES, "f"))
+        if found := index.ask(select + "row BETWEEN ? AND ?", *bounds):
+            return "row", found
+        return "image", index.ask(select + "image BETWEEN ? AND ?", *bounds)
+    return "image", index.ask(select + "name = ?", name)
