@@ -47,7 +47,10 @@ class StoppedError(PaliGemmaError):
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Names the nearest valid choice, or lists the choices when nothing is near."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return "one of: " + ", ".join(choices)
+    return near_match(name, choices) or "one of: " + ", ".join(choices)
+
+
+def near_match(name: str, choices: Iterable[str]) -> str:
+    """Names the nearest valid choice; empty when nothing is near."""
+    near = difflib.get_close_matches(name, sorted(choices), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

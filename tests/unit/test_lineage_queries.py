@@ -13,6 +13,7 @@ from lineage_runs import make_run, make_step, row_entry
 
 from paligemma.errors import InputError
 from paligemma.lineage import prune, queries
+from paligemma.lineage.artifact import input_of, produce
 from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.cached import record_cached
 from paligemma.lineage.diff import diff
@@ -182,6 +183,19 @@ def test_a_run_is_as_its_last_attempts_left_it(root: str, data: Path) -> None:
         assert step["attempts"][0]["error"] == {"kind": "InputError", "message": "The loss is not finite."}
 
 
+def test_a_step_that_makes_two_artifacts_is_known_by_the_last(root: str, data: Path) -> None:
+    make_run(root, "one", GOOD, data)
+    with at_place("one", "publish", root), attempt("publish", f"{root}/registry", {}):
+        for component in ("export", "publish"):
+            with produce(f"{root}/registry/{component}", component, component, {}, []) as draft:
+                (draft.folder / "file").write_text(component)
+    with Index(root) as index:
+        assert queries.run_summary(index, "one")["released"]
+        step = queries.run_tasks(index, "one")[-1]
+        assert (step["component"], [made["type"] for made in step["artifacts"]]) == ("publish", ["export", "publish"])
+        assert queries.show(index, "one/publish")["record"]["producer"]["component"] == "publish"
+
+
 def test_names_that_fit_nothing_or_several_are_refused(root: str, data: Path) -> None:
     make_run(root, "one", GOOD, data)
     with Index(root) as index:
@@ -193,6 +207,21 @@ def test_names_that_fit_nothing_or_several_are_refused(root: str, data: Path) ->
         assert queries.show(index, record["sha256"][:12])["record"] == record
         assert queries.show(index, record["artifact"]["tree_sha256"])["record"] == record
         assert {one["task"] for one in queries.show(index, "one/train")["used_by"]} == {"validation", "finetune"}
+
+
+def test_a_release_goes_by_its_version_and_an_artifact_by_its_place_below_the_root(root: str, data: Path) -> None:
+    made = make_run(root, "one", GOOD, data)
+    with at_place("one", "publish", root):
+        inputs = [input_of("tuned model", made["finetune"])]
+        with produce(f"{root}/registry/releases/0123456789ab/release", "release", "publish", {}, inputs) as draft:
+            (draft.folder / "card.md").write_text("card\n")
+    with Index(root) as index:
+        for name in ("0123456789ab", "registry/releases/0123456789ab", f"{root}/registry/releases/0123456789ab/"):
+            assert queries.trace(index, name)["artifact"]["task"] == "publish"
+        assert queries.trace(index, "one/finetune/tuned-model")["artifact"]["output"] == made["finetune"]
+        assert outputs(impact(index, "finetune/tuned-model")["releases"]) == {f"{root}/registry/releases/0123456789ab/release"}
+        with pytest.raises(InputError, match="no artifact 'model'"):  # whole names only
+            queries.trace(index, "model")
 
 
 def test_a_root_without_records_is_refused(tmp_path: Path, data: Path) -> None:
@@ -258,7 +287,9 @@ def test_a_copied_root_answers_and_verifies_on_its_own(tmp_path: Path, data: Pat
     os.rename(tmp_path / "root", tmp_path / "copy")
     with Index(tmp_path / "copy") as index:
         assert verify(index).problems == []
-        assert queries.trace(index, made["finetune"])["missing"] == []
+        for name in (made["finetune"], str(tmp_path / "copy/one/finetune/tuned-model")):
+            found = queries.trace(index, name)
+            assert (found["artifact"]["task"], found["missing"]) == ("finetune", [])
 
 
 def test_answers_are_json(root: str, data: Path) -> None:

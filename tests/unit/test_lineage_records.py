@@ -18,6 +18,8 @@ from conftest import ONE_DEVICE
 from paligemma.errors import DamagedError, InputError, StoppedError
 from paligemma.lineage.artifact import input_of, produce
 from paligemma.lineage.attempt import RUN_VARIABLE, Attempt, recorded
+from paligemma.lineage.index import Index
+from paligemma.lineage.queries import list_runs
 from paligemma.lineage.record import parse_record, read_record, render_record
 
 
@@ -118,8 +120,24 @@ def test_a_step_within_a_step_is_part_of_its_attempt(tmp_path: Path, monkeypatch
     outer(str(tmp_path / "a"))
     names = [path.relative_to(tmp_path / "lineage").as_posix() for path in copies(tmp_path)]
     attempt = read_record(tmp_path / "a/part").attempt
-    assert names == [f"weekly-7/outer-a/{attempt}-2.json", f"weekly-7/outer-a/{attempt}.json"]
+    assert names == [f"weekly-7/outer-a/{attempt}.json", f"weekly-7/outer-a/{attempt}_2.json"]
     assert read_record(tmp_path / "a/whole").producer.component == "make"
+
+
+def test_an_attempt_that_fails_after_its_first_artifact_has_failed(tmp_path: Path) -> None:
+    @recorded("outer")
+    def outer(output: str) -> None:
+        make(Path(output))
+        raise InputError("The champion is another one by now.")
+
+    with pytest.raises(InputError):
+        outer(str(tmp_path / "a"))
+    made, failed = (parse_record(path.read_bytes(), path) for path in copies(tmp_path))
+    assert (made.status, failed.status, failed.artifact) == ("succeeded", "failed", None)
+    assert failed.error.message == "The champion is another one by now."
+    with Index(tmp_path) as index:
+        (run,) = list_runs(index)
+    assert (run["status"], run["attempts"]) == ("failed", 1)
 
 
 def test_a_step_may_name_the_root_of_its_records(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from lineage_runs import make_run
 
 from paligemma.errors import InputError
+from paligemma.lineage.artifact import input_of, produce
 from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.index import Index
 from paligemma.lineage.openlineage import NotAcceptedError, events, send, to_line
@@ -49,6 +50,19 @@ def test_each_attempt_begins_and_ends_within_its_run(root: Path) -> None:
             assert {event["run"]["facets"]["parent"]["run"]["runId"] for event in job} == {parent}
     assert [event["eventTime"] for event in found] == sorted(event["eventTime"] for event in found)
     assert found == exported(root)  # again, it is the same events
+
+
+def test_an_attempt_with_two_artifacts_begins_and_ends_once(root: Path) -> None:
+    with at_place("weekly-2026-11-24", "again", str(root)), attempt("publish", root / "registry", {}):
+        for component, inputs in (("export", []), ("publish", [("model", root / "registry/export")])):
+            found = [input_of(*one) for one in inputs]
+            with produce(root / "registry" / component, "x", component, {"by": component}, found) as draft:
+                (draft.folder / "file").write_text(component)
+    began, ended = (event for event in exported(root) if event["job"]["name"] == "weekly.again")
+    assert (began["eventType"], ended["eventType"]) == ("START", "COMPLETE")
+    assert [one["name"] for one in ended["outputs"]] == [str(root / "registry/export"), str(root / "registry/publish")]
+    assert ended["inputs"] == []
+    assert ended["run"]["facets"]["executionParameters"]["parameters"][0]["value"] == "publish"
 
 
 def test_data_sets_have_versions_and_statistics(root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """One try of a step: which run and task it belongs to, where its record goes, and that it leaves one however it ends.
 
-ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed
+ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed; further ones of the same attempt end in _2.json, ...
 ROOT/lineage/RUN/TASK/ATTEMPT.started.json   the mark of an attempt under way; one that stays was killed
 ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive the artifacts they came with
 """
@@ -149,7 +149,7 @@ class Attempt:
             place = self.root / FOLDER / ROWS_FOLDER
             if not exists(place, f"{rows.sha256}.jsonl"):
                 copy_new_file(folder / ROWS_FILE, place / f"{rows.sha256}.jsonl")
-        ending = f"-{self.records + 1}" if self.records else ""
+        ending = f"_{self.records + 1}" if self.records else ""  # sorts after the first one's "."
         keep_file(self.root, f"{self.run}/{self.task}/{self.name}{ending}.json", render_record(record))
         self.records += 1
 
@@ -187,7 +187,7 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
                 current.mark()
             yield current
     except BaseException as error:
-        if _records_here() and not current.records:
+        if _records_here():
             _leave_failure(current, error)
         raise
     finally:

@@ -51,13 +51,14 @@ def events(index: Index, runs: list[str], namespace: str = "paligemma", reposito
         records = [index.body(number) for (number,) in numbers]
         writer = _Writer(index, run, namespace, repository)
         found = [writer.of_pipeline("START", min(record["started"] for record in records))]
-        ended = {(record["task"], record["attempt"]) for record in records if record["status"] != "running"}
+        by_attempt: dict[tuple[str, str], list[dict]] = {}
         for record in records:
-            if record["status"] == "running":
-                if (record["task"], record["attempt"]) not in ended:
-                    found.append(writer.of_attempt("START", record))
-            else:
-                found += [writer.of_attempt("START", record), writer.of_attempt(_ENDS[record["status"]], record)]
+            by_attempt.setdefault((record["task"], record["attempt"]), []).append(record)
+        for of_attempt in by_attempt.values():
+            ended = [record for record in of_attempt if record["status"] != "running"]
+            found.append(writer.of_attempt("START", ended or of_attempt))
+            if ended:
+                found.append(writer.of_attempt(_ENDS[worst(record["status"] for record in ended)], ended))
         status = worst(task["status"] for task in tasks)
         if status in _ENDS:
             last = max(record["finished"] or record["started"] for record in records)
@@ -131,17 +132,22 @@ class _Writer:
             producer=self._producer,
         )
 
-    def of_attempt(self, kind: str, record: dict) -> RunEvent:
+    def of_attempt(self, kind: str, records: list[dict]) -> RunEvent:
+        """The event of an attempt from its records, of which there is one for each artifact; the last is the step's own."""
         from openlineage.client.event_v2 import RunEvent, RunState
 
-        ended = kind != "START"
+        ended, last = kind != "START", records[-1]
+        own = {record["sha256"] for record in records}
+        inputs = {
+            (one["uri"], one["sha256"]): one for record in records for one in record["inputs"] if one["record"] not in own
+        }
         return RunEvent(
             eventType=RunState[kind],
-            eventTime=(record["finished"] if ended else None) or record["started"],
-            run=self._run_of(record, ended),
-            job=self._job_of(record),
-            inputs=[self._input(one) for one in record["inputs"]],
-            outputs=[self._output(record)] if ended and record["artifact"] else [],
+            eventTime=(last["finished"] if ended else None) or last["started"],
+            run=self._run_of(last, ended),
+            job=self._job_of(last),
+            inputs=[self._input(one) for one in inputs.values()],
+            outputs=[self._output(record) for record in records if record["artifact"]] if ended else [],
             producer=self._producer,
         )
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import InputError, near_match
 from paligemma.lineage.index import Index, unpack
 
 RELEASE_COMPONENT = "publish"
@@ -75,7 +75,9 @@ def run_tasks(index: Index, run: str) -> list[dict]:
         bodies.setdefault(values["task"], []).append(values)
     if not bodies:
         known = [name for (name,) in index.ask("SELECT DISTINCT run FROM records ORDER BY started DESC LIMIT 1000")]
-        raise InputError(f"There is no run {run!r}.", expected=did_you_mean(run, known))
+        raise InputError(
+            f"There is no run {run!r}.", expected=near_match(run, known) or "a run that `paligemma lineage list` names"
+        )
     return [_task(name, found) for name, found in bodies.items()]
 
 
@@ -125,8 +127,9 @@ def show(index: Index, name: str) -> dict:
 
 
 def find_record(index: Index, name: str) -> dict:
-    """The record that a user means: by its artifact's address or path, the hash of the record or of the artifact (as many
-    digits as it takes), `RUN/TASK`, or an attempt. Of several with the same artifact, the newest.
+    """The record that a user means: by its artifact's address or path, from the root or whole; the hash of the record or of
+    the artifact (as many digits as it takes); `RUN/TASK`; an attempt; or a release's version. Of several with the same
+    artifact, the newest.
 
     Raises:
         InputError: there is none, or there are several.
@@ -135,7 +138,10 @@ def find_record(index: Index, name: str) -> dict:
     if not found:
         known = [output for (output,) in index.ask("SELECT DISTINCT output FROM records ORDER BY started DESC LIMIT 1000")]
         raise InputError(
-            f"There is no artifact, record or task {name!r} below {index.root}.", expected=did_you_mean(name, known)
+            f"There is no artifact {name!r} below {index.root}.",
+            expected=near_match(name, run_names(index)[:1000] + known)
+            or "an artifact's folder or address, its hash or its record's, RUN/TASK, or a release's version",
+            fix="`paligemma lineage list` names runs, `show RUN` their artifacts",
         )
     bodies = [index.body(number) | {"id": number} for number in found]
     if len({(body["output"], body["artifact"] and body["artifact"]["tree_sha256"]) for body in bodies}) > 1:
@@ -145,6 +151,8 @@ def find_record(index: Index, name: str) -> dict:
 
 
 def find_numbers(index: Index, name: str) -> list[int]:
+    """The records that a name may stand for, as `find_record` takes it; none for what is not known."""
+
     def numbers(condition: str, *values: object) -> list[int]:
         return [number for (number,) in index.ask(f"SELECT id FROM records WHERE {condition} ORDER BY started, path", *values)]
 
@@ -155,9 +163,16 @@ def find_numbers(index: Index, name: str) -> list[int]:
     if found := numbers("output = ? AND status != 'running'", address) or numbers("output = ?", address):
         return found[-1:]
     run, _, task = name.partition("/")
-    if task:
-        return numbers("run = ? AND task = ? AND status != 'running'", run, task)[-1:]
-    return numbers("attempt = ?", name) if re.match(r"\d{8}T", name) else []
+    if task and (found := numbers("run = ? AND task = ? AND status != 'running'", run, task)):
+        return found[-1:]
+    if re.match(r"\d{8}T", name) and (found := numbers("attempt = ?", name)):
+        return found
+    # A root that was copied has other addresses than its records say, and a release goes by its version.
+    below = address.removeprefix(f"{index.root}/") if address.startswith(f"{index.root}/") else name.strip("/")
+    for ending in (f"/{below}", f"/releases/{below.rpartition('/')[2]}/release"):
+        if found := numbers("id IN (SELECT id FROM records WHERE substr(output, -length(?1)) = ?1)", ending):
+            return found
+    return []
 
 
 def users(index: Index, record: dict) -> list[tuple[int, str]]:
