@@ -1,43 +1,59 @@
-"""KFP artifacts and ours: where an artifact is, and its own record mirrored into KFP's metadata."""
+"""KFP artifacts and ours: where an artifact is, and its own record mirrored into KFP's metadata.
+
+With `artifact_root`, an artifact goes to a place of ours, and KFP's artifact only says where. Its `uri` stays the runner's:
+KFP's launcher fails a task whose artifact has moved out of the pipeline root, and copies all that is below the `uri` of an
+input onto the disk of every pod (uploadOutputArtifacts and downloadArtifacts of backend/src/v2/component/launcher_v2.go).
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from kfp import dsl
 
 from paligemma.lineage.artifact import record_of
-from paligemma.lineage.attempt import set_place
+from paligemma.lineage.attempt import safe_name, set_place
 from paligemma.storage.location import SCHEME
+
+LOCATION = "location"
+"""Key of the metadata that says where an artifact is, when that is not where the runner put it."""
+LOCATION_FILE = "location.json"
 
 
 def input_location(artifact: dsl.Artifact | None) -> str:
-    """Where an input is: the runner's copy on this machine, else its address in storage; empty for no input."""
+    """Where an input is: where its step says, else the runner's copy on this machine; empty for no input."""
     if artifact is None:
         return ""
+    if location := artifact.metadata.get(LOCATION):
+        return location
     in_storage = artifact.uri.startswith(SCHEME) and not Path(artifact.path).exists()
     return artifact.uri if in_storage else artifact.path
 
 
-def output_location(artifact: dsl.Artifact, artifact_root: str, task: str) -> str:
+def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: str) -> str:
     """Where an output is to go: where the runner says, or, given a root, to a place of the task's own below it.
 
     Also has the lineage records of this process name the task, and kept below the root: without one, the folder that the
     runner keeps its runs in.
     """
-    if artifact_root:
-        artifact.uri = f"{artifact_root.rstrip('/')}/{task}/{artifact.name.rsplit('/', 1)[-1]}"
-    location = artifact.uri if artifact_root else artifact.path
-    runs_folder, found, _ = location.rpartition(f"/{task.partition('/')[0]}/")
-    place_task(artifact_root or (runs_folder if found else ""), task)
+    run = run_name(artifact, run)
+    name = artifact.name.rsplit("/", 1)[-1]
+    location = f"{artifact_root.rstrip('/')}/{run}/{safe_name(task)}/{name}" if artifact_root else artifact.path
+    runs_folder, found, _ = location.rpartition(f"/{run}/")
+    place_task(artifact_root or (runs_folder if found else ""), run, task)
     return location
 
 
-def place_task(root: str, task: str) -> None:
-    """Has the lineage records of this process name the task (RUN/TASK), and kept below the root, if there is one."""
-    run, _, name = task.partition("/")
-    if run and name:
-        set_place(run, name, root)
+def run_name(artifact: dsl.Artifact, run: str) -> str:
+    """The name of the run that an output is of: its identity, which the cluster gives; the local runner's folder of the run."""
+    return safe_name(run if "://" in artifact.uri else Path(artifact.path).parts[-3])
+
+
+def place_task(root: str, run: str, task: str) -> None:
+    """Has the lineage records of this process name the task, and kept below the root, if there is one."""
+    if run and task:
+        set_place(run, task, root)
 
 
 def mirror_record(artifact: dsl.Artifact, location: str) -> None:
@@ -52,3 +68,8 @@ def mirror_record(artifact: dsl.Artifact, location: str) -> None:
     artifact.metadata.update(parameters_sha256=record.producer.parameters_sha256)
     known = {"rows": made.rows, "git_sha": record.producer.git_sha, "image": record.producer.image}
     artifact.metadata.update({name: value for name, value in known.items() if value is not None})
+    if location != artifact.path:
+        artifact.metadata[LOCATION] = location
+        Path(artifact.path).mkdir(parents=True, exist_ok=True)  # for who looks there
+        said = {LOCATION: location, "tree_sha256": made.tree_sha256, "record": record.sha256}
+        (Path(artifact.path) / LOCATION_FILE).write_text(json.dumps(said, indent=2) + "\n")

@@ -39,7 +39,9 @@ def prepare_pipeline(
     """
     place = {
         "artifact_root": artifact_root,
-        "run_task": f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}",
+        # KFP fills in a placeholder only where it is all of a value, and a run's name is not unique there.
+        "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        "run_task": dsl.PIPELINE_TASK_NAME_PLACEHOLDER,
     }
     settings = {
         "data": data,

@@ -30,6 +30,7 @@ def evaluate(
     best_of: int = 1,
     seed: int = 0,
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ) -> bool:
     """Decodes answers to every row and judges them, beside another evaluation's if one is given; says whether to promote.
@@ -51,7 +52,8 @@ def evaluate(
         best_of: Samples of each row, the most likely of which is its answer.
         seed: What samples are drawn from, together with the row's identity.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     import json
     import math
@@ -59,11 +61,11 @@ def evaluate(
     from pathlib import Path
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.evaluate.main import run
+    from components.evaluate.main import run as run_step
     from paligemma.lineage.artifact import localize
 
-    output = output_location(evaluation, artifact_root, run_task)
-    run(
+    output = output_location(evaluation, artifact_root, run, run_task)
+    run_step(
         checkpoint=input_location(checkpoint),
         records=input_location(records),
         output=output,

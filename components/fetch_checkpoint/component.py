@@ -14,6 +14,7 @@ def fetch_checkpoint(
     precision: str = "float16",
     image_size: int = 0,
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ):
     """Brings a checkpoint into the pipeline: weights byte for byte, its architecture, its tokenizer.
@@ -25,11 +26,12 @@ def fetch_checkpoint(
         precision: Which file of a Kaggle model: by the dtype of its weights.
         image_size: Side of the images that the checkpoint is to be used with, in pixels; 0: its own.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     from components.artifacts import mirror_record, output_location
-    from components.fetch_checkpoint.main import run
+    from components.fetch_checkpoint.main import run as run_step
 
-    output = output_location(checkpoint, artifact_root, run_task)
-    run(output=output, source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size)
+    output = output_location(checkpoint, artifact_root, run, run_task)
+    run_step(output=output, source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size)
     mirror_record(checkpoint, output)

@@ -16,6 +16,7 @@ def finetune(
     recipe: str = "",
     state: str = "",
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ):
     """Trains a part of a checkpoint's parameters on records, and writes that part.
@@ -25,7 +26,8 @@ def finetune(
         state: Folder or gs:// prefix for the training state, which an interrupted task goes on from. Empty: below
             artifact_root, in a place that what determines the run gives its name; without artifact_root, beside the output.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     import json
     import shutil
@@ -36,7 +38,7 @@ def finetune(
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
 
-    output = output_location(tuned, artifact_root, run_task)
+    output = output_location(tuned, artifact_root, run, run_task)
     fine_tune(
         input_location(checkpoint),
         input_location(records),

@@ -15,6 +15,7 @@ def preflight(
     text_tokens: int = 128,
     warn_only: bool = False,
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ):
     """Compiles the training step for the hardware that is to run it, and fails when it does not fit.
@@ -25,7 +26,8 @@ def preflight(
         text_tokens: Most tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     import shutil
 
@@ -34,7 +36,7 @@ def preflight(
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
 
-    output = output_location(preflight, artifact_root, run_task)
+    output = output_location(preflight, artifact_root, run, run_task)
     check(input_location(checkpoint), output, parse_recipe(recipe), target, text_tokens, warn_only)
     mirror_record(preflight, output)
     shutil.copyfile(localize(output) / "preflight.html", report.path)

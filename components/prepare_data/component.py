@@ -21,6 +21,7 @@ def prepare_data(
     against: str = "",
     workers: int = 0,
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ):
     """Turns JSONL rows and an image folder into validated, tokenized TFRecord shards with a report.
@@ -37,16 +38,17 @@ def prepare_data(
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     import shutil
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.prepare_data.main import run
+    from components.prepare_data.main import run as run_step
     from paligemma.lineage.artifact import localize
 
-    output = output_location(records, artifact_root, run_task)
-    run(
+    output = output_location(records, artifact_root, run, run_task)
+    run_step(
         data=data,
         checkpoint=input_location(checkpoint),
         output=output,

@@ -72,6 +72,7 @@ def join_groups(
     compression: str = "none",
     against: str = "",
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ):
     """Joins all groups of a split to records: the same bytes as prepare_data gives on one machine.
@@ -88,7 +89,8 @@ def join_groups(
         compression: Compression of the shards: none or gzip.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     import shutil
     from pathlib import Path
@@ -99,7 +101,7 @@ def join_groups(
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
                 "compression": compression}  # fmt: skip
-    output = output_location(records, artifact_root, run_task)
+    output = output_location(records, artifact_root, run, run_task)
     join_groups([Path(part.path) for part in parts], data, input_location(checkpoint), images, output, settings, split,
                 max_reject_fraction, against)  # fmt: skip
     mirror_record(records, output)

@@ -17,6 +17,7 @@ def publish(
     dtype: str = "stored",
     promote: bool = True,
     artifact_root: str = "",
+    run: str = "",
     run_task: str = "",
 ):
     """Makes a tuned model a release of a registry, and its champion.
@@ -27,18 +28,19 @@ def publish(
         dtype: Of every parameter; stored keeps each as it is.
         promote: Make it the champion; refused when its evaluation says no.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run_task: Name of the run and of the task in it; with artifact_root, where the artifact goes below it.
+        run: Name of the run; with artifact_root and run_task, where the artifact goes.
+        run_task: Name of the task in it.
     """
     import shutil
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.publish.main import run
+    from components.publish.main import run as run_step
     from paligemma.lineage.artifact import localize
     from paligemma.registry import CARD_FILE, release_part
 
-    location = output_location(release, artifact_root, run_task)
+    location = output_location(release, artifact_root, run, run_task)
     registry = registry or location
-    version = run(
+    version = run_step(
         checkpoint=input_location(checkpoint),
         tuned=input_location(tuned),
         evaluation=input_location(evaluation),
@@ -48,7 +50,6 @@ def publish(
         promote=promote,
     )
     location = release_part(registry, version, "release")
-    release.uri = str(location)
     release.metadata["version"] = version
-    mirror_record(release, release.uri)
+    mirror_record(release, str(location))
     shutil.copyfile(localize(location) / CARD_FILE, card.path)

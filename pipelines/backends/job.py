@@ -11,24 +11,12 @@ from typing import Protocol
 
 import yaml
 
-from paligemma.errors import InputError, PaliGemmaError, did_you_mean
+from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
 from pipelines.compile import compile_pipeline
 from pipelines.placement import PlaceTask, find_profile
 
 _TYPES = {"String": str, "Integer": int, "Float": (int, float), "Boolean": bool}
-
-
-class BackendError(PaliGemmaError):
-    """The backend refused what it was asked, or does not know what was named."""
-
-    exit_code = 2
-
-
-class BackendUnavailableError(PaliGemmaError):
-    """The backend did not answer, or only with its own failures: the same command goes on later."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)

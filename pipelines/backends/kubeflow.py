@@ -14,7 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.backends.job import BackendError, BackendUnavailableError, Job, difference
+from paligemma.launch.rest import BackendError, BackendUnavailableError
+from pipelines.backends.job import Job, difference
 
 TOKEN_VARIABLE = "KFP_TOKEN"
 """A bearer token for the API, where it asks for one; never a flag."""

@@ -162,13 +162,13 @@ def test_the_address_may_be_in_a_mounted_file(root: Path, tmp_path: Path, monkey
 
 
 @dsl.component(base_image="unused", install_kfp_package=False)
-def end(root: str, task: str, fail: bool):
+def end(root: str, run: str, fail: bool, made: dsl.Output[dsl.Artifact]):
     """A step that makes something, or fails."""
+    from components.artifacts import output_location
     from paligemma.errors import InputError
     from paligemma.lineage.artifact import produce
-    from paligemma.lineage.attempt import set_place
 
-    set_place(*task.split("/"), root)
+    output_location(made, root, run, "end")
     with produce(f"{root}/x", "thing", "end", {}, []) as draft:
         (draft.folder / "file").write_text("x")
         if fail:
@@ -178,9 +178,9 @@ def end(root: str, task: str, fail: bool):
 @dsl.pipeline
 def small(root: str, fail: bool):
     """A step, and the exit step."""
-    place = f"{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_NAME_PLACEHOLDER}"
-    with dsl.ExitHandler(summarize(artifact_root=root, run_task=place)):
-        end(root=root, task=place, fail=fail)
+    run, task = dsl.PIPELINE_JOB_ID_PLACEHOLDER, dsl.PIPELINE_TASK_NAME_PLACEHOLDER
+    with dsl.ExitHandler(summarize(artifact_root=root, run=run, run_task=task)):
+        end(root=root, run=run, fail=fail)
 
 
 @pytest.mark.parametrize("fails", [False, True])

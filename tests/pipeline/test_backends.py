@@ -11,9 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from paligemma.errors import InputError
-from pipelines.backends import vertex
-from pipelines.backends.job import BackendError, BackendUnavailableError
+from paligemma.launch.rest import BackendError, BackendUnavailableError
+from paligemma.launch.vertex import ENDPOINT_VARIABLE
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
+from pipelines.backends.vertex import Vertex
 from pipelines.cli import app
 from servers.kubeflow import KubeflowServer
 from servers.vertex import VertexServer
@@ -45,7 +46,7 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowServer]:
 @pytest.fixture
 def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
     with VertexServer() as server:
-        monkeypatch.setenv(vertex.ENDPOINT_VARIABLE, server.url)
+        monkeypatch.setenv(ENDPOINT_VARIABLE, server.url)
         yield server
 
 
@@ -231,12 +232,12 @@ def test_nobody_there_exits_4(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         pass
     with pytest.raises(BackendUnavailableError, match="did not answer"):
         call("submit", *on_kubeflow(folder, gone))
-    monkeypatch.setenv(vertex.ENDPOINT_VARIABLE, gone.url)
+    monkeypatch.setenv(ENDPOINT_VARIABLE, gone.url)
     with pytest.raises(BackendUnavailableError, match="did not answer"):
         call("submit", *on_vertex(folder))
 
 
 def test_credentials_go_nowhere_insecure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(vertex.ENDPOINT_VARIABLE, "http://example.com")
+    monkeypatch.setenv(ENDPOINT_VARIABLE, "http://example.com")
     with pytest.raises(InputError, match="not secure"):
-        vertex.Vertex("my-project", "us-central1")
+        Vertex("my-project", "us-central1")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,12 @@ def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     tasks = [task for dag in [specification["root"]["dag"], *inner] for task in dag["tasks"].items()]
     assert len(tasks) == 11
     assert [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")] == []
+
+
+def test_placeholders_are_whole_values(specification: dict) -> None:
+    """KFP's driver fills in no other (resolveInputParameter of backend/src/v2/driver)."""
+    constants = re.findall(r'"constant": "([^"]*pipeline_(?:job|task)[^"]*)"', json.dumps(specification))
+    assert Counter(constants) == {"{{$.pipeline_job_uuid}}": 9, "{{$.pipeline_task_name}}": 9}
 
 
 def test_nothing_is_installed_at_run_time(compiled: Path) -> None:

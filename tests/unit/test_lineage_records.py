@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from components.artifacts import mirror_record, output_location
+from components.artifacts import input_location, mirror_record, output_location
 from conftest import ONE_DEVICE
 from paligemma.errors import DamagedError, InputError, StoppedError
 from paligemma.lineage.artifact import input_of, produce
@@ -188,7 +188,7 @@ def test_kfps_metadata_says_what_the_record_does(tmp_path: Path, monkeypatch: py
         "paligemma.lineage.attempt._place", ContextVar("place", default=None)
     )  # a task has a process of its own
     artifact = dsl.Artifact(name="made", uri=str(tmp_path / "root/job/make/made"), metadata={})
-    output = output_location(artifact, "", "job/make")
+    output = output_location(artifact, "", "job", "make")
     make(Path(output), rows=3)
     record = read_record(output)
     assert (record.run, record.task, record.output) == ("job", "make", str(tmp_path / "root/job/make/made"))
@@ -197,6 +197,24 @@ def test_kfps_metadata_says_what_the_record_does(tmp_path: Path, monkeypatch: py
     mirrored = {"type": "thing", "tree_sha256": record.artifact.tree_sha256, "rows": 3, "run": "job", "task": "make"}
     assert mirrored.items() <= artifact.metadata.items()
     assert artifact.metadata["record"] == record.sha256
+
+
+def test_an_artifact_of_a_cluster_stays_the_runners_and_says_where_ours_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KFP's launcher fails a task whose artifact has left the pipeline root, and gives the next one a copy of what is there."""
+    monkeypatch.setattr("paligemma.lineage.attempt._place", ContextVar("place", default=None))
+    monkeypatch.setattr("kfp.dsl.types.artifact_types._GCS_LOCAL_MOUNT_PREFIX", f"{tmp_path}/gcs/")
+    artifact = dsl.Artifact(name="made", uri="gs://bucket/runner/dag/1234/evaluate-2/made", metadata={})
+    output = output_location(artifact, str(tmp_path / "root"), "1234", "evaluate tuned")
+    assert output == str(tmp_path / "root/1234/evaluate-tuned/made")
+    make(Path(output))
+    mirror_record(artifact, output)
+    assert artifact.uri == "gs://bucket/runner/dag/1234/evaluate-2/made"
+    assert [path.name for path in (tmp_path / "gcs/bucket/runner/dag/1234/evaluate-2/made").iterdir()] == ["location.json"]
+    taken = dsl.Artifact(name="made", uri=artifact.uri, metadata=json.loads(json.dumps(artifact.metadata)))
+    assert input_location(taken) == output
+    assert (read_record(output).run, read_record(output).task) == ("1234", "evaluate-tuned")
 
 
 def test_the_price_of_the_machine_gives_the_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,106 @@
+"""JSON over HTTP: failures of a service tried again where that cannot do anything twice, the rest in our own words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from paligemma.errors import PaliGemmaError
+
+if TYPE_CHECKING:
+    import requests
+
+_TRIES = 4
+_TRANSIENT = (429, 500, 502, 503, 504)
+
+
+class BackendError(PaliGemmaError):
+    """The service refused what it was asked, or does not know what was named; `status` is its HTTP status."""
+
+    exit_code = 2
+    status = 0
+
+
+class BackendUnavailableError(PaliGemmaError):
+    """The service did not answer, or only with its own failures: the same command goes on later."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service and how to reach it.
+
+    Attributes:
+        name: as people call it.
+        base: address that paths are relative to, with a slash at the end.
+        send: like `requests.Session.request`.
+        access: what to do when it says that one may not.
+        said: what a refusal says, from its JSON.
+    """
+
+    name: str
+    base: str
+    send: Callable[..., requests.Response]
+    access: str
+    said: Callable[[dict], str]
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping | None = None,
+        *,
+        again: bool,
+        made: Mapping | None = None,
+        **query: str,
+    ) -> dict:
+        """One request.
+
+        Args:
+            method: of HTTP.
+            path: below `base`.
+            body: JSON, if any.
+            again: whether a second try cannot do anything twice.
+            made: the answer if a second try finds that the first, whose answer was lost, has made what was asked for (409).
+            query: parameters; empty ones are left out.
+
+        Raises:
+            BackendError: it was refused.
+            BackendUnavailableError: there was no answer.
+        """
+        from google.auth.exceptions import GoogleAuthError
+        from requests import RequestException
+
+        given = {key: value for key, value in query.items() if value}
+        url = f"{self.base}{path}" + (f"?{urlencode(given)}" if given else "")
+        tries = _TRIES if again else 1
+        for left in reversed(range(tries)):
+            if left < tries - 1:
+                time.sleep(0.2 * 2 ** (tries - 1 - left))
+            try:
+                answer = self.send(method, url, json=body, timeout=60)
+            except (RequestException, GoogleAuthError) as error:
+                why = f"{self.name} did not answer: {type(error).__name__}."
+                continue
+            if answer.status_code < 300:
+                return answer.json() if answer.content else {}
+            if answer.status_code == 409 and made is not None and left < tries - 1:
+                return dict(made)
+            if answer.status_code not in _TRANSIENT:
+                raise self._refusal(answer, path)
+            why = f"{self.name} answered {answer.status_code}."
+        raise BackendUnavailableError(why, where=self.base, fix="run the same command later")
+
+    def _refusal(self, answer: requests.Response, path: str) -> BackendError:
+        try:
+            said = self.said(answer.json())
+        except (ValueError, LookupError, TypeError):
+            said = answer.reason
+        fix = self.access if answer.status_code in (401, 403) else None
+        error = BackendError(f"{self.name} refused ({answer.status_code}): {said}", where=path, fix=fix)
+        error.status = answer.status_code
+        return error

@@ -1,0 +1,79 @@
+"""Vertex AI's REST API (https://cloud.google.com/vertex-ai/docs/reference/rest), for pipelines, custom jobs and models.
+
+google-cloud-aiplatform would be a hundred packages and generated clients for some ten calls; google-auth is here already.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from paligemma.errors import InputError
+from paligemma.launch.rest import BackendError, Service
+
+ENDPOINT_VARIABLE = "PALIGEMMA_VERTEX_ENDPOINT"
+"""Another address of the API, for private access, or for tests on this machine, where no credentials are asked for."""
+
+_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+
+
+class VertexApi:
+    """Vertex AI in a project and a region. `parent` is what all its resources' names begin with."""
+
+    def __init__(self, project: str, location: str) -> None:
+        """Finds credentials (https://cloud.google.com/docs/authentication/application-default-credentials)."""
+        import google.auth
+        from google.auth.credentials import AnonymousCredentials
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.auth.transport.requests import AuthorizedSession
+
+        for name, value, pattern in (
+            ("--project", project, r"[a-z][a-z0-9-]+|[0-9]+"),
+            ("--location", location, r"[a-z][a-z0-9-]+"),
+        ):
+            if not re.fullmatch(pattern, value):
+                raise InputError(f"{name} is {value!r}.", expected="the name of a project, and of a region such as us-central1")
+        endpoint = os.environ.get(ENDPOINT_VARIABLE) or f"https://{location}-aiplatform.googleapis.com"
+        local = urlsplit(endpoint).hostname == "127.0.0.1"
+        if not local and not endpoint.startswith("https://"):
+            raise InputError(f"{endpoint} is not secure.", where=f"${ENDPOINT_VARIABLE}", expected="https://")
+        try:
+            credentials = AnonymousCredentials() if local else google.auth.default(scopes=[_SCOPE])[0]
+        except DefaultCredentialsError:
+            raise BackendError("There are no Google credentials.", fix="gcloud auth application-default login") from None
+        self.parent = f"projects/{project}/locations/{location}"
+        self._service = Service(
+            "Vertex AI",
+            f"{endpoint}/v1/",
+            AuthorizedSession(credentials).request,
+            "gcloud auth application-default login, or ask for the role Vertex AI User",
+            lambda answer: answer["error"]["message"],
+        )
+
+    def get(self, path: str, **query: str) -> dict:
+        """Reads a resource, or a page of them."""
+        return self._service.call("GET", path, again=True, **query)
+
+    def post(self, path: str, body: Mapping, **query: str) -> dict:
+        """Makes a resource, or calls a method, once."""
+        return self._service.call("POST", path, body, again=False, **query)
+
+    def make(self, path: str, body: Mapping, made: Mapping, **query: str) -> dict:
+        """Makes a resource whose name the caller has chosen, so that making it twice is refused; `made` is the answer then."""
+        return self._service.call("POST", path, body, again=True, made=made, **query)
+
+    def patch(self, path: str, body: Mapping, fields: str) -> dict:
+        """Changes fields of a resource, whose names are separated by commas."""
+        return self._service.call("PATCH", path, body, again=True, updateMask=fields)
+
+    def find(self, path: str, kind: str, filter: str) -> list[dict]:
+        """All resources of a kind that a filter finds."""
+        found, token = [], ""
+        while True:
+            page = self.get(path, filter=filter, pageToken=token)
+            found += page.get(kind, ())
+            token = page.get("nextPageToken", "")
+            if not token:
+                return found
