@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from paligemma.errors import InputError, did_you_mean
+from paligemma.launch.watch import LAUNCH_VARIABLE
+from pipelines.launching import custom_job, train_job
 
 if TYPE_CHECKING:
     from kfp import dsl
@@ -38,6 +40,9 @@ class Machine:
         accelerator: what the backend calls it; none if empty.
         count: of them; TPU chips count one by one.
         selectors: labels of the nodes that will do, on GKE.
+        hosts: how many of it work together, a process on each.
+        machine_type: of a custom job on Vertex AI; empty: the task itself is given what is above.
+        topology: of its TPU chips.
     """
 
     image: Literal["cpu", "gpu", "tpu"]
@@ -46,6 +51,14 @@ class Machine:
     accelerator: str = ""
     count: int = 0
     selectors: Mapping[str, str] = field(default_factory=dict)
+    hosts: int = 1
+    machine_type: str = ""
+    topology: str = ""
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a task cannot be this machine, but only have one made: a task is one container."""
+        return self.hosts > 1 or bool(self.machine_type)
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,21 @@ class Profile:
         backend: what runs it.
         accelerated: machine of the steps in `ACCELERATED`.
         target: what `preflight` compiles for.
+        evaluating: machine of `evaluate`, when it is another: decoding has one host.
     """
 
     backend: Backend
     accelerated: Machine
     target: str = "cpu"
+    evaluating: Machine | None = None
+
+    def machine(self, step: str) -> Machine:
+        """What a step runs on."""
+        if step == "preflight":  # on a plain machine, with the accelerator's compiler
+            return replace(SMALL, image=self.accelerated.image)
+        if step not in ACCELERATED:
+            return SMALL
+        return self.evaluating if step == "evaluate" and self.evaluating is not None else self.accelerated
 
 
 @dataclass(frozen=True)
@@ -90,20 +113,51 @@ SMALL = Machine("cpu", cpu="4", memory="16G")
 """For steps that need no accelerator. Merging and decoding work on a block of one array at a time."""
 
 
-def _gke_gpu(name: str, cpu: str, memory: str, target: str) -> Profile:
+def _gke_gpu(name: str, cpu: str, memory: str, target: str, hosts: int = 1) -> Profile:
+    """One GPU; with several hosts, eight of each, and one of them to evaluate on."""
     machine = Machine("gpu", cpu, memory, "nvidia.com/gpu", 1, {"cloud.google.com/gke-accelerator": name})
-    return Profile("kfp", machine, target)
+    if hosts == 1:
+        return Profile("kfp", machine, target)
+    whole = replace(machine, cpu=str(8 * int(cpu)), memory=f"{8 * int(memory.removesuffix('G'))}G", count=8, hosts=hosts)
+    return Profile("kfp", whole, target, evaluating=machine)
 
 
-def _gke_tpu(name: str, topology: str, chips: int) -> Profile:
-    target = f"{'v6e' if 'v6e' in name else 'v5e'}-{chips}"
-    selectors = {"cloud.google.com/gke-tpu-accelerator": name, "cloud.google.com/gke-tpu-topology": topology}
-    return Profile("kfp", Machine("tpu", str(8 * chips), f"{32 * chips}G", "google.com/tpu", chips, selectors), target)
+_GKE_TPUS = {"v5e": "tpu-v5-lite-podslice", "v6e": "tpu-v6e-slice"}
+_TPU_MACHINES = {"v5e": "ct5lp-hightpu-{}t", "v6e": "ct6e-standard-{}t"}
+_ONE_HOST = {1: "1x1", 4: "2x2", 8: "2x4"}
+
+
+def _gke_tpu(generation: str, chips: int, topology: str = "", hosts: int = 1) -> Profile:
+    """Chips of one host; with several hosts, four of each, and a host of four to evaluate on."""
+
+    def machine(count: int, topology: str, hosts: int) -> Machine:
+        accelerator = {"cloud.google.com/gke-tpu-accelerator": _GKE_TPUS[generation]}
+        selectors = {**accelerator, "cloud.google.com/gke-tpu-topology": topology}
+        return Machine("tpu", str(8 * count), f"{32 * count}G", "google.com/tpu", count, selectors, hosts)
+
+    training = machine(chips // hosts, topology or _ONE_HOST[chips], hosts)
+    evaluating = machine(4, _ONE_HOST[4], 1) if hosts > 1 else None
+    return Profile("kfp", training, f"{generation}-{chips}", evaluating)
 
 
 def _vertex_gpu(name: str, cpu: str, memory: str, target: str) -> Profile:
     return Profile("vertex", Machine("gpu", cpu, memory, name, 1), target)
 
+
+def _vertex_gpus(one: Profile, machine_type: str, hosts: int) -> Profile:
+    """Hosts with eight GPUs each; one GPU evaluates."""
+    whole = replace(one.accelerated, count=8, hosts=hosts, machine_type=machine_type)
+    return Profile("vertex", whole, one.target, evaluating=one.accelerated)
+
+
+def _vertex_tpu(generation: str, chips: int) -> Profile:
+    machine_type, topology = _TPU_MACHINES[generation].format(chips), _ONE_HOST[chips]
+    machine = Machine("tpu", cpu="", memory="", count=chips, machine_type=machine_type, topology=topology)
+    return Profile("vertex", machine, f"{generation}-{chips}")
+
+
+_VERTEX_A100 = _vertex_gpu("NVIDIA_TESLA_A100", cpu="12", memory="85G", target="a100-40")
+_VERTEX_H100 = _vertex_gpu("NVIDIA_H100_80GB", cpu="26", memory="234G", target="h100-80")
 
 PROFILES: dict[str, Profile] = {
     "local": Profile("local", SMALL),
@@ -111,24 +165,26 @@ PROFILES: dict[str, Profile] = {
     "kfp-gpu-t4": _gke_gpu("nvidia-tesla-t4", cpu="7", memory="26G", target="t4"),
     "kfp-gpu-l4": _gke_gpu("nvidia-l4", cpu="7", memory="28G", target="l4"),
     "kfp-gpu-a100": _gke_gpu("nvidia-tesla-a100", cpu="11", memory="78G", target="a100-40"),
+    "kfp-gpu-a100-16": _gke_gpu("nvidia-tesla-a100", cpu="11", memory="78G", target="a100-40", hosts=2),
     "kfp-gpu-h100": _gke_gpu("nvidia-h100-80gb", cpu="24", memory="200G", target="h100-80"),
-    "kfp-tpu-v5e-1": _gke_tpu("tpu-v5-lite-podslice", "1x1", 1),
-    "kfp-tpu-v5e-4": _gke_tpu("tpu-v5-lite-podslice", "2x2", 4),
-    "kfp-tpu-v5e-8": _gke_tpu("tpu-v5-lite-podslice", "2x4", 8),
-    "kfp-tpu-v6e-1": _gke_tpu("tpu-v6e-slice", "1x1", 1),
-    "kfp-tpu-v6e-4": _gke_tpu("tpu-v6e-slice", "2x2", 4),
-    "kfp-tpu-v6e-8": _gke_tpu("tpu-v6e-slice", "2x4", 8),
+    "kfp-gpu-h100-16": _gke_gpu("nvidia-h100-80gb", cpu="24", memory="200G", target="h100-80", hosts=2),
+    **{f"kfp-tpu-{name}-{chips}": _gke_tpu(name, chips) for name in _GKE_TPUS for chips in _ONE_HOST},
+    **{f"kfp-tpu-{name}-16": _gke_tpu(name, 16, "4x4", hosts=4) for name in _GKE_TPUS},
     "vertex-cpu": Profile("vertex", Machine("cpu", cpu="8", memory="32G")),
     "vertex-gpu-t4": _vertex_gpu("NVIDIA_TESLA_T4", cpu="8", memory="30G", target="t4"),
     "vertex-gpu-l4": _vertex_gpu("NVIDIA_L4", cpu="8", memory="32G", target="l4"),
-    "vertex-gpu-a100": _vertex_gpu("NVIDIA_TESLA_A100", cpu="12", memory="85G", target="a100-40"),
+    "vertex-gpu-a100": _VERTEX_A100,
+    "vertex-gpu-a100-16": _vertex_gpus(_VERTEX_A100, "a2-highgpu-8g", hosts=2),
+    "vertex-gpu-h100-16": _vertex_gpus(_VERTEX_H100, "a3-highgpu-8g", hosts=2),
+    **{f"vertex-tpu-{name}-{chips}": _vertex_tpu(name, chips) for name in _TPU_MACHINES for chips in _ONE_HOST},
 }
 
 CANNOT = {
-    "vertex-tpu": "Vertex AI Pipelines runs a step on a TPU only as a custom job of its own, which this DAG does not make: "
-    "use a kfp-tpu profile, or run components.finetune.main in a custom job",
-    r".*multi-?host|kfp-tpu-v\w+-(?!(1|4|8)$)\d+": "one host (1, 4 or 8 chips), because a KFP task is one pod: on several, run "
-    "components.finetune.main on each host (its page says how)",
+    r"vertex-tpu-v\w+-(?!(1|4|8)$)\d+": "the TPU chips of one host (1, 4 or 8): several hosts of a slice are a TrainJob on GKE "
+    "(kfp-tpu-v5e-16); on Vertex AI, worker pools of several hosts are for GPUs (vertex-gpu-a100-16)",
+    r"kfp-tpu-v\w+-(?!(1|4|8|16)$)\d+": "1, 4 or 8 chips of one host, or 16 of four: other slices need a line in the table of "
+    "pipelines/placement.py",
+    r".*multi-?host": "kfp-tpu-v5e-16, kfp-tpu-v6e-16, kfp-gpu-a100-16, kfp-gpu-h100-16, vertex-gpu-a100-16 or -h100-16",
 }
 """Why a profile is not there, by what the beginning of its name matches."""
 
@@ -171,7 +227,15 @@ def read_images(path: Path) -> dict[str, str]:
     return images
 
 
-def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = False, kaggle_secret: str = "") -> PlaceTask:
+def placer(
+    name: str,
+    images: Mapping[str, str] | None = None,
+    spot: bool = False,
+    kaggle_secret: str = "",
+    project: str = "",
+    location: str = "",
+    service_account: str = "",
+) -> PlaceTask:
     """What places a task of the DAG.
 
     Args:
@@ -179,6 +243,9 @@ def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = Fals
         images: as `read_images` gives them; not needed locally.
         spot: whether accelerators may be taken away at any time, for a lower price.
         kaggle_secret: Secret Manager secret with `kaggle.json`, which `fetch_checkpoint` reads itself; a name, and no secret.
+        project: of custom jobs on Vertex AI; empty: that of the step that makes them.
+        location: likewise, their region.
+        service_account: whose rights custom jobs have; empty: Vertex AI's default.
 
     Raises:
         InputError: there is no such profile, or no image for it.
@@ -186,9 +253,12 @@ def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = Fals
     profile = find_profile(name)
     if profile.backend == "local":
         return lambda step, task: None
-    if spot and profile.backend == "vertex":
+    if spot and profile.backend == "vertex" and not profile.accelerated.is_launched:
         raise InputError(
-            "Vertex AI Pipelines takes no spot machines for a step.", where="--spot", fix="leave it out, or use a kfp profile"
+            "Vertex AI Pipelines takes no spot machines for a step.",
+            where="--spot",
+            expected="a profile whose fine-tuning is a custom job: vertex-tpu-..., vertex-gpu-a100-16",
+            fix="leave it out, or use a kfp profile",
         )
     for target in sorted({SMALL.image, profile.accelerated.image}):
         if target not in (images or {}):
@@ -197,10 +267,17 @@ def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = Fals
             )
 
     def place_task(step: str, task: dsl.PipelineTask) -> None:
-        machine = profile.accelerated if step in ACCELERATED else SMALL
-        if step == "preflight":  # on a plain machine, with the accelerator's compiler
-            machine = replace(SMALL, image=profile.accelerated.image)
-        robustness = ROBUSTNESS[step]
+        wanted, robustness = profile.machine(step), ROBUSTNESS[step]
+        tolerations, selectors = _nodes(wanted, spot and step in ACCELERATED) if profile.backend == "kfp" else ([], {})
+        machine = SMALL if wanted.is_launched else wanted
+        if wanted.is_launched:
+            image, seconds = images[wanted.image], robustness.timeout
+            if profile.backend == "kfp":
+                launch = train_job(wanted, image, seconds, tolerations, selectors)
+            else:
+                launch = custom_job(wanted, image, seconds, spot, project, location, service_account)
+            task.set_env_variable(LAUNCH_VARIABLE, json.dumps(launch))
+            tolerations, selectors = [], {}
         task.set_container_image(images[machine.image])
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
         task.set_retry(robustness.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
@@ -210,19 +287,28 @@ def placer(name: str, images: Mapping[str, str] | None = None, spot: bool = Fals
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)
         if profile.backend == "kfp":
-            _place_on_kubernetes(task, machine, robustness.timeout, spot and step in ACCELERATED)
+            _place_on_kubernetes(task, robustness.timeout, tolerations, selectors)
 
     return place_task
 
 
-def _place_on_kubernetes(task: dsl.PipelineTask, machine: Machine, timeout: int, spot: bool) -> None:
+def _nodes(machine: Machine, spot: bool) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Tolerations of a machine's pods, and selectors of its nodes, on GKE."""
+    tolerations, selectors = [], dict(machine.selectors)
+    if machine.accelerator:  # GKE keeps other pods off such nodes by a taint of the resource's name
+        tolerations.append({"key": machine.accelerator, "operator": "Exists", "effect": "NoSchedule"})
+    if spot:
+        selectors["cloud.google.com/gke-spot"] = "true"
+        spots = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        tolerations.append(spots)
+    return tolerations, selectors
+
+
+def _place_on_kubernetes(task: dsl.PipelineTask, timeout: int, tolerations: list[dict], selectors: dict[str, str]) -> None:
     from kfp import kubernetes
 
     kubernetes.set_timeout(task, timeout)
-    for key, value in machine.selectors.items():
+    for key, value in selectors.items():
         kubernetes.add_node_selector(task, key, value)
-    if machine.accelerator:  # GKE keeps other pods off such nodes by a taint of the resource's name
-        kubernetes.add_toleration(task, key=machine.accelerator, operator="Exists", effect="NoSchedule")
-    if spot:
-        kubernetes.add_node_selector(task, "cloud.google.com/gke-spot", "true")
-        kubernetes.add_toleration(task, key="cloud.google.com/gke-spot", operator="Equal", value="true", effect="NoSchedule")
+    for toleration in tolerations:
+        kubernetes.add_toleration(task, **toleration)

@@ -62,30 +62,36 @@ def evaluate(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.evaluate.main import run as run_step
+    from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.lineage.artifact import localize
 
     output = output_location(evaluation, artifact_root, run, run_task)
-    run_step(
-        checkpoint=input_location(checkpoint),
-        records=input_location(records),
-        output=output,
-        tuned=input_location(tuned),
-        baseline=input_location(baseline),
-        champion=input_location(champion),
-        registry=registry,
-        margin=margin,
-        task=task,
-        metrics=metrics,
-        mask_decoder=mask_decoder,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        beams=beams,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        best_of=best_of,
-        seed=seed,
-    )
+    arguments = {
+        "checkpoint": input_location(checkpoint),
+        "records": input_location(records),
+        "output": output,
+        "tuned": input_location(tuned),
+        "baseline": input_location(baseline),
+        "champion": input_location(champion),
+        "registry": registry,
+        "margin": margin,
+        "task": task,
+        "metrics": metrics,
+        "mask_decoder": mask_decoder,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "beams": beams,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "best_of": best_of,
+        "seed": seed,
+    }
+    if machines := launched():
+        flags = {name.replace("_", "-"): value for name, value in arguments.items()}
+        run_elsewhere(machines, "components.evaluate.main", flags, output)
+    else:
+        run_step(**arguments)
     mirror_record(evaluation, output)
     folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)

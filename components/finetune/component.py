@@ -35,19 +35,23 @@ def finetune(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.finetune.main import fine_tune
+    from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(tuned, artifact_root, run, run_task)
-    fine_tune(
-        input_location(checkpoint),
-        input_location(records),
-        output,
-        parse_recipe(recipe),
-        input_location(validation),
-        state,
-        f"{artifact_root.rstrip('/')}/state" if artifact_root else "",
-    )
+    state_root = f"{artifact_root.rstrip('/')}/state" if artifact_root else ""
+    trained_on = (input_location(checkpoint), input_location(records), output)
+    parsed = parse_recipe(recipe)
+    if machines := launched():
+        flags = dict(zip(("checkpoint", "records", "output"), trained_on, strict=True))
+        flags |= {"validation": input_location(validation), "state": state, "state-root": state_root}
+        flags["set"] = [
+            f"{key}={json.dumps(value)}" for key, value in parsed.model_dump(mode="json", exclude_defaults=True).items()
+        ]
+        run_elsewhere(machines, "components.finetune.main", flags, output)
+    else:
+        fine_tune(*trained_on, parsed, input_location(validation), state, state_root)
     mirror_record(tuned, output)
     folder = localize(output)
     shutil.copyfile(folder / "training.html", report.path)

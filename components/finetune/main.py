@@ -45,11 +45,18 @@ def run(
             show_default="OUTPUT.state, removed at the end",
         ),
     ] = "",
+    state_root: Annotated[
+        str,
+        typer.Option(
+            help="In place of --state: where it has a place of its own, named by what determines the run; removed at the end.",
+            show_default="none",
+        ),
+    ] = "",
 ) -> None:
     """Trains the recipe's parameters and writes them, with metrics.jsonl, training.html and summary.json."""
     from paligemma.training.recipe import read_recipe
 
-    fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []), validation, state)
+    fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []), validation, state, state_root)
 
 
 @recorded("finetune")
@@ -59,9 +66,8 @@ def fine_tune(
     """Trains and writes a tuned model; see `run`.
 
     Args:
-        checkpoint, records, output, recipe, validation, state: as `run` has them.
-        state_root: in place of `state`, a place below which the state has one of its own, named by what determines the run:
-            so a task that is started again, by whatever runner and with whatever output, goes on; removed at the end.
+        checkpoint, records, output, recipe, validation, state, state_root: as `run` has them. By `state_root`, a task that is
+            started again, by whatever runner and with whatever output, goes on.
     """
     import contextlib
     import tempfile

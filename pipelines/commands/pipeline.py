@@ -41,6 +41,9 @@ def compile_(
     images: ImagesFile = None,
     spot: Spot = False,
     kaggle_secret: KaggleSecret = "",
+    project: Project = "",
+    location: Region = "",
+    service_account: ServiceAccount = "",
 ) -> None:
     """Compile a pipeline to the YAML that a KFP cluster, or Vertex AI, runs."""
     from paligemma.errors import InputError
@@ -49,7 +52,8 @@ def compile_(
 
     if which != "finetune" and profile != "local":
         raise InputError("Only the DAG has profiles.", where="--which", expected="finetune")
-    place_task = placer(profile, read_images(images) if images else None, spot, kaggle_secret)
+    pinned = read_images(images) if images else None
+    place_task = placer(profile, pinned, spot, kaggle_secret, project, location, service_account)
     compile_pipeline(output, which, place_task)
     typer.echo(f"wrote {output}")
 
@@ -75,7 +79,7 @@ def submit(
     from pipelines.backends.connect import connect, place_on
     from pipelines.backends.job import make_job
 
-    place_task = place_on(backend, profile, images, spot, kaggle_secret)
+    place_task = place_on(backend, profile, images, spot, kaggle_secret, project, location, service_account)
     job = make_job(name, parameters, profile, place_task, service_account, root)
     typer.echo(connect(backend, host, namespace, experiment, project, location).submit(job))
 
@@ -103,7 +107,7 @@ def schedule(
     from pipelines.backends.connect import connect, place_on
     from pipelines.backends.job import make_job
 
-    place_task = place_on(backend, profile, images, spot, kaggle_secret)
+    place_task = place_on(backend, profile, images, spot, kaggle_secret, project, location, service_account)
     job = make_job(name, parameters, profile, place_task, service_account, root)
     changes = connect(backend, host, namespace, experiment, project, location).schedule(job, cron, dry_run)
     typer.echo(changes or "nothing changes")

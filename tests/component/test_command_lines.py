@@ -102,7 +102,7 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
     module = importlib.import_module(f"components.{component}.component")
     inputs = getattr(module, component).component_spec.inputs
     flags = {parameter.name.rstrip("_") for parameter in COMMANDS[component][1]}
-    assert set(inputs) == (flags - {"output", "set"}) | {"artifact_root", "run", "run_task"}
+    assert set(inputs) == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"}
     for parameter in COMMANDS[component][1]:
         name = parameter.name.rstrip("_")
         if name in inputs and not parameter.required and inputs[name].default is not None:

@@ -60,18 +60,75 @@ def test_every_profile_is_the_same_dag_and_valid(compiled: dict[str, list[dict]]
     assert shape(pipeline) == shape(compiled["local"][0])
 
 
+def launch(container: dict) -> dict | None:
+    """Which machines of its own a step is told to have made."""
+    (said,) = [entry["value"] for entry in container["env"] if entry["name"] == "PALIGEMMA_LAUNCH"] or [None]
+    return said and json.loads(said)
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_only_training_and_evaluation_get_accelerators(compiled: dict[str, list[dict]], name: str) -> None:
-    machine = PROFILES[name].accelerated
     for executor, container in executors(compiled[name][0]).items():
-        accelerated = any(executor.startswith(step) for step in ACCELERATED)
-        assert container["image"] == IMAGES[machine.image if accelerated or executor == "preflight" else "cpu"]
+        step = next(step for step in ROBUSTNESS if executor.startswith(step.replace("_", "-")))
+        machine = PROFILES[name].machine(step)
+        assert bool(machine.accelerator or machine.topology) == (step in ACCELERATED and not name.endswith("-cpu"))
+        assert (launch(container) is not None) == machine.is_launched
+        assert container["image"] == IMAGES["cpu" if machine.is_launched else machine.image]
         accelerator = container["resources"].get("accelerator")
-        if accelerated and machine.accelerator:
+        if machine.accelerator and not machine.is_launched:
             assert accelerator["resourceType"] == machine.accelerator
             assert int(accelerator["resourceCount"]) == machine.count
         else:
             assert accelerator is None
+
+
+@pytest.mark.parametrize(
+    ("name", "machine_type", "topology"),
+    [
+        ("vertex-tpu-v5e-1", "ct5lp-hightpu-1t", "1x1"),
+        ("vertex-tpu-v5e-4", "ct5lp-hightpu-4t", "2x2"),
+        ("vertex-tpu-v5e-8", "ct5lp-hightpu-8t", "2x4"),
+        ("vertex-tpu-v6e-1", "ct6e-standard-1t", "1x1"),
+        ("vertex-tpu-v6e-4", "ct6e-standard-4t", "2x2"),
+        ("vertex-tpu-v6e-8", "ct6e-standard-8t", "2x4"),
+    ],
+)
+def test_a_tpu_on_vertex_is_a_custom_job(compiled: dict, name: str, machine_type: str, topology: str) -> None:
+    for step in ACCELERATED:
+        job = launch(executors(compiled[name][0])[step])
+        (pool,) = job["job_spec"]["worker_pool_specs"]
+        assert pool == {
+            "machine_spec": {"machine_type": machine_type, "tpu_topology": topology},
+            "replica_count": 1,
+            "container_spec": {"image_uri": IMAGES["tpu"]},
+        }
+        assert (job["kind"], job["job_spec"]["scheduling"]["strategy"]) == ("CustomJob", "STANDARD")
+
+
+def test_several_hosts(compiled: dict[str, list[dict]], tmp_path: Path) -> None:
+    """A TrainJob on Kubernetes, and worker pools on Vertex AI; one host evaluates."""
+    pipeline, platform = compiled["kfp-tpu-v5e-16"]
+    job = launch(executors(pipeline)["finetune"])
+    assert (job["kind"], job["spec"]["runtimeRef"]["name"]) == ("TrainJob", "jax-distributed")
+    assert (job["spec"]["trainer"]["numNodes"], job["spec"]["trainer"]["image"]) == (4, IMAGES["tpu"])
+    assert job["spec"]["trainer"]["resourcesPerNode"]["limits"]["google.com/tpu"] == "4"
+    assert job["pod"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    assert "nodeSelector" not in kubernetes(platform, "finetune")
+    assert kubernetes(platform, "evaluate")["nodeSelector"]["labels"]["cloud.google.com/gke-tpu-topology"] == "2x2"
+    job = launch(executors(compiled["vertex-gpu-a100-16"][0])["finetune"])
+    machine = {"machine_type": "a2-highgpu-8g", "accelerator_type": "NVIDIA_TESLA_A100", "accelerator_count": 8}
+    assert [pool["machine_spec"] for pool in job["job_spec"]["worker_pool_specs"]] == [machine, machine]
+    path = tmp_path / "p.yaml"
+    compile_pipeline(path, place_task=placer("kfp-tpu-v5e-16", IMAGES, spot=True))
+    job = launch(executors(next(yaml.safe_load_all(path.read_text())))["finetune"])
+    assert [one["key"] for one in job["pod"]["tolerations"]] == ["google.com/tpu", "cloud.google.com/gke-spot"]
+    assert job["pod"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    place_task = placer("vertex-tpu-v5e-4", IMAGES, True, "", "my-project", "us-central1", "r@p.iam.gserviceaccount.com")
+    compile_pipeline(path, place_task=place_task)
+    job = launch(executors(yaml.safe_load(path.read_text()))["finetune"])
+    assert (job["project"], job["location"]) == ("my-project", "us-central1")
+    assert job["job_spec"]["scheduling"]["strategy"] == "SPOT"
+    assert job["job_spec"]["service_account"] == "r@p.iam.gserviceaccount.com"
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -155,9 +212,9 @@ def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     assert "There is no image for 'cpu'" in error("--profile", "kfp-cpu")
     assert "There is no image for 'gpu'" in error("--profile", "kfp-gpu-l4", "--images", str(digests))
     assert "did you mean 'kfp-gpu-l4'" in error("--profile", "kfp-gpu-l5")
-    assert "only as a custom job" in error("--profile", "vertex-tpu-v5e-4")
-    for several_hosts in ("kfp-tpu-v5e-16", "kfp-tpu-v6e-256", "kfp-multihost"):
-        assert "a KFP task is one pod" in error("--profile", several_hosts)
-    assert "one pod" not in error("--profile", "kfp-tpu-v5-4")
+    assert "several hosts of a slice are a TrainJob on GKE" in error("--profile", "vertex-tpu-v5e-16")
+    assert "16 of four" in error("--profile", "kfp-tpu-v6e-256")
+    assert "kfp-gpu-a100-16" in error("--profile", "kfp-multihost")
+    assert "16 of four" not in error("--profile", "kfp-tpu-v5-4")
     assert "Only the DAG has profiles" in error("--which", "prepare", "--profile", "kfp-cpu", "--images", str(digests))
     assert not (tmp_path / "p.yaml").exists()

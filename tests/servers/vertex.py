@@ -1,7 +1,8 @@
-"""Vertex AI's API v1 on 127.0.0.1, as far as the project asks it: pipeline jobs and schedules.
+"""Vertex AI's API v1 on 127.0.0.1, as far as the project asks it: pipeline jobs, schedules and custom jobs.
 
-Fields, which of them are needed, and their types are those of the REST reference (projects.locations.pipelineJobs and
-projects.locations.schedules of https://cloud.google.com/vertex-ai/docs/reference/rest/v1). Like the real one it rejects what it
+Fields, which of them are needed, and their types are those of the REST reference (projects.locations.pipelineJobs,
+projects.locations.schedules and projects.locations.customJobs of
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1). Like the real one it rejects what it
 does not know; 64-bit integers may be strings, as in all of protocol buffers' JSON.
 """
 
@@ -49,6 +50,22 @@ SCHEDULE = {
 }
 
 
+MACHINE_SPEC = {"machineType!": str, "acceleratorType": str, "acceleratorCount": int, "tpuTopology": str}
+CONTAINER_SPEC = {"imageUri!": str, "command": list, "args": list, "env": list}
+WORKER_POOL = {"machineSpec!": MACHINE_SPEC, "replicaCount!": int, "containerSpec!": CONTAINER_SPEC, "diskSpec": dict}
+SCHEDULING = {"timeout": str, "strategy": str, "restartJobOnWorkerRestart": bool, "disableRetries": bool}
+CUSTOM_JOB_SPEC = {"workerPoolSpecs!": list, "scheduling": SCHEDULING, "serviceAccount": str, "network": str}
+CUSTOM_JOB = {"displayName!": str, "jobSpec!": CUSTOM_JOB_SPEC, "labels": dict, "encryptionSpec": dict}
+TPU_MACHINES = {  # https://cloud.google.com/vertex-ai/docs/training/configure-compute#tpu
+    "ct5lp-hightpu-1t": {"1x1"},
+    "ct5lp-hightpu-4t": {"2x2"},
+    "ct5lp-hightpu-8t": {"2x4"},
+    "ct6e-standard-1t": {"1x1"},
+    "ct6e-standard-4t": {"2x2"},
+    "ct6e-standard-8t": {"2x4"},
+}
+
+
 class RefusedError(Exception):
     """The request is not one of the API's."""
 
@@ -69,6 +86,8 @@ class VertexServer:
     def __init__(self) -> None:
         self.jobs: dict[str, dict] = {}
         self.schedules: dict[str, dict] = {}
+        self.custom_jobs: dict[str, dict] = {}
+        self.state_of_new = "JOB_STATE_PENDING"
         self.log: list[tuple[str, str, str, dict | None]] = []
         self.fail: list[int | str] = []
         self._numbers = itertools.count(1)
@@ -122,6 +141,18 @@ class VertexServer:
                 return self._find(self.jobs, identity)
             case "POST", "pipelineJobs", call if call.endswith(":cancel"):
                 self._find(self.jobs, call.removesuffix(":cancel"))["state"] = "PIPELINE_STATE_CANCELLING"
+                return {}
+            case "POST", "customJobs":
+                check_custom_job(body)
+                identity = str(next(self._numbers))
+                times = {"createTime": f"2026-01-01T00:00:{int(identity):02d}.000000Z"}
+                self.custom_jobs[identity] = {**body, "name": f"{path}/{identity}", "state": self.state_of_new, **times}
+                return self.custom_jobs[identity]
+            case "GET", "customJobs":
+                wanted = re.fullmatch(r'display_name="([^"]*)"', query["filter"][0])
+                return {"customJobs": [one for one in self.custom_jobs.values() if one["displayName"] == wanted[1]]}
+            case "POST", "customJobs", call if call.endswith(":cancel"):
+                self._find(self.custom_jobs, call.removesuffix(":cancel"))["state"] = "JOB_STATE_CANCELLING"
                 return {}
             case "POST", "schedules":
                 self._check_schedule(body)
@@ -178,6 +209,28 @@ def check_job(body: dict) -> None:
     for executor in body["pipelineSpec"]["deploymentSpec"]["executors"].values():
         if "@sha256:" not in executor["container"]["image"] and "pkg.dev" not in executor["container"]["image"]:
             raise RefusedError(400, "an image that Vertex cannot reach")
+
+
+def check_custom_job(body: dict) -> None:
+    """Raises RefusedError for what is no custom job."""
+    check_fields(body, CUSTOM_JOB, "customJob")
+    pools = body["jobSpec"]["workerPoolSpecs"]
+    for number, pool in enumerate(pools):
+        check_fields(pool, WORKER_POOL, "workerPoolSpecs")
+        machine = pool["machineSpec"]
+        if number == 0 and pool["replicaCount"] != 1:
+            raise RefusedError(400, "the first worker pool has one replica")
+        if machine["machineType"].startswith("ct"):
+            if machine.get("tpuTopology") not in TPU_MACHINES.get(machine["machineType"], ()) or len(pools) > 1:
+                raise RefusedError(400, f"{machine} is no TPU slice of one host")
+        elif not {"acceleratorType", "acceleratorCount"} <= machine.keys():
+            raise RefusedError(400, "no accelerator")
+        for entry in pool["containerSpec"].get("env", ()):
+            check_fields(entry, {"name!": str, "value!": str}, "env")
+    if not re.fullmatch(r"\d+s", body["jobSpec"]["scheduling"]["timeout"]):
+        raise RefusedError(400, "timeout is no duration")
+    if body["jobSpec"]["scheduling"].get("strategy", "STANDARD") not in ("STANDARD", "SPOT", "FLEX_START", "ON_DEMAND"):
+        raise RefusedError(400, "unknown strategy")
 
 
 def check_fields(body: object, fields: dict, where: str) -> None:

@@ -30,7 +30,7 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from paligemma.errors import PaliGemmaError, StoppedError
+from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.lineage.record import (
     ROWS_FILE,
     Artifact,
@@ -44,6 +44,7 @@ from paligemma.lineage.record import (
     render_record,
 )
 from paligemma.lineage.sign import sign
+from paligemma.processes import described
 from paligemma.storage import folders
 from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
 from paligemma.storage.location import Location, absolute_uri, parse_location
@@ -53,6 +54,8 @@ ROWS_FOLDER = "rows"
 MARK_ENDING = ".started.json"
 RUN_VARIABLE = "PALIGEMMA_RUN"
 """The run that steps started by hand belong to; unset, each is a run of its own."""
+TASK_VARIABLE = "PALIGEMMA_TASK"
+"""The task in it; unset, the step and what it writes."""
 ROOT_VARIABLE = "PALIGEMMA_LINEAGE_ROOT"
 """The root of records; unset, the artifact root, or the folder that the output is in."""
 PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
@@ -90,6 +93,14 @@ _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 def set_place(run: str, task: str, root: str) -> None:
     """Says which task of which run this process is, and below which root its artifacts and records are."""
     _place.set(Place(run, task, root))
+
+
+def place_environment() -> dict[str, str]:
+    """The variables by which the records of a process on another machine say the same run and task, and go to the same root."""
+    place = _place.get()
+    if place is None:
+        return {name: os.environ[name] for name in (RUN_VARIABLE, TASK_VARIABLE, ROOT_VARIABLE) if os.environ.get(name)}
+    return {RUN_VARIABLE: place.run, TASK_VARIABLE: place.task, ROOT_VARIABLE: os.environ.get(ROOT_VARIABLE) or place.root}
 
 
 @dataclass
@@ -260,7 +271,7 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object],
     run = place.run if place else os.environ.get(RUN_VARIABLE) or f"{component}-{name}"
     top = default_root(location, root)
     # Steps started by hand for one run are told apart by what they write: two data sets are prepared, with one component.
-    task = place.task if place else f"{component}-{absolute_uri(location).rpartition('/')[2]}"
+    task = place.task if place else os.environ.get(TASK_VARIABLE) or f"{component}-{absolute_uri(location).rpartition('/')[2]}"
     return Attempt(
         component=component,
         output=absolute_uri(location),
@@ -308,7 +319,11 @@ def _terminable() -> Iterator[None]:
 
 def _records_here() -> bool:
     """Whether this is the one process of a step on several hosts that writes."""
-    return int(os.environ.get("JAX_PROCESS_ID") or os.environ.get("TPU_WORKER_ID") or 0) == 0
+    try:
+        processes = described()
+    except InputError:  # which joining them will raise again: it is to be on record
+        return True
+    return (processes.index if processes else int(os.environ.get("TPU_WORKER_ID") or 0)) == 0
 
 
 def _plain(value: object) -> object:

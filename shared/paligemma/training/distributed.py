@@ -9,34 +9,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from paligemma.errors import InputError
+from paligemma.processes import described
 
 log = logging.getLogger(__name__)
-
-COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-"""What Kubeflow Trainer's JAX runtime sets on every host."""
 
 
 def join_processes() -> None:
     """Joins the other processes of the run, if there are any; to be called before anything else of JAX.
 
-    By the three variables above; on a slice of several TPU hosts, which know of each other, without them.
+    By what the environment says; on a slice of several TPU hosts, which know of each other, without it.
 
     Raises:
-        InputError: only some of the variables are set, or one of them is wrong.
+        InputError: what it says makes no sense.
     """
     if jax.distributed.is_initialized():
         return
-    given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)}
-    if given:
-        try:
-            address, count, index = given[COORDINATOR], int(given[COUNT]), int(given[INDEX])
-        except (KeyError, ValueError):
-            raise InputError(
-                f"The run is said to have several processes, but only {given} is given.",
-                expected=f"{COORDINATOR} as host:port, {COUNT} and {INDEX} as numbers",
-            ) from None
-        jax.distributed.initialize(address, count, index)
+    processes = described()
+    if processes is not None:
+        jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
     else:

@@ -1,0 +1,69 @@
+"""What a step is told that has its work done elsewhere: by a TrainJob of Kubeflow Trainer, or a custom job of Vertex AI.
+
+The step itself waits on a small machine (`paligemma.launch`): its task, parameters and artifacts are those of any profile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.placement import Machine
+
+RUNTIME = "jax-distributed"
+"""The ClusterTrainingRuntime that Kubeflow Trainer brings for JAX."""
+
+
+def train_job(machine: Machine, image: str, timeout: int, tolerations: list[dict], selectors: dict[str, str]) -> dict:
+    """A TrainJob with a process on each of the machine's hosts.
+
+    Args:
+        machine: one host, and how many of it.
+        image: with its digest.
+        timeout: seconds that it may be active.
+        tolerations: of each pod.
+        selectors: of its node.
+    """
+    resources = {"cpu": machine.cpu, "memory": machine.memory, machine.accelerator: str(machine.count)}
+    spec = {
+        "activeDeadlineSeconds": timeout,
+        "runtimeRef": {"name": RUNTIME},
+        "trainer": {
+            "image": image,
+            "numNodes": machine.hosts,
+            "resourcesPerNode": {"requests": resources, "limits": resources},
+        },
+    }
+    return {"kind": "TrainJob", "image": image, "spec": spec, "pod": {"nodeSelector": selectors, "tolerations": tolerations}}
+
+
+def custom_job(machine: Machine, image: str, timeout: int, spot: bool, project: str, location: str, account: str) -> dict:
+    """A custom job with a worker pool for the first host, and one for all others.
+
+    Args:
+        machine: one host, and how many of it.
+        image: with its digest.
+        timeout: seconds that it may run.
+        spot: whether it may be taken away, for a lower price.
+        project: empty: that of the step.
+        location: likewise, its region.
+        account: whose rights it has; empty: Vertex AI's default.
+    """
+    spec: dict[str, object] = {"machine_type": machine.machine_type}
+    if machine.topology:
+        spec["tpu_topology"] = machine.topology
+    else:
+        spec |= {"accelerator_type": machine.accelerator, "accelerator_count": machine.count}
+    pools = [
+        {"machine_spec": spec, "replica_count": replicas, "container_spec": {"image_uri": image}}
+        for replicas in (1, machine.hosts - 1)
+        if replicas
+    ]
+    job: dict[str, object] = {
+        "worker_pool_specs": pools,
+        "scheduling": {"timeout": f"{timeout}s", "strategy": "SPOT" if spot else "STANDARD"},
+    }
+    if account:
+        job["service_account"] = account
+    where = {"project": project, "location": location}
+    return {"kind": "CustomJob", "image": image, "job_spec": job, **{key: value for key, value in where.items() if value}}

@@ -1,0 +1,132 @@
+"""Several hosts on Kubernetes, as a TrainJob of Kubeflow Trainer (2.2 or later), made and watched from inside the cluster.
+
+https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml, and the runtime `jax-distributed`,
+which starts a process on each node with the variables that `paligemma.processes` reads. Kubernetes is asked by its REST API:
+three calls, for which its client would be a package of thousands of files.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from paligemma.errors import InputError
+from paligemma.launch.rest import BackendError, Service
+from paligemma.launch.watch import Found
+
+ENDPOINT_VARIABLE = "PALIGEMMA_KUBERNETES_ENDPOINT"
+"""Address of the API for tests on this machine; else the cluster says where it is."""
+ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""What Kubernetes gives a pod to act as its service account."""
+
+API_VERSION = "trainer.kubeflow.org/v1alpha1"
+JOB_OF_RUNTIME = "node"
+"""The replicated job of the runtime whose pods train."""
+PATCHER = "paligemma.pipeline/launcher"
+_DELETE_SECONDS = 300.0
+
+
+class TrainJobs:
+    """TrainJobs of the pod's own namespace, made from one specification.
+
+    `pod` is what each node's pod is to have besides: node selector and tolerations.
+    """
+
+    def __init__(self, spec: Mapping, pod: Mapping) -> None:
+        """Finds the cluster that this pod runs in.
+
+        Raises:
+            InputError: this is no pod.
+        """
+        import requests
+
+        endpoint = os.environ.get(ENDPOINT_VARIABLE, "")
+        if endpoint and urlsplit(endpoint).hostname != "127.0.0.1":
+            raise InputError(f"{endpoint} is not this machine.", where=f"${ENDPOINT_VARIABLE}", expected="http://127.0.0.1:...")
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not endpoint and host:
+            endpoint = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        try:
+            namespace = (ACCOUNT_FOLDER / "namespace").read_text().strip()
+            self._account = _account(_token())
+        except OSError:
+            endpoint = ""
+        if not endpoint:
+            raise InputError(
+                "Several hosts are started from inside a Kubernetes cluster, and this is no pod of one.",
+                where=ACCOUNT_FOLDER,
+                expected="a service account's token",
+                fix="run the pipeline on Kubeflow Pipelines",
+            )
+        session = requests.Session()
+        session.verify = str(ACCOUNT_FOLDER / "ca.crt")
+
+        def send(method: str, url: str, **options: object) -> requests.Response:
+            return session.request(method, url, headers={"Authorization": f"Bearer {_token()}"}, **options)  # it is renewed
+
+        self._spec, self._pod = spec, pod
+        self._service = Service(
+            "Kubernetes",
+            f"{endpoint}/apis/{API_VERSION}/namespaces/{namespace}/trainjobs",
+            send,
+            "let the pipeline's service account create, get and delete trainjobs: see the README",
+            lambda answer: answer["message"],
+        )
+        self.logs = f"kubectl logs --namespace={namespace} --selector=jobset.sigs.k8s.io/jobset-name="
+
+    def find(self, name: str) -> Found | None:
+        """A TrainJob by its name."""
+        try:
+            found = self._service.call("GET", f"/{name}", again=True)
+        except BackendError as error:
+            if error.status == 404:
+                return None
+            raise
+        conditions = found.get("status", {}).get("conditions", ())
+        ended = {one["type"]: one for one in conditions if one["status"] == "True"}
+        if "Failed" in ended:
+            return Found("failed", ended["Failed"].get("message", ""))
+        return Found("done" if "Complete" in ended else "running")
+
+    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Makes one."""
+        trainer = {**self._spec["trainer"], "command": list(command)}
+        trainer["env"] = [{"name": key, "value": value} for key, value in environment.items()]
+        pod = {**self._pod, "serviceAccountName": self._account}
+        job = {"name": JOB_OF_RUNTIME, "template": {"spec": {"template": {"spec": pod}}}}
+        patch = {"manager": PATCHER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "TrainJob",
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "paligemma"}},
+            "spec": {**self._spec, "trainer": trainer, "runtimePatches": [patch]},
+        }
+        self._service.call("POST", "", body, again=True, made={})
+
+    def remove(self, name: str) -> None:
+        """Deletes one and waits until its pods are gone, so that another may have its name."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        try:
+            self._service.call("DELETE", f"/{name}", options, again=True)
+        except BackendError as error:
+            if error.status != 404:
+                raise
+        deadline = time.monotonic() + _DELETE_SECONDS
+        while self.find(name) is not None and time.monotonic() < deadline:
+            time.sleep(1)
+
+
+def _token() -> str:
+    return (ACCOUNT_FOLDER / "token").read_text().strip()
+
+
+def _account(token: str) -> str:
+    """The service account that a token is of: `system:serviceaccount:NAMESPACE:NAME` is its subject."""
+    payload = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims["sub"].rpartition(":")[2]

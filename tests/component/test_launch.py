@@ -1,0 +1,257 @@
+"""Steps whose work is done on machines of its own: TrainJobs on Kubernetes, custom jobs on Vertex AI."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from components.evaluate.component import evaluate
+from components.finetune.component import finetune
+from conftest import ONE_DEVICE, REPOSITORY
+from paligemma.errors import InputError, StoppedError
+from paligemma.launch import trainjob, watch
+from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
+from paligemma.launch.rest import BackendError
+from paligemma.launch.vertex import ENDPOINT_VARIABLE
+from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
+from paligemma.lineage.record import read_record
+from paligemma.processes import Processes, described
+from pipelines.launching import custom_job, train_job
+from pipelines.placement import PROFILES
+from servers.trainer import TrainerServer, repository_environment
+from servers.vertex import VertexServer
+
+IMAGE = f"pkg.dev/p/tpu@sha256:{'0' * 64}"
+TPUS = train_job(PROFILES["kfp-tpu-v5e-16"].accelerated, IMAGE, 60, [], {"cloud.google.com/gke-tpu-topology": "4x4"})
+FLAGS = {"records": "gs://b/r", "set": ["steps=1", 'remat="none"'], "state": "", "seed": 0}
+COMMAND = [
+    "python",
+    "-m",
+    "components.x.main",
+    "--records",
+    "gs://b/r",
+    "--set",
+    "steps=1",
+    "--set",
+    'remat="none"',
+    "--seed",
+    "0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr("paligemma.lineage.attempt._place", ContextVar("place", default=None))
+    for name in (PROJECT_VARIABLE, REGION_VARIABLE, "PALIGEMMA_RUN", "PALIGEMMA_TASK", "PALIGEMMA_LINEAGE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def cluster(server: TrainerServer, account: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerServer:
+    monkeypatch.setenv(trainjob.ENDPOINT_VARIABLE, server.url)
+    monkeypatch.setattr(trainjob, "ACCOUNT_FOLDER", account)
+    return server
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainerServer]:
+    with TrainerServer(tmp_path / "account") as server:
+        yield cluster(server, tmp_path / "account", monkeypatch)
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
+    with VertexServer() as server:
+        monkeypatch.setenv(ENDPOINT_VARIABLE, server.url)
+        yield server
+
+
+def ended(kind: str, message: str = "") -> list[dict]:
+    return [{"type": kind, "status": "True", "message": message}]
+
+
+def test_a_train_job_as_kubernetes_takes_it(kubernetes: TrainerServer) -> None:
+    kubernetes.conditions = ended("Complete")
+    run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+    ((name, job),) = kubernetes.jobs.items()
+    resources = {"cpu": "32", "memory": "128G", "google.com/tpu": "4"}
+    pod = {"nodeSelector": {"cloud.google.com/gke-tpu-topology": "4x4"}, "tolerations": []}
+    pod["serviceAccountName"] = "pipeline-runner"
+    template = {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": {"spec": pod}}}}]}}
+    assert job["spec"] == {
+        "activeDeadlineSeconds": 60,
+        "runtimeRef": {"name": "jax-distributed"},
+        "trainer": {
+            "image": IMAGE,
+            "numNodes": 4,
+            "resourcesPerNode": {"requests": resources, "limits": resources},
+            "command": COMMAND,
+            "env": [{"name": "PALIGEMMA_IMAGE", "value": IMAGE}],
+        },
+        "runtimePatches": [{"manager": "paligemma.pipeline/launcher", "trainingRuntimeSpec": {"template": template}}],
+    }
+    assert [method for method, _, _ in kubernetes.log] == ["GET", "POST", "GET"]
+    run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")  # a step that is tried again finds what it made
+    assert list(kubernetes.jobs) == [name]
+    run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/another")
+    assert len(kubernetes.jobs) == 2
+
+
+def test_one_that_failed_is_said_and_makes_room_for_the_next_try(kubernetes: TrainerServer) -> None:
+    kubernetes.conditions = ended("Failed", "a pod was taken away")
+    with pytest.raises(LaunchedError, match="a pod was taken away") as caught:
+        run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+    assert "kubectl logs --namespace=kubeflow" in str(caught.value)
+    kubernetes.conditions = ended("Complete")
+    run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+    assert [method for method, _, _ in kubernetes.log][3:] == ["GET", "DELETE", "GET", "POST", "GET"]
+    assert kubernetes.log[4][2]["propagationPolicy"] == "Foreground"
+
+
+def test_no_accelerator_outlives_a_step_that_is_told_to_stop(kubernetes: TrainerServer) -> None:
+    kubernetes.polled = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+    assert kubernetes.jobs == {}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_a_cluster_refuses_is_said(kubernetes: TrainerServer, tmp_path: Path) -> None:
+    (tmp_path / "account/namespace").write_text("default")
+    with pytest.raises(BackendError, match=r"refused \(403\).*forbidden") as caught:
+        run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+    assert "create, get and delete trainjobs" in str(caught.value)
+    (tmp_path / "account/token").unlink()
+    with pytest.raises(InputError, match="no pod of one"):
+        run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+
+
+def test_fine_tuning_on_two_hosts_of_a_cluster(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of a pipeline, whose TrainJob is run here by a process for each node."""
+    machines = {**TPUS, "spec": {**TPUS["spec"], "trainer": {**TPUS["spec"]["trainer"], "numNodes": 2}}}
+    monkeypatch.setenv(LAUNCH_VARIABLE, json.dumps(machines))
+    monkeypatch.setattr("kfp.dsl.types.artifact_types._GCS_LOCAL_MOUNT_PREFIX", f"{tmp_path}/gcs/")
+    made = {
+        name: kind(name=name, uri=f"gs://bucket/runner/{name}", metadata={})
+        for name, kind in {"tuned": dsl.Model, "metrics": dsl.Metrics, "report": dsl.HTML}.items()
+    }
+    (tmp_path / "gcs/bucket/runner").mkdir(parents=True)
+    inputs = {"checkpoint": dsl.Model(uri="embedded:tiny", metadata={"location": "embedded:tiny"})}
+    inputs["records"] = dsl.Dataset(uri=str(records), metadata={"location": str(records)})
+    root, recipe = str(tmp_path / "root"), "steps: 2\nbatch_size: 4\nremat: none"
+    with TrainerServer(tmp_path / "account", repository_environment(REPOSITORY, ONE_DEVICE)) as server:
+        cluster(server, tmp_path / "account", monkeypatch)
+        finetune.python_func(**inputs, **made, recipe=recipe, artifact_root=root, run="1234", run_task="finetune")
+    record = read_record(made["tuned"].metadata["location"], "tuned-model")
+    assert record.producer.image == IMAGE
+    assert (record.run, record.task, record.producer.device) == ("1234", "finetune", "2 x cpu")
+    assert record.producer.parameters["batch_size"] == 4
+    kept = [path for path in (tmp_path / "root/lineage/1234").rglob("*.json")]
+    assert [path.parent.name for path in kept] == ["finetune"]  # one record, by one of the two
+    assert not list((tmp_path / "root/state").glob("*"))
+    assert "<svg" in (tmp_path / "gcs/bucket/runner/report").read_text()
+    assert made["metrics"].metadata["final_loss"] > 0
+
+
+def test_a_custom_job_as_vertex_takes_it(google: VertexServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = PROFILES["vertex-tpu-v5e-4"].accelerated
+    job = custom_job(machine, IMAGE, 60, True, "my-project", "us-central1", "r@p.iam.gserviceaccount.com")
+    google.state_of_new = "JOB_STATE_SUCCEEDED"
+    run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    (made,) = google.custom_jobs.values()
+    container = {"imageUri": IMAGE, "command": COMMAND, "env": [{"name": "PALIGEMMA_IMAGE", "value": IMAGE}]}
+    assert made["jobSpec"] == {
+        "workerPoolSpecs": [
+            {
+                "machineSpec": {"machineType": "ct5lp-hightpu-4t", "tpuTopology": "2x2"},
+                "replicaCount": 1,
+                "containerSpec": container,
+            }
+        ],
+        "scheduling": {"timeout": "60s", "strategy": "SPOT"},
+        "serviceAccount": "r@p.iam.gserviceaccount.com",
+    }
+    assert made["displayName"].startswith("paligemma-")
+    run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    assert len(google.custom_jobs) == 1
+    (number,) = google.custom_jobs
+    google.custom_jobs[number] |= {"state": "JOB_STATE_FAILED", "error": {"code": 8, "message": "no capacity"}}
+    run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    assert [one["state"] for one in google.custom_jobs.values()] == ["JOB_STATE_FAILED", "JOB_STATE_SUCCEEDED"]
+    google.state_of_new = "JOB_STATE_FAILED"
+    with pytest.raises(LaunchedError, match="failed on its machines"):
+        run_elsewhere(job, "components.x.main", FLAGS, "gs://b/another")
+
+
+@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.accelerated.machine_type])
+def test_vertex_takes_the_custom_job_of_every_profile(google: VertexServer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROJECT_VARIABLE, "my-project")  # as a step on Vertex AI finds it
+    monkeypatch.setenv(REGION_VARIABLE, "us-central1")
+    google.state_of_new = "JOB_STATE_SUCCEEDED"
+    machine = PROFILES[name].accelerated
+    run_elsewhere(custom_job(machine, IMAGE, 60, False, "", "", ""), "components.x.main", FLAGS, "gs://b/out")
+    (made,) = google.custom_jobs.values()
+    assert sum(pool["replicaCount"] for pool in made["jobSpec"]["workerPoolSpecs"]) == machine.hosts
+
+
+def test_a_custom_job_is_cancelled_with_the_step_and_needs_a_place(google: VertexServer) -> None:
+    job = custom_job(PROFILES["vertex-gpu-a100-16"].accelerated, IMAGE, 60, False, "", "", "")
+    with pytest.raises(InputError, match="project and region"):
+        run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    job |= {"project": "my-project", "location": "us-central1"}
+
+    def stop_once_it_is_there(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", stop_once_it_is_there)
+        with pytest.raises(StoppedError):
+            run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    assert [one["state"] for one in google.custom_jobs.values()] == ["JOB_STATE_CANCELLING"]
+
+
+def test_an_evaluation_is_sent_with_all_its_flags(
+    google: VertexServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = custom_job(PROFILES["vertex-tpu-v6e-1"].accelerated, IMAGE, 60, False, "my-project", "us-central1", "")
+    monkeypatch.setenv(LAUNCH_VARIABLE, json.dumps(job))
+    google.state_of_new = "JOB_STATE_FAILED"
+    made = {name: dsl.Artifact(name=name, uri=str(tmp_path / name), metadata={}) for name in ("evaluation", "summary")}
+    made |= {name: dsl.Artifact(name=name, uri=str(tmp_path / name), metadata={}) for name in ("confusion", "report")}
+    taken = {
+        name: dsl.Artifact(uri=f"gs://b/{name}", metadata={"location": f"gs://b/{name}"}) for name in ("checkpoint", "records")
+    }
+    with pytest.raises(LaunchedError):
+        evaluate.python_func(**taken, **made, artifact_root="gs://b/root", run="1", run_task="evaluate", task="ocr", beams=2)
+    ((container,),) = [
+        [pool["containerSpec"] for pool in one["jobSpec"]["workerPoolSpecs"]] for one in google.custom_jobs.values()
+    ]
+    words = container["command"][3:]
+    sent = dict(zip(words[::2], words[1::2], strict=True))
+    assert sent["--checkpoint"] == "gs://b/checkpoint"
+    assert (sent["--task"], sent["--beams"], sent["--max-new-tokens"], sent["--margin"]) == ("ocr", "2", "32", "0.0")
+    assert {entry["name"]: entry["value"] for entry in container["env"]}["PALIGEMMA_LINEAGE_ROOT"] == "gs://b/root"
+
+
+def test_worker_pools_of_vertex_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    cluster = {"workerpool0": ["first-0:2222"], "workerpool1": ["second-0:2222", "second-1:2222"]}
+
+    def seen(pool: str, index: int) -> Processes | None:
+        monkeypatch.setenv("CLUSTER_SPEC", json.dumps({"cluster": cluster, "task": {"type": pool, "index": index}}))
+        return described()
+
+    assert seen("workerpool0", 0) == Processes("first-0:2222", 3, 0)
+    assert seen("workerpool1", 1) == Processes("first-0:2222", 3, 2)
+    with pytest.raises(InputError, match="cannot be read"):
+        seen("workerpool2", 0)
+    cluster.pop("workerpool1")
+    assert seen("workerpool0", 0) is None
