@@ -43,9 +43,14 @@ def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """By rows over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
 def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
     """Splits every array of a batch by rows over all devices; of each process, its own rows over its own devices."""
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), batch)

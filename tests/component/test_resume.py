@@ -135,7 +135,7 @@ def test_a_state_is_kept_when_it_was_asked_for_and_makes_running_again_cheap(
 def test_two_processes_train_as_one(records: Path, tmp_path: Path) -> None:
     """Two real processes over loopback, with two simulated devices each, against one process with four."""
     settings = ["batch_size=8", "steps=4", "learning_rate=0.1", "remat=none", "frozen_dtype=float32", "save_every=2"]
-    settings += ["validate_every=4"]
+    settings += ["validate_every=4", "vision_cache=memory"]
     validated = ["--validation", str(records)]
     devices = {**ONE_DEVICE, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     alone = [*command(records, tmp_path / "one", settings), *validated]

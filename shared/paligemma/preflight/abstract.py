@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.parameters import TOWER, parameters_by_name
 from paligemma.data.batch import TrainBatch
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.precision import ComputeDtype, Precision
-from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh
+from paligemma.sharding import batch_sharding, check_batch_size, fsdp_sharding, make_mesh
 from paligemma.training.optimizer import make_optimizer
 from paligemma.training.recipe import Recipe
 from paligemma.training.step import StepSettings, TrainState, TrainStep, make_train_step
@@ -56,7 +55,7 @@ def abstract_step(
     optimizer_state = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable))
     train_state = TrainState(placed((), jnp.int32), trainable, optimizer_state)
 
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rows = batch_sharding(mesh)
     size, width = config.img.image_size, text_tokens - 1
 
     def of_batch(dtype, *shape: int) -> jax.ShapeDtypeStruct:

@@ -18,10 +18,11 @@ from paligemma.data.records import Records, image_numbers
 from paligemma.errors import InputError
 from paligemma.lineage.record import canonical_sha256, read_record
 from paligemma.models.paligemma import PaliGemma
-from paligemma.sharding import shard_batch
+from paligemma.sharding import batch_sharding, fsdp_sharding, make_mesh
 from paligemma.storage.atomic import write_file
 from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.space import check_space
+from paligemma.training.distributed import on_host
 from paligemma.training.recipe import Recipe
 from paligemma.training.step import to_float
 
@@ -39,16 +40,19 @@ def make_vision_cache(
 ) -> VisionCache | None:
     """The cache that a recipe asks for, or None.
 
+    Of several processes, each keeps the images of its own rows, which its own devices work on: none waits for another.
+
     Raises:
-        InputError: the tower is trained, or the run has several processes.
+        InputError: the tower is trained.
     """
     if recipe.vision_cache == "none":
         return None
     if any(name.startswith("img/") for name in parameters_by_name(trainable)):
         raise InputError("The vision tower is trained: what it gives changes.", fix="set vision_cache=none")
-    if jax.process_count() > 1:
-        raise InputError("Vision features are cached by runs of one process only.", fix="set vision_cache=none")
     tower, weights = nnx.split(nnx.merge(graph, trainable, frozen).img)
+    if jax.process_count() > 1:
+        mesh = make_mesh(jax.local_devices())
+        weights = jax.tree.map(lambda leaf: jax.device_put(on_host(leaf), fsdp_sharding(mesh, leaf.shape)), weights)
     compute = jax.jit(lambda weights, images: nnx.merge(tower, weights)(to_float(images)))
     size = base.config.img.image_size
     one = jax.eval_shape(compute, weights, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
@@ -57,7 +61,8 @@ def make_vision_cache(
         tree = read_record(records.folder).artifact.tree_sha256
         key = canonical_sha256([base.weights_sha256, tree, recipe.frozen_dtype, str(one.dtype)])
         file = cache_folder() / "vision" / f"{key}.embeddings"
-    return VisionCache(records, lambda images: compute(weights, shard_batch(mesh, images)), one.shape[1:], one.dtype, file)
+    rows = batch_sharding(mesh)
+    return VisionCache(records, lambda images: compute(weights, jax.device_put(images, rows)), one.shape[1:], one.dtype, file)
 
 
 class VisionCache:
