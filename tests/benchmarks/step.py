@@ -8,6 +8,10 @@ turns, a few steps each, with a large matmul between for the machine's ceiling; 
 them. Ours in three ways: with no product computed twice (`remat: dots`); `lean`, the recipe's default, which recomputes all;
 and with image embeddings cached. Fails if the losses of the first three steps, hence weights, masks and gradients, do not
 agree. Needs Linux.
+
+With `--mixed`, an epoch of rows with texts of 10 to 60 tokens is timed, a step being its time over its batches. Each
+implementation makes batches of them as it does: ours by buckets of length, with the loader's plan; transformers as rows come,
+padded to the longest of a batch; compiled functions, whose shapes are fixed, as rows come, padded to the longest of all.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 os.environ.pop("XLA_FLAGS", None)  # simulated devices would share this machine's cores
 
@@ -37,6 +41,7 @@ from step_workers.worker import TRAINED
 
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.npz import write_npz
+from paligemma.data.plan import bucket_widths
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.storage.cache import cache_folder
 from paligemma.training.flops import step_flops
@@ -57,23 +62,26 @@ SMALL = PaliGemmaConfig(
 
 @dataclass(frozen=True)
 class Implementation:
-    """What is measured: a script of `step_workers/`, and which variant of it."""
+    """What is measured: a script of `step_workers/`, which variant of it, and how rows become batches."""
 
     name: str
     script: str
-    variant: str = ""
+    variant: str
+    order: Literal["buckets", "longest", "fixed"]
 
 
 OURS = (
-    Implementation("ours", "ours"),
-    Implementation("ours, lean", "ours", "lean"),
-    Implementation("ours, features cached", "ours", "cached"),
+    Implementation("ours", "ours", "", "buckets"),
+    Implementation("ours, lean", "ours", "lean", "buckets"),
+    Implementation("ours, features cached", "ours", "cached", "buckets"),
 )
 PEERS = (
-    Implementation("transformers", "transformers_torch"),
-    Implementation("transformers, compiled", "transformers_torch", "compiled"),
-    Implementation("keras-hub", "keras_hub_jax"),
+    Implementation("transformers", "transformers_torch", "", "longest"),
+    Implementation("transformers, compiled", "transformers_torch", "compiled", "fixed"),
+    Implementation("keras-hub", "keras_hub_jax", "", "fixed"),
 )
+EPOCH = 16
+"""Rows of an epoch of mixed lengths."""
 
 
 @dataclass
@@ -104,7 +112,7 @@ class Worker:
 @contextmanager
 def start(implementation: Implementation, python: str | Path, case: Path) -> Iterator[Worker]:
     """Starts a worker on a case, and waits until its step is compiled and has been taken a few times."""
-    command = [python, WORKERS / f"{implementation.script}.py", case, implementation.variant]
+    command = [python, WORKERS / f"{implementation.script}.py", case, implementation.variant, implementation.order]
     environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -136,24 +144,47 @@ def random_parameter(rng: np.random.Generator, name: str, shape: tuple[int, ...]
 
 
 def write_case(folder: Path, config: PaliGemmaConfig, lengths: Sequence[int]) -> None:
-    """Writes random weights, the architecture, and a batch with a text of each of these lengths, half of it prefix."""
+    """Writes random weights, the architecture, and a batch with a text of each of these lengths."""
     rng = np.random.default_rng(0)
-
     shapes = parameter_shapes(config).items()
     write_npz(folder / "checkpoint.npz", ((name, random_parameter(rng, name, shape, "float32")) for name, shape in shapes))
     (folder / "config.json").write_text(config.model_dump_json())
-    longest, size = max(lengths), config.img.image_size
-    column, ends = np.arange(longest), np.array(lengths)[:, None]
+    write_batch(folder / "batch.npz", config, lengths, max(lengths))
+
+
+def write_batch(file: Path, config: PaliGemmaConfig, lengths: Sequence[int], width: int) -> None:
+    """Writes a batch with a random image and a text of each of these lengths, half of it prefix, padded to a width."""
+    rng = np.random.default_rng(0)
+    size = config.img.image_size
+    column, ends = np.arange(width), np.array(lengths)[:, None]
     real, suffix = column < ends, (column >= ends // 2) & (column < ends)
     tokens = np.where(real, rng.integers(1, config.llm.vocab_size, real.shape), 0)
     np.savez(
-        folder / "batch.npz",
+        file,
         images=rng.uniform(-1, 1, (len(lengths), size, size, 3)).astype(np.float32),
         tokens=tokens.astype(np.int32),
         mask_ar=suffix.astype(np.int32),
         mask_loss=suffix.astype(np.int32),
         mask_input=real.astype(np.int32),
     )
+
+
+def write_epoch(folder: Path, config: PaliGemmaConfig, shortest: int, longest: int, batch_size: int) -> None:
+    """Writes the batches of one epoch of texts from `shortest` to `longest` tokens, once for every order."""
+    lengths = np.random.default_rng(1).permutation(np.linspace(shortest, longest, EPOCH).round().astype(int))
+    # As the plan of many such rows has it; an epoch is too short for a plan of its own.
+    widths = bucket_widths(np.arange(shortest, longest + 1) - 1, 4, 1)
+    buckets = np.searchsorted(widths, lengths - 1)
+    orders = {
+        "buckets": lengths[np.argsort(buckets, kind="stable")].reshape(-1, batch_size),
+        "longest": lengths.reshape(-1, batch_size),
+        "fixed": lengths.reshape(-1, batch_size),
+    }
+    for order, batches in orders.items():
+        for number, batch in enumerate(batches):
+            bucket = widths[np.searchsorted(widths, batch.max() - 1)] + 1  # the last token is no input
+            width = {"buckets": bucket, "longest": batch.max(), "fixed": longest}[order]
+            write_batch(folder / f"{order}-{number}.npz", config, batch, int(width))
 
 
 def make_matmul(size: int = 2048) -> Callable[[], float]:
@@ -184,7 +215,10 @@ def check_losses(workers: Sequence[Worker]) -> None:
 
 
 def print_table(workers: Sequence[Worker], flops: float, ceiling: float) -> None:
-    """One row for each implementation. What else the machine does only adds time, so ratios are of the fastest steps."""
+    """One row for each implementation. What else the machine does only adds time, so ratios are of the fastest steps.
+
+    `flops` are those of a step; 0 where it is not the same for all.
+    """
     fastest_peer = min(min(worker.milliseconds) for worker in workers[len(OURS) :])
     print("| implementation | ms/step, fastest | median | to the fastest peer | peak memory | GFLOP/s | of the ceiling |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -193,19 +227,20 @@ def print_table(workers: Sequence[Worker], flops: float, ceiling: float) -> None
         rate = flops / fastest * 1000
         print(
             f"| {worker.name} | {fastest:.0f} | {median:.0f} | {fastest / fastest_peer:.2f} "
-            f"| {worker.report['peak_bytes'] / 1e9:.1f} GB | {rate / 1e9:.0f} | {rate / ceiling:.0%} |"
+            f"| {worker.report['peak_bytes'] / 1e9:.2f} GB | "
+            + (f"{rate / 1e9:.0f} | {rate / ceiling:.0%} |" if flops else " | |")
         )
 
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often every implementation has its turn.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps that it takes in a turn.")] = 3,
-    mixed: Annotated[bool, typer.Option(help="Texts of 10 to 60 tokens in the batch, and not of 64 each.")] = False,
+    mixed: Annotated[bool, typer.Option(help="Texts of 10 to 60 tokens, and not of 64 each.")] = False,
     small: Annotated[bool, typer.Option(help="A tiny network and one round: checks the losses, measures nothing.")] = False,
     environments: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
 ) -> None:
     """Prints a table."""
-    config, lengths = (SMALL, (16, 11, 9, 6)) if small else (MEDIUM, (10, 27, 43, 60) if mixed else (64,) * 4)
+    config, lengths = (SMALL, (16, 11, 9, 6)) if small else (MEDIUM, (64,) * 4)
     rounds = 1 if small else rounds
     folder = (environments or cache_folder() / "benchmarks").absolute()
     # torch.compile compiles C++.
@@ -215,6 +250,8 @@ def main(
     with ExitStack() as stack:
         case = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_case(case, config, lengths)
+        if mixed:
+            write_epoch(case, config, 10, 60, len(lengths))
         workers = [stack.enter_context(start(each, pythons[each.script], case)) for each in (*OURS, *peers)]
         check_losses(workers)
         matmul, ceiling = make_matmul(), 0.0
@@ -224,9 +261,10 @@ def main(
                 worker.take(steps)
     trained = {name: shape for name, shape in parameter_shapes(config).items() if name.startswith(TRAINED)}
     losses = sum(length - length // 2 for length in lengths) / len(lengths)
-    flops = step_flops(config, trained, len(lengths), max(lengths) - 1, losses)
+    flops = 0.0 if mixed else step_flops(config, trained, len(lengths), max(lengths) - 1, losses)
     print(f"{len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}, {rounds} rounds of {steps} steps")
-    print(f"a step needs {flops / 1e9:.1f} GFLOP; the ceiling, a float32 matmul of 2048, is {ceiling / 1e9:.0f} GFLOP/s")
+    needs = "" if mixed else f"a step needs {flops / 1e9:.1f} GFLOP; "
+    print(f"{needs}the ceiling, a float32 matmul of 2048, is {ceiling / 1e9:.0f} GFLOP/s")
     print_table(workers, flops, ceiling)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from keras_hub.models import PaliGemmaBackbone
-from worker import LEARNING_RATE, Case, serve
+from worker import LEARNING_RATE, Case, serve, targets
 
 
 def make_backbone(case: Case) -> PaliGemmaBackbone:
@@ -79,7 +79,7 @@ def variables(backbone: PaliGemmaBackbone, weights) -> Iterator[tuple[keras.Vari
         yield block.ffw_linear.kernel, weights["llm/layers/mlp/linear"][number]
 
 
-def build(case: Case, variant: str) -> Callable[[], float]:
+def build(case: Case, variant: str) -> Callable[[int], float]:
     backbone = make_backbone(case)
     for variable in backbone.variables:
         variable.trainable = False
@@ -92,29 +92,30 @@ def build(case: Case, variant: str) -> Callable[[], float]:
         for variable in block.attention.variables:
             variable.trainable = True
 
-    positions, targets, weights = case.targets()
-    batch = case.batch
-    suffix = batch["mask_ar"] * batch["mask_input"]
-    inputs = jax.device_put(
-        {
+    def inputs_of(batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...]]:
+        suffix = batch["mask_ar"] * batch["mask_input"]
+        inputs = {
             "images": batch["images"],
             "token_ids": batch["tokens"][:, :-1],
             "padding_mask": batch["mask_input"][:, :-1],
             "response_mask": suffix[:, :-1],
         }
-    )
+        return jax.device_put((inputs, targets(batch)))
+
+    batches = [inputs_of(batch) for batch in case.batches]
     embeddings = backbone.token_embedding.embeddings
     optimizer = keras.optimizers.SGD(LEARNING_RATE)
     optimizer.build(backbone.trainable_variables)
 
-    def loss_of(trainable, frozen, table, inputs):
+    def loss_of(trainable, frozen, table, inputs, wanted):
+        positions, targets, weights = wanted
         hidden, _ = backbone.stateless_call(trainable, frozen, inputs)
         logits = hidden[:, case.patches + positions] @ table.T
         nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
         return jnp.sum(nll * weights)
 
-    def train(trainable, state, frozen, table, inputs):
-        loss, gradients = jax.value_and_grad(loss_of)(trainable, frozen, table, inputs)
+    def train(trainable, state, frozen, table, inputs, wanted):
+        loss, gradients = jax.value_and_grad(loss_of)(trainable, frozen, table, inputs, wanted)
         trainable, state = optimizer.stateless_apply(state, gradients, trainable)
         return trainable, state, loss
 
@@ -123,9 +124,9 @@ def build(case: Case, variant: str) -> Callable[[], float]:
     frozen = [variable.value for variable in backbone.non_trainable_variables]
     state = [variable.value for variable in optimizer.variables]
 
-    def step() -> float:
+    def step(number: int) -> float:
         nonlocal trainable, state
-        trainable, state, loss = jax.block_until_ready(train(trainable, state, frozen, embeddings.value, inputs))
+        trainable, state, loss = jax.block_until_ready(train(trainable, state, frozen, embeddings.value, *batches[number]))
         return float(loss)
 
     return step

@@ -16,20 +16,21 @@ from paligemma.training.step import StepSettings, init_state, make_train_step
 from paligemma.training.trainable import compile_pattern, split_trainable
 
 
-def build(case: Case, variant: str) -> Callable[[], float]:
+def build(case: Case, variant: str) -> Callable[[int], float]:
     checkpoint = open_checkpoint(case.folder / "checkpoint.npz")
     module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", "float32")
     graph, trainable, frozen = split_trainable(module, compile_pattern((f"{TRAINED}.*",)))
     optimizer = optax.sgd(LEARNING_RATE)
     plan = LayerPlan("full" if variant == "lean" else "dots", trained=f"{TRAINED}.*")
     train, state = make_train_step(graph, optimizer, StepSettings(plan)), init_state(trainable, optimizer)
-    batch = jax.device_put(train_batch(*(case.batch[name] for name in ("images", "tokens", "mask_ar", "mask_loss"))))
+    fields = ("images", "tokens", "mask_ar", "mask_loss")
+    batches = [jax.device_put(train_batch(*(batch[name] for name in fields))) for batch in case.batches]
     if variant == "cached":
-        batch = batch._replace(images=module.img(batch.images))
+        batches = [batch._replace(images=module.img(batch.images)) for batch in batches]
 
-    def step() -> float:
+    def step(number: int) -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(train(state, frozen, batch))
+        state, metrics = jax.block_until_ready(train(state, frozen, batches[number]))
         return float(metrics.loss)
 
     return step

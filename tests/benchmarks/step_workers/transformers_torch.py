@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
-from worker import LEARNING_RATE, Case, serve
+from worker import LEARNING_RATE, Case, serve, targets
 
 
 def make_model(case: Case) -> PaliGemmaForConditionalGeneration:
@@ -93,7 +93,7 @@ def parameters(weights, config) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{layer}.post_attention_layernorm.weight", weights["llm/layers/pre_ffw_norm/scale"][number]
 
 
-def build(case: Case, variant: str) -> Callable[[], float]:
+def build(case: Case, variant: str) -> Callable[[int], float]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = make_model(case).float().train()
     trained, loaded = [], set()
@@ -106,27 +106,31 @@ def build(case: Case, variant: str) -> Callable[[], float]:
             trained.append(parameter)
     assert loaded == {id(parameter) for parameter in model.parameters()}
 
-    batch, image = case.batch, (len(case.batch["tokens"]), case.patches)
-    positions, targets, weights = (torch.from_numpy(array) for array in case.targets())
-    with_image = {
-        "input_ids": (batch["tokens"], case.config["llm"]["vocab_size"]),
-        "attention_mask": (batch["mask_input"], 1),
-        # 1 makes a token causal; padding, which nothing sees, must not count as prefix.
-        "token_type_ids": (batch["mask_ar"] | (1 - batch["mask_input"]), 0),
-    }
-    inputs = {
-        name: torch.from_numpy(np.concatenate([np.full(image, front), text[:, :-1]], axis=1))
-        for name, (text, front) in with_image.items()
-    }
-    inputs["pixel_values"] = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2).contiguous()
-    inputs["logits_to_keep"] = positions + case.patches
+    def inputs_of(batch: dict[str, np.ndarray]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        image = (len(batch["tokens"]), case.patches)
+        positions, wanted, weights = (torch.from_numpy(array) for array in targets(batch))
+        with_image = {
+            "input_ids": (batch["tokens"], case.config["llm"]["vocab_size"]),
+            "attention_mask": (batch["mask_input"], 1),
+            # 1 makes a token causal; padding, which nothing sees, must not count as prefix.
+            "token_type_ids": (batch["mask_ar"] | (1 - batch["mask_input"]), 0),
+        }
+        inputs = {
+            name: torch.from_numpy(np.concatenate([np.full(image, front), text[:, :-1]], axis=1))
+            for name, (text, front) in with_image.items()
+        }
+        inputs["pixel_values"] = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2).contiguous()
+        inputs["logits_to_keep"] = positions + case.patches
+        return inputs, wanted.flatten().long(), weights.flatten()
+
+    batches = [inputs_of(batch) for batch in case.batches]
     optimizer = torch.optim.SGD(trained, LEARNING_RATE)
-    targets, weights = targets.flatten().long(), weights.flatten()
     forward = torch.compile(model) if variant == "compiled" else model
 
-    def step() -> float:
+    def step(number: int) -> float:
+        inputs, wanted, weights = batches[number]
         logits = forward(**inputs, use_cache=False).logits
-        loss = (torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none") * weights).sum()
+        loss = (torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="none") * weights).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
