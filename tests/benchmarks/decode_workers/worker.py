@@ -42,8 +42,9 @@ def load(name: str) -> ModuleType:
 
 def read_case() -> tuple:
     """The case of the command line, and its prompts: images, tokens without padding."""
-    case = load("worker").Case(Path(sys.argv[1]))
-    return case, case.batch["images"], case.batch["tokens"]
+    case = load("worker").Case(Path(sys.argv[1]), "none")
+    (batch,) = case.batches
+    return case, batch["images"], batch["tokens"]
 
 
 def serve(decode: Callable[[int], np.ndarray], measure: Callable[[int], list[float]], packages: list[str]) -> None:
