@@ -138,12 +138,7 @@ def test_a_flipped_byte_and_a_deleted_file_are_found_and_named(runs: Runs, tmp_p
     gone = root / "b/evaluate/artifact/metrics.json"
     gone.unlink()
     record.write_text(record.read_text().replace('"prepare_data"', '"prepare_date"'))
-    original = root.with_name("original")
-    runs.root.rename(original)  # or the copy's records would lead there
-    try:
-        text = ask(root, "verify", code=3)
-    finally:
-        original.rename(runs.root)
+    text = ask(root, "verify", code=3)
     for file in (weights, gone, record):
         assert str(file) in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
-from paligemma.storage import cache
+from paligemma.storage import cache, gcs
+from paligemma.storage.location import parse_location
 from servers.gcs import GcsServer
 
 GOOD = [("1.png", "one"), ("2.png", "two")]
@@ -61,6 +63,9 @@ def test_a_row_names_exactly_the_models_trained_on_it(root: str, data: Path) -> 
     two = make_run(root, "two", [BAD, ("3.png", "three")], data, steps=2)
     make_run(root, "three", GOOD, data, steps=3)
     four = make_run(root, "four", GOOD, data, steps=4, validation=[BAD])
+    compared = [("tuned model", f"{root}/three/finetune/tuned-model"), ("champion", one["evaluate"])]
+    judged = make_step(root, "three", "evaluate-2", "evaluate", "evaluation", compared)
+    make_step(root, "three", "publish", "publish", "release", [("evaluation", judged)])  # better than the one with the row
     row = row_entry(*BAD, 1)
     with Index(root) as index:
         for name in (row["row_id"], row["row_id"][:8], row["image_sha256"], "bad.png"):
@@ -290,6 +295,40 @@ def test_a_copied_root_answers_and_verifies_on_its_own(tmp_path: Path, data: Pat
         for name in (made["finetune"], str(tmp_path / "copy/one/finetune/tuned-model")):
             found = queries.trace(index, name)
             assert (found["artifact"]["task"], found["missing"]) == ("finetune", [])
+
+
+def test_a_copy_is_verified_and_pruned_where_it_is(tmp_path: Path, data: Path) -> None:
+    root, copy = tmp_path / "root", tmp_path / "copy"
+    made = make_run(root, "one", GOOD, data)
+    with at_place("one", "publish", str(root)):  # not at RUN/TASK, as releases are
+        inputs = [input_of("tuned model", made["finetune"])]
+        with produce(root / "registry/releases/v1/release", "release", "publish", {}, inputs) as draft:
+            (draft.folder / "card.md").write_text("card\n")
+    make_run(root, "two", [BAD], data)
+    shutil.copytree(root, copy)
+    with Index(copy) as index:
+        assert verify(index).problems == []
+        (copy / "registry/releases/v1/release/card.md").write_text("other\n")
+        (copy / "one/train/records/file").write_text("other")
+        shutil.rmtree(copy / "two/fetch/checkpoint")
+        wrong = ["one/train/records/file", "registry/releases/v1/release/card.md", "two/fetch/checkpoint"]
+        assert sorted(problem.where for problem in verify(index).problems) == [str(copy / name) for name in wrong]
+        prune.delete(index, prune.plan(index, older_than_days=0))
+    assert not (copy / "two/finetune/tuned-model").exists()
+    with Index(root) as index:
+        assert verify(index).problems == []  # nothing of the original was touched
+
+
+@pytest.mark.parametrize("root", ["cloud storage"], indirect=True)
+def test_a_copy_of_a_bucket_on_a_disk_verifies(root: str, data: Path, tmp_path: Path) -> None:
+    make_run(root, "one", GOOD, data, release=True)
+    for found in gcs.list_objects(parse_location(root)):
+        file = tmp_path / "copy" / found.location.name.removeprefix(f"{tmp_path.name}/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gcs.read_bytes(found.location)[0])
+    with Index(tmp_path / "copy") as index:
+        found = verify(index)
+        assert (found.problems, found.artifacts) == ([], 6)
 
 
 def test_answers_are_json(root: str, data: Path) -> None:

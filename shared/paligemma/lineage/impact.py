@@ -12,7 +12,7 @@ from paligemma.lineage.queries import RELEASE_COMPONENT, find_numbers, find_reco
 
 MODEL_TYPES = ("tuned-model",)
 EVALUATION_TYPES = ("evaluation",)
-_NOT_CONTENTS = ("against",)  # such an input is looked at, and changes no row of what is made
+_NOT_CONTENTS = ("against", "baseline", "champion")  # such an input is compared with, and is in nothing that is made
 _NOT_TRAINED = ("validation records",)
 _SHOWN_ROWS = 20
 

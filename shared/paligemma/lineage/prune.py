@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from paligemma.errors import InputError
 from paligemma.lineage.attempt import attempt_name, keep_file
 from paligemma.lineage.index import PRUNED_ENDING, Index, unpack
-from paligemma.lineage.places import artifact_place, is_there
+from paligemma.lineage.places import Places, is_there
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
 from paligemma.lineage.record import RECORD_FILE
 from paligemma.lineage.verify import prune_mark
@@ -38,14 +38,15 @@ def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ())
     }
     gone = {sha256 for (sha256,) in index.ask("SELECT sha256 FROM pruned")}
     delete, stay = [], {"releases": 0, "recent": 0, "under_way": 0}
-    needed = {str(artifact_place(index.body(number), index.root)) for number in kept}
+    places = Places(index)
+    needed = {str(places.of(index.body(number))) for number in kept}
     newest: dict[str, dict] = {}
     for number, body in index.ask("SELECT id, body FROM records WHERE type NOT NULL ORDER BY started, path"):
         record = unpack(body) | {"id": number}
         if record["cached_from"] is None and record["sha256"] not in gone:
             newest[record["output"]] = record
     for record in newest.values():
-        place = artifact_place(record, index.root)
+        place = places.of(record)
         if record["id"] in kept or str(place) in needed:
             stay["releases"] += 1
         elif record["run"] in under_way:
@@ -75,13 +76,13 @@ def delete(index: Index, planned: dict) -> None:
             f"There is no release below {index.root}: nothing says what has to stay.",
             fix="pass --registry, publish a model first, or delete folders yourself",
         )
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now, places = datetime.now(UTC).isoformat(timespec="seconds"), Places(index)
     for entry in planned["delete"]:
         (found,) = index.ask("SELECT body FROM records WHERE sha256 = ? LIMIT 1", entry["record"])
         record = unpack(found["body"])
         name = f"{record['run']}/{record['task']}/{attempt_name()}{PRUNED_ENDING}"
         keep_file(index.root, name, (json.dumps(prune_mark(record, now), indent=2) + "\n").encode())
-        remove_folder(artifact_place(record, index.root), RECORD_FILE)
+        remove_folder(places.of(record), RECORD_FILE)
 
 
 def _releases(index: Index) -> list[dict]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.attempt import FOLDER, ROWS_FOLDER
 from paligemma.lineage.index import PRUNED_ENDING, Index
-from paligemma.lineage.places import artifact_place, files_place, is_there
+from paligemma.lineage.places import Places, files_place, is_there
 from paligemma.lineage.record import RECORD_FILE, ROWS_FILE, canonical_sha256, file_sha256, parse_record, render_record
 from paligemma.lineage.sign import fault_of
 from paligemma.progress import WorkProgress
@@ -74,6 +74,7 @@ def verify(index: Index, key: Ed25519PublicKey | None = None) -> Verified:
         Problem("missing", str(index.file(path)), "a record that was here is gone")
         for (path,) in index.ask("SELECT path FROM vanished ORDER BY path")
     ]
+    places = Places(index)
     good, bad = _check_records(index, key)
     problems += bad
     known = {record["sha256"] for record in good.values()}
@@ -82,7 +83,7 @@ def verify(index: Index, key: Ed25519PublicKey | None = None) -> Verified:
         for one in record["inputs"]:
             if one["record"] is None or one["record"] in known:
                 continue
-            if str(one["uri"]).startswith(f"{index.root}/"):
+            if places.is_below_root(one["uri"]):
                 said = f"the record {one['record'][:16]} of its input {one['role']!r} ({one['uri']}) is not there"
                 problems.append(Problem("broken chain", str(index.file(path)), said))
             else:
@@ -97,10 +98,10 @@ def verify(index: Index, key: Ed25519PublicKey | None = None) -> Verified:
     total = sum(record["artifact"]["bytes"] for record in current)
     with WorkProgress("verifying", "artifacts", len(current)) as progress:
         for record in current:
-            problems += _check_artifact(record, artifact_place(record, index.root))
+            problems += _check_artifact(record, places.of(record))
             progress.advance()
     problems += _check_rows(index, good)
-    problems += _orphans(index, {str(artifact_place(record, index.root)) for record in made})
+    problems += _orphans(index, {str(places.of(record)) for record in made})
     return Verified(
         records=len(good),
         artifacts=len(current),
