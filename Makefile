@@ -81,7 +81,7 @@ UV_LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform 
 
 lock-images: setup ## Resolve what the images hold, at the versions that the tests have
 	$(BIN)/python -m pip install --quiet uv
-	$(UV_LOCK) --extra pipeline pyproject.toml --output-file docker/requirements/cpu.txt
+	$(UV_LOCK) --extra pipeline --extra signing pyproject.toml --output-file docker/requirements/cpu.txt
 	$(UV_LOCK) --extra pipeline --extra gpu pyproject.toml --output-file docker/requirements/gpu.txt
 	$(UV_LOCK) --extra pipeline --extra tpu pyproject.toml --output-file docker/requirements/tpu.txt
 	printf 'hatchling>=1.27\neditables>=0.5\nsetuptools\n' | $(UV_LOCK) - --output-file docker/requirements/build.txt

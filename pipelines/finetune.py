@@ -12,6 +12,7 @@ from components.preflight.component import preflight
 from components.prepare_data.component import prepare_data
 from components.publish.component import publish
 from components.summarize.component import summarize
+from pipelines.caching import check_caching
 
 
 def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
@@ -44,6 +45,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         beams: int = 1,
         registry: str = "",
         formats: str = "big_vision",
+        vertex_model: str = "",
+        serving_image: str = "",
         artifact_root: str = "",
     ):
         """Fine-tunes a checkpoint.
@@ -70,6 +73,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             beams: Sequences that a beam search keeps; 1 decodes greedily.
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
+            vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
+            serving_image: Image that Vertex AI is to serve it with; needed with vertex_model.
             artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         """
         place = {
@@ -123,15 +128,17 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     evaluation=of_tuned.outputs["evaluation"],
                     registry=registry,
                     formats=formats,
+                    vertex_model=vertex_model,
+                    serving_image=serving_image,
                     **place,
                 )
 
         tasks = {"fetch_checkpoint": [fetched], "preflight": [fits], "prepare_data": [*splits.values()], "finetune": [tuned]}
         tasks |= {"evaluate": [of_base, of_tuned], "publish": [published], "summarize": [at_exit]}
         for step, placed in ((step, placed) for step, of_step in tasks.items() for placed in of_step):
-            # KFP's cache key holds the names of input artifacts and the text of parameters, not the contents behind either
-            # (kubeflow/pipelines#12751): new rows in the same file would be served last week's records.
-            placed.set_caching_options(False)
+            inputs = placed.component_spec.inputs
+            artifacts = [name for name, declared in inputs.items() if declared.type.startswith("system.")]
+            placed.set_caching_options(check_caching(step, artifacts, placed.inputs))
             place_task(step, placed)
 
     return finetune_pipeline

@@ -27,6 +27,7 @@ ACCELERATED = ("finetune", "evaluate")
 """Steps that use an accelerator; every other one runs on a plain machine."""
 
 _HOUR = 3600
+_SIGNING_FOLDER = "/etc/paligemma/signing"
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,8 @@ def placer(
     images: Mapping[str, str] | None = None,
     spot: bool = False,
     kaggle_secret: str = "",
+    webhook_secret: str = "",
+    signing_secret: str = "",
     project: str = "",
     location: str = "",
     service_account: str = "",
@@ -243,6 +246,8 @@ def placer(
         images: as `read_images` gives them; not needed locally.
         spot: whether accelerators may be taken away at any time, for a lower price.
         kaggle_secret: Secret Manager secret with `kaggle.json`, which `fetch_checkpoint` reads itself; a name, and no secret.
+        webhook_secret: likewise, with the address that `summarize` posts what became of the run to.
+        signing_secret: Kubernetes secret whose `key.pem` signs releases, which `publish` has mounted.
         project: of custom jobs on Vertex AI; empty: that of the step that makes them.
         location: likewise, their region.
         service_account: whose rights custom jobs have; empty: Vertex AI's default.
@@ -259,6 +264,12 @@ def placer(
             where="--spot",
             expected="a profile whose fine-tuning is a custom job: vertex-tpu-..., vertex-gpu-a100-16",
             fix="leave it out, or use a kfp profile",
+        )
+    if signing_secret and profile.backend == "vertex":
+        raise InputError(
+            "Vertex AI Pipelines mounts no secrets, and a signing key is read from a mounted file only.",
+            where="--signing-secret",
+            fix="sign with a kfp profile, or publish the release again by hand",
         )
     for target in sorted({SMALL.image, profile.accelerated.image}):
         if target not in (images or {}):
@@ -286,6 +297,13 @@ def placer(
         task.set_env_variable("PALIGEMMA_IMAGE", images[machine.image])  # for the lineage record
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)
+        if step == "summarize" and webhook_secret:
+            task.set_env_variable("PALIGEMMA_WEBHOOK_SECRET", webhook_secret)
+        if step == "publish" and signing_secret:
+            from kfp import kubernetes
+
+            kubernetes.use_secret_as_volume(task, signing_secret, mount_path=_SIGNING_FOLDER)
+            task.set_env_variable("PALIGEMMA_SIGNING_KEY", f"{_SIGNING_FOLDER}/key.pem")
         if profile.backend == "kfp":
             _place_on_kubernetes(task, robustness.timeout, tolerations, selectors)
 

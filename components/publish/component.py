@@ -16,6 +16,8 @@ def publish(
     formats: str = "big_vision",
     dtype: str = "stored",
     promote: bool = True,
+    vertex_model: str = "",
+    serving_image: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -27,6 +29,8 @@ def publish(
         formats: Formats of the whole model, with commas: big_vision, huggingface.
         dtype: Of every parameter; stored keeps each as it is.
         promote: Make it the champion; refused when its evaluation says no.
+        vertex_model: Model of Vertex AI's Model Registry to make it a version of, by its full name; empty: none.
+        serving_image: Image that Vertex AI is to serve it with; needed with vertex_model.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -48,6 +52,8 @@ def publish(
         formats=formats,
         dtype=dtype,
         promote=promote,
+        vertex_model=vertex_model,
+        serving_image=serving_image,
     )
     location = release_part(registry, version, "release")
     release.metadata["version"] = version

@@ -28,11 +28,22 @@ def run(
         typer.Option(help="Of every parameter; stored keeps each as it is (trained ones are float32)."),
     ] = "stored",
     promote: Annotated[bool, typer.Option(help="Make it the champion; refused when its evaluation says no.")] = True,
+    vertex_model: Annotated[
+        str,
+        typer.Option(
+            help="Model of Vertex AI's Model Registry to make it a version of, by its full name.", show_default="none"
+        ),
+    ] = "",
+    serving_image: Annotated[
+        str, typer.Option(help="Image that Vertex AI is to serve it with; needed with --vertex-model.", show_default="none")
+    ] = "",
 ) -> str:
     """Writes the merged model, its card and its manifest below REGISTRY/releases, then moves REGISTRY/champion.json."""
+    from components.publish.model_registry import VertexModel
     from components.publish.release import read_candidate, write_release
     from paligemma import registry as releases
 
+    vertex = VertexModel.parse(vertex_model, serving_image, registry) if vertex_model else None
     candidate = read_candidate(checkpoint, tuned, evaluation, registry, formats, dtype)
     if promote:
         candidate.check_decision(releases.read_champion(registry))
@@ -41,6 +52,8 @@ def run(
     if promote:
         releases.promote(release, candidate.compared_with)
         log.info("release %s is the champion of %s", release.version, registry)
+    if vertex is not None:
+        vertex.upload(release)
     return release.version
 
 

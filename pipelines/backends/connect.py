@@ -9,17 +9,15 @@ from pipelines.backends.job import Backend
 from pipelines.placement import PlaceTask, find_profile, placer, read_images
 
 
-def place_on(
-    backend: str, profile: str, images: Path, spot: bool, kaggle_secret: str, project: str, location: str, service_account: str
-) -> PlaceTask:
-    """What places tasks on a profile of this backend; arguments as `placer` has them.
+def place_on(backend: str, profile: str, images: Path, **more: bool | str) -> PlaceTask:
+    """What places tasks on a profile of this backend; `more` as `placer` has it.
 
     Raises:
         InputError: the profile is one of another backend, or an image is not pinned.
     """
     if find_profile(profile).backend != backend:
         raise InputError(f"{profile} is no profile of {backend}.", where="--profile", expected=f"{backend}-...")
-    return placer(profile, read_images(images), spot, kaggle_secret, project, location, service_account)
+    return placer(profile, read_images(images), **more)
 
 
 def connect(backend: str, host: str, namespace: str, experiment: str, project: str, location: str) -> Backend:

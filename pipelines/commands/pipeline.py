@@ -29,6 +29,15 @@ Spot = Annotated[bool, typer.Option(help="Accelerators at a lower price, which m
 KaggleSecret = Annotated[
     str, typer.Option(help="Name of the Secret Manager secret with kaggle.json, for kaggle:// sources.", show_default="none")
 ]
+WebhookSecret = Annotated[
+    str,
+    typer.Option(
+        help="Secret Manager secret, by its full name, with the address that a message goes to at the end.", show_default="none"
+    ),
+]
+SigningSecret = Annotated[
+    str, typer.Option(help="Kubernetes secret whose key.pem signs releases; only for kfp.", show_default="none")
+]
 
 
 @pipeline.command("compile")
@@ -41,6 +50,8 @@ def compile_(
     images: ImagesFile = None,
     spot: Spot = False,
     kaggle_secret: KaggleSecret = "",
+    webhook_secret: WebhookSecret = "",
+    signing_secret: SigningSecret = "",
     project: Project = "",
     location: Region = "",
     service_account: ServiceAccount = "",
@@ -53,7 +64,17 @@ def compile_(
     if which != "finetune" and profile != "local":
         raise InputError("Only the DAG has profiles.", where="--which", expected="finetune")
     pinned = read_images(images) if images else None
-    place_task = placer(profile, pinned, spot, kaggle_secret, project, location, service_account)
+    place_task = placer(
+        profile,
+        pinned,
+        spot=spot,
+        kaggle_secret=kaggle_secret,
+        webhook_secret=webhook_secret,
+        signing_secret=signing_secret,
+        project=project,
+        location=location,
+        service_account=service_account,
+    )
     compile_pipeline(output, which, place_task)
     typer.echo(f"wrote {output}")
 
@@ -67,6 +88,8 @@ def submit(
     name: Annotated[str, typer.Option(help="Name of the run, as people see it.")] = "paligemma-finetune",
     spot: Spot = False,
     kaggle_secret: KaggleSecret = "",
+    webhook_secret: WebhookSecret = "",
+    signing_secret: SigningSecret = "",
     service_account: ServiceAccount = "",
     root: RunnerRoot = "",
     host: Host = "",
@@ -79,7 +102,18 @@ def submit(
     from pipelines.backends.connect import connect, place_on
     from pipelines.backends.job import make_job
 
-    place_task = place_on(backend, profile, images, spot, kaggle_secret, project, location, service_account)
+    place_task = place_on(
+        backend,
+        profile,
+        images,
+        spot=spot,
+        kaggle_secret=kaggle_secret,
+        webhook_secret=webhook_secret,
+        signing_secret=signing_secret,
+        project=project,
+        location=location,
+        service_account=service_account,
+    )
     job = make_job(name, parameters, profile, place_task, service_account, root)
     typer.echo(connect(backend, host, namespace, experiment, project, location).submit(job))
 
@@ -95,6 +129,8 @@ def schedule(
     dry_run: Annotated[bool, typer.Option(help="Only show what would change.")] = False,
     spot: Spot = False,
     kaggle_secret: KaggleSecret = "",
+    webhook_secret: WebhookSecret = "",
+    signing_secret: SigningSecret = "",
     service_account: ServiceAccount = "",
     root: RunnerRoot = "",
     host: Host = "",
@@ -107,7 +143,18 @@ def schedule(
     from pipelines.backends.connect import connect, place_on
     from pipelines.backends.job import make_job
 
-    place_task = place_on(backend, profile, images, spot, kaggle_secret, project, location, service_account)
+    place_task = place_on(
+        backend,
+        profile,
+        images,
+        spot=spot,
+        kaggle_secret=kaggle_secret,
+        webhook_secret=webhook_secret,
+        signing_secret=signing_secret,
+        project=project,
+        location=location,
+        service_account=service_account,
+    )
     job = make_job(name, parameters, profile, place_task, service_account, root)
     changes = connect(backend, host, namespace, experiment, project, location).schedule(job, cron, dry_run)
     typer.echo(changes or "nothing changes")

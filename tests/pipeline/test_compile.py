@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY
+from pipelines.caching import CACHING, Caching, check_caching
 from pipelines.compile import compile_pipeline
+from pipelines.finetune import make_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,25 @@ def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     tasks = [task for dag in [specification["root"]["dag"], *inner] for task in dag["tasks"].items()]
     assert len(tasks) == 11
     assert [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")] == []
+
+
+def test_the_table_of_caching_has_every_step_and_is_applied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert CACHING.keys() == {path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")}
+    assert all(policy.why for policy in CACHING.values())
+    monkeypatch.setitem(CACHING, "summarize", Caching(True, "a step without input artifacts"))
+    compile_pipeline(tmp_path / "p.yaml")
+    tasks = yaml.safe_load((tmp_path / "p.yaml").read_text())["root"]["dag"]["tasks"]
+    assert tasks["summarize"]["cachingOptions"] == {"enableCache": True}
+
+
+def test_a_step_is_served_from_the_cache_only_if_its_inputs_hashes_are_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CACHING, "finetune", Caching(True, "to see"))
+    with pytest.raises(ValueError, match="sha256 of checkpoint, records, validation is no parameter"):
+        make_pipeline()
+    hashes = dict.fromkeys(("checkpoint_sha256", "records_sha256"), "x")
+    assert check_caching("finetune", ["checkpoint", "records"], hashes)
+    with pytest.raises(KeyError):
+        check_caching("new_step", [], {})
 
 
 def test_placeholders_are_whole_values(specification: dict) -> None:

@@ -20,6 +20,7 @@ IMAGES = {
     target: f"europe-docker.pkg.dev/x/y/paligemma-{target}@sha256:{index * 64}"
     for index, target in zip("abc", ("cpu", "gpu", "tpu"), strict=True)
 }
+VERTEX = {"project": "my-project", "location": "us-central1", "service_account": "r@p.iam.gserviceaccount.com"}
 CLUSTERS = [name for name in PROFILES if name != "local"]
 
 
@@ -123,7 +124,7 @@ def test_several_hosts(compiled: dict[str, list[dict]], tmp_path: Path) -> None:
     job = launch(executors(next(yaml.safe_load_all(path.read_text())))["finetune"])
     assert [one["key"] for one in job["pod"]["tolerations"]] == ["google.com/tpu", "cloud.google.com/gke-spot"]
     assert job["pod"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
-    place_task = placer("vertex-tpu-v5e-4", IMAGES, True, "", "my-project", "us-central1", "r@p.iam.gserviceaccount.com")
+    place_task = placer("vertex-tpu-v5e-4", IMAGES, spot=True, **VERTEX)
     compile_pipeline(path, place_task=place_task)
     job = launch(executors(yaml.safe_load(path.read_text()))["finetune"])
     assert (job["project"], job["location"]) == ("my-project", "us-central1")
@@ -180,6 +181,21 @@ def test_what_the_environment_says(tmp_path: Path) -> None:
         assert environment.pop("PALIGEMMA_IMAGE") == containers[name]["image"]
     assert environments.pop("fetch-checkpoint") == {"PALIGEMMA_KAGGLE_SECRET": "projects/p/secrets/kaggle"}
     assert not any(environments.values())
+
+
+def test_secrets_are_names_and_mounted_files(tmp_path: Path) -> None:
+    webhook = "projects/p/secrets/webhook/versions/latest"
+    place_task = placer("kfp-cpu", IMAGES, webhook_secret=webhook, signing_secret="signing")
+    compile_pipeline(tmp_path / "p.yaml", place_task=place_task)
+    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    environments = {n: {entry["name"]: entry["value"] for entry in c["env"]} for n, c in executors(pipeline).items()}
+    assert [name for name, one in environments.items() if "PALIGEMMA_WEBHOOK_SECRET" in one] == ["summarize"]
+    assert environments["summarize"]["PALIGEMMA_WEBHOOK_SECRET"] == webhook
+    assert environments["publish"]["PALIGEMMA_SIGNING_KEY"] == "/etc/paligemma/signing/key.pem"
+    (mounted,) = kubernetes(platform, "publish")["secretAsVolume"]
+    assert (mounted["secretName"], mounted["mountPath"]) == ("signing", "/etc/paligemma/signing")
+    with pytest.raises(InputError, match="mounts no secrets"):
+        placer("vertex-cpu", IMAGES, signing_secret="signing")
 
 
 @pytest.mark.parametrize(

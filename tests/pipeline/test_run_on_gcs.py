@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,22 +15,25 @@ import paligemma
 from components.evaluate.main import run as evaluate
 from components.finetune.main import fine_tune
 from components.prepare_data.main import run as prepare
+from components.publish.model_registry import VertexModel
 from conftest import SmallData
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
+from paligemma.launch.vertex import ENDPOINT_VARIABLE
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import trace
 from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
-from paligemma.registry import read_champion, read_release, verify_release
+from paligemma.registry import Release, read_champion, read_release, verify_release
 from paligemma.storage import cache, gcs
-from paligemma.storage.location import GcsLocation
+from paligemma.storage.location import GcsLocation, parse_location
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
 from paligemma.training.recipe import Recipe
 from pipelines.run_local import run_pipeline
 from servers.gcs import GcsServer
+from servers.vertex import VertexServer
 
 BUCKET = GcsLocation("bucket-of-the-dag", "")
 
@@ -87,7 +91,30 @@ def test_images_in_a_tar_file_of_the_bucket(small_data: SmallData, tmp_path: Pat
     assert row_ids(packed, range(4)) == row_ids(plain, range(4))
 
 
-def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
+    with VertexServer() as server:
+        monkeypatch.setenv(ENDPOINT_VARIABLE, server.url)
+        yield server
+
+
+def check_model(google: VertexServer, release: Release) -> None:
+    """The release is one version of a model of Vertex AI, also when it is uploaded again, and its files are where that says."""
+    model = f"{google.parent}/models/paligemma"
+    for bad in (("models/x", "i", "gs://b"), (model, "", "gs://b"), (model, "i", "runs/registry")):
+        with pytest.raises(InputError):
+            VertexModel.parse(*bad)
+    assert VertexModel.parse(model, "pkg.dev/p/vllm", str(BUCKET)).upload(release) == f"{model}@1"
+    (made,) = google.models["paligemma"]
+    assert made["containerSpec"] == {"imageUri": "pkg.dev/p/vllm"}
+    assert made["versionAliases"] == [f"release-{release.version}"]
+    assert made["labels"] == {"release": release.version, "format": "big-vision"}
+    files = {one.location.name.rpartition("/")[2] for one in gcs.list_objects(parse_location(made["artifactUri"]))}
+    assert {"checkpoint.npz", "config.json"} <= files
+    assert re.fullmatch(r"exact_match [01]\.\d{4} \([01]\.\d{4} to [01]\.\d{4}\)", made["versionDescription"])
+
+
+def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path) -> None:
     for path in resolve_embedded("embedded:tiny").iterdir():
         gcs.upload(path, BUCKET / "checkpoints/tiny" / path.name)
     outputs = run_pipeline(
@@ -99,11 +126,14 @@ def test_the_whole_dag(data: GcsLocation, tmp_path: Path) -> None:
             "max_new_tokens": 4,
             "max_reject_fraction": 0.2,
             "registry": str(BUCKET / "registry"),
+            "vertex_model": f"{google.parent}/models/paligemma",
+            "serving_image": "pkg.dev/p/vllm",
             "artifact_root": str(BUCKET / "artifacts"),
         },
         tmp_path / "root",
     )
     release = read_release(BUCKET / "registry", read_champion(BUCKET / "registry").release)
+    check_model(google, release)
     assert outputs.release == str(release.location)
     assert verify_release(release) > 5
     artifacts = [outputs.tuned, outputs.base_evaluation, outputs.tuned_evaluation]

@@ -1,4 +1,4 @@
-"""Vertex AI's API v1 on 127.0.0.1, as far as the project asks it: pipeline jobs, schedules and custom jobs.
+"""Vertex AI's API v1 on 127.0.0.1, as far as the project asks it: pipeline jobs, schedules, custom jobs and models.
 
 Fields, which of them are needed, and their types are those of the REST reference (projects.locations.pipelineJobs,
 projects.locations.schedules and projects.locations.customJobs of
@@ -56,6 +56,15 @@ WORKER_POOL = {"machineSpec!": MACHINE_SPEC, "replicaCount!": int, "containerSpe
 SCHEDULING = {"timeout": str, "strategy": str, "restartJobOnWorkerRestart": bool, "disableRetries": bool}
 CUSTOM_JOB_SPEC = {"workerPoolSpecs!": list, "scheduling": SCHEDULING, "serviceAccount": str, "network": str}
 CUSTOM_JOB = {"displayName!": str, "jobSpec!": CUSTOM_JOB_SPEC, "labels": dict, "encryptionSpec": dict}
+MODEL = {
+    "displayName!": str,
+    "description": str,
+    "versionDescription": str,
+    "versionAliases": list,
+    "artifactUri": str,
+    "containerSpec!": {"imageUri!": str, "args": list, "env": list, "ports": list},
+    "labels": dict,
+}
 TPU_MACHINES = {  # https://cloud.google.com/vertex-ai/docs/training/configure-compute#tpu
     "ct5lp-hightpu-1t": {"1x1"},
     "ct5lp-hightpu-4t": {"2x2"},
@@ -88,6 +97,8 @@ class VertexServer:
         self.schedules: dict[str, dict] = {}
         self.custom_jobs: dict[str, dict] = {}
         self.state_of_new = "JOB_STATE_PENDING"
+        self.models: dict[str, list[dict]] = {}
+        self.operations: dict[str, dict] = {}
         self.log: list[tuple[str, str, str, dict | None]] = []
         self.fail: list[int | str] = []
         self._numbers = itertools.count(1)
@@ -154,6 +165,16 @@ class VertexServer:
             case "POST", "customJobs", call if call.endswith(":cancel"):
                 self._find(self.custom_jobs, call.removesuffix(":cancel"))["state"] = "JOB_STATE_CANCELLING"
                 return {}
+            case "POST", "models:upload":
+                return self._upload(body)
+            case "GET", "models", name:
+                identity, _, wanted = name.partition("@")
+                for one in reversed(self._find(self.models, identity)):
+                    if not wanted or wanted in (one["versionId"], *one["versionAliases"]):
+                        return one
+                raise RefusedError(404, f"{name} is not found")
+            case "GET", "models", _, "operations", identity:
+                return self._find(self.operations, identity)
             case "POST", "schedules":
                 self._check_schedule(body)
                 identity = str(next(self._numbers))
@@ -173,6 +194,25 @@ class VertexServer:
                 found.update({field: body[field] for field in fields})
                 return found
         raise RefusedError(404, f"{method} {path} is not there")
+
+    def _upload(self, body: dict) -> dict:
+        check_fields(body, {"parentModel": str, "modelId": str, "model!": MODEL, "serviceAccount": str}, "upload")
+        model = body["model"]
+        if not model["artifactUri"].startswith("gs://"):
+            raise RefusedError(400, "artifactUri is not in Cloud Storage")
+        if bad := [one for one in model["versionAliases"] if not re.fullmatch("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]", one)]:
+            raise RefusedError(400, f"invalid alias: {bad}")
+        identity = body.get("modelId") or body["parentModel"].rpartition("/")[2]
+        if ("modelId" in body) == (identity in self.models):
+            raise RefusedError(400, f"{identity} is {'' if identity in self.models else 'not '}there")
+        versions = self.models.setdefault(identity, [])
+        name = f"{self.parent}/models/{identity}"
+        versions.append({**model, "name": name, "versionId": str(len(versions) + 1)})
+        number = str(next(self._numbers))
+        operation = {"name": f"{name}/operations/{number}", "done": False}
+        response = {"model": name, "modelVersionId": versions[-1]["versionId"]}
+        self.operations[number] = {**operation, "done": True, "response": response}
+        return operation
 
     def _find(self, place: dict[str, dict], identity: str) -> dict:
         if identity not in place:

@@ -28,6 +28,11 @@ VersionOf = Callable[[bytes], tuple[str, list[str]]]
 """Reads a manifest's bytes: the name of its version, and the paths of its files."""
 
 
+def folder_of(location: GcsLocation, version: str) -> GcsLocation:
+    """Where the files of a version are."""
+    return location / f"{_PREFIX}{version}"
+
+
 def publish(
     folder: Path,
     location: GcsLocation,
@@ -60,7 +65,7 @@ def publish(
         )
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / manifest)
     version, _ = version_of((folder / manifest).read_bytes())
-    place = location / f"{_PREFIX}{version}"
+    place = folder_of(location, version)
 
     def upload(path: Path) -> None:
         gcs.upload(path, place / path.relative_to(folder).as_posix(), advance)
@@ -95,7 +100,7 @@ def fetch(
     while True:
         data, found = gcs.read_bytes(location / manifest)
         version, names = version_of(data)
-        place = location / f"{_PREFIX}{version}"
+        place = folder_of(location, version)
 
         try:
             objects = {one.location.name.removeprefix(f"{place.name}/"): one for one in gcs.list_objects(place)}

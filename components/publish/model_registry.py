@@ -1,0 +1,116 @@
+"""Vertex AI's Model Registry: a release as a version of a model there, for who deploys from it. The files stay where they are.
+
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.models/upload
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass
+
+from paligemma.errors import InputError
+from paligemma.launch.rest import BackendError
+from paligemma.launch.vertex import VertexApi
+from paligemma.lineage.record import RECORD_FILE, parse_record
+from paligemma.registry import Release, release_part
+from paligemma.storage import gcs
+from paligemma.storage.location import SCHEME
+from paligemma.storage.versions import folder_of
+
+POLL_SECONDS = 2.0
+_NAME = re.compile(r"projects/([a-z][a-z0-9-]+)/locations/([a-z][a-z0-9-]+)/models/([a-z0-9][a-z0-9_-]{0,62})")
+
+log = logging.getLogger("paligemma.publish")
+
+
+@dataclass(frozen=True)
+class VertexModel:
+    """A model of the Model Registry, and the image that is to serve it."""
+
+    project: str
+    location: str
+    identity: str
+    serving_image: str
+
+    @classmethod
+    def parse(cls, name: str, serving_image: str, registry: str) -> VertexModel:
+        """Checks what is asked for, before anything is written.
+
+        Args:
+            name: `projects/PROJECT/locations/REGION/models/MODEL`.
+            serving_image: as Vertex AI needs it for every model that is uploaded.
+            registry: of the releases.
+
+        Raises:
+            InputError: it is no such name, or there is no image, or Vertex AI could not reach the files.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise InputError(
+                f"{name!r} is no model of Vertex AI.",
+                where="--vertex-model",
+                expected="projects/PROJECT/locations/REGION/models/MODEL",
+            )
+        if not serving_image:
+            raise InputError("Vertex AI takes no model without the image that serves it.", where="--serving-image")
+        if not registry.startswith(SCHEME):
+            raise InputError("Vertex AI reaches files in Cloud Storage only.", where="--registry", expected="gs://BUCKET/...")
+        return cls(*found.groups(), serving_image)
+
+    def upload(self, release: Release) -> str:
+        """Makes a release a version of the model; returns the version's name. The same release again changes nothing.
+
+        Raises:
+            BackendError: Vertex AI refused.
+            BackendUnavailableError: it did not answer.
+        """
+        api = VertexApi(self.project, self.location)
+        name, alias = f"{api.parent}/models/{self.identity}", f"release-{release.version}"
+        there = _find(api, f"{name}@{alias}")
+        if there is not None:
+            return f"{name}@{there['versionId']}"
+        part = _part(release)
+        metrics = release.metrics
+        score = metrics["metrics"][metrics["primary"]]
+        model = {
+            "displayName": self.identity,
+            "versionDescription": f"{metrics['primary']} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})",
+            "versionAliases": [alias],
+            "artifactUri": _files(release, part),
+            "containerSpec": {"imageUri": self.serving_image},
+            "labels": {"release": release.version, "format": part.replace("_", "-")},
+        }
+        place = {"parentModel": name} if _find(api, name) is not None else {"modelId": self.identity}
+        operation = api.post(f"{api.parent}/models:upload", {"model": model, **place})
+        while not operation.get("done"):
+            time.sleep(POLL_SECONDS)
+            operation = api.get(operation["name"])
+        if error := operation.get("error"):
+            raise BackendError(f"Vertex AI did not take the model: {error.get('message', error)}", where=name)
+        made = f"{name}@{operation['response']['modelVersionId']}"
+        log.info("release %s is %s", release.version, made)
+        return made
+
+
+def _find(api: VertexApi, name: str) -> dict | None:
+    try:
+        return api.get(name)
+    except BackendError as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def _part(release: Release) -> str:
+    """The format that most servers read, if the release has it."""
+    parts = [one.folder for one in release.manifest.formats]
+    return "huggingface" if "huggingface" in parts else parts[0]
+
+
+def _files(release: Release, part: str) -> str:
+    """The folder with the model's files: below the artifact's prefix, which holds one for each time that it was written."""
+    location = release_part(release.registry, release.version, part)
+    record = parse_record(gcs.read_bytes(location / RECORD_FILE)[0], location / RECORD_FILE)
+    return str(folder_of(location, str(record.artifact.version)))
