@@ -27,6 +27,9 @@ def input_location(artifact: dsl.Artifact | None) -> str:
         return ""
     if location := artifact.metadata.get(LOCATION):
         return location
+    said = Path(artifact.path or "") / LOCATION_FILE  # where a runner hands on the files, and not the metadata
+    if said.is_file():
+        return json.loads(said.read_text())[LOCATION]
     in_storage = artifact.uri.startswith(SCHEME) and not Path(artifact.path).exists()
     return artifact.uri if in_storage else artifact.path
 

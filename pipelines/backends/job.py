@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,8 +45,8 @@ class Backend(Protocol):
         """Runs it now; returns the run's identity."""
         ...
 
-    def schedule(self, job: Job, cron: str, dry_run: bool) -> str:
-        """Runs it at the times of a cron expression, in place of a schedule of this name if it differs; says how."""
+    def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
+        """Runs it at the times of a cron expression, in place of a schedule of this name if it differs; shows first how."""
         ...
 
     def status(self, run: str) -> str:

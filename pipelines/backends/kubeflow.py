@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Kubeflow:
             )
         return run.run_id
 
-    def schedule(self, job: Job, cron: str, dry_run: bool) -> str:
+    def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
         """Makes a recurring run, one at a time, without catching up, unless there is just this one."""
         wanted = _canonical(job, cron)
         with _errors(self._host):
@@ -72,8 +72,10 @@ class Kubeflow:
             there = [one for one in self._recurring_runs(experiment) if one.display_name == job.name]
             same = [one for one in there if not difference(_of_server(one), wanted)]
             changes = difference(_of_server(there[0]) if there else {}, wanted) if not same else ""
-            if dry_run:
-                return changes
+        show(changes)
+        if dry_run:
+            return
+        with _errors(self._host):
             if not same:
                 with _package(job) as package:
                     self._client.create_recurring_run(
@@ -91,7 +93,6 @@ class Kubeflow:
             for one in there:
                 if not same or one is not same[0]:
                     self._client.delete_recurring_run(one.recurring_run_id)
-        return changes
 
     def status(self, run: str) -> str:
         """The run's state and that of its tasks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from paligemma.errors import InputError
@@ -26,20 +27,20 @@ class Vertex:
         made = self._api.make(f"{self._parent}/pipelineJobs", _pipeline_job(job), made, pipelineJobId=identity)
         return made["name"].rsplit("/", 1)[-1]
 
-    def schedule(self, job: Job, cron: str, dry_run: bool) -> str:
+    def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
         """Makes a schedule, one run at a time, or changes the one of this name if it differs. Vertex never catches up."""
         request = {"parent": self._parent, "pipelineJob": _pipeline_job(job)}
         wanted = {"displayName": job.name, "cron": cron, "maxConcurrentRunCount": "1", "createPipelineJobRequest": request}
         there = self._find_schedule(job.name)
         before = {key: there.get(key) for key in wanted} if there else {}
         changes = difference(before, wanted)
+        show(changes)
         if changes and not dry_run:
             if there:
                 fields = ",".join(key for key in wanted if canonical(before[key]) != canonical(wanted[key]))
                 self._api.patch(there["name"], {"name": there["name"], **wanted}, fields)
             else:
                 self._api.post(f"{self._parent}/schedules", wanted)
-        return changes
 
     def status(self, run: str) -> str:
         """The job's state and that of its tasks."""

@@ -156,8 +156,8 @@ def schedule(
         service_account=service_account,
     )
     job = make_job(name, parameters, profile, place_task, service_account, root)
-    changes = connect(backend, host, namespace, experiment, project, location).schedule(job, cron, dry_run)
-    typer.echo(changes or "nothing changes")
+    connected = connect(backend, host, namespace, experiment, project, location)
+    connected.schedule(job, cron, dry_run, lambda changes: typer.echo(changes or "nothing changes"))
 
 
 @pipeline.command()

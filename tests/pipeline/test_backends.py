@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from paligemma.errors import InputError
 from paligemma.launch.rest import BackendError, BackendUnavailableError
 from paligemma.launch.vertex import ENDPOINT_VARIABLE
+from pipelines.backends.job import canonical
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
 from pipelines.backends.vertex import Vertex
 from pipelines.cli import app
@@ -72,13 +73,19 @@ def sent_parameters() -> dict:
     return {"target": "l4", **PARAMETERS, "recipe": "steps: 10\nlearning_rate: 0.01\n", "margin": 0.0}
 
 
+def compiled(folder: Path, profile: str) -> list[dict]:
+    """The documents that `pipeline compile` writes for a profile."""
+    call("compile", "--profile", profile, "--images", folder / "digests.json", "--output", folder / "pipeline.yaml")
+    return list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+
+
 def test_a_run_on_kubeflow(folder: Path, kubeflow: KubeflowServer) -> None:
     run = call("submit", *on_kubeflow(folder, kubeflow), "--name", "monday")
     assert kubeflow.experiments["experiment-1"]["display_name"] == "paligemma"
     posted = dict(kubeflow.runs[run])
     documents = posted.pop("pipeline_spec")
-    assert documents.keys() == {"pipeline_spec", "platform_spec"}
-    assert documents["pipeline_spec"]["pipelineInfo"]["name"] == "paligemma-finetune"
+    pipeline, platform = compiled(folder, "kfp-gpu-l4")
+    assert canonical(documents) == canonical({"pipeline_spec": pipeline, "platform_spec": platform})
     assert posted == {
         "display_name": "monday",
         "experiment_id": "experiment-1",
@@ -101,8 +108,20 @@ def test_a_schedule_on_kubeflow_is_replaced_only_when_something_changed(folder: 
     assert kubeflow.recurring_runs == {}
     call("schedule", *command)
     ((first, made),) = kubeflow.recurring_runs.items()
-    assert (made["no_catchup"], str(made["max_concurrency"]), made["mode"]) == (True, "1", "ENABLE")
-    assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    made = dict(made)
+    pipeline, platform = compiled(folder, "kfp-gpu-l4")
+    assert canonical(made.pop("pipeline_spec")) == canonical({"pipeline_spec": pipeline, "platform_spec": platform})
+    assert made == {
+        "display_name": "weekly",
+        "experiment_id": "experiment-1",
+        "max_concurrency": 1,
+        "mode": "ENABLE",
+        "no_catchup": True,
+        "recurring_run_id": first,
+        "runtime_config": {"parameters": sent_parameters(), "pipeline_root": "gs://b/artifacts/runner"},
+        "service_account": "runner",
+        "trigger": {"cron_schedule": {"cron": "0 0 3 * * 1"}},
+    }
     assert call("schedule", *command) == "nothing changes"
     assert list(kubeflow.recurring_runs) == [first]
     (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "batch_size": 7}, sort_keys=False))
@@ -120,7 +139,8 @@ def test_a_schedule_on_kubeflow_is_replaced_only_when_something_changed(folder: 
 def test_a_run_on_vertex(folder: Path, google: VertexServer) -> None:
     run = call("submit", *on_vertex(folder), "--name", "monday")
     job = dict(google.jobs[run])
-    assert job.pop("pipelineSpec")["pipelineInfo"]["name"] == "paligemma-finetune"
+    (pipeline,) = compiled(folder, "vertex-gpu-l4")
+    assert canonical(job.pop("pipelineSpec")) == canonical(pipeline)
     assert job == {
         "name": f"{google.parent}/pipelineJobs/{run}",
         "displayName": "monday",
@@ -142,7 +162,16 @@ def test_a_schedule_on_vertex_is_changed_only_when_something_changed(folder: Pat
     assert google.schedules == {}
     call("schedule", *command)
     made = dict(google.schedules["1"])
-    assert made.pop("createPipelineJobRequest")["parent"] == google.parent
+    (pipeline,) = compiled(folder, "vertex-gpu-l4")
+    job = {
+        "displayName": "weekly",
+        "pipelineSpec": pipeline,
+        "runtimeConfig": {"gcsOutputDirectory": "gs://b/artifacts/runner", "parameterValues": sent_parameters()},
+        "labels": {"pipeline": "paligemma-finetune"},
+        "serviceAccount": "r@p.iam.gserviceaccount.com",
+    }
+    request = {"parent": google.parent, "pipelineJob": job}
+    assert canonical(made.pop("createPipelineJobRequest")) == canonical(request)
     name = f"{google.parent}/schedules/1"
     assert made == {"name": name, "displayName": "weekly", "cron": "0 3 * * 1", "maxConcurrentRunCount": "1", "state": "ACTIVE"}
     assert call("schedule", *command) == "nothing changes"
@@ -152,6 +181,18 @@ def test_a_schedule_on_vertex_is_changed_only_when_something_changed(folder: Pat
     assert google.log[-1][0] == "PATCH"
     assert google.log[-1][2] == "updateMask=cron"
     assert {schedule["cron"] for schedule in google.schedules.values()} == {"0 4 * * 1"}
+
+
+def test_a_schedules_difference_is_shown_before_it_is_made(
+    folder: Path, google: VertexServer, kubeflow: KubeflowServer
+) -> None:
+    for command, server in ((on_vertex(folder), google), (on_kubeflow(folder, kubeflow), kubeflow)):
+        server.refuse = "POST", ("schedules" if server is google else "recurringruns")
+        cron = "0 3 * * 1" if server is google else "0 0 3 * * 1"
+        arguments = ["pipeline", "schedule", *map(str, command), "--name", "weekly", "--cron", cron]
+        result = CliRunner().invoke(app, arguments)
+        assert isinstance(result.exception, BackendError)
+        assert f"+cron: {cron}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ class RefusedError(Exception):
 
 
 class KubeflowServer:
-    """Keeps runs and schedules for the length of a `with`; `fail` holds statuses to answer the next requests with.
+    """Keeps runs and schedules for the length of a `with`; `fail` holds statuses to answer the next requests with,
+    `refuse` the method of requests to refuse, and how their path ends.
 
     `token`, if given, must come with each request.
     """
@@ -48,6 +49,7 @@ class KubeflowServer:
         self.runs: dict[str, dict] = {}
         self.recurring_runs: dict[str, dict] = {}
         self.log: list[tuple[str, str, dict | None]] = []
+        self.refuse = ("", "")
         self.fail: list[int] = []
         self._numbers = itertools.count(1)
         self._http = LocalServer(self._serve)
@@ -66,6 +68,8 @@ class KubeflowServer:
         body = json.loads(data) if data else None
         self.log.append((exchange.command, path, body))
         try:
+            if exchange.command == self.refuse[0] and path.endswith(self.refuse[1]):
+                raise RefusedError(400, "told to refuse")
             if self.fail:
                 raise RefusedError(self.fail.pop(0), "told to fail")
             if self.token and exchange.headers.get("Authorization") != f"Bearer {self.token}":

@@ -86,7 +86,8 @@ class RefusedError(Exception):
 class VertexServer:
     """Keeps jobs and schedules of one project and region for the length of a `with`.
 
-    `fail` holds what to do with the next requests: a status to answer with, or "lose" to do what is asked and break off.
+    `fail` holds what to do with the next requests: a status to answer with, or "lose" to do what is asked and break off;
+    `refuse` is the method of requests to refuse, and how their path ends.
     """
 
     url: str
@@ -100,6 +101,7 @@ class VertexServer:
         self.models: dict[str, list[dict]] = {}
         self.operations: dict[str, dict] = {}
         self.log: list[tuple[str, str, str, dict | None]] = []
+        self.refuse = ("", "")
         self.fail: list[int | str] = []
         self._numbers = itertools.count(1)
         self._http = LocalServer(self._serve)
@@ -119,6 +121,8 @@ class VertexServer:
         self.log.append((exchange.command, path, query, body))
         told = self.fail.pop(0) if self.fail else None
         try:
+            if exchange.command == self.refuse[0] and path.endswith(self.refuse[1]):
+                raise RefusedError(400, "told to refuse")
             if isinstance(told, int):
                 raise RefusedError(told, "told to fail")
             answer = self._answer(exchange.command, path.removeprefix("/v1/"), parse_qs(query), body)
