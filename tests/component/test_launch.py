@@ -21,6 +21,7 @@ from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
 from paligemma.launch.rest import BackendError
 from paligemma.launch.vertex import ENDPOINT_VARIABLE
 from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
+from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.record import read_record
 from paligemma.processes import Processes, described
 from pipelines.launching import custom_job, train_job
@@ -113,6 +114,18 @@ def test_one_that_failed_is_said_and_makes_room_for_the_next_try(kubernetes: Tra
     run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
     assert [method for method, _, _ in kubernetes.log][3:] == ["GET", "DELETE", "GET", "POST", "GET"]
     assert kubernetes.log[4][2]["propagationPolicy"] == "Foreground"
+
+
+def test_what_went_wrong_there_is_told_here(kubernetes: TrainerServer, tmp_path: Path) -> None:
+    kubernetes.conditions = ended("Failed", "BackoffLimitExceeded")
+    root = str(tmp_path / "root")
+    with at_place("1234", "finetune", root):
+        with pytest.raises(LaunchedError, match="BackoffLimitExceeded"):
+            run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+        with pytest.raises(InputError), attempt("finetune", "gs://b/out", {}):  # what the process on the first host does
+            raise InputError("The records are of another image size.", fix="run prepare_data again")
+        with pytest.raises(LaunchedError, match=r"on its machines\. The records are of another image size"):
+            run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
 
 
 def test_no_accelerator_outlives_a_step_that_is_told_to_stop(kubernetes: TrainerServer) -> None:
@@ -229,7 +242,9 @@ def test_an_evaluation_is_sent_with_all_its_flags(
         name: dsl.Artifact(uri=f"gs://b/{name}", metadata={"location": f"gs://b/{name}"}) for name in ("checkpoint", "records")
     }
     with pytest.raises(LaunchedError):
-        evaluate.python_func(**taken, **made, artifact_root="gs://b/root", run="1", run_task="evaluate", task="ocr", beams=2)
+        evaluate.python_func(
+            **taken, **made, artifact_root=str(tmp_path / "root"), run="1", run_task="evaluate", task="ocr", beams=2
+        )
     ((container,),) = [
         [pool["containerSpec"] for pool in one["jobSpec"]["workerPoolSpecs"]] for one in google.custom_jobs.values()
     ]
@@ -237,7 +252,7 @@ def test_an_evaluation_is_sent_with_all_its_flags(
     sent = dict(zip(words[::2], words[1::2], strict=True))
     assert sent["--checkpoint"] == "gs://b/checkpoint"
     assert (sent["--task"], sent["--beams"], sent["--max-new-tokens"], sent["--margin"]) == ("ocr", "2", "32", "0.0")
-    assert {entry["name"]: entry["value"] for entry in container["env"]}["PALIGEMMA_LINEAGE_ROOT"] == "gs://b/root"
+    assert {entry["name"]: entry["value"] for entry in container["env"]}["PALIGEMMA_LINEAGE_ROOT"] == str(tmp_path / "root")
 
 
 def test_worker_pools_of_vertex_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

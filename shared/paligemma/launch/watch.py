@@ -16,7 +16,18 @@ from types import FrameType
 from typing import Literal, Protocol
 
 from paligemma.errors import PaliGemmaError, StoppedError
-from paligemma.lineage.attempt import place_environment
+from paligemma.lineage.attempt import (
+    FOLDER,
+    MARK_ENDING,
+    ROOT_VARIABLE,
+    RUN_VARIABLE,
+    TASK_VARIABLE,
+    place_environment,
+    safe_name,
+)
+from paligemma.lineage.record import parse_record
+from paligemma.storage.folders import list_files, read_file
+from paligemma.storage.location import parse_location
 
 LAUNCH_VARIABLE = "PALIGEMMA_LAUNCH"
 """JSON that says on which machines a step's work is to run, when that is not the step's own; the pipeline's profile sets it."""
@@ -99,7 +110,23 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
             jobs.remove(name)
             raise
     if found.state == "failed":
-        raise LaunchedError(f"{module} failed on its machines. {found.message}", where=name, fix=f"see {jobs.logs}{name}")
+        why = _own_words(environment) or found.message
+        raise LaunchedError(f"{module} failed on its machines. {why}", where=name, fix=f"see {jobs.logs}{name}")
+
+
+def _own_words(environment: Mapping[str, str]) -> str:
+    """What the last process there left on record of its failure, if anything."""
+    root, run, task = (environment.get(name, "") for name in (ROOT_VARIABLE, RUN_VARIABLE, TASK_VARIABLE))
+    if not root:
+        return ""
+    folder = parse_location(root) / FOLDER / run / safe_name(task)
+    try:
+        kept = sorted(name for name in list_files(folder) if not name.endswith(MARK_ENDING))
+        data = read_file(folder / kept[-1]) if kept else None
+        failure = parse_record(data, folder / kept[-1]).error if data else None
+    except PaliGemmaError:  # that the job failed is what matters
+        return ""
+    return failure.message if failure else ""
 
 
 def _connect(machines: Mapping) -> Jobs:
