@@ -57,6 +57,8 @@ node.focus(); press(node, "Enter"); await rest();
 seen.entered = at("detail").querySelector("h2").textContent;
 document.querySelector("[data-node=train]").focus(); press(document.activeElement, "ArrowRight");
 seen.arrow = document.activeElement.dataset.node;
+press(document.activeElement, "ArrowLeft");
+seen.arrowBack = document.activeElement.dataset.node;
 press(document.body, "/");
 seen.slash = document.activeElement.id;
 put("find", ROW); seen.byRow = results();
@@ -74,6 +76,9 @@ put("status", ""); put("before", "run-0001"); put("after", "run-0002"); at("comp
 seen.compared = [...document.querySelectorAll("#main tbody tr")].map(row =>
   [...row.children].map(cell => cell.textContent.slice(0, 40)));
 seen.paragraphs = texts("#main p");
+seen.chosen = [at("before").value, at("after").value];
+go("run-0009"); await rest();
+seen.offered = [at("before").value, at("after").value];
 go("run-reuse"); await rest();
 seen.cached = [...document.querySelectorAll(".node.cached")].map(second);
 seen.wide = document.documentElement.scrollWidth <= innerWidth;
@@ -148,7 +153,8 @@ def test_two_hundred_runs_are_searched_clicked_through_and_compared(page: str, r
     assert seen["usedBy"] == ["fetch", "validation", "finetune"]
     assert seen["back"] == "finetune"
     assert seen["entered"] == "train"
-    assert seen["arrow"] not in ("train", None)
+    assert seen["arrow"] in ("finetune", "validation")  # what is to the right of it, wherever that is in the list
+    assert seen["arrowBack"] in ("train", "fetch")
     assert seen["slash"] == "find"
     assert len(seen["byRow"]) == seen["byShortRow"] == seen["byImage"] == 2
     assert all("bad.png" in text for text in seen["byRow"])
@@ -160,6 +166,8 @@ def test_two_hundred_runs_are_searched_clicked_through_and_compared(page: str, r
     assert seen["error"]
     assert ["parameter", "steps", "2", "3"] in seen["compared"]
     assert ["metric", "final_loss", "0.5", "0.3333333333333333"] in seen["compared"]
+    assert seen["chosen"] == ["run-0001", "run-0002"]
+    assert seen["offered"] == ["run-0009", "run-0008"]
     assert "1 rows added, 2 removed, 0 changed" in seen["paragraphs"]
     assert ["added", "1", "2.png"] in [row[:3] for row in seen["compared"]]
     assert seen["cached"] == ["cached from run-0001"]
