@@ -147,7 +147,7 @@ def run(
         judged = judged_as.cleaned(predictions)
         matches = find_metric("exact_match")(judged)
         scores = {metric: judge(judged) for metric, judge in judges.items()}
-        loss = -sum(p.target_logprob for p in predictions) / max(1, sum(p.target_tokens for p in predictions))
+        loss, loss_interval = suffix_loss(predictions)
         summary = {
             "model": name,
             "task": task,
@@ -156,6 +156,7 @@ def run(
             "primary": first,
             "metrics": {metric: {"value": s.value, "low": s.low, "high": s.high} for metric, s in scores.items()},
             "loss": loss,
+            "loss_interval": loss_interval,
             "perplexity": math.exp(min(loss, 700.0)),
             "by_question": by_group(predictions, matches.rows, str, "exact_match"),
             "by_type": by_group(predictions, scores[first].rows, question_type, first),
@@ -185,6 +186,19 @@ def run(
     log.info("%s: exact match %.1f %% of %d (%s), in %s", name, 100 * matches.value, len(predictions), shown, output)
     if decision is not None:
         log.info("%s", decision.why)
+
+
+def suffix_loss(predictions: list[Prediction]) -> tuple[float, tuple[float, float] | None]:
+    """Loss of the targets, in nats a token, and its 95 % bootstrap interval; None without rows."""
+    import numpy as np
+
+    from paligemma.evaluation.statistics import bootstrap_interval
+
+    if not predictions:
+        return 0.0, None
+    losses, tokens = np.array([(-p.target_logprob, p.target_tokens) for p in predictions]).T
+    interval = bootstrap_interval(len(losses), lambda rows: losses[rows].sum(axis=1) / tokens[rows].sum(axis=1))
+    return float(losses.sum() / tokens.sum()), interval
 
 
 def find_champion(registry: str) -> Release | None:
@@ -272,8 +286,8 @@ def judge_against(others: dict[str, Evaluation], scores: Scores, metric: str, ma
 
     if not others or not len(scores.rows):
         return None
-    names = {"baseline": "base", "champion": "champion"}
-    return decide([compare(names[role], metric, scores.rows, o.scores, margin) for role, o in others.items()], margin)
+    names, name = {"baseline": "base", "champion": "champion"}, scores.of_rows or metric
+    return decide([compare(names[role], name, scores.rows, o.scores, margin) for role, o in others.items()], margin)
 
 
 def write_report(

@@ -6,16 +6,19 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from components.evaluate.main import run
+from components.evaluate.main import judge_against, run
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
 from paligemma.errors import InputError
 from paligemma.evaluation.gate import compare, decide
+from paligemma.evaluation.metrics import METRICS
+from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.vqa import vqa_accuracy
 
 
@@ -43,7 +46,7 @@ def base_evaluation(records: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_results_are_the_same_for_every_batch_size(records: Path, tuned: Path, tmp_path: Path) -> None:
     results = []
-    for batch_size in (1, 7, 64):
+    for batch_size in (1, 3, 8):
         output = tmp_path / str(batch_size)
         run(checkpoint="embedded:tiny", records=records, output=output, tuned=str(tuned), batch_size=batch_size,
             max_new_tokens=12)  # fmt: skip
@@ -115,8 +118,11 @@ def test_tasks_select_metrics_over_several_answers(small_data: SmallData, tmp_pa
     ]
     prepare(data=small_data.write(rows), checkpoint="embedded:tiny", output=tmp_path / "records")
     (tmp_path / "own.py").write_text("def length(answer, references):\n    return len(references)\n")
+    (tmp_path / "own-1.dist-info").mkdir()  # a package that is installed
+    (tmp_path / "own-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1\n")
+    (tmp_path / "own-1.dist-info/entry_points.txt").write_text("[paligemma.metrics]\nlength = own:length\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for name, choice in (("vqa", {"task": "vqa"}), ("own", {"metrics": "own:length, anls"})):
+    for name, choice in (("vqa", {"task": "vqa"}), ("own", {"metrics": "own:length, length, anls"})):
         run(checkpoint="embedded:tiny", records=tmp_path / "records", output=tmp_path / name, max_new_tokens=4, **choice)
     metrics, predictions = read(tmp_path / "vqa")
     assert list(metrics["metrics"]) == ["vqa_accuracy", "exact_match"]
@@ -125,7 +131,7 @@ def test_tasks_select_metrics_over_several_answers(small_data: SmallData, tmp_pa
     assert predictions[0]["metrics"]["vqa_accuracy"] == vqa_accuracy(predictions[0]["prediction"], ["odd", "Odd.", "even"])
     assert [group["prefix"] for group in metrics["by_type"]] == ["is it"]
     metrics, _ = read(tmp_path / "own")
-    assert metrics["metrics"]["own:length"]["value"] == 2.5
+    assert metrics["metrics"]["own:length"]["value"] == metrics["metrics"]["length"]["value"] == 2.5
     with pytest.raises(InputError, match="not judged by exact_match"):
         run(checkpoint="embedded:tiny", records=tmp_path / "records", output=tmp_path / "x", baseline=str(tmp_path / "own"))
     with pytest.raises(InputError, match="no metric 'anlss'"):
@@ -149,3 +155,15 @@ def test_the_gate_wants_a_margin_and_confidence() -> None:
     both = decide([compare("base", "m", better, base, 0.0), compare("champion", "m", better, better, 0.0)], 0.0)
     assert not both.promote
     assert "champion" in both.why
+
+
+def test_the_gate_names_the_rows_that_it_compares() -> None:
+    """Average precision is of all rows at once."""
+    box = "<loc0000><loc0000><loc0100><loc0100> cat"
+    predictions = [Prediction(str(n), "detect cat", box, (box,), box if n % 4 else "", 0.0, 0.0, 1) for n in range(40)]
+    scores = METRICS["mean_average_precision"](predictions)
+    assert scores.low < scores.value < scores.high
+    nothing = SimpleNamespace(scores=np.zeros(40))
+    decision = judge_against({"baseline": nothing}, scores, "mean_average_precision", 0.1)
+    assert decision.promote
+    assert "box_f1 is 0.7500, base's 0.0000" in decision.why

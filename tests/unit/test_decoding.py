@@ -110,18 +110,27 @@ WAYS = [DecodeSettings(5), DecodeSettings(5, temperature=1.5, top_k=30, best_of=
 
 @pytest.mark.parametrize("settings", WAYS, ids=["greedy", "best of samples", "beams"])
 def test_rows_do_not_depend_on_the_batch_or_on_the_devices(model, images, settings: DecodeSettings) -> None:
+    """Eight rows at once against one, three, and two of them, and over eight devices, a row and all weights on each."""
     eos = model.tokenizer.eos_id
-    together = search(model, images, [0, 1, 2, 3], settings, eos)
-    parts = [search(model, images, rows, settings, eos) for rows in ([0], [3, 1, 2])]
-    alone = [np.concatenate(field)[[0, 2, 3, 1]] for field in zip(*parts, strict=True)]
-    tokens, mask = prompts(model, PROMPTS, width=32)
-    everywhere = Generator(model.module, make_mesh(copies=2))
-    over_devices = everywhere(images, tokens, mask, np.zeros_like(tokens), settings, eos)
-    for row in range(4):
+    rows, images, texts = np.arange(8), np.concatenate([images, -images]), [*PROMPTS, *PROMPTS[::-1]]
+    tokens, mask = prompts(model, texts)
+
+    def found(chosen: list[int]) -> Decoded:
+        parts = (images[chosen], tokens[chosen], mask[chosen], 0 * tokens[chosen])
+        return model.search(*parts, settings, eos, row_seeds=rows[chosen])
+
+    together = found([0, 1, 2, 3, 4, 5, 6, 7])
+    parts = [found(chosen) for chosen in ([0], [5, 1, 4], [7, 2, 6], [3])]
+    alone = [np.concatenate(field)[np.argsort([0, 5, 1, 4, 7, 2, 6, 3])] for field in zip(*parts, strict=True)]
+    wide, wide_mask = prompts(model, texts, width=32)
+    everywhere = Generator(model.module, make_mesh(copies=8))
+    over_devices = everywhere(images, wide, wide_mask, np.zeros_like(wide), settings, eos)
+    for row in rows:
         end = together.tokens[row].tolist().index(eos) + 1 if eos in together.tokens[row] else 5
         for other in (Decoded(*alone), over_devices):
             assert other.tokens[row, :end].tolist() == together.tokens[row, :end].tolist()
             np.testing.assert_allclose(other.logprobs[row, :end], together.logprobs[row, :end], atol=1e-4)
+            assert other.scores[row] == pytest.approx(together.scores[row], abs=1e-4)
 
 
 @pytest.mark.parametrize("copies", [None, 1])

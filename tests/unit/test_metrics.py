@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import REPOSITORY
 from paligemma.evaluation.answers import anls, edit_distance, exact_match, multiple_choice, relaxed_accuracy
-from paligemma.evaluation.boxes import Box, box_f1, iou, mean_average_precision, parse_boxes
+from paligemma.evaluation.boxes import AveragePrecision, Box, box_f1, iou, mean_average_precision, parse_boxes
 from paligemma.evaluation.captions import Caption, bleu, bleu_counts, bleu_of, cider, rouge_l, words
 from paligemma.evaluation.statistics import bootstrap_interval, paired_p_value
 from paligemma.evaluation.vqa import vqa_accuracy
@@ -98,6 +98,59 @@ def test_mean_average_precision_by_hand() -> None:
     assert mean_average_precision([near], [f"{box} cat"], [0.0]) == pytest.approx(0.7)
     assert mean_average_precision(["nothing"], [f"{box} cat"], [0.0]) == 0
     assert mean_average_precision(["nothing"], [""], [0.0]) == -1
+
+
+def coco_precision(answers: list[str], references: list[str], scores: list[float]) -> float:
+    """The first of `COCOeval.stats`."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    labels = sorted({box.label for text in references for box in parse_boxes(text)})
+    images = [{"id": number, "width": 1024, "height": 1024} for number in range(len(answers))]
+    truth, found = COCO(), []
+    truth.dataset = {
+        "info": {}, "images": images, "annotations": [],
+        "categories": [{"id": number, "name": label} for number, label in enumerate(labels)],
+    }  # fmt: skip
+    for texts, entries in ((references, truth.dataset["annotations"]), (answers, found)):
+        for image, text in enumerate(texts):
+            for place, (y0, x0, y1, x1, label) in enumerate(parse_boxes(text)):
+                if label in labels:
+                    width, height = max(0, x1 - x0), max(0, y1 - y0)
+                    entry = {"image_id": image, "category_id": labels.index(label), "bbox": [x0, y0, width, height]}
+                    entry |= {"area": width * height, "score": scores[image] - place * 1e-6}
+                    entries.append(entry | {"id": len(entries) + 1, "iscrowd": 0})
+    truth.createIndex()
+    if not found:
+        return 0.0 if labels else -1.0
+    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+def test_average_precision_is_the_official_codes_of_any_rows() -> None:
+    """200 corpora with wrong labels, missing, doubled and turned-round boxes, equal scores, and rows drawn twice."""
+    draw = np.random.default_rng(4)
+
+    def objects(boxes: np.ndarray) -> str:
+        return " ; ".join("".join(f"<loc{v:04d}>" for v in box) + draw.choice([" cat", " dog", " Hund"]) for box in boxes)
+
+    seen = set()
+    for _ in range(200):
+        rows = int(draw.integers(1, 6))
+        truth = [draw.integers(0, 1024, (draw.integers(0, 4), 4)) for _ in range(rows)]
+        truth = [np.concatenate([np.sort(box.reshape(-1, 2, 2), axis=1).reshape(-1, 4)]) for box in truth]
+        near = [np.clip(box[draw.random(len(box)) < 0.9] + draw.integers(-40, 41, 4), 0, 1023) for box in truth]
+        references, answers = [objects(box) for box in truth], [objects(np.concatenate([box, box[:1]])) for box in near]
+        scores = draw.choice([0.0, -0.5, -1.0], rows).tolist()
+        precision = AveragePrecision(answers, references, scores)
+        for chosen in (np.arange(rows), np.sort(draw.integers(0, rows, rows))):
+            parts = ([part[row] for row in chosen] for part in (answers, references, scores))
+            assert precision(chosen) == pytest.approx(coco_precision(*parts), abs=1e-9)
+        seen.add(precision.value)
+    assert len(seen) > 50
 
 
 def test_intervals_cover_and_are_the_same_again() -> None:

@@ -8,7 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 BINS = 1024
+_RECALLS = np.linspace(0, 1, 101)
 _OBJECT = re.compile(r"((?:<loc\d{4}>){4})\s*([^<;]*)")
 
 
@@ -56,22 +60,66 @@ def box_f1(answer: str, reference: str, threshold: float = 0.5) -> float:
     return 2 * hits / (len(found) + wanted) if found or wanted else 1.0
 
 
-def mean_average_precision(answers: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> float:
-    """COCO's AP over IoU 0.50 to 0.95; -1 when the references hold no box.
+class AveragePrecision:
+    """COCO's AP over IoU 0.50 to 0.95 of answers with boxes: pycocotools matches them, once for all resamples.
 
-    Args:
-        answers: with boxes.
-        references: with boxes.
-        scores: of each answer, how sure the model is of it; of its boxes, an earlier one is surer.
+    Attributes:
+        value: of all images; -1 when the references hold no box.
     """
-    import numpy as np
+
+    def __init__(self, answers: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> None:
+        """Matches boxes.
+
+        Args:
+            answers: with boxes, of each image.
+            references: with boxes.
+            scores: of each answer, how sure the model is of it; of its boxes, an earlier one is surer.
+        """
+        self._images = len(answers)
+        self._labels = _matched([parse_boxes(text) for text in answers], [parse_boxes(text) for text in references], scores)
+        self.value = self(np.arange(self._images))
+
+    def __call__(self, chosen: Int[np.ndarray, " rows"]) -> float:
+        """Of the images with these numbers, each as often as it is there."""
+        times = np.bincount(chosen, minlength=self._images)
+        found = [label.precision(times) for label in self._labels]
+        return float(np.mean([value for value in found if value is not None] or [-1.0]))
+
+
+def mean_average_precision(answers: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> float:
+    """COCO's AP over IoU 0.50 to 0.95; -1 when the references hold no box. See `AveragePrecision`."""
+    return AveragePrecision(answers, references, scores).value
+
+
+class _Label(NamedTuple):
+    """What was found of one label: of every box, the surest first, its image and whether it is right at each IoU."""
+
+    wanted: Int[np.ndarray, " images"]
+    image: Int[np.ndarray, " boxes"]
+    right: Bool[np.ndarray, "iou boxes"]
+
+    def precision(self, times: Int[np.ndarray, " images"]) -> float | None:
+        """Mean over IoUs and recalls, as `COCOeval.accumulate` has it; None where no such box is wanted.
+
+        An image that is there twice has its boxes twice: they count twice where they stand.
+        """
+        wanted = int((self.wanted * times).sum())
+        if not wanted:
+            return None
+        weight = times[self.image]
+        hits = np.cumsum(self.right * weight, axis=1)
+        precision = hits / np.maximum(np.cumsum(weight), 1)
+        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # of this recall or a higher one
+        best = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
+        places = [np.searchsorted(row / wanted, _RECALLS) for row in hits]
+        return float(np.mean([row[place] for row, place in zip(best, places, strict=True)]))
+
+
+def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[float]) -> list[_Label]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    wanted, found = [parse_boxes(text) for text in references], [parse_boxes(text) for text in answers]
     labels = {label: number for number, label in enumerate(sorted({box.label for boxes in wanted for box in boxes}), start=1)}
-    if not labels:
-        return -1.0
     truth = [_annotation(image, box, labels) for image, boxes in enumerate(wanted, start=1) for box in boxes]
     for number, annotation in enumerate(truth, start=1):
         annotation |= {"id": number, "iscrowd": 0}
@@ -81,8 +129,7 @@ def mean_average_precision(answers: Sequence[str], references: Sequence[str], sc
         for place, box in enumerate(boxes)
         if box.label in labels
     ]
-    if not results:
-        return 0.0
+    matched = []
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
@@ -92,14 +139,23 @@ def mean_average_precision(answers: Sequence[str], references: Sequence[str], sc
             "categories": [{"id": number, "name": label} for label, number in labels.items()],
         }
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(results) if results else COCO(), "bbox")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+        evaluation.params.maxDets = evaluation.params.maxDets[-1:]
         evaluation.evaluate()
-        evaluation.accumulate()
-    # [IoU, recall, category, area, most detections]: all areas, the most detections; -1 where a category has no box.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    return float(np.mean(precision[precision > -1]))
+    for start in range(0, len(labels) * len(wanted), len(wanted)):
+        images = [(number, one) for number, one in enumerate(evaluation.evalImgs[start : start + len(wanted)]) if one]
+        counts, image, sure, right = np.zeros(len(wanted), int), [], [], [np.zeros((len(evaluation.params.iouThrs), 0), bool)]
+        for number, one in images:
+            counts[number] = len(one["gtIds"])
+            image += [number] * len(one["dtIds"])
+            sure += one["dtScores"]
+            right.append(one["dtMatches"] > 0)
+        order = np.argsort(-np.array(sure), kind="stable")
+        matched.append(_Label(counts, np.array(image, int)[order], np.concatenate(right, axis=1)[:, order]))
+    return matched
 
 
 def _annotation(image: int, box: Box, labels: dict[str, int]) -> dict:
-    size = [box.x1 - box.x0, box.y1 - box.y0]
+    size = [max(0, box.x1 - box.x0), max(0, box.y1 - box.y0)]  # pycocotools lets boxes of negative area go free
     return {"image_id": image, "category_id": labels[box.label], "bbox": [box.x0, box.y0, *size], "area": box.area}

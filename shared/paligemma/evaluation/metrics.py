@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from paligemma.errors import InputError, did_you_mean
 from paligemma.evaluation.answers import anls, exact_match, multiple_choice, relaxed_accuracy
-from paligemma.evaluation.boxes import box_f1, mean_average_precision
+from paligemma.evaluation.boxes import AveragePrecision, box_f1
 from paligemma.evaluation.captions import Caption, bleu_counts, bleu_of, cider, rouge_l, words
 from paligemma.evaluation.masks import mask_ious, read_decoder
 from paligemma.evaluation.predict import Prediction
@@ -33,13 +33,15 @@ class Scores:
     Attributes:
         rows: of each prediction; more is better.
         value: of all of them: the mean of the rows, unless the metric is one of a whole corpus.
-        low, high: 95 % bootstrap interval; both None for a metric that is not resampled.
+        low, high: 95 % bootstrap interval; both None without rows.
+        of_rows: what the mean of the rows is called, where that is not the metric itself.
     """
 
     rows: Float[np.ndarray, " rows"]
     value: float
     low: float | None
     high: float | None
+    of_rows: str = ""
 
 
 Metric = Callable[[Sequence[Prediction]], Scores]
@@ -71,13 +73,17 @@ def _bleu(predictions: Sequence[Prediction]) -> Scores:
         return np.array([bleu_of(counts[rows].sum(axis=0)) for rows in chosen])
 
     interval = bootstrap_interval(len(counts), resampled)
-    return Scores(np.array([bleu_of(row) for row in counts]), bleu_of(counts.sum(axis=0)), *interval)
+    return Scores(np.array([bleu_of(row) for row in counts]), bleu_of(counts.sum(axis=0)), *interval, "bleu by row")
 
 
 def _average_precision(predictions: Sequence[Prediction]) -> Scores:
     rows = np.array([box_f1(p.prediction, p.target) for p in predictions])
+    if not len(rows):
+        return mean_of([])
     answers, targets = [p.prediction for p in predictions], [p.target for p in predictions]
-    return Scores(rows, mean_average_precision(answers, targets, [p.logprob for p in predictions]), None, None)
+    precision = AveragePrecision(answers, targets, [p.logprob for p in predictions])
+    interval = bootstrap_interval(len(rows), lambda drawn: np.array([precision(chosen) for chosen in drawn]))
+    return Scores(rows, precision.value, *interval, "box_f1")
 
 
 METRICS: Mapping[str, Metric] = {
