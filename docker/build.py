@@ -30,24 +30,18 @@ def main() -> int:
     options = parser.parse_args()
     engine = find_engine()
     if engine is None:
-        print(
-            "No container engine found.\n  expected: podman or docker on PATH\n  try:      apt-get install podman buildah",
-            file=sys.stderr,
+        return refuse(
+            "No container engine found.\n  expected: podman or docker on PATH\n  try:      apt-get install podman buildah"
         )
-        return 2
     if Path(engine).name == "docker" and not options.push:
-        print(
-            "Docker gives an image a digest when it is pushed.\n  try: make images IMAGE_REPOSITORY=... PUSH=1", file=sys.stderr
-        )
-        return 2
+        return refuse("Docker gives an image a digest when it is pushed.\n  try: make images IMAGE_REPOSITORY=... PUSH=1")
     digests = {}
     for target in options.targets:
         started = time.monotonic()
         try:
             digests[target] = f"{options.repository}@{build(engine, target, options)}"
         except subprocess.CalledProcessError as error:
-            print(f"The image {target} was not built: {Path(engine).name} ended with {error.returncode}.", file=sys.stderr)
-            return 2
+            return refuse(f"The image {target} was not built: {Path(engine).name} ended with {error.returncode}.")
         print(f"{target}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     text = json.dumps(digests, indent=2) + "\n"
     partial = options.output.with_name(f".{options.output.name}.{os.getpid()}")

@@ -93,19 +93,22 @@ class Robustness:
 
     Attributes:
         retries: after a failure or a machine that was taken away; `finetune` goes on from its saved state.
-        timeout: seconds of one attempt, on Kubernetes.
+        timeout: seconds of one attempt, on Kubernetes, or of a job elsewhere.
+        spot_retries: in place of `retries` on spot machines, which may be taken away many times. Not always, as neither KFP nor
+            Vertex tells an exit code from another: a wrong recipe would hold an accelerator through all of them.
     """
 
     retries: int
     timeout: int
+    spot_retries: int = 0
 
 
 ROBUSTNESS = {
     "preflight": Robustness(retries=2, timeout=2 * _HOUR),
     "fetch_checkpoint": Robustness(retries=3, timeout=6 * _HOUR),
     "prepare_data": Robustness(retries=3, timeout=24 * _HOUR),
-    "finetune": Robustness(retries=20, timeout=7 * 24 * _HOUR),  # a spot machine may be taken away many times
-    "evaluate": Robustness(retries=5, timeout=24 * _HOUR),
+    "finetune": Robustness(retries=3, timeout=7 * 24 * _HOUR, spot_retries=20),
+    "evaluate": Robustness(retries=3, timeout=24 * _HOUR, spot_retries=10),
     "publish": Robustness(retries=3, timeout=6 * _HOUR),
     "summarize": Robustness(retries=3, timeout=1 * _HOUR),
 }
@@ -291,7 +294,8 @@ def placer(
             tolerations, selectors = [], {}
         task.set_container_image(images[machine.image])
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
-        task.set_retry(robustness.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+        retries = robustness.spot_retries if spot and step in ACCELERATED else robustness.retries
+        task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
         if machine.accelerator:
             task.set_accelerator_type(machine.accelerator).set_accelerator_limit(machine.count)
         task.set_env_variable("PALIGEMMA_IMAGE", images[machine.image])  # for the lineage record

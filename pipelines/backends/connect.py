@@ -13,11 +13,16 @@ def place_on(backend: str, profile: str, images: Path, **more: bool | str) -> Pl
     """What places tasks on a profile of this backend; `more` as `placer` has it.
 
     Raises:
-        InputError: the profile is one of another backend, or an image is not pinned.
+        InputError: the profile is one of another backend, or an image is not pinned, or not pushed.
     """
     if find_profile(profile).backend != backend:
         raise InputError(f"{profile} is no profile of {backend}.", where="--profile", expected=f"{backend}-...")
-    return placer(profile, read_images(images), **more)
+    pinned = read_images(images)
+    if unpushed := [image for image in pinned.values() if image.startswith("localhost/")]:
+        raise InputError(
+            f"The image {unpushed[0]} is on this machine only.", where=images, fix="make images IMAGE_REPOSITORY=... PUSH=1"
+        )
+    return placer(profile, pinned, **more)
 
 
 def connect(backend: str, host: str, namespace: str, experiment: str, project: str, location: str) -> Backend:

@@ -224,6 +224,10 @@ def test_the_profile_is_one_of_the_backend(folder: Path, kubeflow: KubeflowServe
     command[3] = "vertex-gpu-l4"
     with pytest.raises(InputError, match="no profile of kfp"):
         call("submit", *command)
+    command[3] = "kfp-cpu"
+    (folder / "digests.json").write_text(json.dumps({"cpu": f"localhost/paligemma@sha256:{'0' * 64}"}))
+    with pytest.raises(InputError, match="on this machine only"):
+        call("submit", *command)
     with pytest.raises(InputError, match="not said where"):
         call("status", "x", "--backend", "kfp")
 

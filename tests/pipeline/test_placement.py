@@ -163,9 +163,12 @@ def test_a_tpu_on_gke(compiled: dict[str, list[dict]]) -> None:
 
 def test_spot_machines_are_asked_for_and_tolerated(tmp_path: Path) -> None:
     compile_pipeline(tmp_path / "p.yaml", place_task=placer("kfp-gpu-l4", IMAGES, spot=True))
-    _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     settings = kubernetes(platform, "finetune")
     assert settings["nodeSelector"]["labels"]["cloud.google.com/gke-spot"] == "true"
+    tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    retries = {name: tasks[name]["retryPolicy"]["maxRetryCount"] for name in ("finetune", "evaluate", "prepare-data")}
+    assert retries == {"finetune": 20, "evaluate": 10, "prepare-data": 3}
     assert "cloud.google.com/gke-spot" in {toleration["key"] for toleration in settings["tolerations"]}
     assert "nodeSelector" not in kubernetes(platform, "publish")
     with pytest.raises(InputError, match="no spot machines"):
