@@ -135,8 +135,9 @@ def test_a_receiver_takes_every_event(root: Path, monkeypatch: pytest.MonkeyPatc
     with LocalServer(serve) as server, Index(root) as index:
         monkeypatch.setenv("OPENLINEAGE_API_KEY", "a-key")
         assert send(server.url, events(index, ["weekly-2026-11-24"])) == len(taken) == 14
+        assert send(f"{server.url}/api/v1/lineage", events(index, ["weekly-2026-11-24"])) == 14
         monkeypatch.setenv("OPENLINEAGE_API_KEY", "another")
         with pytest.raises(NotAcceptedError, match="took 0 events"):
             send(server.url, events(index, ["weekly-2026-11-24"]))
     identities = [(event["run"]["runId"], event["eventType"], event["job"]["name"]) for event in taken]
-    assert identities == [(event["run"]["runId"], event["eventType"], event["job"]["name"]) for event in exported(root)]
+    assert identities == 2 * [(event["run"]["runId"], event["eventType"], event["job"]["name"]) for event in exported(root)]

@@ -74,7 +74,7 @@ def to_line(event: RunEvent) -> str:
 
 
 def send(url: str, sent: Iterator[RunEvent]) -> int:
-    """Posts events to the receiver at `url` (`/api/v1/lineage` is its client's default path); returns how many.
+    """Posts events to the receiver at `url`, with or without its usual path `/api/v1/lineage`; returns how many.
 
     A key for it is taken from `OPENLINEAGE_API_KEY`.
 
@@ -88,6 +88,7 @@ def send(url: str, sent: Iterator[RunEvent]) -> int:
     from openlineage.client import OpenLineageClient
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
 
+    url = url.rstrip("/").removesuffix("/api/v1/lineage")
     key = os.environ.get("OPENLINEAGE_API_KEY")
     auth = ApiKeyTokenProvider({"api_key": key}) if key else TokenProvider({})
     client = OpenLineageClient(transport=HttpTransport(HttpConfig(url=url, timeout=_SENDING_SECONDS, auth=auth)))
