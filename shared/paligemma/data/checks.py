@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from paligemma.data.tokenizer import NUM_LOC, NUM_SEG
@@ -36,6 +38,8 @@ EXTREME_ASPECT = 8.0
 FLAT_RANGE = 2
 """Levels that the colours of a picture differ by at most for it to be of one colour: JPEG adds as much."""
 
+_LUMA = np.array([299, 587, 114])
+"""Thousandths of red, green and blue in grey (ITU-R BT.601), which JPEG changes less than colours."""
 _SPECIAL = re.compile(r"<(?:image|pad|eos|bos|unk|s|/s|mask)>")
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")  # part of how Persian, Indic scripts and emoji are written
@@ -66,19 +70,19 @@ def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tupl
             yield "image_flat", "red, green and blue " + ", ".join(str(high) for _, high in ranges)
 
 
-def difference_hash(image: Image.Image) -> int:
+def difference_hash(image: UInt8[np.ndarray, "height width 3"]) -> int:
     """128 bits that pictures which look alike share nearly all of: on a grid, whether each cell is darker than its neighbour.
 
     The upper 64 compare with the neighbour to the right, the lower with the one below. They outlive another size, format or
-    quality, not cropping or mirroring. 0 of a picture that has no structure to compare.
+    quality, not cropping or mirroring. 0 of a picture that has no structure to compare, or less than 9 pixels.
     """
-    grey = image.resize((9, 9), Image.Resampling.BOX).convert("L").tobytes()
-    places = [9 * row + column for row in range(8) for column in range(8)]
-    bits = 0
-    for step in (1, 9):
-        for place in places:
-            bits = bits << 1 | (grey[place] < grey[place + step])
-    return bits
+    height, width = image.shape[0] // 9, image.shape[1] // 9  # of a cell; what is left over is cut from the edges
+    top, left = (image.shape[0] - 9 * height) // 2, (image.shape[1] - 9 * width) // 2
+    strips = image[top : top + 9 * height, left : left + 9 * width].reshape(9, height, 27 * width).sum(axis=1, dtype=np.uint32)
+    grey = strips.reshape(9, 9, 3 * width) @ np.tile(_LUMA, width)
+    cells = grey // max(1000 * height * width, 1)  # in whole levels: less is noise
+    cell, right, below = cells[:8, :8], cells[:8, 1:], cells[1:, :8]
+    return int.from_bytes(np.packbits([cell < right, cell < below]).tobytes(), "big")
 
 
 def _character_warnings(text: str) -> Iterator[tuple[str, str]]:

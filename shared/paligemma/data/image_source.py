@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import tarfile
 import threading
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ from paligemma.errors import InputError
 from paligemma.storage import gcs
 from paligemma.storage.cache import local_copy
 from paligemma.storage.location import GcsLocation, parse_location
+
+_MOST_FOLDERS = 10_000
+"""Folders that are remembered, which bounds the memory of a tree of millions."""
 
 
 class ImageSource(Protocol):
@@ -52,16 +56,35 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise InputError(f"There is no image folder {root}.", fix="pass --images")
-        self._root = root
+        self._root = os.path.realpath(root)
+        self._inside: set[str] = set()  # folders, as rows name them, whose links were followed
 
     def read(self, name: str) -> bytes:
         try:
             archive, member = split_archive(name)
             if archive and os.path.isfile(os.path.join(self._root, archive)):
-                return read_member(image_path(self._root, archive), member)
-            return read_image_file(image_path(self._root, name))
+                return read_member(Path(self._path(archive)), member)
+            return read_image_file(self._path(name))
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
+
+    def _path(self, name: str) -> str | Path:
+        """`image_path`, which follows the links of the whole way, once for each folder and not for each of its files."""
+        parent, file = os.path.split(name)
+        if parent in self._inside and file not in ("", ".", ".."):
+            path = os.path.join(self._root, name)
+            try:
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    return path
+            except (OSError, ValueError):
+                pass  # what is wrong with it is said below
+        found = image_path(Path(self._root), name)
+        folder = os.path.realpath(os.path.join(self._root, parent))
+        if os.path.commonpath([self._root, folder]) == self._root:
+            if len(self._inside) == _MOST_FOLDERS:
+                self._inside.clear()
+            self._inside.add(parent)
+        return found
 
     def expect(self, names: Iterable[str]) -> None:
         pass  # the disk is near

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -99,8 +100,12 @@ def read_image_file(path: str | Path) -> bytes:
         ImageError: it is not there (`image_missing`) or has too many bytes (`image_too_large`).
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with open(path, "rb") as file:
+            # Reads no more than there is, as Python allocates what is asked for: a quarter of a gigabyte for each image.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, MAX_BYTES) + 1)
+            if len(data) > size:  # a pipe, which has no size
+                data += file.read(MAX_BYTES)
     except OSError as error:
         raise ImageError("image_missing", f"The image file cannot be read: {error.strerror}.", path) from None
     if len(data) > MAX_BYTES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from paligemma.data.records import Compression, Example, Shard
 from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.storage.atomic import write_file
 
 OverLong = Literal["reject", "truncate"]
 Report = Callable[[int, int], None]
@@ -197,7 +197,9 @@ class Preparer:
                     warnings.write(remark.model_dump_json() + "\n")
         facts.shards.append(shard.shard)
         facts.bytes = {kind: part_file(folder, part, kind).stat().st_size for kind in LISTS}
-        write_file(part_file(folder, part, "facts"), facts.model_dump_json())
+        partial = part_file(folder, part, "facts.partial")
+        partial.write_text(facts.model_dump_json(), encoding="utf-8")
+        partial.replace(part_file(folder, part, "facts"))
         return facts
 
     def _rows(
@@ -299,8 +301,8 @@ class Preparer:
             image, width, height = fit_image(data, self._job.image_size, name)
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
-        warnings = list(image_warnings(image, width, height))
-        return _Picture(np.asarray(image), hashlib.sha256(data).hexdigest(), difference_hash(image), warnings)
+        warnings, pixels = list(image_warnings(image, width, height)), np.asarray(image)
+        return _Picture(pixels, hashlib.sha256(data).hexdigest(), difference_hash(pixels), warnings)
 
     def _identity(self, row: Row | RowError) -> str | None:
         """A rejected row's identity, if it has one."""
@@ -326,7 +328,8 @@ def _count(facts: Facts, example: Example) -> None:
     if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
         row = Sampled(row_id=example.row_id, line=example.line, image=example.image_file, prefix=example.prefix,
                       suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
-        facts.sample = sorted([*facts.sample, row], key=lambda row: (row.row_id, row.line))[:SAMPLE_SIZE]
+        insort(facts.sample, row, key=lambda row: (row.row_id, row.line))
+        del facts.sample[SAMPLE_SIZE:]
 
 
 def _index_entry(example: Example, dhash: int, shard: int, position: int) -> dict:

@@ -10,10 +10,14 @@ import hashlib
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from paligemma.data.records import Compression, Example, Shard
 from paligemma.data.tfrecord import FOOTER, HEADER, masked_crc32c
+
+_BLOCK = 1 << 20
+_SMALL = [bytes((value,)) for value in range(128)]
+
+_Pieces = list[bytes]
+"""Bytes in pieces, joined once at the end: fields lie within fields, and an image would be copied for each."""
 
 
 class ShardWriter:
@@ -24,7 +28,7 @@ class ShardWriter:
     def __init__(self, path: Path, compression: Compression) -> None:
         """Begins the file, in place of what is there."""
         self._path, self._rows = path, 0
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=_BLOCK)
         self._hashed = _Hashed(self._file)
         # Neither name nor time goes into the gzip header.
         self._out = gzip.GzipFile("", "wb", 6, self._hashed, mtime=0) if compression == "gzip" else self._hashed
@@ -46,46 +50,51 @@ class ShardWriter:
         """Appends an example."""
         payload = serialize(example)
         length = HEADER.pack(len(payload), 0)[:8]
-        self._out.write(HEADER.pack(len(payload), masked_crc32c(length)) + payload + FOOTER.pack(masked_crc32c(payload)))
+        self._out.write(HEADER.pack(len(payload), masked_crc32c(length)))
+        self._out.write(payload)
+        self._out.write(FOOTER.pack(masked_crc32c(payload)))
         self._rows += 1
 
 
 def serialize(example: Example) -> bytes:
     """An example as a `tf.train.Example`, with its features in the order of their names."""
-    several = {"answers": _bytes(*(answer.encode() for answer in example.answers))} if example.answers else {}
-    features = {
-        **several,
-        "image": _bytes(np.ascontiguousarray(example.image).tobytes()),
-        "image_file": _bytes(example.image_file.encode()),
-        "image_sha256": _bytes(example.image_sha256.encode()),
-        "line": _ints([example.line]),
-        "prefix": _bytes(example.prefix.encode()),
-        "prefix_length": _ints([len(example.prefix_ids)]),
-        "row_id": _bytes(example.row_id.encode()),
-        "suffix": _bytes(example.suffix.encode()),
-        "suffix_length": _ints([len(example.suffix_ids)]),
-        "tokens": _ints(example.prefix_ids + example.suffix_ids),
-    }
-    entries = (_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items())
-    return _field(1, b"".join(entries))
+    several = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
+    features = [
+        *several,
+        (b"image", _bytes(example.image.tobytes())),
+        (b"image_file", _bytes(example.image_file.encode())),
+        (b"image_sha256", _bytes(example.image_sha256.encode())),
+        (b"line", _ints([example.line])),
+        (b"prefix", _bytes(example.prefix.encode())),
+        (b"prefix_length", _ints([len(example.prefix_ids)])),
+        (b"row_id", _bytes(example.row_id.encode())),
+        (b"suffix", _bytes(example.suffix.encode())),
+        (b"suffix_length", _ints([len(example.suffix_ids)])),
+        (b"tokens", _ints(example.prefix_ids + example.suffix_ids)),
+    ]
+    record = []
+    for name, value in features:
+        record += _field(b"\x0a", [*_field(b"\x0a", [name]), *_field(b"\x12", value)])
+    return b"".join(_field(b"\x0a", record))
 
 
-def _bytes(*values: bytes) -> bytes:
-    return _field(1, b"".join(_field(1, value) for value in values))  # Feature.bytes_list.value
+def _bytes(*values: bytes) -> _Pieces:
+    return _field(b"\x0a", [piece for value in values for piece in (b"\x0a", _varint(len(value)), value)])
 
 
-def _ints(values: list[int]) -> bytes:
-    return _field(3, _field(1, b"".join(map(_varint, values))))  # Feature.int64_list.value, packed
+def _ints(values: list[int]) -> _Pieces:
+    packed = b"".join(map(_varint, values))
+    return _field(b"\x1a", [b"\x0a", _varint(len(packed)), packed])
 
 
-def _field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+def _field(tag: bytes, payload: _Pieces) -> _Pieces:
+    """A length-delimited field of a protocol buffer; its tag is its number, times 8, and 2."""
+    return [tag, _varint(sum(map(len, payload))), *payload]
 
 
 def _varint(value: int) -> bytes:
     if value < 128:
-        return bytes((value,))
+        return _SMALL[value]
     parts = bytearray()
     while value >= 128:
         parts.append(value & 127 | 128)
