@@ -154,6 +154,27 @@ def test_an_index_takes_in_what_was_added_and_only_that(root: str, data: Path, m
         assert queries.list_runs(index, limit=1)[0]["released"]
 
 
+def test_a_mark_that_goes_while_it_is_read_is_left_out(root: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(root, "one", GOOD, data)
+    was = Index.read
+
+    def read(self: Index, path: str) -> bytes:
+        if path.startswith("one/finetune/"):
+            raise FileNotFoundError(path)
+        return was(self, path)
+
+    monkeypatch.setattr(Index, "read", read)
+    with Index(root) as index:
+        assert queries.run_summary(index, "one")["tasks"] == 4
+
+
+def test_more_records_than_are_read_at_once_are_all_taken_in(root: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paligemma.lineage.index._BATCH", 2)
+    made = make_run(root, "one", GOOD, data, release=True)
+    with Index(root) as index:
+        assert {step["output"] for step in queries.trace(index, made["publish"])["steps"]} == set(made.values())
+
+
 def test_a_thorough_look_finds_what_another_program_put_there(tmp_path: Path, data: Path) -> None:
     make_run(tmp_path / "root", "one", GOOD, data)
     folder = tmp_path / "root/lineage/one"

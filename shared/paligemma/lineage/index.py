@@ -6,13 +6,14 @@ Records are never changed once written, so that a refresh reads only the folders
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sqlite3
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ KEY_BYTES = 16
 _FILE = ".index.sqlite"
 _VERSION = 2
 _WORTH_SHOWING = 200
+_READERS = 2  # compressing and SQLite let other threads run, reading JSON does not
+_BATCH = 500  # records read ahead
 _SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
 _SCHEMA = """
 CREATE TABLE folders (path TEXT PRIMARY KEY, changed INTEGER NOT NULL) WITHOUT ROWID;
@@ -178,6 +181,7 @@ class Index:
                     database.row_factory = sqlite3.Row
                     database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
                 database.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
+                database.execute("PRAGMA cache_size = -65536")  # KiB; its indexes are written in no order
                 return database
             except (sqlite3.DatabaseError, OSError):
                 path.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
@@ -202,8 +206,8 @@ class Index:
         with self.database, _progress("indexing", "records", len(changed)) as advance:
             for path in gone:
                 self._forget(path)
-            for path, data in self._contents(changed):
-                self._add(path, data)
+            for path, data, packed in self._contents(changed):
+                self._add(path, data, packed)
                 advance()
             self.database.executemany("INSERT OR REPLACE INTO folders VALUES (?, ?)", self._files.items())
 
@@ -246,29 +250,41 @@ class Index:
         query = " UNION ".join(below.format(table) for table in ("records", "damaged", "pruned"))
         return {path for (path,) in self.database.execute(query, bounds)}
 
-    def _contents(self, paths: list[str]) -> Iterable[tuple[str, bytes]]:
-        if isinstance(self.root, Path):
-            return ((path, self.read(path)) for path in paths)
-        with ThreadPoolExecutor(gcs.STREAMS) as pool:
-            return list(zip(paths, pool.map(self.read, paths), strict=True))
+    def _contents(self, paths: list[str]) -> Iterator[tuple[str, bytes, bytes]]:
+        """Path, contents, and contents as the index holds them. Threads read and compress while others are put in."""
+        with ThreadPoolExecutor(_READERS if isinstance(self.root, Path) else gcs.STREAMS) as pool:
+            batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+            ahead = pool.map(self._read_packed, batches[0]) if batches else ()
+            for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=()):
+                found, ahead = ahead, pool.map(self._read_packed, following)
+                for path, contents in zip(batch, found, strict=True):
+                    if contents is not None:
+                        yield path, *contents
 
-    def _add(self, path: str, data: bytes) -> None:
+    def _read_packed(self, path: str) -> tuple[bytes, bytes] | None:
+        try:
+            data = self.read(path)
+        except (FileNotFoundError, InputError):  # the mark of an attempt that ended just now
+            return None
+        return data, zlib.compress(data, 1)
+
+    def _add(self, path: str, data: bytes, packed: bytes) -> None:
         try:
             body = json.loads(data)
             if path.endswith(PRUNED_ENDING):
                 self.database.execute("INSERT OR REPLACE INTO pruned VALUES (?, ?)", (path, body["pruned"]))
                 return
-            self._add_record(path, body)
+            self._add_record(path, body, packed)
         except (ValueError, LookupError, TypeError, AttributeError, sqlite3.DatabaseError) as error:
             self.database.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (path, f"{type(error).__name__}: {error}"))
 
-    def _add_record(self, path: str, body: dict) -> None:
+    def _add_record(self, path: str, body: dict, packed: bytes) -> None:
         made = body["artifact"] or {}
         rows = next((file["sha256"] for file in made.get("files", ()) if file["path"] == ROWS_FILE), None)
         inputs = [(one["role"], one["uri"], one["sha256"], one["record"]) for one in body["inputs"]]
         values = (
             path, body["sha256"], body["run"], body["task"], body["attempt"], body["producer"]["component"], body["status"],
-            body["started"], body["output"], made.get("type"), made.get("tree_sha256"), rows, pack(body),
+            body["started"], body["output"], made.get("type"), made.get("tree_sha256"), rows, packed,
         )  # fmt: skip
         marks = ", ".join("?" * len(values))
         added = self.database.execute(f"INSERT OR IGNORE INTO records VALUES (NULL, {marks})", values)
@@ -297,13 +313,8 @@ def _progress(what: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
         yield progress.advance
 
 
-def pack(body: dict) -> bytes:
-    """A record's JSON value as the index holds it."""
-    return zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
-
-
 def unpack(data: bytes) -> dict:
-    """The other way."""
+    """A record's JSON value from what the index holds: its file, compressed."""
     return json.loads(zlib.decompress(data))
 
 
