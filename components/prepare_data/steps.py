@@ -20,7 +20,7 @@ from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.image_source import open_images
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset, open_records
-from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_rows, row_id, unpack
+from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.lineage.artifact import input_of, localize
@@ -192,7 +192,7 @@ def _listing_of(inputs: Inputs) -> Listing:
         return read_listing(open_records(inputs.against).folder / ROWS_FILE)
     source = open_images(inputs.against_images)
     lines, rows, images = [], [], []
-    for number, row in read_rows(localize(inputs.against)):
+    for number, row in read_all_rows(localize(inputs.against)):
         if isinstance(row, Row):
             try:
                 image = hashlib.sha256(source.read(row.image)).hexdigest()

@@ -112,15 +112,17 @@ def test_rows_that_repeat_or_leak_are_warned_of(small_data: SmallData, tmp_path:
     assert '<tr data-code="image_near_duplicate">' in page
 
     (small_data.folder / "validation.jsonl").write_text(json.dumps({**row, "suffix": "new"}) + "\n" + json.dumps(row))
-    codes = {"records": [(1, "image_leaked"), (2, "row_leaked")], "jsonl": [(1, "image_leaked"), (2, "row_leaked")]}
-    for kind, against in (("records", tmp_path / "train"), ("jsonl", train)):
+    packed = train.with_name("packed.jsonl.gz")
+    packed.write_bytes(gzip.compress(train.read_bytes()))
+    leaked = [(1, "image_leaked"), (2, "row_leaked")]
+    for kind, against in (("records", tmp_path / "train"), ("jsonl", train), ("gzip", packed)):
         run(
             data=small_data.folder / "validation.jsonl",
             checkpoint="embedded:tiny",
             output=tmp_path / kind,
             against=str(against),
         )
-        assert [(w["line"], w["code"]) for w in warnings_of(tmp_path / kind)] == codes[kind]
+        assert [(w["line"], w["code"]) for w in warnings_of(tmp_path / kind)] == leaked
 
 
 def warnings_of(folder: Path) -> list[dict]:

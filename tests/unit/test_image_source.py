@@ -67,3 +67,19 @@ def test_what_is_not_there_has_a_code(folder: Path, name: str, code: str | None)
     with pytest.raises(RowError) as caught:
         open_images(folder).read(name)
     assert caught.value.code == code
+
+
+def test_a_link_out_is_unsafe_in_a_folder_that_is_known_too(folder: Path) -> None:
+    images = open_images(folder)
+    assert images.read("deep/er/a.png") == images.read("deep/er/a.png") == b"a"
+    (folder / "deep/er/out").symlink_to(folder.parent / "secret")
+    (folder / "deep/er/in").symlink_to("a.png")
+    (folder / "away").symlink_to(folder.parent)
+    (folder.parent / "back").symlink_to(folder / "deep/er/a.png")
+    assert images.read("deep/er/in") == b"a"
+    assert images.read("away/back") == b"a"  # a way through outside that ends inside does not open that folder
+    codes = {"deep/er/out": "image_path_unsafe", "away/secret": "image_path_unsafe", "deep/er/..": "image_missing"}
+    for name, code in codes.items():
+        with pytest.raises(RowError) as caught:
+            images.read(name)
+        assert caught.value.code == code

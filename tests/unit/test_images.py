@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -153,3 +155,11 @@ def test_a_file_of_too_many_bytes_is_not_read_whole(tmp_path, monkeypatch) -> No
     with pytest.raises(ImageError) as caught:
         load_image(tmp_path / "x.png")
     assert caught.value.code == "image_too_large"
+
+
+def test_an_image_comes_through_a_pipe(tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)  # more than a pipe holds at a time
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=((tmp_path / "x.png").read_bytes(),), daemon=True).start()
+    np.testing.assert_array_equal(load_image(tmp_path / "pipe"), pixels)

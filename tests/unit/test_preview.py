@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import SmallData
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.preview import preview_page
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.errors import InputError
+from paligemma.errors import DamagedError, InputError
 
 TINY = Tokenizer(resolve_embedded("embedded:tiny") / "tokenizer.model")
 
@@ -41,6 +42,16 @@ def test_bad_rows_are_shown_with_their_reason_and_only_so_many(small_data: Small
     assert page.count("json_invalid") == page.count("image_missing") == 1
     assert len(re.findall("line 3, ", page)) == 1
     assert "line 4" not in page
+
+
+def test_a_packed_file_shows_what_the_plain_one_does(small_data: SmallData, tmp_path: Path) -> None:
+    plain = small_data.write([{"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}] * 3)
+    packed = plain.with_name("packed.jsonl.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert preview_page(str(packed)).replace("packed.jsonl.gz", plain.name) == preview_page(str(plain))
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DamagedError, match="cannot be unpacked"):
+        preview_page(str(packed))
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:

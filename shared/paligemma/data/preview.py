@@ -12,7 +12,7 @@ from paligemma.checkpoints.open import open_checkpoint
 from paligemma.data.image_source import open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.records import open_records
-from paligemma.data.rows import RowError, is_gzip, read_rows
+from paligemma.data.rows import RowError, read_all_rows
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
@@ -26,7 +26,7 @@ def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows
     """A self-contained HTML page; in a notebook, `IPython.display.HTML(preview_page(...))` shows it.
 
     Args:
-        data: records, or a JSONL file; local or `gs://`.
+        data: records, or a JSONL file, plain or gzip; local or `gs://`.
         model: checkpoint whose tokenizer and image size to show a row for.
         images: what a JSONL file's image paths are relative to; empty: the file's folder.
         rows: how many to show, from the first.
@@ -61,10 +61,8 @@ def _of_rows(data: str, images: str, tokenizer: Tokenizer, size: int) -> Iterato
     path = localize(data)
     if not Path(path).is_file():
         raise InputError(f"There is no data {data}.", expected="records, or a JSONL file")
-    if is_gzip(path):
-        raise InputError("A gzip file cannot be previewed.", where=data, fix="unpack it, or prepare it and preview the records")
     source = open_images(images)
-    for number, row in read_rows(path):
+    for number, row in read_all_rows(path):
         try:
             if isinstance(row, RowError):
                 raise row

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def unpack(path: Path, target: Path) -> None:
         with gzip.open(path) as packed, partial.open("wb") as file:
             shutil.copyfileobj(packed, file, _BLOCK)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DamagedError(f"The gzip file cannot be unpacked: {error}.", where=path, fix="fetch or pack it again") from None
+        raise _damaged_gzip(path, error) from None
     partial.replace(target)
 
 
@@ -145,14 +145,26 @@ def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple
             if part is not None:
                 file.seek(part.start)
                 size = part.stop - part.start
-            for number, line in enumerate(_lines(file, size), start=part.line if part else 1):
-                if line is None:
-                    yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes")
-                elif line.strip():
-                    try:
-                        yield number, parse_row(line, number)
-                    except RowError as error:
-                        yield number, error
+            yield from _parsed(_lines(file, size), part.line if part else 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
+    """`read_rows` of a whole file that may be gzip, of which no more is unpacked than is asked for.
+
+    Raises:
+        InputError: the file cannot be read.
+        DamagedError: it is a gzip file that is cut short, or its checksum is wrong.
+    """
+    if not is_gzip(path):
+        yield from read_rows(path)
+        return
+    try:
+        with gzip.open(path) as file:
+            yield from _parsed(_lines(file, math.inf), 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged_gzip(path, error) from None
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -225,6 +237,17 @@ def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
     return digest.hexdigest()
 
 
+def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Row | RowError]]:
+    for number, line in enumerate(lines, start=first):
+        if line is None:
+            yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes")
+        elif line.strip():
+            try:
+                yield number, parse_row(line, number)
+            except RowError as error:
+                yield number, error
+
+
 def _lines(file, size: float) -> Iterator[bytes | None]:
     """Lines of a binary file from where it is, as many as `size` bytes hold; None for one that is too long."""
     while size > 0 and (line := file.readline(MAX_LINE_BYTES + 1)):
@@ -240,3 +263,7 @@ def _lines(file, size: float) -> Iterator[bytes | None]:
 
 def _unreadable(path: str | Path, error: OSError) -> InputError:
     return InputError(f"The data cannot be read: {error.strerror}.", where=path, expected="a JSONL file")
+
+
+def _damaged_gzip(path: Path, error: Exception) -> DamagedError:
+    return DamagedError(f"The gzip file cannot be unpacked: {error}.", where=path, fix="fetch or pack it again")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -191,7 +193,12 @@ def tree_sha256(files: Iterable[File]) -> str:
 def list_files(folder: Path) -> list[File]:
     """Every file of an artifact but its record, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD_FILE)
-    return [File(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=file_sha256(p)) for p in paths]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing runs outside Python's lock
+        hashes = list(pool.map(file_sha256, paths))
+    return [
+        File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=found)
+        for path, found in zip(paths, hashes, strict=True)
+    ]
 
 
 def read_record(folder: str | Path, type: str | None = None) -> Record:
