@@ -32,7 +32,7 @@ PRUNED_ENDING = ".pruned.json"
 KEY_BYTES = 16
 """Of the hash of a row or an image, in the index."""
 _FILE = ".index.sqlite"
-_VERSION = 2
+_VERSION = 3
 _WORTH_SHOWING = 200
 _READERS = 2  # compressing and SQLite let other threads run, reading JSON does not
 _BATCH = 500  # records read ahead
@@ -45,10 +45,10 @@ CREATE TABLE records (
     type TEXT, tree TEXT, rows_sha256 TEXT, body BLOB NOT NULL);
 CREATE INDEX of_hash ON records (sha256);
 CREATE INDEX of_tree ON records (tree);
-CREATE INDEX of_run ON records (run, started);
+CREATE INDEX of_run ON records (run, started, status);
 CREATE INDEX of_output ON records (output, started);
 CREATE INDEX of_rows ON records (rows_sha256);
-CREATE INDEX of_component ON records (component);
+CREATE INDEX of_component ON records (component, run);
 CREATE TABLE inputs (record INTEGER NOT NULL, role TEXT NOT NULL, uri TEXT NOT NULL, sha256 TEXT NOT NULL, made_by TEXT);
 CREATE INDEX inputs_of ON inputs (record);
 CREATE INDEX used_record ON inputs (made_by, role);
