@@ -12,19 +12,46 @@ from pathlib import Path
 
 from kfp import dsl
 
+from paligemma.errors import DamagedError
 from paligemma.lineage.artifact import record_of
 from paligemma.lineage.attempt import safe_name, set_place
-from paligemma.storage.location import SCHEME
+from paligemma.lineage.record import RECORD_FILE, parse_record
+from paligemma.storage.folders import read_file
+from paligemma.storage.location import SCHEME, parse_location
 
 LOCATION = "location"
 """Key of the metadata that says where an artifact is, when that is not where the runner put it."""
 LOCATION_FILE = "location.json"
 
 
-def input_location(artifact: dsl.Artifact | None) -> str:
-    """Where an input is: where its step says, else the runner's copy on this machine; empty for no input."""
+def input_location(artifact: dsl.Artifact | None, sha256: str = "") -> str:
+    """Where an input is: where its step says, else the runner's copy on this machine; empty for no input.
+
+    Args:
+        artifact: the input.
+        sha256: its tree hash, as its step gave it out; empty: not compared.
+
+    Raises:
+        DamagedError: another artifact has taken its place.
+    """
     if artifact is None:
         return ""
+    location = _location(artifact)
+    if sha256:
+        place = parse_location(location) / RECORD_FILE
+        data = read_file(place)
+        made = parse_record(data, place).artifact if data else None
+        if made is None or made.tree_sha256 != sha256:
+            raise DamagedError(
+                "Another artifact has taken the place of what its step made.",
+                where=location,
+                expected=f"tree_sha256 {sha256}",
+                fix="run the pipeline again",
+            )
+    return location
+
+
+def _location(artifact: dsl.Artifact) -> str:
     if location := artifact.metadata.get(LOCATION):
         return location
     said = Path(artifact.path or "") / LOCATION_FILE  # where a runner hands on the files, and not the metadata
@@ -59,8 +86,10 @@ def place_task(root: str, run: str, task: str) -> None:
         set_place(run, task, root)
 
 
-def mirror_record(artifact: dsl.Artifact, location: str) -> None:
+def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") -> None:
     """Copies what identifies an artifact and its making from `lineage.json` into the KFP artifact's metadata.
+
+    The tree hash goes into `sha256_file` too, an output parameter, so that steps downstream have it as a parameter of theirs.
 
     A task that KFP serves from its cache shows this metadata too, so that `run` there is the run that did the work.
     """
@@ -71,6 +100,8 @@ def mirror_record(artifact: dsl.Artifact, location: str) -> None:
     artifact.metadata.update(parameters_sha256=record.producer.parameters_sha256)
     known = {"rows": made.rows, "git_sha": record.producer.git_sha, "image": record.producer.image}
     artifact.metadata.update({name: value for name, value in known.items() if value is not None})
+    if sha256_file:
+        Path(sha256_file).write_text(made.tree_sha256)
     if location != artifact.path:
         artifact.metadata[LOCATION] = location
         Path(artifact.path).mkdir(parents=True, exist_ok=True)  # for who looks there

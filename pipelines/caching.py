@@ -2,7 +2,8 @@
 
 KFP's cache key is made of the text of parameters, and of names of input artifacts, not of the contents behind either
 (kubeflow/pipelines#12751). So a step may be served only if whatever its result depends on is said in its parameters: the sha256
-of every input, and nothing that is read from an address. No step qualifies today; what saves work instead is content-addressed.
+of every input artifact, which every task has (and compares with what it finds), and nothing that is read from an address or
+named after the run. No step qualifies today; what saves work instead is content-addressed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class Caching:
     """Whether a step may be served from KFP's cache.
 
     Attributes:
-        served: if so, each of its input artifacts has a parameter NAME_sha256 beside it, which `check_caching` makes sure of.
+        served: whether it may; each of its input artifacts has a parameter NAME_sha256, as `check_caching` makes sure.
         why: the reason, for people.
     """
 
@@ -42,15 +43,15 @@ def check_caching(step: str, artifacts: list[str], parameters: Mapping[str, obje
 
     Args:
         step: whose task.
-        artifacts: names of its input artifacts.
+        artifacts: names of the input artifacts that it is given.
         parameters: by name, those that it is given.
 
     Raises:
         KeyError: the table does not say.
-        ValueError: it may be, but the hash of an input is no parameter.
+        ValueError: the hash of an input is no parameter.
     """
     policy = CACHING[step]
     unknown = [name for name in artifacts if f"{name}_sha256" not in parameters]
-    if policy.served and unknown:
-        raise ValueError(f"{step} may be served from KFP's cache, but the sha256 of {', '.join(unknown)} is no parameter of it")
+    if unknown:
+        raise ValueError(f"the sha256 of {', '.join(unknown)} is no parameter of {step}")
     return policy.served

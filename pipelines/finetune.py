@@ -88,13 +88,13 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             fetched = fetch_checkpoint(
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
             )
-            checkpoint = fetched.outputs["checkpoint"]
-            fits = preflight(checkpoint=checkpoint, recipe=recipe, target=target, text_tokens=max_text_tokens, **place)
+            checkpoint = _made("checkpoint", fetched, "checkpoint")
+            fits = preflight(**checkpoint, recipe=recipe, target=target, text_tokens=max_text_tokens, **place)
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
                 splits[split] = prepare_data(
                     data=data,
-                    checkpoint=checkpoint,
+                    **checkpoint,
                     images=images,
                     split=split,
                     max_text_tokens=max_text_tokens,
@@ -102,19 +102,23 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     **place,
                 )
                 splits[split].set_display_name(f"prepare {split} data")
-            train, validation = splits["train"].outputs["records"], splits["validation"].outputs["records"]
-
-            tuned = finetune(checkpoint=checkpoint, records=train, validation=validation, recipe=recipe, **place)
+            train, validation = _made("records", splits["train"], "records"), splits["validation"]
+            tuned = finetune(**checkpoint, **train, **_made("validation", validation, "records"), recipe=recipe, **place)
             tuned.after(fits)
-            judged = {"records": validation, "task": task, "metrics": metrics, "mask_decoder": mask_decoder}
-            judged |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "beams": beams, **place}
+            judged = {**checkpoint, **_made("records", validation, "records"), "task": task, "metrics": metrics}
+            judged |= {
+                "mask_decoder": mask_decoder,
+                "batch_size": batch_size,
+                "max_new_tokens": max_new_tokens,
+                "beams": beams,
+                **place,
+            }
             # The base is evaluated while fine-tuning runs: waiting for that costs the tuned model's evaluation nothing.
-            of_base = evaluate(checkpoint=checkpoint, **judged)
+            of_base = evaluate(**judged)
             of_base.set_display_name("evaluate base")
             of_tuned = evaluate(
-                checkpoint=checkpoint,
-                tuned=tuned.outputs["tuned"],
-                baseline=of_base.outputs["evaluation"],
+                **_made("tuned", tuned, "tuned"),
+                **_made("baseline", of_base, "evaluation"),
                 registry=registry,
                 margin=margin,
                 **judged,
@@ -123,9 +127,9 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             # A placeholder, which is compared when the pipeline runs.
             with dsl.If(of_tuned.outputs["Output"] == True, name="better"):  # noqa: E712
                 published = publish(
-                    checkpoint=checkpoint,
-                    tuned=tuned.outputs["tuned"],
-                    evaluation=of_tuned.outputs["evaluation"],
+                    **checkpoint,
+                    **_made("tuned", tuned, "tuned"),
+                    **_made("evaluation", of_tuned, "evaluation"),
                     registry=registry,
                     formats=formats,
                     vertex_model=vertex_model,
@@ -137,11 +141,16 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         tasks |= {"evaluate": [of_base, of_tuned], "publish": [published], "summarize": [at_exit]}
         for step, placed in ((step, placed) for step, of_step in tasks.items() for placed in of_step):
             inputs = placed.component_spec.inputs
-            artifacts = [name for name, declared in inputs.items() if declared.type.startswith("system.")]
+            artifacts = [name for name in placed.inputs if inputs[name].type.startswith("system.")]
             placed.set_caching_options(check_caching(step, artifacts, placed.inputs))
             place_task(step, placed)
 
     return finetune_pipeline
+
+
+def _made(name: str, task: dsl.PipelineTask, output: str) -> dict:
+    """An input with its hash beside it: a task knows what it is given, not only where that is (see `pipelines/caching.py`)."""
+    return {name: task.outputs[output], f"{name}_sha256": task.outputs["tree_sha256"]}
 
 
 finetune_pipeline = make_pipeline()

@@ -13,6 +13,7 @@ def evaluate(
     summary: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
+    tree_sha256: dsl.OutputPath(str),
     tuned: dsl.Input[dsl.Model] = None,
     baseline: dsl.Input[dsl.Artifact] = None,
     champion: dsl.Input[dsl.Artifact] = None,
@@ -29,6 +30,10 @@ def evaluate(
     top_p: float = 1.0,
     best_of: int = 1,
     seed: int = 0,
+    checkpoint_sha256: str = "",
+    records_sha256: str = "",
+    tuned_sha256: str = "",
+    baseline_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -51,6 +56,10 @@ def evaluate(
         top_p: Draw among the most likely tokens that reach this probability.
         best_of: Samples of each row, the most likely of which is its answer.
         seed: What samples are drawn from, together with the row's identity.
+        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
+        records_sha256: Hash of records, as the step that made it gives it; empty: not compared.
+        tuned_sha256: Hash of tuned, as the step that made it gives it; empty: not compared.
+        baseline_sha256: Hash of baseline, as the step that made it gives it; empty: not compared.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -67,11 +76,11 @@ def evaluate(
 
     output = output_location(evaluation, artifact_root, run, run_task)
     arguments = {
-        "checkpoint": input_location(checkpoint),
-        "records": input_location(records),
+        "checkpoint": input_location(checkpoint, checkpoint_sha256),
+        "records": input_location(records, records_sha256),
         "output": output,
-        "tuned": input_location(tuned),
-        "baseline": input_location(baseline),
+        "tuned": input_location(tuned, tuned_sha256),
+        "baseline": input_location(baseline, baseline_sha256),
         "champion": input_location(champion),
         "registry": registry,
         "margin": margin,
@@ -92,7 +101,7 @@ def evaluate(
         run_elsewhere(machines, "components.evaluate.main", flags, output)
     else:
         run_step(**arguments)
-    mirror_record(evaluation, output)
+    mirror_record(evaluation, output, tree_sha256)
     folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)
     values = json.loads((folder / "metrics.json").read_text())

@@ -8,6 +8,7 @@ from components.images import CPU_IMAGE
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
 def fetch_checkpoint(
     checkpoint: dsl.Output[dsl.Model],
+    tree_sha256: dsl.OutputPath(str),
     source: str = "embedded:tiny",
     sha256: str = "",
     tokenizer: str = "",
@@ -34,4 +35,4 @@ def fetch_checkpoint(
 
     output = output_location(checkpoint, artifact_root, run, run_task)
     run_step(output=output, source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size)
-    mirror_record(checkpoint, output)
+    mirror_record(checkpoint, output, tree_sha256)

@@ -12,9 +12,13 @@ def finetune(
     tuned: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    tree_sha256: dsl.OutputPath(str),
     validation: dsl.Input[dsl.Dataset] = None,
     recipe: str = "",
     state: str = "",
+    checkpoint_sha256: str = "",
+    records_sha256: str = "",
+    validation_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -25,6 +29,9 @@ def finetune(
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         state: Folder or gs:// prefix for the training state, which an interrupted task goes on from. Empty: below
             artifact_root, in a place that what determines the run gives its name; without artifact_root, beside the output.
+        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
+        records_sha256: Hash of records, as the step that made it gives it; empty: not compared.
+        validation_sha256: Hash of validation, as the step that made it gives it; empty: not compared.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -41,18 +48,18 @@ def finetune(
 
     output = output_location(tuned, artifact_root, run, run_task)
     state_root = f"{artifact_root.rstrip('/')}/state" if artifact_root else ""
-    trained_on = (input_location(checkpoint), input_location(records), output)
+    trained_on = (input_location(checkpoint, checkpoint_sha256), input_location(records, records_sha256), output)
     parsed = parse_recipe(recipe)
     if machines := launched():
         flags = dict(zip(("checkpoint", "records", "output"), trained_on, strict=True))
-        flags |= {"validation": input_location(validation), "state": state, "state-root": state_root}
+        flags |= {"validation": input_location(validation, validation_sha256), "state": state, "state-root": state_root}
         flags["set"] = [
             f"{key}={json.dumps(value)}" for key, value in parsed.model_dump(mode="json", exclude_defaults=True).items()
         ]
         run_elsewhere(machines, "components.finetune.main", flags, output)
     else:
-        fine_tune(*trained_on, parsed, input_location(validation), state, state_root)
-    mirror_record(tuned, output)
+        fine_tune(*trained_on, parsed, input_location(validation, validation_sha256), state, state_root)
+    mirror_record(tuned, output, tree_sha256)
     folder = localize(output)
     shutil.copyfile(folder / "training.html", report.path)
     summary = json.loads((folder / "summary.json").read_text())

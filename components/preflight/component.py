@@ -14,6 +14,7 @@ def preflight(
     target: str = "cpu",
     text_tokens: int = 128,
     warn_only: bool = False,
+    checkpoint_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -25,6 +26,7 @@ def preflight(
         target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
         text_tokens: Most tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
+        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -37,6 +39,6 @@ def preflight(
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(preflight, artifact_root, run, run_task)
-    check(input_location(checkpoint), output, parse_recipe(recipe), target, text_tokens, warn_only)
+    check(input_location(checkpoint, checkpoint_sha256), output, parse_recipe(recipe), target, text_tokens, warn_only)
     mirror_record(preflight, output)
     shutil.copyfile(localize(output) / "preflight.html", report.path)

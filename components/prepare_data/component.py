@@ -11,6 +11,7 @@ def prepare_data(
     checkpoint: dsl.Input[dsl.Model],
     records: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
+    tree_sha256: dsl.OutputPath(str),
     images: str = "",
     split: str = "train",
     max_text_tokens: int = 128,
@@ -20,6 +21,7 @@ def prepare_data(
     compression: str = "none",
     against: str = "",
     workers: int = 0,
+    checkpoint_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -37,6 +39,7 @@ def prepare_data(
         compression: Compression of the shards: none or gzip.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
+        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -50,7 +53,7 @@ def prepare_data(
     output = output_location(records, artifact_root, run, run_task)
     run_step(
         data=data,
-        checkpoint=input_location(checkpoint),
+        checkpoint=input_location(checkpoint, checkpoint_sha256),
         output=output,
         images=images,
         split=split,
@@ -62,5 +65,5 @@ def prepare_data(
         against=against,
         workers=workers,
     )
-    mirror_record(records, output)
+    mirror_record(records, output, tree_sha256)
     shutil.copyfile(localize(output) / "report.html", report.path)

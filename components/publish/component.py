@@ -18,6 +18,9 @@ def publish(
     promote: bool = True,
     vertex_model: str = "",
     serving_image: str = "",
+    checkpoint_sha256: str = "",
+    tuned_sha256: str = "",
+    evaluation_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -31,6 +34,9 @@ def publish(
         promote: Make it the champion; refused when its evaluation says no.
         vertex_model: Model of Vertex AI's Model Registry to make it a version of, by its full name; empty: none.
         serving_image: Image that Vertex AI is to serve it with; needed with vertex_model.
+        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
+        tuned_sha256: Hash of tuned, as the step that made it gives it; empty: not compared.
+        evaluation_sha256: Hash of evaluation, as the step that made it gives it; empty: not compared.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -45,9 +51,9 @@ def publish(
     location = output_location(release, artifact_root, run, run_task)
     registry = registry or location
     version = run_step(
-        checkpoint=input_location(checkpoint),
-        tuned=input_location(tuned),
-        evaluation=input_location(evaluation),
+        checkpoint=input_location(checkpoint, checkpoint_sha256),
+        tuned=input_location(tuned, tuned_sha256),
+        evaluation=input_location(evaluation, evaluation_sha256),
         registry=registry,
         formats=formats,
         dtype=dtype,

@@ -102,7 +102,9 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
     module = importlib.import_module(f"components.{component}.component")
     inputs = getattr(module, component).component_spec.inputs
     flags = {parameter.name.rstrip("_") for parameter in COMMANDS[component][1]}
-    assert set(inputs) == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"}
+    hashes = {name for name in inputs if name.endswith("_sha256")}  # of input artifacts, by which tasks know them
+    assert hashes == {f"{name}_sha256" for name in inputs if f"{name}_sha256" in inputs}
+    assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"}
     for parameter in COMMANDS[component][1]:
         name = parameter.name.rstrip("_")
         if name in inputs and not parameter.required and inputs[name].default is not None:

@@ -158,12 +158,14 @@ def test_fine_tuning_on_two_hosts_of_a_cluster(records: Path, tmp_path: Path, mo
     (tmp_path / "gcs/bucket/runner").mkdir(parents=True)
     inputs = {"checkpoint": dsl.Model(uri="embedded:tiny", metadata={"location": "embedded:tiny"})}
     inputs["records"] = dsl.Dataset(uri=str(records), metadata={"location": str(records)})
+    made["tree_sha256"] = str(tmp_path / "sha256")
     root, recipe = str(tmp_path / "root"), "steps: 2\nbatch_size: 4\nremat: none"
     with TrainerServer(tmp_path / "account", repository_environment(REPOSITORY, ONE_DEVICE)) as server:
         cluster(server, tmp_path / "account", monkeypatch)
         finetune.python_func(**inputs, **made, recipe=recipe, artifact_root=root, run="1234", run_task="finetune")
     record = read_record(made["tuned"].metadata["location"], "tuned-model")
     assert record.producer.image == IMAGE
+    assert (tmp_path / "sha256").read_text() == record.artifact.tree_sha256
     assert (record.run, record.task, record.producer.device) == ("1234", "finetune", "2 x cpu")
     assert record.producer.parameters["batch_size"] == 4
     kept = [path for path in (tmp_path / "root/lineage/1234").rglob("*.json")]
@@ -238,6 +240,7 @@ def test_an_evaluation_is_sent_with_all_its_flags(
     google.state_of_new = "JOB_STATE_FAILED"
     made = {name: dsl.Artifact(name=name, uri=str(tmp_path / name), metadata={}) for name in ("evaluation", "summary")}
     made |= {name: dsl.Artifact(name=name, uri=str(tmp_path / name), metadata={}) for name in ("confusion", "report")}
+    made["tree_sha256"] = str(tmp_path / "sha256")
     taken = {
         name: dsl.Artifact(uri=f"gs://b/{name}", metadata={"location": f"gs://b/{name}"}) for name in ("checkpoint", "records")
     }

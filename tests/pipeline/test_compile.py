@@ -13,7 +13,6 @@ import yaml
 from conftest import REPOSITORY
 from pipelines.caching import CACHING, Caching, check_caching
 from pipelines.compile import compile_pipeline
-from pipelines.finetune import make_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +82,20 @@ def test_the_table_of_caching_has_every_step_and_is_applied(monkeypatch: pytest.
     assert tasks["summarize"]["cachingOptions"] == {"enableCache": True}
 
 
-def test_a_step_is_served_from_the_cache_only_if_its_inputs_hashes_are_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CACHING, "finetune", Caching(True, "to see"))
-    with pytest.raises(ValueError, match="sha256 of checkpoint, records, validation is no parameter"):
-        make_pipeline()
-    hashes = dict.fromkeys(("checkpoint_sha256", "records_sha256"), "x")
-    assert check_caching("finetune", ["checkpoint", "records"], hashes)
+def test_the_hash_of_every_input_artifact_is_a_parameter(specification: dict) -> None:
+    dags = [component["dag"] for component in specification["components"].values() if "dag" in component]
+    given = {}
+    for name, task in (
+        item for dag in dags for item in dag["tasks"].items() if "comp-condition" not in item[1]["componentRef"]["name"]
+    ):
+        inputs = task.get("inputs", {})
+        given[name] = sorted(inputs.get("artifacts", {}))
+        assert {f"{artifact}_sha256" for artifact in given[name]} <= inputs.get("parameters", {}).keys(), name
+    assert given["finetune"] == ["checkpoint", "records", "validation"]
+    assert given["evaluate-2"] == ["baseline", "checkpoint", "records", "tuned"]
+    assert given["publish"] == ["checkpoint", "evaluation", "tuned"]
+    with pytest.raises(ValueError, match="the sha256 of records is no parameter of finetune"):
+        check_caching("finetune", ["checkpoint", "records"], {"checkpoint_sha256": "x"})
     with pytest.raises(KeyError):
         check_caching("new_step", [], {})
 

@@ -21,6 +21,7 @@ IMAGES = {
     for index, target in zip("abc", ("cpu", "gpu", "tpu"), strict=True)
 }
 VERTEX = {"project": "my-project", "location": "us-central1", "service_account": "r@p.iam.gserviceaccount.com"}
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CLUSTERS = [name for name in PROFILES if name != "local"]
 
 
@@ -31,7 +32,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     for name in PROFILES:
         path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
         compile_pipeline(path, place_task=placer(name, IMAGES))
-        documents[name] = list(yaml.safe_load_all(path.read_text()))
+        documents[name] = list(yaml.load_all(path.read_text(), Loader=FAST))
     return documents
 
 

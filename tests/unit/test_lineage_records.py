@@ -209,13 +209,17 @@ def test_an_artifact_of_a_cluster_stays_the_runners_and_says_where_ours_is(
     output = output_location(artifact, str(tmp_path / "root"), "1234", "evaluate tuned")
     assert output == str(tmp_path / "root/1234/evaluate-tuned/made")
     make(Path(output))
-    mirror_record(artifact, output)
+    mirror_record(artifact, output, str(tmp_path / "sha256"))
+    made = read_record(output).artifact.tree_sha256
+    assert (tmp_path / "sha256").read_text() == made
     assert artifact.uri == "gs://bucket/runner/dag/1234/evaluate-2/made"
     assert [path.name for path in (tmp_path / "gcs/bucket/runner/dag/1234/evaluate-2/made").iterdir()] == ["location.json"]
     taken = dsl.Artifact(name="made", uri=artifact.uri, metadata=json.loads(json.dumps(artifact.metadata)))
     assert input_location(taken) == output
     taken.metadata = {}  # KFP copies the files too
-    assert input_location(taken) == output
+    assert input_location(taken, made) == output
+    with pytest.raises(DamagedError, match="Another artifact has taken the place"):
+        input_location(taken, "0" * 64)
     assert (read_record(output).run, read_record(output).task) == ("1234", "evaluate-tuned")
 
 
