@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +154,22 @@ def test_an_index_takes_in_what_was_added_and_only_that(root: str, data: Path, m
     with Index(root) as index:
         assert len(read) == 6
         assert queries.list_runs(index, limit=1)[0]["released"]
+
+
+def test_processes_that_open_a_root_at_once_all_answer(tmp_path: Path, data: Path) -> None:
+    make_run(tmp_path / "root", "one", GOOD, data)
+    code = "import sys\nfrom paligemma.lineage.index import Index\nwith Index(sys.argv[1]): pass"
+    command = [sys.executable, "-c", code, str(tmp_path / "root")]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 4
+
+
+@pytest.mark.parametrize("left", [b"no database", b""])
+def test_a_damaged_index_is_made_anew(tmp_path: Path, data: Path, left: bytes) -> None:
+    make_run(tmp_path / "root", "one", GOOD, data)
+    (tmp_path / "root/lineage/.index.sqlite").write_bytes(left)
+    with Index(tmp_path / "root") as index:
+        assert queries.run_summary(index, "one")["tasks"] == 5
 
 
 def test_a_mark_that_goes_while_it_is_read_is_left_out(root: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

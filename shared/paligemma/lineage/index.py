@@ -24,7 +24,7 @@ from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROWS_FOLDER
 from paligemma.lineage.record import ROWS_FILE
 from paligemma.progress import WorkProgress
 from paligemma.storage import gcs
-from paligemma.storage.cache import cache_folder
+from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.files import exists
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
@@ -34,6 +34,7 @@ KEY_BYTES = 16
 _FILE = ".index.sqlite"
 _VERSION = 3
 _WORTH_SHOWING = 200
+_WAIT = 600.0  # seconds, while another process takes records in
 _READERS = 2  # compressing and SQLite let other threads run, reading JSON does not
 _BATCH = 500  # records read ahead
 _SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
@@ -171,20 +172,10 @@ class Index:
             )
         for path in self._index_files():
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                database = sqlite3.connect(path, timeout=30)
-                database.row_factory = sqlite3.Row
-                if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-                    database.close()
-                    path.unlink()
-                    database = sqlite3.connect(path, timeout=30)
-                    database.row_factory = sqlite3.Row
-                    database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
-                database.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
-                database.execute("PRAGMA cache_size = -65536")  # KiB; its indexes are written in no order
-                return database
-            except (sqlite3.DatabaseError, OSError):
-                path.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+                with exclusive(path):  # or two processes would make it at once
+                    return _open_database(path)
+            except (sqlite3.Error, OSError):
+                continue
         raise InputError("The index cannot be written.", where=path, fix="set $PALIGEMMA_CACHE to a folder that can be")
 
     def _index_files(self) -> list[Path]:
@@ -192,7 +183,7 @@ class Index:
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:32]
         cached = cache_folder() / "lineage" / f"{key}.sqlite"
         beside = [self.root / FOLDER / _FILE] if isinstance(self.root, Path) else []
-        return [*(path for path in beside if os.access(path.parent, os.W_OK)), cached, cached]
+        return [*(path for path in beside if os.access(path.parent, os.W_OK)), cached]
 
     def _has_records(self) -> bool:
         if isinstance(self.root, Path):
@@ -301,6 +292,27 @@ class Index:
                 self.database.execute("INSERT OR REPLACE INTO vanished VALUES (?, ?)", (path, sha256))
         for table in ("damaged", "pruned"):
             self.database.execute(f"DELETE FROM {table} WHERE path = ?", (path,))
+
+
+def _open_database(path: Path) -> sqlite3.Connection:
+    """The index in a file, made anew if it is another version's, or damaged."""
+    database = sqlite3.connect(path, timeout=_WAIT)
+    try:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:  # no database at all
+        version = None
+    if version != _VERSION:
+        database.close()
+        for ending in ("", "-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        database = sqlite3.connect(path, timeout=_WAIT)
+        database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
+    database.row_factory = sqlite3.Row
+    database.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
+    database.execute("PRAGMA cache_size = -65536")  # KiB; its indexes are written in no order
+    return database
 
 
 @contextmanager
