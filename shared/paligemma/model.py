@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -215,13 +216,22 @@ def load(
 
 
 def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: str | None = None) -> Model:
-    """A model from an opened checkpoint, with a tuned model's parameters in place of its own where there are any."""
+    """A model from an opened checkpoint, with a tuned model's parameters in place of its own where there are any.
+
+    Raises:
+        DamagedError: a weight file's bytes are not those that were written, as far as anything is known of them.
+    """
     arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
 
     def dtype_of(name: str, stored: np.dtype) -> np.dtype:
         return stored if dtype is None or arrays[name] is not checkpoint.arrays[name] else jnp.dtype(dtype)
 
-    module = build_module(checkpoint.config, arrays, dtype_of)
+    with ThreadPoolExecutor(1) as pool:
+        # Members of an npz file are compared with their checksums while they are read.
+        hashed = pool.submit(checkpoint.verify) if checkpoint.weights.suffix != ".npz" else None
+        module = build_module(checkpoint.config, arrays, dtype_of)
+        if hashed is not None:
+            hashed.result()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     return Model(module, checkpoint.config, tokenizer)
 

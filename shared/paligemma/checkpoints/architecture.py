@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from paligemma.errors import DamagedError
@@ -25,6 +27,13 @@ class HasShape(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+
+class HasDtype(Protocol):
+    """Anything with a dtype."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
 
 def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora: LoraConfig | None = None) -> PaliGemma:
@@ -129,6 +138,22 @@ def check_shapes(
             where=where,
             expected=f"{len(expected)} parameters; the nearest published variant is {nearest(arrays)}",
             fix="check config.json, and that every file is whole; without config.json, an .npz file's shapes tell",
+        )
+
+
+def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
+    """Confirms that parameters are floating-point numbers.
+
+    Raises:
+        DamagedError: names those that are not.
+    """
+    others = [f"{name} is {array.dtype}" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
+    if others:
+        raise DamagedError(
+            f"Parameters are no floating-point numbers: {_shortened(others)}.",
+            where=where,
+            expected="float32, float16 or bfloat16",
+            fix="fetch the checkpoint again",
         )
 
 

@@ -36,9 +36,11 @@ def export(model: str | Path, output: str | Path, format: Format, dtype: ExportD
 
     Raises:
         InputError: there is no such model, or a value is too large for the dtype.
-        DamagedError: a file is not whole, or the base is not the model's.
+        DamagedError: a file is not whole or not what was written, or the base is not the model's.
     """
     checkpoint, tuned = open_model(model, base=base or None)
+    if tuned is None:  # a tuned model's base has been hashed
+        checkpoint.verify()
     arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
     inputs = [input_of("checkpoint", checkpoint.location)]
     if tuned is not None:

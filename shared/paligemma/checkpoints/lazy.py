@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,7 +18,8 @@ BLOCK = 64 * 1024 * 1024
 _ALIGNMENT = 64  # bytes; XLA's own
 _ROWS = 16
 _PIECE = 16 * 1024 * 1024  # bytes that a thread copies at a time
-_THREADS = 4  # more than a small machine has cores: while one waits for the disk, another copies
+THREADS = min(16, max(4, os.cpu_count() or 1))
+"""That read: more than a small machine has cores, so that while one waits for the disk, another copies."""
 
 
 class LazyArray(Protocol):
@@ -30,6 +32,17 @@ class LazyArray(Protocol):
     def dtype(self) -> np.dtype: ...
 
     def __getitem__(self, index, /) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A lazy array that can tell whether its values are those that were written."""
+
+    def read_into(self, to: np.ndarray, /) -> None:
+        """All values, to where they are wanted; compared with their checksum if the file has one."""
+
+    def verify(self) -> None:
+        """Compares all values with their checksum if the file has one. They are read for it."""
 
 
 class Stacked:
@@ -48,6 +61,48 @@ class Stacked:
         for place, part in enumerate(chosen):
             copy(part[tuple(within)][np.newaxis], values[place : place + 1])
         return values[rest]
+
+    def read_into(self, to: np.ndarray) -> None:
+        """As `Checked`: part by part."""
+        for place, part in enumerate(self._parts):
+            read_into(part, to[place])
+
+    def verify(self) -> None:
+        """As `Checked`: part by part."""
+        for part in self._parts:
+            verify(part)
+
+
+def read(array: LazyArray, index: Any, dtype: np.dtype) -> np.ndarray:
+    """Values at an index, in a dtype; in memory of their own if they are a file's, for JAX on a CPU to take over.
+
+    When they are all there are, they are compared with the file's checksum. A part has none of its own: see `verify`.
+    """
+    slices, _ = split_index(index, array.shape)
+    if lengths(slices) == tuple(array.shape) and isinstance(array, Checked):
+        result = empty(array.shape, dtype)
+        array.read_into(result)
+        return result[index]
+    values = array[index]
+    if values.dtype == dtype and not isinstance(values, np.memmap):
+        return values
+    result = empty(values.shape, dtype)
+    copy(values, result)
+    return result
+
+
+def read_into(array: LazyArray, to: np.ndarray) -> None:
+    """All values of an array to where they are wanted; compared with the file's checksum if it has one."""
+    if isinstance(array, Checked):
+        array.read_into(to)
+    else:
+        copy(array[...], to)
+
+
+def verify(array: LazyArray) -> None:
+    """Compares values with the file's checksum, if it has one."""
+    if isinstance(array, Checked):
+        array.verify()
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -80,7 +135,7 @@ def copy(values: np.ndarray, to: np.ndarray) -> None:
         jobs = [partial(copy_rows, first, min(first + step, values.shape[-1])) for first in range(0, values.shape[-1], step)]
     if len(jobs) == 1:
         return jobs[0]()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for done in [pool.submit(job) for job in jobs]:
             done.result()
     return None

@@ -10,7 +10,7 @@ import numpy as np
 from paligemma.checkpoints.lazy import LazyArray, split_index
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.errors import DamagedError
-from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter
+from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter, merged_shape
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,23 @@ def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str,
     """Every parameter of the tuned model, by the names of its base.
 
     Raises:
-        DamagedError: the tuned model has a parameter that the base has not.
+        DamagedError: the tuned model has a parameter that does not fit its base.
     """
     merged: dict[str, LazyArray] = dict(base)
     lora = tuned.description.lora
     for name, values in tuned.arrays.items():
         if not is_adapter(name):
             _check_known(name, name, base)
+            _check_shape(tuple(values.shape), base[name], name)
             merged[name] = values
-        elif name.endswith("/a"):
+            continue
+        other = tuned.arrays.get(f"{name[:-1]}{'b' if name.endswith('/a') else 'a'}")
+        if lora is None or other is None:
+            raise DamagedError(f"The tuned model has half an adapter: {name}.", fix="run finetune again")
+        if name.endswith("/a"):
             target, weight = adapted_weight(name)
-            other = tuned.arrays.get(f"{name[:-1]}b")
             _check_known(weight, name, base)
-            if lora is None or other is None:
-                raise DamagedError(f"The tuned model has half an adapter: {name}.", fix="run finetune again")
+            _check_shape(merged_shape(target, values.shape, other.shape), base[weight], name)
             merged[weight] = MergedWeight(target, base[weight], values, other, lora.alpha / lora.rank)
     return merged
 
@@ -64,3 +67,12 @@ def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str,
 def _check_known(name: str, trained: str, base: Mapping[str, LazyArray]) -> None:
     if name not in base:
         raise DamagedError(f"The tuned model has a parameter that its base has not: {trained}.")
+
+
+def _check_shape(shape: tuple[int, ...] | None, base: LazyArray, trained: str) -> None:
+    if shape != tuple(base.shape):
+        raise DamagedError(
+            f"A parameter of the tuned model does not fit its base: {trained}.",
+            expected=f"shape {tuple(base.shape)}, found {shape}",
+            fix="run finetune again",
+        )

@@ -5,6 +5,7 @@ Nothing is unpickled, and nothing is allocated beyond what a member's header dec
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
@@ -17,10 +18,13 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, empty, lengths, split_index
+from paligemma.checkpoints.checksum import combine, crc32, read_values
+from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, copy, empty, lengths, split_index
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 
 _PIECE = 8 * 1024 * 1024  # bytes that are inflated at once; zipfile holds them about three times
+_MOST_HEADER = 10_000  # bytes, NumPy's own limit
+_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # of a header's length, by version
 _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
 
 
@@ -34,18 +38,22 @@ class Member:
 
     def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
         self._path, self._info = path, info
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DamagedError("An array is compressed in a way that is not read.", where=self._where, expected="zip's deflate")
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
-            self.shape, stored_dtype, self._fortran = _read_header(stream, self._where)
-            self._header_bytes = stream.tell()
+            header = _read_header(stream)
+        self.shape, stored_dtype, self._fortran = _parse_header(header, self._where)
+        self._header_bytes, self._header_crc = len(header), zlib.crc32(header)
         self._stored_dtype = stored_dtype
         is_bfloat16 = stored_dtype == np.dtype("V2")
         self.dtype = np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else stored_dtype
         declared = self._header_bytes + stored_dtype.itemsize * int(np.prod(self.shape, dtype=object))
-        if declared != info.file_size:
+        stored = info.compress_size if info.compress_type == zipfile.ZIP_STORED else declared
+        if not declared == info.file_size == stored:
             raise DamagedError(
                 "An array's size is not what its header declares.",
                 where=self._where,
-                expected=f"{declared} bytes, found {info.file_size}",
+                expected=f"{declared} bytes, found {info.file_size}, stored in {info.compress_size}",
                 fix="fetch the checkpoint again",
             )
 
@@ -55,14 +63,65 @@ class Member:
 
     def __getitem__(self, index) -> np.ndarray:
         """Values at `index`. Of a stored member nothing else is read; a deflated one is decompressed block by block."""
-        if self._info.compress_type == zipfile.ZIP_STORED:
-            order = "F" if self._fortran else "C"
-            values = np.memmap(self._path, self._stored_dtype, "r", self._data_offset(), self.shape, order)
-            return values.view(self.dtype)[index]
+        if self._is_stored:
+            return self._mapped()[index]
         slices, rest = split_index(index, self.shape)
         if self._fortran:  # what is first in the file is the last axis
             return self._inflate(self.shape[::-1], slices[::-1]).view(self.dtype).T[rest]
         return self._inflate(self.shape, slices).view(self.dtype)[rest]
+
+    def read_into(self, to: np.ndarray) -> None:
+        """All values, to where they are wanted, compared with the member's CRC-32; `to` may be of another dtype.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        if not self._is_stored:  # decompressing compares
+            copy(self[...], to)
+        elif self._fortran or not to.flags.c_contiguous:
+            copy(self._mapped(), to)
+            self.verify()
+        else:
+            try:
+                found = read_values(self._path, self._data_offset(), self.dtype, to)
+            except (OSError, EOFError) as error:
+                raise _damaged(self._where, error) from None
+            self._compare(found)
+
+    def verify(self) -> None:
+        """Reads all values to compare them with the member's CRC-32. Decompressing has compared a deflated one's already.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        if self._is_stored:
+            values = self._mapped()
+            flat = (values.T if self._fortran else values).reshape(-1)
+            self._compare(crc32(flat.view(np.uint8)))
+
+    @property
+    def _is_stored(self) -> bool:
+        return self._info.compress_type == zipfile.ZIP_STORED
+
+    def _mapped(self) -> np.ndarray:
+        if not math.prod(self.shape):
+            return np.empty(self.shape, self.dtype)
+        order = "F" if self._fortran else "C"
+        try:
+            values = np.memmap(self._path, self._stored_dtype, "r", self._data_offset(), self.shape, order)
+        except (OSError, ValueError) as error:  # the file has become shorter
+            raise _damaged(self._where, error) from None
+        return values.view(self.dtype)
+
+    def _compare(self, crc: int) -> None:
+        size = self._info.file_size - self._header_bytes
+        if combine(self._header_crc, crc, size) != self._info.CRC:
+            raise DamagedError(
+                "An array's bytes do not match its checksum.",
+                where=self._where,
+                expected=f"CRC-32 {self._info.CRC:08x}",
+                fix="fetch the checkpoint again",
+            )
 
     def _inflate(self, shape: tuple[int, ...], slices: tuple[slice, ...]) -> np.ndarray:
         """Values in C order. The whole member is decompressed, because its checksum is at its end; the rest is dropped."""
@@ -111,6 +170,8 @@ def read_npz(path: str | Path) -> dict[str, LazyArray]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
         members = {_parameter_name(info.filename): Member(path, info) for info in infos}
+        if len(members) < len(infos):
+            raise DamagedError("The checkpoint has two arrays of one name.", where=path, fix="fetch it again")
     except PaliGemmaError:
         raise
     except Exception as error:  # parsing damaged headers raises nearly anything: ValueError, tokenize.TokenError, ...
@@ -185,11 +246,21 @@ def _stack_layers(members: dict[str, Member]) -> dict[str, LazyArray]:
     return result
 
 
-def _read_header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-    version = npy.read_magic(stream)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"unknown npy version {version}")
+def _read_header(stream: BinaryIO) -> bytes:
+    """The header of an npy file (NumPy's `lib.format`), of which no more is read than any array needs."""
+    magic = stream.read(npy.MAGIC_LEN)
+    if magic[:-2] != npy.MAGIC_PREFIX or magic[-2:] not in _LENGTH_BYTES:
+        raise ValueError("a member is not a NumPy array, or one of an unknown version")
+    length = stream.read(_LENGTH_BYTES[magic[-2:]])
+    size = int.from_bytes(length, "little")
+    if size > _MOST_HEADER:
+        raise ValueError(f"an array's header is {size} bytes long")
+    return magic + length + stream.read(size)
+
+
+def _parse_header(header: bytes, where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    stream = io.BytesIO(header)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
     shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise DamagedError("The checkpoint holds a pickle, which is not read.", where=where, expected="numeric arrays")

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from paligemma.checkpoints import npz, safetensors
-from paligemma.checkpoints.architecture import check_parameters, infer_config
+from paligemma.checkpoints.architecture import check_dtypes, check_parameters, infer_config
+from paligemma.checkpoints.hashes import checked_sha256, known_sha256
 from paligemma.checkpoints.huggingface.config import is_huggingface_config, parse_huggingface_config
 from paligemma.checkpoints.huggingface.mapping import from_tensors
 from paligemma.checkpoints.lazy import LazyArray
@@ -16,7 +17,7 @@ from paligemma.checkpoints.resample import resampled
 from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE, File, file_sha256, tree_sha256
+from paligemma.lineage.record import RECORD_FILE, File, tree_sha256
 from paligemma.models.config import PaliGemmaConfig, parse_config, read_json
 from paligemma.storage.location import SCHEME
 
@@ -50,11 +51,29 @@ class Checkpoint:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the weight file; of shards, of their names and hashes, as an artifact's."""
+        """Hash of the weight file; of shards, of their names and hashes, as an artifact's.
+
+        Raises:
+            DamagedError: a file's hash is not the one that its record, or Hugging Face's cache, has of it.
+        """
         if self.weights.suffix != ".json":
-            return file_sha256(self.weights)
+            return checked_sha256(self.weights)
         shards = safetensors.weight_files(self.weights)
-        return tree_sha256(File(path=file.name, bytes=file.stat().st_size, sha256=file_sha256(file)) for file in shards)
+        return tree_sha256(File(path=file.name, bytes=file.stat().st_size, sha256=checked_sha256(file)) for file in shards)
+
+    def verify(self) -> None:
+        """Reads every byte of the weights, to compare it with what is known of it.
+
+        An `.npz` file has checksums. Safetensors files have none, but hashes in `lineage.json` beside them, if a step wrote
+        them, or in their names in Hugging Face's cache; of others nothing is known, and they are not read.
+
+        Raises:
+            DamagedError: names the file, or the array, whose bytes are not what was written.
+        """
+        if self.weights.suffix == ".npz":
+            npz.verify_weights(self.weights)
+        elif any(known_sha256(file) for file in safetensors.weight_files(self.weights)):
+            _ = self.weights_sha256
 
 
 def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None) -> Checkpoint:
@@ -82,6 +101,7 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
         config = config or infer_config(arrays, weights)
     arrays = resampled(arrays, config)
     check_parameters(config, arrays, weights)
+    check_dtypes(arrays, weights)
     tokenizer = weights.parent / TOKENIZER_FILE
     location = str(weights.absolute())
     if in_storage:  # an artifact goes by its own address, a weight file in a plain prefix by the file's
@@ -142,7 +162,10 @@ def _config_beside(weights: Path) -> PaliGemmaConfig | None:
     beside = weights.parent / CONFIG_FILE
     if not beside.is_file():
         return None
-    values = read_json(beside)
+    try:
+        values = read_json(beside)
+    except InputError as error:
+        raise DamagedError(str(error), fix="fetch the checkpoint again") from None
     return parse_huggingface_config(values, beside) if is_huggingface_config(values) else parse_config(beside)
 
 

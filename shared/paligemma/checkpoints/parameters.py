@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from paligemma.checkpoints.architecture import abstract_model
-from paligemma.checkpoints.lazy import LazyArray, copy, empty
+from paligemma.checkpoints.lazy import LazyArray, read, verify
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma
@@ -28,19 +28,19 @@ def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]
 
 
 def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """Puts one array on its devices, each reading only its own slice of the file."""
+    """Puts one array on its devices, each reading only its own slice of the file.
+
+    Values are compared with the file's checksum, if it has one, unless some of them are another process's to read.
+
+    Raises:
+        DamagedError: the values are not those that were written.
+    """
     if sharding is None:
-        return jnp.asarray(_cast(array[...], dtype))
-    return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: _cast(array[index], dtype), dtype=dtype)
-
-
-def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """In memory of its own, which JAX takes over on a CPU; it would copy a mapped file page after page."""
-    if values.dtype == dtype and not isinstance(values, np.memmap):
-        return values
-    result = empty(values.shape, dtype)
-    copy(values, result)
-    return result
+        return jnp.asarray(read(array, ..., dtype))
+    placed = jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: read(array, index, dtype), dtype=dtype)
+    if sharding.is_fully_addressable and not sharding.is_fully_replicated:
+        verify(array)  # what the devices have read in slices; it is in the page cache now
+    return placed
 
 
 def build_module(

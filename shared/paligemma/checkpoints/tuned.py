@@ -11,6 +11,8 @@ import numpy as np
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from paligemma.checkpoints.hashes import checked_sha256
+from paligemma.checkpoints.safetensors import read_safetensors
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import PaliGemmaConfig, describe_validation_error
 from paligemma.models.lora import LoraConfig
@@ -44,7 +46,7 @@ class TunedDescription(BaseModel):
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned model, read: its description, and its parameters by name."""
+    """A tuned model, opened: its description, and its parameters by name, memory-mapped."""
 
     description: TunedDescription
     arrays: Mapping[str, np.ndarray]
@@ -67,7 +69,7 @@ def read_tuned(folder: str | Path) -> TunedModel:
 
     Raises:
         InputError: the folder is not a tuned model.
-        DamagedError: one of its files is not whole.
+        DamagedError: one of its files is not whole, or not what was recorded of it.
     """
     folder = Path(folder)
     if not is_tuned_model(folder):
@@ -78,8 +80,8 @@ def read_tuned(folder: str | Path) -> TunedModel:
         raise DamagedError(
             f"{DESCRIPTION_FILE} is damaged: {describe_validation_error(error, TunedDescription)}", where=folder
         ) from None
-    try:
-        arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise DamagedError(f"The trained parameters cannot be read: {error}.", where=folder / WEIGHTS_FILE) from None
-    return TunedModel(description, arrays)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise DamagedError("The trained parameters are missing.", where=folder / WEIGHTS_FILE, fix="run finetune again")
+    tensors = read_safetensors(folder / WEIGHTS_FILE)
+    checked_sha256(folder / WEIGHTS_FILE)
+    return TunedModel(description, {name: tensor.values() for name, tensor in tensors.items()})

@@ -131,3 +131,12 @@ def merge_adapter(target: str, weight: np.ndarray, a: np.ndarray, b: np.ndarray,
     factors = FACTORS[target]
     product = np.einsum(f"l{factors.a},l{factors.b}->l{factors.weight}", a, b, optimize=True)
     return weight.astype(np.float32) + np.float32(scale) * product.astype(np.float32)
+
+
+def merged_shape(target: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Shape `[l, ...]` of the stacked weight that two stacked factors add to; None if they do not belong together."""
+    factors, sizes = FACTORS[target], {}
+    for axes, shape in ((f"l{factors.a}", a), (f"l{factors.b}", b)):
+        if len(axes) != len(shape) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)):
+            return None
+    return tuple(sizes[axis] for axis in f"l{factors.weight}")
