@@ -51,15 +51,16 @@ def run(
     """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
     import json
 
+    from paligemma.checkpoints.hashes import known_sha256
     from paligemma.checkpoints.npz import verify_weights
     from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_checkpoint
     from paligemma.checkpoints.sources.fetch import fetch_first
-    from paligemma.checkpoints.sources.huggingface import checkpoint_files, expected_sha256, pinned
+    from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
     from paligemma.checkpoints.sources.remote import is_remote, redacted
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import DamagedError, InputError
     from paligemma.lineage.artifact import input_of, localize, produce
-    from paligemma.lineage.record import RECORD_FILE, Input, file_sha256, read_record
+    from paligemma.lineage.record import Input, file_sha256
     from paligemma.models.config import parse_config
     from paligemma.storage.space import check_space
 
@@ -90,9 +91,7 @@ def run(
     folder = checkpoint.weights.parent
     is_npz = checkpoint.weights.suffix == ".npz"
     files = {checkpoint.weights.name: checkpoint.weights} if is_npz else checkpoint_files(folder)
-    expected = {name: expected_sha256(path) for name, path in files.items()}
-    if (folder / RECORD_FILE).is_file():
-        expected |= {file.path: file.sha256 for file in read_record(folder).artifact.files}
+    expected = {name: known_sha256(path) for name, path in files.items()}
     parameters = {"source": redacted(had), "sha256": sha256, "precision": precision, "image_size": image_size}
     if is_remote(had):
         weights_input = Input(role="weights", uri=pinned(redacted(had), folder), sha256=checkpoint.weights_sha256)
@@ -104,7 +103,7 @@ def run(
         for name, path in files.items():
             shutil.copyfile(path, draft.folder / name)
             found = file_sha256(draft.folder / name)
-            if expected.get(name) not in (None, found):
+            if expected[name] not in (None, found):
                 raise DamagedError(
                     "A file of the checkpoint changed since it was recorded.",
                     where=path,

@@ -17,7 +17,7 @@ from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 
 torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
 
-IMAGE = VisionConfig(image_size=28, patch_size=14, width=16, depth=2, mlp_dim=24, num_heads=2)
+IMAGE = VisionConfig(image_size=28, patch_size=14, width=18, depth=2, mlp_dim=24, num_heads=2)  # heads of 9
 VOCABULARY = 128
 SHAPES = {
     "1, multi-query": DecoderConfig(width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=1, head_dim=6, vocab_size=128),

@@ -105,9 +105,9 @@ def test_a_flipped_byte_of_safetensors_is_found_by_the_hash_in_its_record(artifa
     shutil.copytree(artifacts / "huggingface", tmp_path / "x")
     flip(tmp_path / "x" / SINGLE_FILE, -1)
     for use in (paligemma.load, lambda path: export(path, tmp_path / "out", "big_vision")):
-        with pytest.raises(DamagedError, match="not what was recorded"):
+        with pytest.raises(DamagedError, match="changed since it was recorded"):
             use(tmp_path / "x")
-    with pytest.raises(DamagedError, match="not what was recorded"):
+    with pytest.raises(DamagedError, match="changed since it was recorded"):
         _ = open_checkpoint(tmp_path / "x").weights_sha256
 
 
@@ -119,7 +119,7 @@ def test_or_by_its_name_in_the_hugging_face_cache(artifacts: Path, tmp_path: Pat
     (snapshot / SINGLE_FILE).symlink_to(blob)
     paligemma.load(snapshot)
     flip(blob, -1)
-    with pytest.raises(DamagedError, match="not what was recorded"):
+    with pytest.raises(DamagedError, match="changed since it was recorded"):
         paligemma.load(snapshot)
 
 
@@ -128,10 +128,10 @@ def test_a_flipped_byte_of_a_tuned_model_or_of_its_base_is_found(artifacts: Path
         shutil.copytree(artifacts / name, tmp_path / name)
     paligemma.load(tmp_path / "tuned", base=tmp_path / "big_vision")
     flip(tmp_path / "big_vision" / "checkpoint.npz", 1_000_000)
-    with pytest.raises(DamagedError, match="not what was recorded"):
+    with pytest.raises(DamagedError, match="changed since it was recorded"):
         paligemma.load(tmp_path / "tuned", base=tmp_path / "big_vision")
     flip(tmp_path / "tuned" / WEIGHTS_FILE, -1)
-    with pytest.raises(DamagedError, match="not what was recorded"):
+    with pytest.raises(DamagedError, match="changed since it was recorded"):
         paligemma.load(tmp_path / "tuned", base=artifacts / "big_vision")
 
 

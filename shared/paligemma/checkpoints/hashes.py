@@ -25,7 +25,7 @@ def checked_sha256(file: Path) -> str:
     found, known = file_sha256(file), known_sha256(file)
     if known not in (None, found):
         raise DamagedError(
-            "A file is not what was recorded of it.",
+            "A file changed since it was recorded.",
             where=file,
             expected=f"sha256 {known}, found {found}",
             fix="fetch the checkpoint, or make the model, again",
