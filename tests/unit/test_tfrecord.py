@@ -59,7 +59,7 @@ def test_the_checksum_is_that_of_the_format() -> None:
 @pytest.mark.parametrize(("byte", "row"), [(0, 0), (9, 0), (21, 1), (44, 2)])
 def test_a_damaged_length_is_found_before_it_is_believed(shard: Path, byte: int, row: int) -> None:
     change(shard, byte)
-    with pytest.raises(DamagedError, match=rf"length does not match(?s:.)*a\.tfrecord, row {row}\n"):
+    with pytest.raises(DamagedError, match=rf"length does not match(?s:.)*a\.tfrecord, row {row}, byte {(0, 21, 37)[row]}\n"):
         TFRecordFile(shard, 3, "run prepare_data again").read(0)
 
 
@@ -68,13 +68,15 @@ def test_a_damaged_payload_or_checksum_is_found_when_its_row_is_read(shard: Path
     change(shard, byte)
     file = TFRecordFile(shard, 3, "run prepare_data again")
     assert file.read(1) == b""
-    with pytest.raises(DamagedError, match=r"payload does not match(?s:.)*a\.tfrecord, row 0\n.*run prepare_data again"):
+    with pytest.raises(
+        DamagedError, match=r"payload does not match(?s:.)*a\.tfrecord, row 0, byte 0\n.*run prepare_data again"
+    ):
         file.read(0)
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [(0, "before it.*row 0"), (25, "before it.*row 1"), (37, "before it.*row 2"), (352, "within it.*row 2")],
+    [(0, "before it.*row 0"), (25, "before it.*row 1, byte 21"), (37, "before it.*row 2"), (352, "within it.*row 2, byte 37")],
 )
 def test_a_short_file_is_found_at_the_first_read(shard: Path, size: int, message: str) -> None:
     os.truncate(shard, size)
@@ -86,7 +88,7 @@ def test_a_file_that_is_cut_short_while_it_is_used_is_an_error(shard: Path) -> N
     file = TFRecordFile(shard, 3, "")
     assert file.read(0) == b"first"
     os.truncate(shard, 100)
-    with pytest.raises(DamagedError, match=r"(?s)ends within it.*row 2"):
+    with pytest.raises(DamagedError, match=r"(?s)ends within it.*row 2, byte 37"):
         file.read(2)
     shard.unlink()
     with pytest.raises(DamagedError, match="cannot be opened"):

@@ -116,19 +116,20 @@ class TFRecordFile:
             DamagedError: it does not match its checksum, or the file's headers are damaged.
         """
         offsets = self._index()
-        start, stop = int(offsets[row]) + HEADER.size, int(offsets[row + 1])
+        begin, stop = int(offsets[row]), int(offsets[row + 1])
+        start = begin + HEADER.size
         handle = self._open()
         try:
             data = os.pread(handle, stop - start, start)
         except OSError as error:
-            raise self._damaged(row, f"the file cannot be read: {error.strerror}") from None
+            raise self._damaged(row, begin, f"the file cannot be read: {error.strerror}") from None
         finally:
             os.close(handle)
         if len(data) < stop - start:
-            raise self._damaged(row, "the file ends within it")
+            raise self._damaged(row, begin, "the file ends within it")
         payload = data[: -FOOTER.size]
         if masked_crc32c(payload) != FOOTER.unpack_from(data, len(payload))[0]:
-            raise self._damaged(row, "its payload does not match its checksum")
+            raise self._damaged(row, begin, "its payload does not match its checksum")
         return payload
 
     def _index(self) -> Int[np.ndarray, " rows+1"]:
@@ -146,30 +147,30 @@ class TFRecordFile:
             for row in range(self.rows):
                 header = os.pread(handle, HEADER.size, end)
                 if len(header) < HEADER.size:
-                    raise self._damaged(row, f"the file ends before it, {self.rows} rows were written")
+                    raise self._damaged(row, end, f"the file ends before it, {self.rows} rows were written")
                 length, checksum = HEADER.unpack(header)
                 if masked_crc32c(header[:8]) != checksum:
-                    raise self._damaged(row, "its length does not match its checksum")
+                    raise self._damaged(row, end, "its length does not match its checksum")
                 end += HEADER.size + length + FOOTER.size
                 if end > size:
-                    raise self._damaged(row, "the file ends within it")
+                    raise self._damaged(row, int(offsets[row]), "the file ends within it")
                 offsets[row + 1] = end
         except OSError as error:
-            raise self._damaged(0, f"the file cannot be read: {error.strerror}") from None
+            raise self._damaged(0, 0, f"the file cannot be read: {error.strerror}") from None
         finally:
             os.close(handle)
         if end != size:
-            raise self._damaged(self.rows, f"there are {size - end} bytes after the last row")
+            raise self._damaged(self.rows, end, f"there are {size - end} bytes after the last row")
         return offsets
 
     def _open(self) -> int:
         try:
             return os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise self._damaged(0, f"the file cannot be opened: {error.strerror}") from None
+            raise self._damaged(0, 0, f"the file cannot be opened: {error.strerror}") from None
 
-    def _damaged(self, row: int, why: str) -> DamagedError:
-        return DamagedError(f"A record cannot be read: {why}.", where=f"{self.path}, row {row}", fix=self._fix)
+    def _damaged(self, row: int, offset: int, why: str) -> DamagedError:
+        return DamagedError(f"A record cannot be read: {why}.", where=f"{self.path}, row {row}, byte {offset}", fix=self._fix)
 
 
 def masked_crc32c(data: bytes) -> int:
