@@ -8,7 +8,7 @@ import pytest
 
 import paligemma
 from paligemma.decoding.decode import Decoded, Generator
-from paligemma.decoding.layout import taken_apart
+from paligemma.decoding.layout import take_apart
 from paligemma.decoding.sample import truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -150,11 +150,15 @@ def test_references_have_the_log_probabilities_of_a_cache_free_loop(model, image
         assert found.reference_scores[row] == pytest.approx(expected, abs=1e-4 * len(ids[row]))
 
 
-def test_on_a_cpu_the_mlps_share_the_memory_of_the_stacked_weights(model) -> None:
-    stacked = model.module.llm.layers.mlp.linear[...]
-    for index, block in enumerate(taken_apart(model.module.llm.layers, model.module.llm.depth)):
-        offset = block.mlp.linear[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
-        assert offset == index * stacked[0].nbytes
+def test_on_a_cpu_gates_and_embedding_share_the_memory_of_the_stacked_weights() -> None:
+    decoder = paligemma.load("embedded:tiny", dtype="float32").module.llm
+    stacked, table = decoder.layers.mlp.gating_einsum[...], decoder.embedder.input_embedding[...]
+    take_apart(decoder)
+    for index, block in enumerate(decoder.layers):
+        for part, weight in enumerate((block.mlp.gate, block.mlp.up)):
+            offset = weight[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
+            assert offset == index * stacked[0].nbytes + part * stacked[0, 0].nbytes
+    assert decoder.embedder.embedder.input_embedding[...].unsafe_buffer_pointer() == table.unsafe_buffer_pointer()
 
 
 def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, images) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.decoding.beam import Sequences, beam_search
 from paligemma.decoding.forward import Prompt, empty_answers, extend, prefill, score
-from paligemma.decoding.layout import taken_apart
+from paligemma.decoding.layout import take_apart
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.models.paligemma import PaliGemma
@@ -49,7 +49,7 @@ class Generator:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
         elif len(devices) == 1 and devices.pop().platform == "cpu":
             model = nnx.merge(graph, state)
-            model.llm.layers = taken_apart(model.llm.layers, model.llm.depth)
+            take_apart(model.llm)
             graph, state = nnx.split(model)
         self._graph, self._state = graph, state
 

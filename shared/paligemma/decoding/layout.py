@@ -1,7 +1,8 @@
 """A decoder's layers taken apart for a CPU, each weight in the layout that its product reads.
 
 In a loop on a CPU XLA would copy what is stacked, and turn round what is not a plain matrix, at every token: twice the weights'
-bytes, where reading them once is all the time there is. MLPs, nine tenths of the weights, stay views of the stacked arrays.
+bytes, where reading them once is all the time there is. An MLP's gate and up-projection, and the embedding, stay views of the
+stacked arrays; attention and the MLP's second product are copied.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from paligemma.models.gemma import Block, FeedForward, gelu_gate
+from paligemma.models.gemma import Block, Decoder, Embedder, FeedForward, gelu_gate
 from paligemma.models.product import product
 
 _EQUATIONS = {
@@ -23,9 +24,9 @@ _EQUATIONS = {
 }
 
 
-def taken_apart(layers: Block, depth: int) -> nnx.List:
-    """The layers of a stack that is on one CPU, as a list."""
-    graph, stacked = nnx.split(layers)
+def take_apart(decoder: Decoder) -> None:
+    """Replaces the layers of a decoder that is on one CPU by a list of them, and its output embedding's product."""
+    graph, stacked = nnx.split(decoder.layers)
 
     def layer(index: int) -> Block:
         block = nnx.merge(graph, jax.tree.map(lambda leaf: _view(np.asarray(leaf)[index]), stacked))
@@ -37,7 +38,18 @@ def taken_apart(layers: Block, depth: int) -> nnx.List:
             block.mlp = _Mlp(block.mlp)
         return block
 
-    return nnx.List([layer(index) for index in range(depth)])
+    decoder.layers = nnx.List([layer(index) for index in range(decoder.depth)])
+    decoder.embedder = _Embedder(decoder.embedder)
+
+
+def weight_first(x: Float[Array, "b t k"], weight: Float[Array, "n k"], dtype: jnp.dtype) -> Float[Array, "b t n"]:
+    """`x` times a weight's rows, as the product of the weight and the few columns that `x` turned round has.
+
+    XLA's products go through their first operand as it lies, and repack the second: here the smaller one. The barrier keeps XLA
+    from turning the product round again.
+    """
+    turned = product("mk,nk->nm", x.reshape(-1, x.shape[-1]), weight, dtype)
+    return jax.lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
 
 
 class _Matrix(nnx.Module):
@@ -60,16 +72,32 @@ class _Matrix(nnx.Module):
 
 
 class _Mlp(nnx.Module):
-    """`gemma.FeedForward` with its gate and up-projection apart."""
+    """`gemma.FeedForward` with its gate and up-projection apart, and its second weight turned round."""
 
     def __init__(self, mlp: FeedForward) -> None:
         gate, up = np.asarray(mlp.gating_einsum[...])
-        self.gate, self.up, self.linear = nnx.Param(_view(gate)), nnx.Param(_view(up)), mlp.linear
+        self.gate, self.up = nnx.Param(_view(gate)), nnx.Param(_view(up))
+        self.linear = nnx.Param(_view(np.ascontiguousarray(np.asarray(mlp.linear[...]).T)))
         self.dtype = mlp.dtype
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         gate, up = (product("btd,df->btf", x, weight[...], self.dtype) for weight in (self.gate, self.up))
-        return product("btf,fd->btd", gelu_gate(gate, up), self.linear[...], self.dtype)
+        return weight_first(gelu_gate(gate, up), self.linear[...], self.dtype)
+
+
+class _Embedder(nnx.Module):
+    """`gemma.Embedder` with its table as the first operand of logits."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+
+    def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        return self.embedder.encode(tokens)
+
+    def decode(self, x: Float[Array, "b t d"], dtype: jnp.dtype) -> Float[Array, "b t v"]:
+        if x.dtype != jnp.float32:
+            return self.embedder.decode(x, dtype)
+        return weight_first(x, self.embedder.input_embedding[...], dtype)
 
 
 def _view(array: np.ndarray) -> Array:
