@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import paligemma
+from paligemma.decoding import layout
 from paligemma.decoding.decode import Decoded, Generator
-from paligemma.decoding.layout import take_apart
 from paligemma.decoding.sample import truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -153,12 +154,29 @@ def test_references_have_the_log_probabilities_of_a_cache_free_loop(model, image
 def test_on_a_cpu_gates_and_embedding_share_the_memory_of_the_stacked_weights() -> None:
     decoder = paligemma.load("embedded:tiny", dtype="float32").module.llm
     stacked, table = decoder.layers.mlp.gating_einsum[...], decoder.embedder.input_embedding[...]
-    take_apart(decoder)
+    layout.take_apart(decoder)
     for index, block in enumerate(decoder.layers):
-        for part, weight in enumerate((block.mlp.gate, block.mlp.up)):
-            offset = weight[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
+        for part, matrix in enumerate((block.mlp.gate, block.mlp.up)):
+            offset = matrix.w[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
             assert offset == index * stacked[0].nbytes + part * stacked[0, 0].nbytes
     assert decoder.embedder.embedder.input_embedding[...].unsafe_buffer_pointer() == table.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 33])
+def test_products_in_another_layout_are_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a decoder whose weights are in memory twice, and of one that is too large for it, against the network's own."""
+    llm = paligemma.load("embedded:tiny", dtype="float32").module.llm
+    block = jax.tree.map(lambda leaf: leaf[1], llm.layers)
+    x = jnp.asarray(np.random.default_rng(rows).normal(size=(rows, 1, llm.final_norm.scale[...].shape[0])), jnp.float32)
+    expected = [*block.attn.project(x), block.mlp(x), llm.logits(x)]
+    for most in (layout.MOST_COPIED, 0):
+        monkeypatch.setattr(layout, "MOST_COPIED", most)
+        decoder = paligemma.load("embedded:tiny", dtype="float32").module.llm
+        layout.take_apart(decoder)
+        taken = decoder.layers[1]
+        assert (decoder.embedder.strips is None) == (taken.mlp.gate.strips is None) == (most == 0)
+        for ours, theirs in zip([*taken.attn.project(x), taken.mlp(x), decoder.logits(x)], expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, images) -> None:
