@@ -104,17 +104,33 @@ def export(
 @app.command()
 def preflight(
     variant: Annotated[
-        str, typer.Option(help="Published architecture, e.g. paligemma2-3b-pt-224.", show_default="that of --checkpoint")
+        str,
+        typer.Option(help="Published architecture, e.g. paligemma2-3b-pt-224.", show_default="that of --checkpoint"),
     ] = "",
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose architecture to take.", show_default="none")] = "",
-    target: Annotated[str, typer.Option(help="Hardware, several with commas: cpu, t4, l4, a100-40, v5e-1, v6e-1, ...")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Hardware, several with commas: cpu, t4, l4-4, a100-40, v5e-1, v6e-8, ...",
+            show_default="cpu; with --sweep, one of each kind",
+        ),
+    ] = "",
     recipe: Annotated[str, typer.Option(help="Training recipe: a preset's name or a YAML file.")] = "default",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Examples in a step, several with commas.", show_default="the recipe's")] = "",
-    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
+    max_text_tokens: Annotated[
+        int, typer.Option("--max-text-tokens", "--text-tokens", help="Most tokens of a row's prefix and suffix.", min=4)
+    ] = 128,
+    rows: Annotated[
+        int | None, typer.Option(help="Training rows, for a recipe that has epochs.", min=1, show_default="none")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option(help="Tabulate batch by target (and variant: several with commas); does not fail.")
+    ] = False,
+    markdown: Annotated[bool, typer.Option(help="Print the table of --sweep as Markdown.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for preflight.json and preflight.html.", show_default="none")
     ] = None,
@@ -123,39 +139,15 @@ def preflight(
     fresh: Annotated[bool, typer.Option(help="Compile again what has been compiled before.")] = False,
 ) -> None:
     """Compile the training step for hardware that is not there: memory, speed at best, price, and what fits if it does not."""
-    from rich.console import Console
+    from pipelines.preflight import Question, ask, tabulate
 
-    from paligemma.checkpoints.open import open_checkpoint
-    from paligemma.errors import InputError
-    from paligemma.preflight.examine import PRICES_FILE, DoesNotFitError, examine, find_fitting, read_prices
-    from paligemma.preflight.show import table, write
-    from paligemma.preflight.targets import find_variant
-    from paligemma.training.recipe import parse_recipe
-    from pipelines.presets import read_preset
-
-    if bool(variant) == bool(checkpoint):
-        raise InputError("Give one of the two.", where="--variant, --checkpoint")
-    config = find_variant(variant) if variant else open_checkpoint(checkpoint).config
-    as_of, price_list = read_prices(prices or PRICES_FILE)
-    sizes = [f"batch_size={size}" for size in batch_size.split(",") if size] or [""]
-    recipes = [parse_recipe(read_preset(recipe), [*(set_ or []), *([size] if size else [])], recipe) for size in sizes]
-    jobs = [(parsed, name.strip()) for parsed in recipes for name in target.split(",")]
-    reports = [examine(config, parsed, name, max_text_tokens, price_list, fresh) for parsed, name in jobs]
-    title = f"{variant or checkpoint}: one step, GiB a device (prices of {as_of})"
-    Console(soft_wrap=True).print(table(reports, title))
-    override = ""
-    if len(jobs) == 1 and not reports[0].fits:
-        fitting = find_fitting(config, *jobs[0], max_text_tokens, price_list)
-        override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        write(output, reports, title, recipes[0].steps, as_of, override)
-    if len(jobs) == 1 and not reports[0].fits:
-        fix = f"what fits: {override}" if override else "no recipe was found that fits: choose a larger target"
-        error = DoesNotFitError(f"The job does not fit {target}.", fix=fix)
-        if not warn_only:
-            raise error
-        typer.echo(str(error), err=True)
+    question = Question(
+        variant, checkpoint, target, recipe, tuple(set_ or ()), batch_size, max_text_tokens, rows, prices, fresh
+    )
+    if sweep or markdown:
+        tabulate(question, output, markdown)
+    else:
+        ask(question, output, warn_only)
 
 
 @app.command()

@@ -45,7 +45,8 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     """
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.lineage.artifact import input_of, produce
-    from paligemma.preflight.examine import DoesNotFitError, examine, find_fitting, in_gib, read_prices
+    from paligemma.preflight.examine import DoesNotFitError, examine, in_gib, read_prices
+    from paligemma.preflight.search import find_fitting
     from paligemma.preflight.show import write
 
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
@@ -54,8 +55,8 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
         report = examine(base.config, recipe, target, text_tokens, prices)
         fitting = None if report.fits else find_fitting(base.config, recipe, target, text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
-        write(draft.folder, [report], f"Preflight: {target}", recipe.steps, as_of, override)
-    needs = "more than there is" if "out_of_memory" in report.found else f"{in_gib(report.total)} GiB"
+        write(draft.folder, [report], f"Preflight: {target}", as_of, override)
+    needs = "more than there is" if "out_of_memory" in report.found else f"{in_gib(report.peak)} GiB"
     said = f"a device of {target} has {in_gib(report.limit)} GiB to give, the job needs {needs}"
     if report.fits:
         log.info("it fits: %s", said)

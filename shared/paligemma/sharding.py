@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from paligemma.errors import InputError
 
 Batch = TypeVar("Batch")
+Tree = TypeVar("Tree")
+
+
+GATHERED = "gathered"
+"""Name, for `jax.checkpoint` policies, of parameters that `gather` brought together."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, copies: int = 1) -> Mesh:
@@ -54,6 +61,50 @@ def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), batch)
+
+
+def split_rows(mesh: Mesh | None, x: jax.Array) -> jax.Array:
+    """Keeps every example of an activation on one device; None: as it is."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def split_columns(mesh: Mesh | None, x: jax.Array, columns: bool) -> jax.Array:
+    """An activation with the examples of all devices along `fsdp` on each of them; its last axis split instead, or whole."""
+    if mesh is None:
+        return x
+    last = "fsdp" if columns and x.shape[-1] % mesh.shape["fsdp"] == 0 else None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", *(None,) * (x.ndim - 2), last)))
+
+
+def gather(mesh: Mesh | None, parameters: Tree) -> Tree:
+    """Parameters as every device needs them to work on its own examples; None: as they are.
+
+    Called inside the loop over layers, so that a device holds one layer's parameters at a time (ZeRO-3, arXiv 1910.02054).
+    Without it, XLA leaves the parameters split and sends activations around: the larger the batch, the more. Gradients
+    are summed where they are split.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return parameters
+    return jax.tree.map(partial(_gathered, mesh), parameters)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(mesh: Mesh, x: jax.Array) -> jax.Array:
+    # Split as it is stored first: else XLA may gather the stack of all layers, and pick this one out of that.
+    x = jax.lax.with_sharding_constraint(x, fsdp_sharding(mesh, x.shape))
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+    return checkpoint_name(x, GATHERED)
+
+
+def _gathered_forward(mesh: Mesh, x: jax.Array) -> tuple[jax.Array, None]:
+    return _gathered(mesh, x), None
+
+
+def _gathered_backward(mesh: Mesh, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, fsdp_sharding(mesh, gradient.shape)),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, parts: int = 1) -> None:

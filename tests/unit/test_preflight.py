@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from typer.testing import CliRunner
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.models.config import VARIANTS
-from paligemma.preflight import examine as module
+from paligemma.preflight import compiler
 from paligemma.preflight.abstract import abstract_step
-from paligemma.preflight.examine import MEMORY_VARIABLE, DoesNotFitError, examine, find_fitting, read_prices
-from paligemma.preflight.targets import TARGETS, find_target
+from paligemma.preflight.examine import MEMORY_VARIABLE, DoesNotFitError, examine, read_prices
+from paligemma.preflight.search import cost, find_fitting
+from paligemma.preflight.targets import GIB, TARGETS, find_target
 from paligemma.storage import cache
 from paligemma.training.recipe import parse_recipe
 from pipelines.cli import app
@@ -57,22 +60,89 @@ def test_the_step_runs_as_it_was_lowered_and_arguments_take_what_was_said(settin
 def test_a_job_that_fits_and_the_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     first = examine(tiny(), recipe(), "cpu", TEXT, {"cpu": 0.5})
     assert first.fits
-    assert 0 < first.found["arguments"] < first.total < first.limit
+    assert 0 < first.found["arguments"] < first.peak < first.limit
     assert (first.seconds, first.dollars_per_hour) == (None, 0.5)
-    monkeypatch.setattr(module, "_run", lambda job: pytest.fail("compiled again"))
-    assert examine(tiny(), recipe("steps=99", "learning_rate=1.0"), "cpu", TEXT, {"cpu": 0.5}) == first
+    monkeypatch.setattr(compiler, "_run", lambda job: pytest.fail("compiled again"))
+    again = examine(tiny(), recipe("steps=99", "learning_rate=1.0"), "cpu", TEXT, {"cpu": 0.5})
+    assert (again.peak, again.found) == (first.peak, first.found)
+    assert again.steps == 99
+
+
+def test_another_step_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(compiler, "_run", lambda job: asked.append(job) or {"arguments": 1, "temporaries": 1})
+    for sources in ("a", "a", "b"):
+        monkeypatch.setattr(compiler, "_sources_sha256", lambda sources=sources: sources)
+        compiler.compile_for(tiny(), recipe(), "cpu", TEXT)
+    assert len(asked) == 2
+
+
+def test_the_step_and_its_shardings_are_among_the_sources() -> None:
+    root = Path(compiler.__file__).parents[1]
+    for place in compiler._SOURCES:
+        assert (root / place).exists()
+    assert len(compiler._sources_sha256()) == 64
 
 
 def test_what_does_not_fit_gets_a_recipe_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = recipe("batch_size=64", "remat=none")
     needed = examine(tiny(), parsed, "cpu", TEXT, {})
-    monkeypatch.setenv(MEMORY_VARIABLE, str(int(needed.total / 0.9 * 0.8)))
+    monkeypatch.setenv(MEMORY_VARIABLE, str(int(needed.peak / 0.9 * 0.8)))
     assert not examine(tiny(), parsed, "cpu", TEXT, {}).fits
-    changed, overrides = find_fitting(tiny(), parsed, "cpu", TEXT, {})
-    assert examine(tiny(), changed, "cpu", TEXT, {}).fits
+    changed, overrides, report = find_fitting(tiny(), parsed, "cpu", TEXT, {})
+    assert report.fits
     assert parse_recipe("", ["batch_size=64", "steps=2", "remat=none", *overrides], "x") == changed
     monkeypatch.setenv(MEMORY_VARIABLE, "1000")
     assert find_fitting(tiny(), recipe("batch_size=1"), "cpu", TEXT, {}) is None
+
+
+def modelled(job: dict) -> dict:
+    """A compiler whose memory follows a formula: bytes of one device."""
+    recipe, devices = job["recipe"], job["devices"]
+    kept = {"none": 1.2, "dots": 0.7, "attention": 0.25, "full": 0.15}[recipe["remat"]]
+    rows = recipe["batch_size"] / recipe["accumulate"] / devices
+    state = {"adamw": 3.0, "adafactor": 0.5, "sgd": 0.0}[recipe["optimizer"]]
+    total = (5.8 + state) / (devices / recipe["data_parallel"]) + rows * kept + recipe["loss_chunk"] / 512
+    return {"arguments": int(total * GIB), "temporaries": 0, "collectives": {}, "compile_seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("target", "settings"),
+    [
+        ("v5e-1", ["batch_size=8", "remat=none"]),
+        ("v5e-1", ["batch_size=64"]),
+        ("v5e-8", ["batch_size=1024"]),
+        ("v5e-8", ["batch_size=64", "remat=none", "data_parallel=8"]),
+    ],
+)
+def test_what_is_found_is_the_cheapest_that_fits(target: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(compiler, "_run", lambda job: compiled.append(job) or modelled(job))
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    parsed, place, config = parse_recipe("", settings), find_target(target), VARIANTS["paligemma-3b-pt-224"]
+    assert not examine(config, parsed, target, 128, {}).fits
+    changed, _, report = find_fitting(config, parsed, target, 128, {})
+    assert report.fits
+    assert (changed.optimizer, changed.batch_size) == (parsed.optimizer, parsed.batch_size)
+    assert len(compiled) <= 16
+    everything = itertools.product(("none", "dots", "attention", "full"), (1, 2, 4, 8, 16, 32), (128, 512), (1, 2, 4, 8))
+    for remat, parts, chunk, copies in everything:
+        if (parsed.batch_size // place.devices) % parts or place.devices % copies:
+            continue
+        changes = {"remat": remat, "accumulate": parts, "loss_chunk": chunk, "data_parallel": copies}
+        other = parsed.model_copy(update=changes)
+        needed = modelled({"recipe": other.model_dump(mode="json"), "devices": place.devices})["arguments"]
+        if needed < report.limit:
+            assert cost(config, changed, place, 128) <= cost(config, other, place, 128)
+
+
+def test_an_optimizer_with_less_state_comes_before_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_run", modelled)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(TARGETS, "v5e-1", dataclasses.replace(TARGETS["v5e-1"], memory=9 * GIB))
+    found = find_fitting(VARIANTS["paligemma-3b-pt-224"], recipe("optimizer=adamw"), "v5e-1", 128, {})
+    assert found[0].batch_size == 8
+    assert "optimizer=adafactor" in found[1]
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,12 +153,52 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output.count("yes") == 2
     found = json.loads((tmp_path / "out/preflight.json").read_text())
     assert [report["batch_size"] for report in found["reports"]] == [1, 2]
+    assert found["reports"][0]["steps"] == 5
     assert "cpu, batch 2" in (tmp_path / "out/preflight.html").read_text()
     monkeypatch.setenv(MEMORY_VARIABLE, "1000")
     result = CliRunner().invoke(app, [*command, "--batch-size", "2"])
     assert isinstance(result.exception, DoesNotFitError)
     assert result.exception.exit_code == 2
     assert CliRunner().invoke(app, [*command, "--batch-size", "2", "--warn-only"]).exception is None
+
+
+def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_run", modelled)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    command = ["preflight", "--variant", "paligemma-3b-pt-224", "--sweep", "--batch-size", "8,64", "--target", "v5e-1,l4"]
+    result = CliRunner().invoke(app, [*command, "--markdown", "--output", str(tmp_path / "out")])
+    assert result.exception is None, result.output
+    name = "paligemma-3b-pt-224, batch"
+    assert result.stdout.splitlines()[0] == (
+        f"| target | limit | {name} 8: peak | s/step at best | {name} 64: peak | s/step at best |"
+    )
+    assert [line.split(" | ")[:3] for line in result.stdout.splitlines()[2:]] == [
+        ["| v5e-1", "15.43", "8.00"],
+        ["| l4", "20.69", "8.00"],
+    ]
+    assert "16.40 (no)" in result.stdout
+    assert len(json.loads((tmp_path / "out/preflight.json").read_text())["reports"]) == 4
+
+
+def test_a_step_takes_the_longest_of_arithmetic_memory_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    config, told = VARIANTS["paligemma-3b-pt-224"], {"arguments": 10**9, "temporaries": 10**9, "compile_seconds": 1.0}
+    for received, seconds in ((10**9, None), (10**11, 0.5)):
+        collectives = {"all-gather": {"count": 1, "bytes": received}}
+        monkeypatch.setattr(compiler, "_run", lambda job, c=collectives: told | {"collectives": c})
+        report = examine(config, recipe("steps=3600"), "v5e-8", 128, {"v5e": 2.0}, fresh=True)
+        arithmetic = report.flops / (197e12 * 8)
+        assert report.seconds == pytest.approx(seconds or arithmetic)
+        assert report.share_of_peak == pytest.approx(arithmetic / report.seconds)
+        assert (report.bytes_moved, report.bytes_received) == (3 * 10**9, received)
+        assert report.hours == pytest.approx(report.seconds)
+        assert report.dollars == pytest.approx(16 * report.seconds)
+
+
+def test_steps_of_epochs_are_planned_by_the_rows() -> None:
+    by_epochs = parse_recipe("", ["epochs=2", "batch_size=8"])
+    assert examine(tiny(), by_epochs, "cpu", TEXT, {}).steps is None
+    assert examine(tiny(), by_epochs, "cpu", TEXT, {}, rows=100).steps == 25
 
 
 @pytest.mark.parametrize(
@@ -107,7 +217,7 @@ def test_wrong_input(arguments: list[str], said: str) -> None:
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
     for target, wheel in (("v5e-1", "libtpu"), ("l4", "jax_cuda12_plugin")):
         with pytest.raises(InputError, match=wheel) as caught:
             examine(tiny(), recipe(), target, TEXT, {})

@@ -8,13 +8,18 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import train_batch
 from paligemma.errors import InputError
+from paligemma.models.layers import LayerPlan
+from paligemma.preflight.abstract import abstract_step
+from paligemma.preflight.program import collectives
 from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
+from paligemma.training.recipe import parse_recipe
 from paligemma.training.step import StepSettings, init_state, make_train_step
-from paligemma.training.trainable import compile_pattern, split_trainable
+from paligemma.training.trainable import TRAINABLE_SETS, compile_pattern, split_trainable
 
 
 def losses(
@@ -37,13 +42,44 @@ def losses(
     return result, {name: np.asarray(v[...]) for name, v in parameters_by_name(state.trainable).items()}
 
 
-@pytest.mark.parametrize(("copies", "parts"), [(1, 1), (2, 1), (2, 2), (8, 1)])
-def test_eight_devices_compute_what_one_does(copies: int, parts: int) -> None:
-    (one, after_one), (eight, after_eight) = losses(1), losses(8, copies=copies, settings=StepSettings(accumulate=parts))
+@pytest.mark.parametrize(
+    ("copies", "settings"),
+    [
+        (1, StepSettings()),
+        (1, StepSettings(LayerPlan("full", trained=TRAINABLE_SETS["attention"]))),
+        (1, StepSettings(LayerPlan("dots", unroll=True))),
+        (2, StepSettings(LayerPlan("attention"), loss_chunk=32)),
+        (2, StepSettings(accumulate=2)),
+        (8, StepSettings()),
+    ],
+)
+def test_eight_devices_compute_what_one_does(copies: int, settings: StepSettings) -> None:
+    (one, after_one), (eight, after_eight) = losses(1), losses(8, copies=copies, settings=settings)
     np.testing.assert_allclose(eight, one, atol=1e-5)
     assert one[-1] < one[0]
     for name, values in after_one.items():
         np.testing.assert_allclose(after_eight[name], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_devices_send_each_other_parameters_and_not_activations(remat: str) -> None:
+    """Fully sharded parameters are gathered layer by layer, so messages do not grow with the batch, as activations do."""
+    received = {}
+    for rows in (16, 128):
+        settings = ["steps=2", f"batch_size={rows}", f"remat={remat}", "loss_chunk=16"]
+        step, shapes = abstract_step(
+            open_checkpoint("embedded:tiny").config, parse_recipe("", settings), jax.devices()[:8], "float32", 33
+        )
+        found = {one.kind: one for one in collectives(step.lower(*shapes).compile().as_text())}
+        received[rows] = sum(one.bytes for one in found.values())
+    layers = sum(
+        2 * np.prod(shape)
+        for name, shape in parameter_shapes(open_checkpoint("embedded:tiny").config).items()
+        if "/layers/" in name or "encoderblock" in name
+    )
+    hidden_states = 112 * 32 * 128 * 4  # of the suffixes of the rows that were added: gathered twice, gradients summed once
+    assert layers < received[16]
+    assert received[128] - received[16] < 4.5 * hidden_states
 
 
 def test_parameters_are_split_so_that_each_device_holds_a_part() -> None:

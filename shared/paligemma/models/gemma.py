@@ -20,6 +20,7 @@ from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, s
 from paligemma.models.lora import LoraConfig, make_adapter
 from paligemma.models.product import product
 from paligemma.precision import Precision
+from paligemma.sharding import gather, split_rows
 
 
 class Dropout(NamedTuple):
@@ -279,6 +280,7 @@ class Decoder(nnx.Module):
             dropout: None for none.
         """
         plan = plan or LayerPlan()
+        x = split_rows(plan.mesh, x)
         keys = None if dropout is None else jax.random.split(dropout.key, self.depth)
 
         def layer(block: Block, x, key, at=None):
@@ -289,7 +291,7 @@ class Decoder(nnx.Module):
         # Nobody reads the last layer but at these positions: its attention and MLP are spared elsewhere.
         if plan.unroll:
             *blocks, last = unstack(self.layers)
-            run = plan.checkpoint(lambda block, x, key, at=None: layer(block, x, key, at)[0])
+            run = plan.checkpoint(lambda block, x, key, at=None: layer(gather(plan.mesh, block), x, key, at)[0])
             for index, block in enumerate(blocks):
                 x = run(block, x, None if keys is None else keys[index])
             return self.final_norm(run(last, x, last_key, at))

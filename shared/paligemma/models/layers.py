@@ -10,6 +10,9 @@ from typing import Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
+
+from paligemma.sharding import GATHERED, gather
 
 Remat = Literal["none", "dots", "attention", "full"]
 """What the backward pass of a layer recomputes, from fast to lean.
@@ -36,17 +39,23 @@ class LayerPlan:
         unroll: one copy of the layer's code for each layer, in place of a loop: slower to compile, faster to run. A loop
             holds the memory of one layer at a time.
         trained: regular expression of the whole names of parameters that are trained; see `scan_but_last`.
+        mesh: that the parameters are split over, to be gathered layer by layer; None when they are not split.
     """
 
     remat: Remat = "none"
     unroll: bool = False
     trained: str = ".*"
+    mesh: Mesh | None = None
 
     def checkpoint(self, layer: Callable) -> Callable:
         """The layer with this plan's recomputation."""
-        if self.remat == "none":
-            return layer
         policies = jax.checkpoint_policies
+        if self.remat == "none":
+            if self.mesh is None:
+                return layer
+            # Kept for the backward pass, gathered layers would come to the whole model on each device.
+            policy = policies.save_anything_except_these_names(GATHERED)
+            return jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll)
         policy = {
             "dots": policies.save_only_these_names(PRODUCT_SAVED),
             "attention": policies.save_only_these_names(ATTENTION_SAVED),
@@ -73,12 +82,13 @@ def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: Layer
     Returns the last carry and the stacked `y`.
     """
     graph, parameters = nnx.split(layers)
+    plan = plan or LayerPlan()
 
     def body(carry, inputs):
         layer_parameters, x = inputs
-        return apply(nnx.merge(graph, layer_parameters), carry, x)
+        return apply(nnx.merge(graph, gather(plan.mesh, layer_parameters)), carry, x)
 
-    return jax.lax.scan((plan or LayerPlan()).checkpoint(body), carry, (parameters, xs))
+    return jax.lax.scan(plan.checkpoint(body), carry, (parameters, xs))
 
 
 def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan, xs=None) -> tuple[object, M]:
@@ -101,7 +111,7 @@ def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan,
             next(own) if split else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
             for leaf, split in zip(leaves, is_split, strict=True)
         ]
-        return nnx.merge(graph, jax.tree.unflatten(tree, picked))
+        return nnx.merge(graph, jax.tree.unflatten(tree, gather(plan.mesh, picked)))
 
     def body(carry, inputs):
         index, own, x = inputs

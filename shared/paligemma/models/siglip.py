@@ -8,11 +8,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from paligemma.models.attention import attend
 from paligemma.models.config import VisionConfig
-from paligemma.models.layers import scan_layers, stack
+from paligemma.models.layers import LayerPlan, scan_layers, stack
+from paligemma.sharding import split_rows
 
 
 class MultiHeadAttention(nnx.Module):
@@ -65,13 +67,14 @@ class Transformer(nnx.Module):
         self.encoderblock = stack(lambda rngs: EncoderBlock(config, dtype, rngs), config.depth, rngs)
         self.encoder_norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        x, _ = scan_layers(lambda layer, x, _: (layer(x), None), self.encoderblock, x)
+    def __call__(self, x: Float[Array, "b s d"], mesh: Mesh | None = None) -> Float[Array, "b s d"]:
+        plan = LayerPlan(mesh=mesh)
+        x, _ = scan_layers(lambda layer, x, _: (layer(x), None), self.encoderblock, split_rows(mesh, x), plan=plan)
         return self.encoder_norm(x)
 
 
 class VisionTower(nnx.Module):
-    """Images in [-1, 1] to one embedding per patch, in the decoder's width."""
+    """Images in [-1, 1] to one embedding per patch, in the decoder's width; `mesh` is that of `LayerPlan`."""
 
     def __init__(self, config: VisionConfig, output_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         patch = (config.patch_size, config.patch_size)
@@ -82,8 +85,8 @@ class VisionTower(nnx.Module):
         self.head = nnx.Linear(config.width, output_width, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def __call__(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b s d"]:
+    def __call__(self, images: Float[Array, "b height width 3"], mesh: Mesh | None = None) -> Float[Array, "b s d"]:
         x = self.embedding(images.astype(self.dtype))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = x + self.pos_embedding[...].astype(self.dtype)
-        return self.head(self.Transformer(x))
+        return self.head(self.Transformer(x, mesh))

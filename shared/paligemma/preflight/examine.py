@@ -1,27 +1,23 @@
-"""Compiles a job for a target, judges whether it fits, and looks for a recipe that does when it does not."""
+"""Judges whether a job fits a target, how fast it can be there at best, and what its steps cost."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
+import functools
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 
-from paligemma.checkpoints.architecture import parameter_shapes
+from paligemma.checkpoints.architecture import abstract_model
+from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.errors import InputError, PaliGemmaError
-from paligemma.lineage.record import canonical_sha256
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.preflight.targets import GIB, TARGETS, Target, find_target
-from paligemma.preflight.worker import RESULT
-from paligemma.storage.atomic import write_file
-from paligemma.storage.cache import cache_folder
+from paligemma.models.lora import LoraConfig
+from paligemma.preflight.compiler import compile_for
+from paligemma.preflight.targets import GIB, Target, find_target
 from paligemma.training.flops import step_flops
 from paligemma.training.recipe import Recipe
 from paligemma.training.trainable import compile_pattern, is_trainable
@@ -32,11 +28,6 @@ MEMORY_VARIABLE = "PALIGEMMA_MEMORY_BYTES"
 
 CPU_ALLOWANCE = 0.1
 """What allocator and XLA's threads take on a CPU beyond the compiler's figures: see tests/benchmarks/preflight.py."""
-
-TIMEOUT = 1800
-"""Seconds that a compilation may take."""
-
-_WHEELS = {"tpu": ("libtpu", "preflight"), "cuda": ("jax_cuda12_plugin", "preflight")}
 
 
 class DoesNotFitError(PaliGemmaError):
@@ -50,35 +41,59 @@ class Report:
     """What became of compiling a job for a target. Bytes are of one device.
 
     Attributes:
-        fits: whether the sum of all is below the limit.
-        total: arguments, temporaries, outputs that are not arguments, and code; 0 if the compiler gave up.
-        limit: what a program can have, less the margin.
+        target: its name.
+        batch_size: examples in a step, over all devices.
+        fits: whether the peak is below the limit.
+        peak: arguments, temporaries, outputs that are not arguments, and code, all at once; 0 if the compiler gave up.
+        memory: what a program can have.
+        margin: share of it that is to stay free.
+        limit: the rest.
         flops: operations that a step needs, over all devices, without those that rematerialization repeats.
-        seconds: of a step at the very best: its arithmetic at the data sheet's speed, or reading its memory once and
-            writing and reading what it computes, whichever is longer; None where the speed is not known.
+        bytes_moved: to and from memory in a step, at least: what is there is read once, what is computed written and read.
+        bytes_received: from other devices.
+        seconds: of a step at the very best: its arithmetic, memory or messages at the data sheet's speed, whichever is
+            longest; None where the speed is not known.
+        share_of_peak: of the data sheet's arithmetic, that a step of these seconds reaches.
+        steps: planned; None if the recipe does not say.
+        hours: of all of them, at the very best.
         dollars_per_hour: of all devices; None without a price.
+        dollars: of the steps.
         found: the compiler's figures.
     """
 
     target: str
     batch_size: int
     fits: bool
-    total: int
+    peak: int
+    memory: int
+    margin: float
     limit: int
     flops: float
+    bytes_moved: int | None
+    bytes_received: int | None
     seconds: float | None
+    share_of_peak: float | None
+    steps: int | None
+    hours: float | None
     dollars_per_hour: float | None
+    dollars: float | None
     found: Mapping[str, object]
 
-    def hours(self, steps: int) -> float | None:
-        """Of so many steps, at the very best."""
-        return None if self.seconds is None else steps * self.seconds / 3600
+    def as_json(self) -> dict:
+        """Plain values."""
+        return asdict(self)
 
 
 def examine(
-    config: PaliGemmaConfig, recipe: Recipe, target: str, text_tokens: int, prices: Mapping[str, float], fresh: bool = False
+    config: PaliGemmaConfig,
+    recipe: Recipe,
+    target: str,
+    text_tokens: int,
+    prices: Mapping[str, float],
+    fresh: bool = False,
+    rows: int | None = None,
 ) -> Report:
-    """Compiles and judges. The compiler's answer is kept in the cache folder, by the hash of all that it depends on.
+    """Compiles, or remembers, and judges.
 
     Args:
         config: the architecture.
@@ -87,44 +102,73 @@ def examine(
         text_tokens: of every row's text, at most.
         prices: dollars an hour by device.
         fresh: compile even if the answer is known.
+        rows: of the training data, for a recipe that has epochs.
 
     Raises:
         InputError: the batch does not split over the devices, or a wheel is missing.
         PaliGemmaError: the compiler failed for another reason than memory.
     """
     place = find_target(target)
-    found = _compile(config, recipe, target, place, text_tokens, fresh)
-    limit = int((place.memory or _machine_memory()) * (1 - place.margin))
-    total = sum(found.get(key, 0) for key in ("arguments", "temporaries", "outputs", "code"))
+    found = compile_for(config, recipe, target, text_tokens, fresh)
+    peak = sum(found.get(key, 0) for key in ("arguments", "temporaries", "outputs", "code"))
     if place.platform == "cpu":
-        total = int(total * (1 + CPU_ALLOWANCE))
-    used = total * place.devices if place.platform == "cpu" else total  # simulated devices share the machine's memory
-    flops = _flops(config, recipe, text_tokens)
+        peak = int(peak * (1 + CPU_ALLOWANCE))
+    memory = device_memory(place)
+    limit = int(memory * (1 - place.margin))
+    flops = needed_flops(config, recipe, text_tokens)
+    seconds, steps = _seconds(place, found, flops), planned_steps(recipe, rows)
+    hours = None if seconds is None or steps is None else steps * seconds / 3600
+    price = prices[place.device] * place.devices if place.device in prices else None
     return Report(
         target=target,
         batch_size=recipe.batch_size,
-        fits="out_of_memory" not in found and used < limit,
-        total=total,
-        limit=limit // place.devices if place.platform == "cpu" else limit,
+        fits="out_of_memory" not in found and peak < limit,
+        peak=peak,
+        memory=memory,
+        margin=place.margin,
+        limit=limit,
         flops=flops,
-        seconds=_seconds(place, found, flops),
-        dollars_per_hour=prices[place.device] * place.devices if place.device in prices else None,
+        bytes_moved=_moved(found),
+        bytes_received=_received(found),
+        seconds=seconds,
+        share_of_peak=None if seconds is None else flops / (seconds * place.tflops * 1e12 * place.devices),
+        steps=steps,
+        hours=hours,
+        dollars_per_hour=price,
+        dollars=None if hours is None or price is None else hours * price,
         found=found,
     )
 
 
-def find_fitting(
-    config: PaliGemmaConfig, recipe: Recipe, target: str, text_tokens: int, prices: Mapping[str, float]
-) -> tuple[Recipe, list[str]] | None:
-    """The first change of a recipe that fits, those that cost least first; and the overrides that make it.
+def planned_steps(recipe: Recipe, rows: int | None) -> int | None:
+    """Steps that a recipe makes; None if they depend on the data, which is not known."""
+    return None if recipe.epochs is not None and rows is None else recipe.total_steps(rows or 0)
 
-    A batch that is worked through in parts (`accumulate`) trains the same; only where that is not enough is it made smaller.
-    """
-    for changes in _easier(recipe, TARGETS[target].devices):
-        changed = Recipe.model_validate(recipe.model_dump(exclude_none=True) | changes)
-        if examine(config, changed, target, text_tokens, prices).fits:
-            return changed, [f"{key}={value}" for key, value in changes.items()]
-    return None
+
+def device_memory(place: Target) -> int:
+    """Bytes of one device. Simulated devices share this machine's."""
+    if place.memory:
+        return place.memory
+    told = os.environ.get(MEMORY_VARIABLE)
+    return (int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // place.devices
+
+
+def needed_flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> float:
+    """Operations of a step, whatever it recomputes."""
+    trained = trained_shapes(config, recipe.trainable, recipe.lora)
+    width = text_tokens - 1
+    return step_flops(config, trained, recipe.batch_size, width, width)
+
+
+@functools.cache
+def trained_shapes(
+    config: PaliGemmaConfig, trainable: str | tuple[str, ...], lora: LoraConfig
+) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of what a recipe trains."""
+    pattern = compile_pattern(trainable)
+    model = abstract_model(config, lora=lora if trainable == "lora" else None)
+    variables = parameters_by_name(model)
+    return MappingProxyType({name: tuple(leaf.shape) for name, leaf in variables.items() if is_trainable(pattern, name)})
 
 
 def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
@@ -142,95 +186,19 @@ def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
         ) from None
 
 
-def _easier(recipe: Recipe, devices: int) -> Iterator[dict[str, object]]:
-    """Changes that need less memory, from those that cost little time to those that change the training."""
-    order = ("none", "dots", "attention", "full")
-    rematerialized = [policy for policy in order if order.index(policy) > order.index(recipe.remat)]
-    for policy in rematerialized:
-        yield {"remat": policy}
-    base: dict[str, object] = {"remat": "full"} if rematerialized else {}
-    if recipe.loss_chunk > 128:
-        base = {**base, "loss_chunk": 128}
-        yield base
-    parts, most = 2 * recipe.accumulate, recipe.batch_size // devices
-    while parts <= most:
-        if recipe.batch_size % (parts * devices) == 0:
-            yield {**base, "accumulate": parts}
-        parts *= 2
-    smaller = recipe.batch_size // 2
-    while smaller >= devices:
-        if smaller % devices == 0:
-            yield {**base, "accumulate": 1, "batch_size": smaller}
-        smaller //= 2
-    if recipe.optimizer != "sgd":
-        yield {**base, "accumulate": 1, "batch_size": devices, "optimizer": "sgd"}
+def _moved(found: Mapping) -> int | None:
+    return found["arguments"] + 2 * found["temporaries"] if "arguments" in found else None
 
 
-def _compile(
-    config: PaliGemmaConfig, recipe: Recipe, name: str, target: Target, text_tokens: int, fresh: bool
-) -> dict[str, object]:
-    wheel, extra = _WHEELS.get(target.platform, ("", ""))
-    if wheel and importlib.util.find_spec(wheel) is None:
-        raise InputError(
-            f"The compiler for {name} is not installed.",
-            expected=f"the package {wheel}",
-            fix=f"pip install 'paligemma[{extra}]'",
-        )
-    determining = {"steps", "epochs", "seed", "learning_rate", "save_every", "keep_last", "log_every", "validate_every"}
-    job = {
-        "config": config.model_dump(mode="json"),
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
-        "target": name,
-        "platform": target.platform,
-        "devices": target.devices,
-        "text_tokens": text_tokens,
-    }
-    what = {**job, "recipe": {key: value for key, value in job["recipe"].items() if key not in determining}}
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-    kept = cache_folder() / "preflight" / f"{canonical_sha256({**what, 'topology': str(target), **packages})}.json"
-    if kept.is_file() and not fresh:
-        return json.loads(kept.read_text())
-    found = _run(job)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_file(kept, (json.dumps(found) + "\n").encode())
-    return found
+def _received(found: Mapping) -> int | None:
+    return sum(one["bytes"] for one in found["collectives"].values()) if "collectives" in found else None
 
 
-def _run(job: Mapping[str, object]) -> dict[str, object]:
-    command = [sys.executable, "-m", "paligemma.preflight.worker"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, env=environment, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise PaliGemmaError(f"The compiler took more than {TIMEOUT} seconds.", where=job["target"]) from None
-    for line in done.stdout.splitlines():
-        if line.startswith(RESULT):
-            return json.loads(line.removeprefix(RESULT))
-    if "InputError" in done.stderr:
-        text = done.stderr.rpartition("InputError: ")[2].strip()
-        raise InputError(text.splitlines()[0], where=job["target"], expected=text.partition("expected: ")[2].splitlines()[:1])
-    raise PaliGemmaError(f"The compiler failed.\n{done.stderr[-2000:]}", where=job["target"])
-
-
-def _flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> float:
-    pattern = compile_pattern(recipe.trainable)
-    trained = {name: shape for name, shape in parameter_shapes(config).items() if is_trainable(pattern, name)}
-    width = text_tokens - 1
-    return step_flops(config, trained, recipe.batch_size, width, width)
-
-
-def _seconds(target: Target, found: Mapping, flops: float) -> float | None:
-    if not target.tflops or "arguments" not in found:
+def _seconds(place: Target, found: Mapping, flops: float) -> float | None:
+    if not place.tflops or "arguments" not in found:
         return None
-    moved = found["arguments"] + 2 * found["temporaries"]
-    return max(flops / (target.tflops * 1e12 * target.devices), moved / target.bandwidth)
-
-
-def _machine_memory() -> int:
-    told = os.environ.get(MEMORY_VARIABLE)
-    return int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    messages = _received(found) / place.links if place.links else 0.0
+    return max(flops / (place.tflops * 1e12 * place.devices), _moved(found) / place.bandwidth, messages)
 
 
 def in_gib(size: float) -> str:

@@ -1,10 +1,9 @@
-"""A preflight as a table, as JSON, and as a page."""
+"""A preflight as a table, as Markdown, as JSON, and as a page."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -12,52 +11,104 @@ from rich.table import Table
 from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render
 
-COLUMNS = ("target", "batch", "arguments", "temporaries", "sum", "limit", "fits", "at best, s/step", "$/h")
+COLUMNS = (
+    "target",
+    "batch",
+    "arguments",
+    "temporaries",
+    "peak",
+    "limit",
+    "fits",
+    "TFLOP",
+    "GB moved",
+    "GB received",
+    "s/step at best",
+    "of peak speed",
+    "hours",
+    "$",
+    "compiled in s",
+)
 
 
 def cells(report: Report) -> tuple[str, ...]:
-    """A row of the table; sizes in GiB of one device."""
+    """A row of the table; memory in GiB of one device."""
     found = report.found
     given_up = "out_of_memory" in found
+
+    def number(value: float | None, scale: float = 1.0, form: str = ".3g") -> str:
+        return "" if value is None else f"{value / scale:{form}}"
+
     return (
         report.target,
         str(report.batch_size),
         "" if given_up else in_gib(found["arguments"]),
         "" if given_up else in_gib(found["temporaries"]),
-        "out of memory" if given_up else in_gib(report.total),
+        "out of memory" if given_up else in_gib(report.peak),
         in_gib(report.limit),
         "yes" if report.fits else "no",
-        "" if report.seconds is None else f"{report.seconds:.3f}",
-        "" if report.dollars_per_hour is None else f"{report.dollars_per_hour:.2f}",
+        number(report.flops, 1e12),
+        number(report.bytes_moved, 1e9),
+        number(report.bytes_received, 1e9),
+        number(report.seconds, form=".3f"),
+        number(report.share_of_peak, form=".0%"),
+        number(report.hours),
+        number(report.dollars, form=".2f"),
+        number(found.get("compile_seconds"), form=".0f"),
     )
 
 
 def table(reports: Sequence[Report], title: str) -> Table:
     """For a terminal."""
-    made = Table(title=title)
-    for number, column in enumerate(COLUMNS):
-        made.add_column(column, justify="left" if number == 0 else "right")
-    for report in reports:
-        made.add_row(*cells(report))
-    return made
+    return _table(COLUMNS, [cells(report) for report in reports], title)
 
 
-def as_json(reports: Sequence[Report], steps: int | None, prices_of: str, override: str) -> dict:
-    """What `preflight.json` holds."""
-    return {
-        "reports": [dataclasses.asdict(report) | {"hours": report.hours(steps) if steps else None} for report in reports],
-        "steps": steps,
-        "prices_of": prices_of,
-        "override": override,
-    }
+def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[str]]]:
+    """Target by job: header and rows. A cell is the peak, GiB of one device, and the seconds of a step at best.
+
+    Args:
+        by_job: reports by the name of a job, each over the same targets.
+    """
+    header = ["target", "limit"]
+    for name in by_job:
+        header += [f"{name}: peak", "s/step at best"]
+    rows = []
+    for reports in zip(*by_job.values(), strict=True):
+        row = [reports[0].target, in_gib(reports[0].limit)]
+        for report in reports:
+            size = "out of memory" if "out_of_memory" in report.found else in_gib(report.peak)
+            row += [
+                size if report.fits or not report.peak else f"{size} (no)",
+                "" if report.seconds is None else f"{report.seconds:.3f}",
+            ]
+        rows.append(row)
+    return header, rows
 
 
-def write(folder: Path, reports: Sequence[Report], title: str, steps: int | None, prices_of: str, override: str) -> None:
+def grid_table(by_job: Mapping[str, Sequence[Report]], title: str) -> Table:
+    """`grid` for a terminal."""
+    return _table(*grid(by_job), title)
+
+
+def grid_markdown(by_job: Mapping[str, Sequence[Report]]) -> str:
+    """`grid` for a page of documentation."""
+    header, rows = grid(by_job)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, override: str) -> None:
     """Writes `preflight.json` and `preflight.html` into an existing folder."""
-    values = as_json(reports, steps, prices_of, override)
+    values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
     rows = [(cells(report), report) for report in reports]
-    page = render(
-        "preflight.html", title=title, columns=COLUMNS, rows=rows, steps=steps, prices_of=prices_of, override=override
-    )
+    page = render("preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override)
     (folder / "preflight.html").write_text(page, encoding="utf-8")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Table:
+    made = Table(title=title)
+    for number, column in enumerate(header):
+        made.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made

@@ -29,6 +29,7 @@ class Target:
         margin: share of it that is to stay free.
         tflops: dense 16-bit matrix products of one device, 10^12 operations a second; 0: not known.
         bandwidth: bytes a second of one device's memory.
+        links: bytes a second that one device can receive from the others; 0: there are none.
         compute: what `compute_dtype: auto` is there.
         topology: keyword arguments of `get_topology_desc`.
     """
@@ -40,26 +41,30 @@ class Target:
     margin: float
     tflops: float
     bandwidth: float
+    links: float
     compute: ComputeDtype
     topology: Mapping[str, object] = field(default_factory=dict)
 
 
-_TPUS = {  # name: generation, memory (GiB), TFLOP/s, GB/s, topologies by chips
-    "v4": ("v4", 30.75, 275, 1228, {4: "2x2x1", 8: "2x2x2"}),
-    "v5e": ("v5e", 15.75, 197, 819, {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4"}),
-    "v5p": ("v5p", 95.74, 459, 2765, {4: "2x2x1", 8: "2x2x2"}),
-    "v6e": ("v6e", 31.25, 918, 1640, {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4"}),
+_V5E = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}
+_TPUS = {  # name: generation, memory (GiB), TFLOP/s, memory and links (GB/s), topologies by chips
+    "v4": ("v4", 30.75, 275, 1228, 300, _CUBES),
+    "v5e": ("v5e", 15.75, 197, 819, 200, _V5E),
+    "v5p": ("v5p", 95.74, 459, 2765, 600, _CUBES),
+    "v6e": ("v6e", 31.25, 918, 1640, 448, _V5E),
 }
 
 
 def _tpu(name: str, chips: int) -> Target:
-    generation, memory, tflops, bandwidth, topologies = _TPUS[name]
+    generation, memory, tflops, bandwidth, links, topologies = _TPUS[name]
     topology: dict[str, object] = {"topology_name": f"{generation}:{topologies[chips]}", "platform": "tpu"}
     if chips == 1:
         topology |= {"chips_per_host_bounds": (1, 1, 1), "num_slices": 1}
     if name == "v4":
         topology["chip_config_name"] = "megacore"
-    return Target("tpu", name, chips, int(memory * GIB), 0.02, tflops, bandwidth * 1e9, "bfloat16", topology)
+    links = 0 if chips == 1 else links * 1e9
+    return Target("tpu", name, chips, int(memory * GIB), 0.02, tflops, bandwidth * 1e9, links, "bfloat16", topology)
 
 
 @dataclass(frozen=True)
@@ -76,18 +81,22 @@ class _Gpu:
     threads: int  # of a multiprocessor
     shared: int  # bytes of a multiprocessor
     shared_of_block: int  # bytes, at most
+    links: float  # GB/s that one receives from others in its machine: PCIe or NVLink
+    together: tuple[int, ...] = (1, 2, 4, 8)  # how many a machine has
 
 
 _GPUS = {
-    "t4": _Gpu("Tesla T4", 14930, 65, 320, (7, 5), 40, 64, 1.59, 4, 1024, 65536, 65536),
-    "l4": _Gpu("NVIDIA L4", 23034, 121, 300, (8, 9), 58, 128, 2.04, 48, 1536, 102400, 101376),
-    "a10g": _Gpu("NVIDIA A10G", 22731, 70, 600, (8, 6), 80, 128, 1.71, 6, 1536, 102400, 101376),
-    "a100-40": _Gpu("NVIDIA A100-SXM4-40GB", 40536, 312, 1555, (8, 0), 108, 64, 1.41, 40, 2048, 167936, 166912),
-    "h100-80": _Gpu("NVIDIA H100 80GB HBM3", 81559, 989, 3350, (9, 0), 132, 128, 1.98, 50, 2048, 233472, 232448),
+    "t4": _Gpu("Tesla T4", 14930, 65, 320, (7, 5), 40, 64, 1.59, 4, 1024, 65536, 65536, 16, (1, 2, 4)),
+    "l4": _Gpu("NVIDIA L4", 23034, 121, 300, (8, 9), 58, 128, 2.04, 48, 1536, 102400, 101376, 32),
+    "a10g": _Gpu("NVIDIA A10G", 22731, 70, 600, (8, 6), 80, 128, 1.71, 6, 1536, 102400, 101376, 32, (1, 4, 8)),
+    "a100-40": _Gpu(
+        "NVIDIA A100-SXM4", 40536, 312, 1555, (8, 0), 108, 64, 1.41, 40, 2048, 167936, 166912, 300, (1, 2, 4, 8, 16)
+    ),
+    "h100-80": _Gpu("NVIDIA H100 HBM3", 81559, 989, 3350, (9, 0), 132, 128, 1.98, 50, 2048, 233472, 232448, 450, (1, 2, 4, 8)),
 }
 
 
-def _gpu(name: str) -> Target:
+def _gpu(name: str, count: int) -> Target:
     gpu = _GPUS[name]
     description = f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: {gpu.shared} threads_per_core_limit: {gpu.threads} core_count: {gpu.multiprocessors}
@@ -101,17 +110,18 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{gpu.name}"
 """
-    topology = {"platform": "cuda", "target_config": description, "topology": "1x1x1"}
+    topology = {"platform": "cuda", "target_config": description, "topology": f"1x1x{count}"}
     compute = "bfloat16" if gpu.capability >= (8, 0) else "float16"
     # What the CUDA context, the libraries' workspaces and the allocator's rounding take is not in the compiler's figures.
-    return Target("cuda", name, 1, gpu.memory * 2**20, 0.08, gpu.tflops, gpu.bandwidth * 1e9, compute, topology)
+    links = 0 if count == 1 else gpu.links * 1e9
+    return Target("cuda", name, count, gpu.memory * 2**20, 0.08, gpu.tflops, gpu.bandwidth * 1e9, links, compute, topology)
 
 
 TARGETS: dict[str, Target] = {
-    "cpu": Target("cpu", "cpu", 1, 0, 0.1, 0.0, 0.0, "float32"),
-    "cpu-8": Target("cpu", "cpu", 8, 0, 0.1, 0.0, 0.0, "float32"),
-    **{name: _gpu(name) for name in _GPUS},
-    **{f"{name}-{chips}": _tpu(name, chips) for name in _TPUS for chips in _TPUS[name][4]},
+    "cpu": Target("cpu", "cpu", 1, 0, 0.1, 0.0, 0.0, 0.0, "float32"),
+    **{f"cpu-{count}": Target("cpu", "cpu", count, 0, 0.1, 0.0, 0.0, 0.0, "float32") for count in (2, 4, 8)},
+    **{name if count == 1 else f"{name}-{count}": _gpu(name, count) for name, gpu in _GPUS.items() for count in gpu.together},
+    **{f"{name}-{chips}": _tpu(name, chips) for name in _TPUS for chips in _TPUS[name][-1]},
 }
 
 

@@ -8,28 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
-from collections import Counter
 
 RESULT = "RESULT "
-_SIZES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "f16": 2,
-    "bf16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "f64": 8,
-}
-_COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-_ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 
 
 def prepare_environment(platform: str, devices: int) -> None:
@@ -51,6 +33,7 @@ def compile_step(job: dict) -> dict:
 
     from paligemma.models.config import PaliGemmaConfig
     from paligemma.preflight.abstract import abstract_step
+    from paligemma.preflight.program import collectives
     from paligemma.preflight.targets import TARGETS
     from paligemma.training.recipe import Recipe
 
@@ -71,33 +54,28 @@ def compile_step(job: dict) -> dict:
             raise
         return {"out_of_memory": str(error).split("\n")[0][:300], "compile_seconds": round(time.monotonic() - started, 1)}
     memory = compiled.memory_analysis()
-    kinds: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for shapes, kind in _COLLECTIVE.findall(compiled.as_text()):
-        kinds[kind] += 1
-        sizes[kind] += sum(_bytes(dtype, lengths) for dtype, lengths in _ARRAY.findall(shapes))
     return {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
         "compile_seconds": round(time.monotonic() - started, 1),
-        "collectives": {kind: {"count": kinds[kind], "bytes": sizes[kind]} for kind in sorted(kinds)},
+        "peak": memory.peak_memory_in_bytes,
+        "collectives": {one.kind: {"count": one.count, "bytes": one.bytes} for one in collectives(compiled.as_text())},
     }
 
 
-def _bytes(dtype: str, lengths: str) -> int:
-    size = _SIZES.get(dtype, 0)
-    for length in lengths.split(","):
-        size *= int(length or 1)
-    return size
-
-
 def main() -> None:
-    """Standard input to standard output."""
+    """Standard input to standard output; what is wrong with the job is an answer too."""
     job = json.load(sys.stdin)
     prepare_environment(job["platform"], job["devices"])
-    print(RESULT + json.dumps(compile_step(job)), flush=True)
+    from paligemma.errors import InputError
+
+    try:
+        found = compile_step(job)
+    except InputError as error:
+        found = {"wrong_input": str(error)}
+    print(RESULT + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from paligemma.data.batch import TrainBatch
 from paligemma.models.gemma import Dropout
 from paligemma.models.layers import LayerPlan
 from paligemma.models.paligemma import PaliGemma
-from paligemma.sharding import fsdp_sharding
+from paligemma.sharding import fsdp_sharding, gather, split_columns
 from paligemma.training.loss import LossPer, token_weights, weighted_loss
 from paligemma.training.recipe import Recipe
 
@@ -70,9 +71,9 @@ TrainStep = Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, Step
 LossFunction = Callable[[nnx.State, nnx.State, TrainBatch], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def embed_images(model: PaliGemma, images: Array) -> Float[Array, "b s d"]:
+def embed_images(model: PaliGemma, images: Array, mesh: Mesh | None = None) -> Float[Array, "b s d"]:
     """Image embeddings from pixels (uint8, or in [-1, 1]); embeddings, of rank 3, as they are."""
-    return images if images.ndim == 3 else model.img(to_float(images))
+    return images if images.ndim == 3 else model.img(to_float(images), mesh)
 
 
 def to_float(images: Array) -> Float[Array, "b height width 3"]:
@@ -98,9 +99,15 @@ def batch_loss(
     """
     if weights is None:
         weights = token_weights(batch.mask_loss, settings.loss_per)
-    image = embed_images(model, batch.images)
+    mesh = settings.plan.mesh
+    image = embed_images(model, batch.images, mesh)
     hidden = model.hidden(image, batch.tokens, batch.mask_ar, at=batch.loss_positions, plan=settings.plan, dropout=dropout)
-    return weighted_loss(model.llm.logits, hidden, batch.targets, weights, settings.label_smoothing, settings.loss_chunk)
+
+    def to_logits(hidden: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
+        # The embedding stays split: hidden states of the suffixes are less to send around than 257,152 rows.
+        return split_columns(mesh, model.llm.logits(split_columns(mesh, hidden, columns=False)), columns=True)
+
+    return weighted_loss(to_logits, hidden, batch.targets, weights, settings.label_smoothing, settings.loss_chunk)
 
 
 def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
@@ -128,6 +135,8 @@ def make_train_step(
     the whole batch, so the parts make the same gradient as one piece, but for the order of summation.
     """
 
+    settings = _on(mesh, settings)
+
     def step(state: TrainState, frozen: nnx.State, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
         weights = token_weights(batch.mask_loss, settings.loss_per)
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
@@ -136,7 +145,7 @@ def make_train_step(
             dropout = Dropout(settings.dropout, jax.random.fold_in(key, number)) if settings.dropout else None
 
             def loss_of(trainable: nnx.State) -> Float[Array, ""]:
-                return batch_loss(nnx.merge(graph, trainable, frozen), batch, settings, weights, dropout)
+                return batch_loss(_assemble(mesh, graph, trainable, frozen), batch, settings, weights, dropout)
 
             return jax.value_and_grad(loss_of)(state.trainable)
 
@@ -160,18 +169,32 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings) -> LossFunction:
+def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings, mesh: Mesh | None = None) -> LossFunction:
     """Compiles `loss(trainable, frozen, batch)`: the sum of the tokens' losses, in nats, and how many tokens they are.
 
     Without dropout and label smoothing.
     """
-    plain = StepSettings(LayerPlan(unroll=settings.plan.unroll), loss_chunk=settings.loss_chunk)
+    plain = _on(mesh, StepSettings(LayerPlan(unroll=settings.plan.unroll), loss_chunk=settings.loss_chunk))
 
     def loss(trainable: nnx.State, frozen: nnx.State, batch: TrainBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:
         weights = batch.mask_loss.astype(jnp.float32)
-        return batch_loss(nnx.merge(graph, trainable, frozen), batch, plain, weights), jnp.sum(weights)
+        return batch_loss(_assemble(mesh, graph, trainable, frozen), batch, plain, weights), jnp.sum(weights)
 
     return jax.jit(loss)
+
+
+def _on(mesh: Mesh | None, settings: StepSettings) -> StepSettings:
+    return replace(settings, plan=replace(settings.plan, mesh=mesh))
+
+
+def _assemble(mesh: Mesh | None, graph: nnx.GraphDef[PaliGemma], trainable: nnx.State, frozen: nnx.State) -> PaliGemma:
+    """The network, with all of it gathered that is neither in a stack of layers nor the embedding."""
+
+    def rest(path: tuple, leaf: Array) -> Array:
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        return leaf if re.match("llm/(layers|embedder)/|img/Transformer/encoderblock/", name) else gather(mesh, leaf)
+
+    return nnx.merge(graph, *(jax.tree_util.tree_map_with_path(rest, state) for state in (trainable, frozen)))
 
 
 def _summed(part: Callable, parts: int, batch: TrainBatch, weights: Array):

@@ -20,7 +20,7 @@ def make_validator(
     graph: nnx.GraphDef[PaliGemma], frozen: nnx.State, records: Records, recipe: Recipe, mesh: Mesh
 ) -> Callable[[nnx.State], float]:
     """A function from trainable parameters to the mean loss of all suffix tokens of the records, in nats."""
-    loss_of = make_loss_function(graph, StepSettings.of(recipe))
+    loss_of = make_loss_function(graph, StepSettings.of(recipe), mesh)
 
     def validate(trainable: nnx.State) -> float:
         batches = validation_batches(records, recipe.batch_size, jax.process_index(), jax.process_count())

@@ -1,0 +1,138 @@
+"""`paligemma preflight`: jobs by the command line's words, examined one by one, or as a table of batch by target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.errors import InputError
+from paligemma.models.config import PaliGemmaConfig
+from paligemma.preflight.examine import PRICES_FILE, DoesNotFitError, Report, examine, read_prices
+from paligemma.preflight.search import find_fitting
+from paligemma.preflight.show import grid_markdown, grid_table, table, write
+from paligemma.preflight.targets import find_target, find_variant
+from paligemma.progress import WorkProgress
+from paligemma.training.recipe import Recipe, parse_recipe
+from pipelines.presets import read_preset
+
+ONE_OF_EACH = "t4,l4,a10g,a100-40,h100-80,v5e-1,v5e-4,v5e-8,v6e-1"
+"""Targets of a sweep, unless told."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the command line asks; see `paligemma preflight --help`."""
+
+    variant: str
+    checkpoint: str
+    target: str
+    recipe: str
+    overrides: tuple[str, ...]
+    batch_size: str
+    text_tokens: int
+    rows: int | None
+    prices: Path | None
+    fresh: bool
+
+    def architectures(self) -> dict[str, PaliGemmaConfig]:
+        """By name.
+
+        Raises:
+            InputError: none or both of variant and checkpoint are given, or one cannot be found.
+        """
+        if bool(self.variant) == bool(self.checkpoint):
+            raise InputError("Give one of the two.", where="--variant, --checkpoint")
+        if self.checkpoint:
+            return {self.checkpoint: open_checkpoint(self.checkpoint).config}
+        return {name: find_variant(name) for name in _listed(self.variant)}
+
+    def targets(self, otherwise: str) -> list[str]:
+        """Names of targets.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        names = _listed(self.target or otherwise)
+        for name in names:
+            find_target(name)
+        return names
+
+    def recipes(self) -> list[Recipe]:
+        """One for each batch size.
+
+        Raises:
+            InputError: the recipe or an override is wrong.
+        """
+        sizes = [[f"batch_size={size}"] for size in _listed(self.batch_size)] or [[]]
+        return [parse_recipe(read_preset(self.recipe), [*self.overrides, *size], self.recipe) for size in sizes]
+
+    def examine(self, config: PaliGemmaConfig, recipe: Recipe, target: str) -> Report:
+        """Compiles and judges one job."""
+        _, prices = read_prices(self.prices or PRICES_FILE)
+        return examine(config, recipe, target, self.text_tokens, prices, self.fresh, self.rows)
+
+
+def ask(question: Question, output: Path | None, warn_only: bool) -> None:
+    """Examines every job; of a single one that does not fit, looks for what does.
+
+    Raises:
+        DoesNotFitError: there is one job, and it does not fit.
+    """
+    architectures = question.architectures()
+    if len(architectures) > 1:
+        raise InputError("Several architectures make a table.", where="--variant", fix="add --sweep, or name one")
+    ((name, config),) = architectures.items()
+    as_of, prices = read_prices(question.prices or PRICES_FILE)
+    jobs = [(recipe, target) for recipe in question.recipes() for target in question.targets("cpu")]
+    reports = [question.examine(config, recipe, target) for recipe, target in jobs]
+    title = f"{name}: one step, GiB a device (prices of {as_of})"
+    Console(soft_wrap=True).print(table(reports, title))
+    override = ""
+    if len(jobs) == 1 and not reports[0].fits:
+        typer.echo("It does not fit. Looking for the cheapest change that does; each trial is compiled.", err=True)
+        fitting = find_fitting(config, *jobs[0], question.text_tokens, prices)
+        override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
+    _write(output, reports, title, as_of, override)
+    if len(jobs) == 1 and not reports[0].fits:
+        fix = f"what fits: {override}" if override else "no recipe was found that fits: choose a larger target"
+        error = DoesNotFitError(f"The job does not fit {jobs[0][1]}.", fix=fix)
+        if not warn_only:
+            raise error
+        typer.echo(str(error), err=True)
+
+
+def tabulate(question: Question, output: Path | None, markdown: bool) -> None:
+    """Examines every target with every architecture and batch size, and prints them as one table."""
+    as_of, _ = read_prices(question.prices or PRICES_FILE)
+    targets = question.targets(ONE_OF_EACH if question.variant else "cpu")
+    jobs = {
+        f"{name}, batch {recipe.batch_size}": (config, recipe)
+        for name, config in question.architectures().items()
+        for recipe in question.recipes()
+    }
+    pairs = [(name, target) for name in jobs for target in targets]
+    reports: dict[str, list[Report]] = {name: [] for name in jobs}
+    with WorkProgress("compiling", "jobs", len(pairs)) as progress:
+        for name, target in pairs:
+            reports[name].append(question.examine(*jobs[name], target))
+            progress.advance(facts=f"{name}, {target}")
+    title = f"Peak of one step, GiB a device (prices of {as_of})"
+    if markdown:
+        typer.echo(grid_markdown(reports))
+    else:
+        Console(soft_wrap=True).print(grid_table(reports, title))
+    _write(output, [report for several in reports.values() for report in several], title, as_of, "")
+
+
+def _write(output: Path | None, reports: list[Report], title: str, as_of: str, override: str) -> None:
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write(output, reports, title, as_of, override)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,109 @@
+"""What a target's compiler says of a job, from a process of its own; kept in the cache folder by a hash of what decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from paligemma.errors import InputError, PaliGemmaError
+from paligemma.lineage.record import canonical_sha256
+from paligemma.models.config import PaliGemmaConfig
+from paligemma.preflight.targets import find_target
+from paligemma.preflight.worker import RESULT
+from paligemma.storage.atomic import write_file
+from paligemma.storage.cache import cache_folder
+from paligemma.training.recipe import Recipe
+
+TIMEOUT = 1800
+"""Seconds that a compilation may take."""
+
+_WHEELS = {"tpu": ("libtpu", "libtpu"), "cuda": ("jax_cuda12_plugin", "jax-cuda12-pjrt"), "cpu": ("", "")}
+"""The module whose absence means that the compiler is missing, and the distribution whose version decides what it says."""
+
+_SOURCES = ("models", "preflight", "training", "data/batch.py", "precision.py", "sharding.py", "checkpoints/architecture.py")
+"""Where the step is written, in the package: another step is another program."""
+
+_IRRELEVANT = {"steps", "epochs", "seed", "learning_rate", "save_every", "keep_last", "log_every", "validate_every"}
+"""Keys of a recipe that the program does not depend on, but for constants in it."""
+
+
+def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_tokens: int, fresh: bool = False) -> dict:
+    """The compiler's figures; see `worker.compile_step`.
+
+    Raises:
+        InputError: the batch does not split over the devices, or a wheel is missing.
+        PaliGemmaError: the compiler failed for another reason than memory.
+    """
+    place = find_target(target)
+    module, distribution = _WHEELS[place.platform]
+    if module and importlib.util.find_spec(module) is None:
+        raise InputError(
+            f"The compiler for {target} is not installed.",
+            expected=f"the package {module}",
+            fix="pip install 'paligemma[preflight]'",
+        )
+    job = {
+        "config": config.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "target": target,
+        "platform": place.platform,
+        "devices": place.devices,
+        "text_tokens": text_tokens,
+    }
+    decided_by = job | {
+        "recipe": {key: value for key, value in job["recipe"].items() if key not in _IRRELEVANT},
+        "topology": str(place.topology),
+        "sources": _sources_sha256(),
+        "packages": {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", distribution) if name},
+    }
+    kept = cache_folder() / "preflight" / f"{canonical_sha256(decided_by)}.json"
+    if kept.is_file() and not fresh:
+        return json.loads(kept.read_text())
+    found = _run(job)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_file(kept, (json.dumps(found) + "\n").encode())
+    return found
+
+
+@cache
+def _sources_sha256() -> str:
+    root = Path(__file__).parents[1]
+    places = [root / place for place in _SOURCES]
+    files = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # a plugin that came another way
+        return ""
+
+
+def _run(job: Mapping[str, object]) -> dict[str, object]:
+    command = [sys.executable, "-m", "paligemma.preflight.worker"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(job), capture_output=True, text=True, env=environment, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise PaliGemmaError(f"The compiler took more than {TIMEOUT} seconds.", where=job["target"]) from None
+    for line in done.stdout.splitlines():
+        if line.startswith(RESULT):
+            found = json.loads(line.removeprefix(RESULT))
+            if "wrong_input" in found:
+                raise InputError(f"{job['target']}: {found['wrong_input']}")
+            return found
+    raise PaliGemmaError(f"The compiler failed.\n{done.stderr[-2000:]}", where=job["target"])

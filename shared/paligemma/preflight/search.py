@@ -1,0 +1,165 @@
+"""The cheapest change of a recipe that makes its job fit a target.
+
+First come changes that leave the training as it is (what is recomputed, in how many parts a batch is worked through, logits at
+once, copies of the parameters), then an optimizer with less state, then smaller batches. Of those that train the same, `cost`
+estimates the seconds of a step, and they are compiled from the fastest: the first that fits is the cheapest by that estimate.
+What cannot fit by its parameters and saved activations alone, or needs at least the memory of something that did not fit, is
+not compiled, so a search is some compilations and not hundreds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from paligemma.checkpoints.architecture import parameter_shapes
+from paligemma.models.config import PaliGemmaConfig
+from paligemma.preflight.examine import Report, device_memory, examine, needed_flops, trained_shapes
+from paligemma.preflight.targets import Target, find_target
+from paligemma.training.recipe import Recipe
+
+_POLICIES = ("none", "dots", "attention", "full")
+_RECOMPUTED = {"none": 0.0, "dots": 0.05, "attention": 0.6, "full": 1.0}
+"""Share of the decoder's forward pass that is done again: attention's part of a layer is little, its elementwise part less."""
+
+_STATE = {"adamw": 8, "adafactor": 2, "momentum": 4, "lion": 4, "sgd": 0}
+"""Bytes of optimizer state for each trained number."""
+
+_LESS_STATE = {"adamw": ("adafactor", "sgd"), "lion": ("adafactor", "sgd"), "momentum": ("sgd",), "adafactor": ("sgd",)}
+"""Optimizers with less state, those that are most like it first."""
+
+_NOMINAL = (1e11, 1e10, 1e10)
+"""Operations, memory and messages a second, where they are not known: only proportions count."""
+
+
+def find_fitting(
+    config: PaliGemmaConfig,
+    recipe: Recipe,
+    target: str,
+    text_tokens: int,
+    prices: Mapping[str, float],
+) -> tuple[Recipe, list[str], Report] | None:
+    """The cheapest changed recipe that fits, the overrides that make it, and its report; None if there is none."""
+    place = find_target(target)
+    limit = device_memory(place) * (1 - place.margin)
+    for training in _trainings(recipe, place.devices):
+        same = [changed for changed in _ways(training, place.devices) if least(config, changed, place, text_tokens) < limit]
+        same.sort(key=lambda changed: cost(config, changed, place, text_tokens))
+        failed: list[Recipe] = []
+        if not any(examine(config, lean, target, text_tokens, prices).fits for lean in _leanest(same)):
+            continue
+        for changed in same:
+            if any(_needs_at_least(changed, other) for other in failed):
+                continue
+            report = examine(config, changed, target, text_tokens, prices)
+            if report.fits:
+                return changed, overrides(recipe, changed), report
+            failed.append(changed)
+    return None
+
+
+def overrides(before: Recipe, after: Recipe) -> list[str]:
+    """What turns one recipe into the other: `key=value`, to be given with `--set`."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return [f"{key}={value}" for key, value in new.items() if old[key] != value]
+
+
+def cost(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: int) -> float:
+    """Estimated seconds of a step, only to be compared with those of other recipes that train the same.
+
+    Arithmetic with what rematerialization repeats; reading the parameters three times (forward, backward, update) for each
+    part of the batch, and the embedding for each chunk of logits; gathering split parameters twice for each part.
+    """
+    arithmetic, memory, links = (
+        (place.tflops * 1e12, place.bandwidth, place.links or place.bandwidth) if place.tflops else _NOMINAL
+    )
+    shapes = {name: float(np.prod(shape)) for name, shape in parameter_shapes(config).items()}
+    layers = sum(size for name, size in shapes.items() if name.startswith("llm/layers/"))
+    tokens = recipe.batch_size * (config.img.num_patches + text_tokens - 1)
+    operations = needed_flops(config, recipe, text_tokens) + _RECOMPUTED[recipe.remat] * 2 * tokens * layers
+    split = place.devices // recipe.data_parallel
+    weights = 2 * sum(shapes.values())
+    per_part = recipe.batch_size // recipe.accumulate
+    chunks = recipe.accumulate * -(-per_part * (text_tokens - 1) // recipe.loss_chunk)
+    read = 3 * recipe.accumulate * weights + 3 * chunks * 2 * shapes["llm/embedder/input_embedding"] / split
+    sent = 2 * recipe.accumulate * weights * (1 - 1 / split)
+    trained = _size(trained_shapes(config, recipe.trainable, recipe.lora))
+    sent += 8 * trained * (1 - 1 / place.devices)
+    return operations / arithmetic / place.devices + read / memory + sent / links
+
+
+def _trainings(recipe: Recipe, devices: int) -> Iterator[Recipe]:
+    """The recipe, then those that train otherwise, the least different first."""
+    yield recipe
+    for optimizer in _LESS_STATE.get(recipe.optimizer, ()):
+        yield _changed(recipe, optimizer=optimizer)
+    size = recipe.batch_size // 2
+    while size >= devices:
+        if size % devices == 0:
+            yield _changed(recipe, batch_size=size, accumulate=1)
+        size //= 2
+    if recipe.optimizer != "sgd":
+        yield _changed(recipe, batch_size=devices, accumulate=1, optimizer="sgd")
+
+
+def _ways(recipe: Recipe, devices: int) -> list[Recipe]:
+    """All the ways to do the same training."""
+    rows = recipe.batch_size // devices
+    parts = [n for n in range(recipe.accumulate, rows + 1) if rows % n == 0] or [recipe.accumulate]
+    chunks = sorted({recipe.loss_chunk, min(recipe.loss_chunk, 128)})
+    copies = [n for n in range(1, devices + 1) if devices % n == 0]
+    return [
+        _changed(recipe, remat=policy, accumulate=n, loss_chunk=chunk, data_parallel=copy)
+        for policy, n, chunk, copy in itertools.product(_POLICIES, parts, chunks, copies)
+    ]
+
+
+def _changed(recipe: Recipe, **changes: object) -> Recipe:
+    return Recipe.model_validate(recipe.model_dump(exclude_none=True) | changes)
+
+
+def _leanest(recipes: list[Recipe]) -> list[Recipe]:
+    """Those with the least memory, as far as that can be said beforehand: in parts, and in one piece.
+
+    Gradients of parts are summed up in memory of their own, which a batch in one piece does not need.
+    """
+
+    def memory(recipe: Recipe) -> tuple[int, ...]:
+        return (recipe.data_parallel, -_POLICIES.index(recipe.remat), -recipe.accumulate, recipe.loss_chunk)
+
+    kinds = ([recipe for recipe in recipes if (recipe.accumulate > 1) == in_parts] for in_parts in (True, False))
+    return [min(kind, key=memory) for kind in kinds if kind]
+
+
+def _needs_at_least(recipe: Recipe, other: Recipe) -> bool:
+    return (
+        recipe.data_parallel >= other.data_parallel
+        and _POLICIES.index(recipe.remat) <= _POLICIES.index(other.remat)
+        and recipe.accumulate <= other.accumulate
+        and recipe.loss_chunk >= other.loss_chunk
+        and (recipe.accumulate > 1) == (other.accumulate > 1)
+    )
+
+
+def least(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: int) -> float:
+    """Bytes of a device that a job needs in any case: parameters, optimizer state, what layers save, a chunk's logits."""
+    trained = trained_shapes(config, recipe.trainable, recipe.lora)
+    frozen = {name: shape for name, shape in parameter_shapes(config).items() if name not in trained}
+    held = (4 + _STATE[recipe.optimizer]) * _size(trained) + (4 if recipe.frozen_dtype == "float32" else 2) * _size(frozen)
+    llm = config.llm
+    numbers = {
+        "none": 2 * llm.mlp_dim,
+        "dots": 2 * llm.mlp_dim,
+        "attention": 2 * llm.num_heads * llm.head_dim,
+        "full": llm.width,
+    }
+    rows = recipe.batch_size / recipe.accumulate / place.devices
+    tokens = rows * (config.img.num_patches + text_tokens - 1)
+    logits = 4 * min(recipe.loss_chunk / place.devices, rows * (text_tokens - 1)) * llm.vocab_size
+    return held * recipe.data_parallel / place.devices + 2 * tokens * (llm.depth - 1) * numbers[recipe.remat] + logits
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> float:
+    return sum(float(np.prod(shape)) for shape in shapes.values())
