@@ -121,9 +121,7 @@ def preflight(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Examples in a step, several with commas.", show_default="the recipe's")] = "",
-    max_text_tokens: Annotated[
-        int, typer.Option("--max-text-tokens", "--text-tokens", help="Most tokens of a row's prefix and suffix.", min=4)
-    ] = 128,
+    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
     rows: Annotated[
         int | None, typer.Option(help="Training rows, for a recipe that has epochs.", min=1, show_default="none")
     ] = None,
