@@ -7,13 +7,14 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.preflight.examine import PRICES_FILE, DoesNotFitError, Report, examine, read_prices
 from paligemma.preflight.search import find_fitting
-from paligemma.preflight.show import grid_markdown, grid_table, table, write
+from paligemma.preflight.show import grid_markdown, grid_table, tables, write
 from paligemma.preflight.targets import find_target, find_variant
 from paligemma.progress import WorkProgress
 from paligemma.training.recipe import Recipe, parse_recipe
@@ -90,7 +91,7 @@ def ask(question: Question, output: Path | None, warn_only: bool) -> None:
     jobs = [(recipe, target) for recipe in question.recipes() for target in question.targets("cpu")]
     reports = [question.examine(config, recipe, target) for recipe, target in jobs]
     title = f"{name}: one step, GiB a device (prices of {as_of})"
-    Console(soft_wrap=True).print(table(reports, title))
+    _print(title, *tables(reports, _console().width))
     override = ""
     if len(jobs) == 1 and not reports[0].fits:
         typer.echo("It does not fit. Looking for the cheapest change that does; each trial is compiled.", err=True)
@@ -124,8 +125,19 @@ def tabulate(question: Question, output: Path | None, markdown: bool) -> None:
     if markdown:
         typer.echo(grid_markdown(reports))
     else:
-        Console(soft_wrap=True).print(grid_table(reports, title))
+        _print(title, grid_table(reports))
     _write(output, [report for several in reports.values() for report in several], title, as_of, "")
+
+
+def _print(title: str, *tables: Table) -> None:
+    typer.echo(title)
+    for table in tables:
+        _console().print(table)
+
+
+def _console() -> Console:
+    """As wide as the terminal; where there is none, as wide as a table is."""
+    return Console() if Console().is_terminal else Console(width=10_000)
 
 
 def _write(output: Path | None, reports: list[Report], title: str, as_of: str, override: str) -> None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from jax import tree
+from rich.console import Console
 from typer.testing import CliRunner
 
 from paligemma.checkpoints.open import open_checkpoint
@@ -20,6 +21,7 @@ from paligemma.preflight import compiler
 from paligemma.preflight.abstract import abstract_step
 from paligemma.preflight.examine import MEMORY_VARIABLE, DoesNotFitError, examine, read_prices
 from paligemma.preflight.search import cost, find_fitting
+from paligemma.preflight.show import tables
 from paligemma.preflight.targets import GIB, TARGETS, find_target
 from paligemma.storage import cache
 from paligemma.training.recipe import parse_recipe
@@ -147,10 +149,13 @@ def test_an_optimizer_with_less_state_comes_before_a_smaller_batch(monkeypatch: 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["preflight", "--checkpoint", "embedded:tiny", "--set", "steps=5", "--max-text-tokens", "16"]
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "40")  # no figure is cut off where lines are short
     result = CliRunner().invoke(app, [*command, "--batch-size", "1,2", "--target", "cpu", "--output", str(tmp_path / "out")])
     assert result.exception is None, result.output
-    assert result.output.count("yes") == 2
+    assert [line.split()[1:] for line in result.output.splitlines() if "fits" in line] == [
+        ["fits", "│", "yes", "│", "yes", "│"]
+    ]
+    assert "s/step at best" in result.output
     found = json.loads((tmp_path / "out/preflight.json").read_text())
     assert [report["batch_size"] for report in found["reports"]] == [1, 2]
     assert found["reports"][0]["steps"] == 5
@@ -160,6 +165,22 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.exception, DoesNotFitError)
     assert result.exception.exit_code == 2
     assert CliRunner().invoke(app, [*command, "--batch-size", "2", "--warn-only"]).exception is None
+
+
+def test_what_a_terminal_has_no_room_for_goes_into_a_second_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_run", modelled)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    config = VARIANTS["paligemma-3b-pt-224"]
+    reports = [examine(config, recipe(), target, 128, {}) for target in ("v5e-1", "l4")]
+    assert [len(table.columns) for table in tables(reports, 80)] == [3]
+    narrow = tables(reports, 30)
+    assert [len(table.columns) for table in narrow] == [2, 2]
+    console = Console(width=30)
+    with console.capture() as printed:
+        for table in narrow:
+            console.print(table)
+    assert "…" not in printed.get()
+    assert max(map(len, printed.get().splitlines())) <= 30
 
 
 def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,16 @@ def cells(report: Report) -> tuple[str, ...]:
     )
 
 
-def table(reports: Sequence[Report], title: str) -> Table:
-    """For a terminal."""
-    return _table(COLUMNS, [cells(report) for report in reports], title)
+def tables(reports: Sequence[Report], width: int) -> list[Table]:
+    """For a terminal of so many characters: figures down, jobs across, as many jobs in a table as there is room for."""
+    columns = [cells(report) for report in reports]
+    job = max(len(cell) for column in columns for cell in column) + len(" │ ")
+    at_once = max(1, (width - max(map(len, COLUMNS)) - len("│ ") - len(" │")) // job)
+    made = []
+    for start in range(0, len(columns), at_once):
+        header, *rows = zip(COLUMNS, *columns[start : start + at_once], strict=True)
+        made.append(_table(header, rows))
+    return made
 
 
 def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[str]]]:
@@ -84,9 +91,9 @@ def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[s
     return header, rows
 
 
-def grid_table(by_job: Mapping[str, Sequence[Report]], title: str) -> Table:
+def grid_table(by_job: Mapping[str, Sequence[Report]]) -> Table:
     """`grid` for a terminal."""
-    return _table(*grid(by_job), title)
+    return _table(*grid(by_job))
 
 
 def grid_markdown(by_job: Mapping[str, Sequence[Report]]) -> str:
@@ -105,10 +112,10 @@ def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, o
     (folder / "preflight.html").write_text(page, encoding="utf-8")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Table:
-    made = Table(title=title)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    made = Table()
     for number, column in enumerate(header):
-        made.add_column(column, justify="left" if number == 0 else "right")
+        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

@@ -184,7 +184,8 @@ def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings, m
 
 
 def _on(mesh: Mesh | None, settings: StepSettings) -> StepSettings:
-    return replace(settings, plan=replace(settings.plan, mesh=mesh))
+    """The settings for a mesh: on one device nothing is split, and so nothing is gathered."""
+    return replace(settings, plan=replace(settings.plan, mesh=mesh if mesh is not None and mesh.size > 1 else None))
 
 
 def _assemble(mesh: Mesh | None, graph: nnx.GraphDef[PaliGemma], trainable: nnx.State, frozen: nnx.State) -> PaliGemma:
