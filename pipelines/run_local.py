@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import warnings
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paligemma.errors import PaliGemmaError
+from paligemma.host_memory import use_huge_pages
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, read_record
 from paligemma.registry import read_champion, read_release
@@ -50,6 +52,7 @@ def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerT
 
     from pipelines.finetune import finetune_pipeline
 
+    use_huge_pages(os.environ)
     local.init(
         runner or local.SubprocessRunner(use_venv=False),
         pipeline_root=str(root.absolute()),

@@ -85,6 +85,7 @@ def fine_tune(
     from paligemma.data.loader import training_batches
     from paligemma.data.records import open_records
     from paligemma.errors import InputError
+    from paligemma.host_memory import trim_after_compiling
     from paligemma.lineage.artifact import input_of, produce
     from paligemma.sharding import check_batch_size, make_mesh
     from paligemma.training import distributed
@@ -101,6 +102,7 @@ def fine_tune(
 
     distributed.join_processes()
     use_compile_cache()
+    trim_after_compiling()
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
     if recipe.validate_every is not None and not validation:

@@ -3,8 +3,10 @@
     .venv/bin/python tests/benchmarks/decode.py
 
 Batches of 1 and 8, 32 tokens after the prefill's, in float32. Every implementation is a process of its own
-(`decode_workers/`), the peers' in the environments that `step.py` makes. They take turns. Fails if they do not decode the same
-tokens. Then evaluation on answers of mixed length, against a loop of fixed length over rows in their order. Needs Linux.
+(`decode_workers/`), the peers' in the environments that `step.py` makes. They take turns. Each is started as it is by default,
+ours with the environment variable of `paligemma.host_memory.use_huge_pages`; with `--even`, the peers have it too. Fails if
+they do not decode the same tokens. Then evaluation on answers of mixed length, against a loop of fixed length over rows in their
+order. Needs Linux.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from peers import environment
+from peers import environment, variables
 from step import MEDIUM, SMALL, Worker, write_case
 
 import paligemma
@@ -37,11 +39,10 @@ PROMPT, NEW_TOKENS, ROWS, EOS = 16, 32, 64, 1
 
 
 @contextmanager
-def start(name: str, python: str | Path, case: Path):
+def start(name: str, python: str | Path, case: Path, huge_pages: bool):
     """Starts a worker on a case, and waits until it has decoded it."""
-    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     command = [python, WORKERS / f"{NAMES[name]}.py", case]
-    process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=variables(huge_pages), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         worker = Worker(name, process)
         worker.report = worker.answer()
@@ -108,6 +109,7 @@ def copy_bandwidth() -> float:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often every implementation has its turn.")] = 5,
     small: Annotated[bool, typer.Option(help="A tiny network and one round: checks the tokens, measures nothing.")] = False,
+    even: Annotated[bool, typer.Option(help="Large pages of memory for the peers too.")] = False,
     environments: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
     lengths: Annotated[bool, typer.Option(help="Measure evaluation on answers of mixed length too.")] = True,
     only_lengths: Annotated[bool, typer.Option(help="Measure nothing else.")] = False,
@@ -121,7 +123,9 @@ def main(
         write_case(case, SMALL if small else MEDIUM, (PROMPT,) * 8)
         if only_lengths:
             return print(mixed_lengths(case))
-        workers = [stack.enter_context(start(name, pythons.get(name, sys.executable), case)) for name in NAMES]
+        workers = [
+            stack.enter_context(start(name, pythons.get(name, sys.executable), case, even or name == "ours")) for name in NAMES
+        ]
         expected = np.array(workers[0].report["tokens"])
         for worker in workers[1:]:
             same = (np.array(worker.report["tokens"]) == expected).mean()

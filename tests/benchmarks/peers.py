@@ -1,10 +1,13 @@
-"""The peers' virtual environments, which are kept for the next run."""
+"""What implementations are run in: the peers' virtual environments, kept for the next run, and environment variables."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from paligemma.host_memory import use_huge_pages
 
 
 def environment(folder: Path, requirements: Path) -> Path:
@@ -17,3 +20,11 @@ def environment(folder: Path, requirements: Path) -> Path:
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True, stdout=sys.stderr)
         done.touch()
     return python
+
+
+def variables(huge_pages: bool) -> dict[str, str]:
+    """Environment variables; with large pages, as the cpu image and local runs have them."""
+    found = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
+    if huge_pages:
+        use_huge_pages(found)
+    return found | {"JAX_PLATFORMS": "cpu"}

@@ -6,8 +6,9 @@ Only the decoder's attention layers are trained, by SGD, in float32; the loss is
 process of its own (`step_workers/`), the peers' in environments that are made from pinned requirements on first use. They take
 turns, a few steps each, with a large matmul between for the machine's ceiling; so what else the machine does meets all of
 them. Ours in three ways: with no product computed twice (`remat: dots`); `lean`, the recipe's default, which recomputes all;
-and with image embeddings cached. Fails if the losses of the first three steps, hence weights, masks and gradients, do not
-agree. Needs Linux.
+and with image embeddings cached. Each is started as it is by default, ours with the environment variable of
+`paligemma.host_memory.use_huge_pages`; with `--even`, the peers have it too. Fails if the losses of the first three steps,
+hence weights, masks and gradients, do not agree. Needs Linux.
 
 With `--mixed`, an epoch of rows with texts of 10 to 60 tokens is timed, a step being its time over its batches. Each
 implementation makes batches of them as it does: ours by buckets of length, with the loader's plan; transformers as rows come,
@@ -36,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from peers import environment
+from peers import environment, variables
 from step_workers.worker import TRAINED
 
 from paligemma.checkpoints.architecture import parameter_shapes
@@ -110,11 +111,10 @@ class Worker:
 
 
 @contextmanager
-def start(implementation: Implementation, python: str | Path, case: Path) -> Iterator[Worker]:
+def start(implementation: Implementation, python: str | Path, case: Path, huge_pages: bool) -> Iterator[Worker]:
     """Starts a worker on a case, and waits until its step is compiled and has been taken a few times."""
     command = [python, WORKERS / f"{implementation.script}.py", case, implementation.variant, implementation.order]
-    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=variables(huge_pages), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         worker = Worker(implementation.name, process)
         worker.report = worker.answer()
@@ -236,6 +236,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often every implementation has its turn.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps that it takes in a turn.")] = 3,
     mixed: Annotated[bool, typer.Option(help="Texts of 10 to 60 tokens, and not of 64 each.")] = False,
+    even: Annotated[bool, typer.Option(help="Large pages of memory for the peers too.")] = False,
     small: Annotated[bool, typer.Option(help="A tiny network and one round: checks the losses, measures nothing.")] = False,
     environments: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
 ) -> None:
@@ -252,7 +253,9 @@ def main(
         write_case(case, config, lengths)
         if mixed:
             write_epoch(case, config, 10, 60, len(lengths))
-        workers = [stack.enter_context(start(each, pythons[each.script], case)) for each in (*OURS, *peers)]
+        workers = [
+            stack.enter_context(start(each, pythons[each.script], case, even or each in OURS)) for each in (*OURS, *peers)
+        ]
         check_losses(workers)
         matmul, ceiling = make_matmul(), 0.0
         for _ in range(rounds):

@@ -11,12 +11,14 @@ from worker import LEARNING_RATE, TRAINED, Case, serve
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module
 from paligemma.data.batch import train_batch
+from paligemma.host_memory import trim_after_compiling
 from paligemma.models.layers import LayerPlan
 from paligemma.training.step import StepSettings, init_state, make_train_step
 from paligemma.training.trainable import compile_pattern, split_trainable
 
 
 def build(case: Case, variant: str) -> Callable[[int], float]:
+    trim_after_compiling()  # as finetune does
     checkpoint = open_checkpoint(case.folder / "checkpoint.npz")
     module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", "float32")
     graph, trainable, frozen = split_trainable(module, compile_pattern((f"{TRAINED}.*",)))
