@@ -29,24 +29,33 @@ def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | 
 
 
 @jax.custom_vjp
-def masked_softmax(logits: Float[Array, "b k g t s"], mask: Bool[Array, "b 1 1 t s"] | None) -> Float[Array, "b k g t s"]:
-    """Softmax over the visible keys; of its intermediate results, only the outcome is kept for the backward pass."""
-    if mask is not None:
-        logits = jnp.where(mask, logits, MASKED)
-    return jax.nn.softmax(logits, axis=-1)
+def softmax_average(logits: Float[Array, "b k q s"], value: Float[Array, "b k s h"]) -> Float[Array, "b k q h"]:
+    """The mean of the values by the softmax of the logits.
+
+    It is divided by the softmax's sum at the end, where there are fewer numbers (as in FlashAttention-2, arXiv 2307.08691).
+    For the backward pass, the exponentials are the only intermediate result of the logits' size, in the values' dtype.
+    """
+    return _softmax_average_forward(logits, value)[0]
 
 
-def _masked_softmax_forward(logits, mask):
-    weights = masked_softmax(logits, mask)
-    return weights, weights
+def _softmax_average_forward(logits: Array, value: Array) -> tuple[Array, tuple[Array, ...]]:
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    inverse = 1 / jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    average = inverse * jnp.einsum("bkqs,bksh->bkqh", weights, value, preferred_element_type=logits.dtype)
+    return average.astype(value.dtype), (weights, inverse, average, value)
 
 
-def _masked_softmax_backward(weights, gradient):
-    weighted = weights * gradient  # 0 at hidden keys, as their weights are
-    return weighted - weights * jnp.sum(weighted, axis=-1, keepdims=True), None
+def _softmax_average_backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+    weights, inverse, average, value = kept
+    scaled = gradient * inverse
+    along = jnp.sum(scaled * average, axis=-1, keepdims=True)
+    of_weights = jnp.einsum("bkqh,bksh->bkqs", scaled.astype(value.dtype), value, preferred_element_type=inverse.dtype)
+    of_value = jnp.einsum("bkqs,bkqh->bksh", weights, scaled.astype(value.dtype))
+    return weights * (of_weights - along), of_value
 
 
-masked_softmax.defvjp(_masked_softmax_forward, _masked_softmax_backward)
+softmax_average.defvjp(_softmax_average_forward, _softmax_average_backward)
 
 
 def attend(
@@ -62,10 +71,18 @@ def attend(
     `n` is a multiple of `k`: each key/value head serves `n // k` consecutive query heads.
     """
     b, t, n, h = query.shape
-    k = key.shape[2]
-    grouped = query.reshape(b, t, k, n // k, h)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=softmax_dtype)
+    s, k = key.shape[1:3]
+    # Heads first, and the queries that share a key head together: XLA's CPU compiler is slow on products in other orders.
+    query = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    logits = jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=softmax_dtype)
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
-    weights = masked_softmax(logits, None if mask is None else mask[:, None, None]).astype(value.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(b, t, n, h)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits.reshape(b, k, n // k, t, s), MASKED).reshape(logits.shape)
+    if softmax_dtype == jnp.float32:
+        average = softmax_average(logits, value)
+    else:  # a sum of float16 exponentials would lose more than its quotients do
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        average = jnp.einsum("bkqs,bksh->bkqh", weights, value)
+    return average.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
