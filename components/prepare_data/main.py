@@ -66,8 +66,7 @@ def run(
         parts = split_lines(job.data, rows_per_shard)
         with WorkProgress(f"preparing {split}", "rows", sum(part.lines for part in parts)) as progress:
             prepare_parts(job, parts, folder, workers or core_count(), progress)
-        dataset = finish(inputs, job, parts, folder, draft.folder, split, max_reject_fraction, output)
-        draft.rows = dataset.rows
+        dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)
     shutil.rmtree(folder)
     rejected, warned = sum(dataset.rejected.values()), sum(dataset.warnings.values())
     for code, particulars in dataset.findings.items():

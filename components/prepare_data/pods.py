@@ -78,8 +78,7 @@ def join_groups(
             link(file, parts_folder / file.name)
         job = job_of(inputs, settings, Path(folder))
         parts = split_lines(job.data, settings["rows_per_shard"])
-        dataset = finish(inputs, job, parts, parts_folder, draft.folder, split, max_reject_fraction, output)
-        draft.rows = dataset.rows
+        finish(inputs, job, parts, parts_folder, draft, split, max_reject_fraction, output)
 
 
 def _split(data: str, rows_per_shard: int, folder: Path) -> list[LineRange]:

@@ -23,7 +23,7 @@ from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
-from paligemma.lineage.artifact import input_of, localize
+from paligemma.lineage.artifact import Draft, input_of, localize
 from paligemma.lineage.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder
@@ -149,12 +149,12 @@ def finish(
     job: Job,
     parts: Sequence[LineRange],
     folder: Path,
-    artifact: Path,
+    draft: Draft,
     split: str,
     max_reject_fraction: float,
     output: str,
 ) -> Dataset:
-    """Makes the artifact from the ranges that are prepared in `folder`.
+    """Fills the draft of the artifact from the ranges that are prepared in `folder`.
 
     Raises:
         InputError: too many rows were rejected; then the folder is gone, as the images may be what is changed next.
@@ -165,9 +165,10 @@ def finish(
         rejected = b"".join((folder / f"{part.number:05d}.rejected").read_bytes() for part in parts)
         shutil.rmtree(folder)
         raise _too_many_rejects(facts, max_reject_fraction, inputs.data, output, rejected)
-    dataset = assemble(parts, folder, artifact, facts, job, split, inputs.tokenizer_sha256, other)
+    dataset = assemble(parts, folder, draft.folder, facts, job, split, inputs.tokenizer_sha256, other)
+    draft.rows, draft.hashes = dataset.rows, {shard.file: shard.sha256 for shard in dataset.shards}
     page = render_report(dataset, facts, job, inputs.data)
-    (artifact / "report.html").write_text(page, encoding="utf-8")
+    (draft.folder / "report.html").write_text(page, encoding="utf-8")
     return dataset
 
 

@@ -22,7 +22,7 @@ from paligemma.data.records import open_records
 from paligemma.data.tensorflow import import_tensorflow
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
-from paligemma.lineage.record import read_record
+from paligemma.lineage.record import list_files, read_record
 
 TINY = Tokenizer(resolve_embedded("embedded:tiny") / "tokenizer.model")
 
@@ -151,6 +151,12 @@ def test_equal_input_gives_equal_bytes(small_data: SmallData, prepare) -> None:
     rows = [{"image": small_data.add_image(f"{n}.png", n), "prefix": "p", "suffix": str(n)} for n in range(5)]
     one, two = (read_record(prepare([*rows, b"{"], output)).artifact for output in ("one", "two"))
     assert one.tree_sha256 == two.tree_sha256
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_the_recorded_hashes_are_those_of_the_files(compression: str, small_data: SmallData, prepare) -> None:
+    folder = prepare([{"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}], compression=compression)
+    assert read_record(folder).artifact.files == list_files(folder)
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])

@@ -47,12 +47,14 @@ class Draft:
 
     Attributes:
         metrics: figures by which runs are compared; those that are not finite are left out.
+        hashes: sha256 by path of files that were hashed while they were written.
     """
 
     folder: Path
     rows: int | None = None
     device: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -167,7 +169,7 @@ def input_of(role: str, location: str | Path) -> Input:
 
 
 def _write_record(current: Attempt, draft: Draft, type: str, component: str, location: Location, version: str | None) -> Record:
-    files = list_files(draft.folder)
+    files = list_files(draft.folder, draft.hashes)
     current.device = draft.device
     record = current.record(
         "succeeded",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -190,11 +190,15 @@ def tree_sha256(files: Iterable[File]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def list_files(folder: Path) -> list[File]:
-    """Every file of an artifact but its record, sorted by path."""
+def list_files(folder: Path, known: Mapping[str, str] | None = None) -> list[File]:
+    """Every file of an artifact but its record, sorted by path.
+
+    Args:
+        known: sha256 of files, by path, that need not be read for it.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD_FILE)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing runs outside Python's lock
-        hashes = list(pool.map(file_sha256, paths))
+        hashes = list(pool.map(lambda path: (known or {}).get(path.relative_to(folder).as_posix()) or file_sha256(path), paths))
     return [
         File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=found)
         for path, found in zip(paths, hashes, strict=True)
