@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from components.finetune.main import run
+from components.finetune.main import is_identical, run
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
+from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
 from paligemma.model import load
 from paligemma.training.fit import DivergedError
+from paligemma.training.trainable import compile_pattern, split_trainable
 
 SETTINGS = ["steps=6", "learning_rate=0.3", "remat=none"]
 
@@ -39,9 +41,19 @@ def test_only_the_attention_layers_are_trained(tuned: Path) -> None:
     assert json.loads((tuned / "summary.json").read_text())["frozen_parameters_identical"] is True
 
 
-def test_what_is_loaded_is_the_base_but_for_what_was_trained(tuned: Path) -> None:
-    from paligemma.checkpoints.parameters import parameters_by_name
+def test_a_frozen_parameter_that_changed_by_one_bit_is_noticed() -> None:
+    base = open_checkpoint("embedded:tiny")
+    model = build_module(base.config, base.arrays, lambda *_: "float16")
+    _, _, frozen = split_trainable(model, compile_pattern("attention"))
+    assert is_identical(frozen, base)
+    scale = parameters_by_name(frozen)["llm/final_norm/scale"]
+    bits = np.array(scale[...]).view(np.uint16)
+    bits[-1] ^= 1
+    scale[...] = bits.view(np.float16)
+    assert not is_identical(frozen, base)
 
+
+def test_what_is_loaded_is_the_base_but_for_what_was_trained(tuned: Path) -> None:
     arrays, base = read_tuned(tuned).arrays, open_checkpoint("embedded:tiny").arrays
     for name, variable in parameters_by_name(load(tuned).module).items():
         np.testing.assert_array_equal(variable[...], arrays.get(name, base[name][...]))
