@@ -25,7 +25,7 @@ demo: setup ## Run the whole DAG on the embedded checkpoint and real digits (run
 	$(BIN)/paligemma demo
 
 test: setup ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 browser: setup ## Test the pages in Chromium, which has to be installed (apt-get install chromium)
 	$(BIN)/pytest tests/browser
