@@ -65,8 +65,8 @@ def page() -> str:
     rows[4321]["boxes"] = {"true": [[0, 0, 100, 200, "needle"]], "predicted": [[0, 0, 100, 300, "needle"]]}
     score = {"value": 0.5, "low": 0.4, "high": 0.6}
     metrics = {
-        "examples": ROWS, "exact_match": 0.5, "metrics": {"exact_match": score}, "primary": "exact_match", "loss": 1.0, "loss_interval": [0.9, 1.1],
-        "perplexity": 2.7, "examples_per_second": 1.0, "by_type": [],
+        "examples": ROWS, "exact_match": 0.5, "metrics": {"exact_match": score}, "primary": "exact_match", "loss": 1.0,
+        "loss_interval": [0.9, 1.1], "perplexity": 2.7, "examples_per_second": 1.0, "by_type": [],
     }  # fmt: skip
     return render("evaluation.html", name="tuned", metrics=metrics | {"confusion": None}, source="x", baseline=None,
                   baseline_name="", questions=[], decision=None, rows=rows)  # fmt: skip

@@ -26,7 +26,7 @@ PRICES_FILE = Path(__file__).parent / "prices.yaml"
 MEMORY_VARIABLE = "PALIGEMMA_MEMORY_BYTES"
 """Memory for the target `cpu`, in place of this machine's: what a container or another machine has."""
 
-CPU_ALLOWANCE = 0.1
+CPU_ALLOWANCE = 0.15
 """What allocator and XLA's threads take on a CPU beyond the compiler's figures: see tests/benchmarks/preflight.py."""
 
 
