@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,14 @@ def test_a_tuned_environment_stays_as_it_is() -> None:
     host_memory.use_huge_pages(tuned)
     assert plain == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     assert tuned == {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
+
+
+def test_the_image_for_cpus_has_the_same_variable() -> None:
+    plain = {}
+    host_memory.use_huge_pages(plain)
+    ((name, value),) = plain.items()
+    dockerfile = Path(__file__).parents[2] / "docker/Dockerfile"
+    assert f"{name}={value}\n" in dockerfile.read_text()
 
 
 def test_memory_is_trimmed_once_a_program_is_compiled_and_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ from paligemma.errors import InputError
 from paligemma.models.config import VARIANTS
 from paligemma.preflight import compiler
 from paligemma.preflight.abstract import abstract_step
-from paligemma.preflight.examine import MEMORY_VARIABLE, DoesNotFitError, examine, read_prices
+from paligemma.preflight.examine import MEMORY_VARIABLE, DoesNotFitError, device_memory, examine, read_prices
 from paligemma.preflight.search import cost, find_fitting
 from paligemma.preflight.show import tables
 from paligemma.preflight.targets import GIB, TARGETS, find_target
@@ -33,6 +34,13 @@ TEXT = 16
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the accelerators' compilers were there; other modules are found as ever."""
+    find = importlib.util.find_spec
+    wheels = ("libtpu", "jax_cuda12_plugin")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name in wheels or find(name, *rest))
 
 
 def recipe(*settings: str):
@@ -120,7 +128,7 @@ def modelled(job: dict) -> dict:
 def test_what_is_found_is_the_cheapest_that_fits(target: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(compiler, "_run", lambda job: compiled.append(job) or modelled(job))
-    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    pretend_installed(monkeypatch)
     parsed, place, config = parse_recipe("", settings), find_target(target), VARIANTS["paligemma-3b-pt-224"]
     assert not examine(config, parsed, target, 128, {}).fits
     changed, _, report = find_fitting(config, parsed, target, 128, {})
@@ -140,7 +148,7 @@ def test_what_is_found_is_the_cheapest_that_fits(target: str, settings: list[str
 
 def test_an_optimizer_with_less_state_comes_before_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_run", modelled)
-    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    pretend_installed(monkeypatch)
     monkeypatch.setitem(TARGETS, "v5e-1", dataclasses.replace(TARGETS["v5e-1"], memory=9 * GIB))
     found = find_fitting(VARIANTS["paligemma-3b-pt-224"], recipe("optimizer=adamw"), "v5e-1", 128, {})
     assert found[0].batch_size == 8
@@ -169,7 +177,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_terminal_has_no_room_for_goes_into_a_second_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_run", modelled)
-    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    pretend_installed(monkeypatch)
     config = VARIANTS["paligemma-3b-pt-224"]
     reports = [examine(config, recipe(), target, 128, {}) for target in ("v5e-1", "l4")]
     assert [len(table.columns) for table in tables(reports, 80)] == [3]
@@ -183,9 +191,15 @@ def test_what_a_terminal_has_no_room_for_goes_into_a_second_table(monkeypatch: p
     assert max(map(len, printed.get().splitlines())) <= 30
 
 
+def test_memory_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MEMORY_VARIABLE, "16G")
+    with pytest.raises(InputError, match=r"16G is no number of bytes"):
+        device_memory(find_target("cpu"))
+
+
 def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_run", modelled)
-    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    pretend_installed(monkeypatch)
     command = ["preflight", "--variant", "paligemma-3b-pt-224", "--sweep", "--batch-size", "8,64", "--target", "v5e-1,l4"]
     result = CliRunner().invoke(app, [*command, "--markdown", "--output", str(tmp_path / "out")])
     assert result.exception is None, result.output
@@ -202,7 +216,7 @@ def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_step_takes_the_longest_of_arithmetic_memory_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: True)
+    pretend_installed(monkeypatch)
     config, told = VARIANTS["paligemma-3b-pt-224"], {"arguments": 10**9, "temporaries": 10**9, "compile_seconds": 1.0}
     for received, seconds in ((10**9, None), (10**11, 0.5)):
         collectives = {"all-gather": {"count": 1, "bytes": received}}

@@ -146,10 +146,16 @@ def planned_steps(recipe: Recipe, rows: int | None) -> int | None:
 
 
 def device_memory(place: Target) -> int:
-    """Bytes of one device. Simulated devices share this machine's."""
+    """Bytes of one device. Simulated devices share this machine's.
+
+    Raises:
+        InputError: the environment says something else than a number of bytes.
+    """
     if place.memory:
         return place.memory
     told = os.environ.get(MEMORY_VARIABLE)
+    if told and not told.isdecimal():
+        raise InputError(f"{told} is no number of bytes.", where=f"${MEMORY_VARIABLE}", expected="e.g. 17179869184")
     return (int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // place.devices
 
 
