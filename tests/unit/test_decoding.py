@@ -10,7 +10,7 @@ import pytest
 import paligemma
 from paligemma.decoding import layout
 from paligemma.decoding.decode import Decoded, Generator
-from paligemma.decoding.sample import truncate
+from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.sharding import make_mesh
@@ -164,17 +164,19 @@ def test_on_a_cpu_gates_and_embedding_share_the_memory_of_the_stacked_weights() 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 33])
 def test_products_in_another_layout_are_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a decoder whose weights are in memory twice, and of one that is too large for it, against the network's own."""
+    """Of decoders with weights twice in memory, in one piece or several, and of one too large for it, against the network's."""
     llm = paligemma.load("embedded:tiny", dtype="float32").module.llm
     block = jax.tree.map(lambda leaf: leaf[1], llm.layers)
     x = jnp.asarray(np.random.default_rng(rows).normal(size=(rows, 1, llm.final_norm.scale[...].shape[0])), jnp.float32)
     expected = [*block.attn.project(x), block.mlp(x), llm.logits(x)]
-    for most in (layout.MOST_COPIED, 0):
+    for most, large in ((layout.MOST_COPIED, 0), (layout.MOST_COPIED, layout.LARGE), (0, 0)):
         monkeypatch.setattr(layout, "MOST_COPIED", most)
+        monkeypatch.setattr(layout, "LARGE", large)
         decoder = paligemma.load("embedded:tiny", dtype="float32").module.llm
         layout.take_apart(decoder)
         taken = decoder.layers[1]
         assert (decoder.embedder.strips is None) == (taken.mlp.gate.strips is None) == (most == 0)
+        assert most == 0 or (len(decoder.embedder.strips) > 8) == (large == 0)
         for ours, theirs in zip([*taken.attn.project(x), taken.mlp(x), decoder.logits(x)], expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
@@ -186,6 +188,14 @@ def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, i
     )
     assert (many >= one).mean() >= 0.75
     assert (many > one).any()
+
+
+@pytest.mark.parametrize("vocabulary", [7, 96, 512, 1000])
+def test_greedy_choice_is_the_first_of_the_largest(vocabulary: int) -> None:
+    logits = np.random.default_rng(vocabulary).integers(0, 9, (200, 1, vocabulary)).astype(np.float32)
+    tokens, logprobs = choose(jnp.asarray(logits), None, DecodeSettings(1))
+    assert tokens.tolist() == logits.argmax(axis=-1).tolist()
+    np.testing.assert_allclose(logprobs, jax.nn.log_softmax(logits).max(axis=-1), atol=1e-5)
 
 
 def test_draws_follow_the_truncated_distribution() -> None:

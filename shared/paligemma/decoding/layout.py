@@ -4,11 +4,14 @@ In a loop on a CPU XLA would copy what is stacked, and turn round what is not a 
 bytes, where reading them once is all the time there is. An MLP's gate and up-projection, and the embedding, stay views of the
 stacked arrays; attention and the MLP's second product are copied.
 
-With a few rows, XLA's products go through a wide matrix in strips of columns, whose pieces lie far apart in memory, at half the
-speed that memory has. Models that are small enough have such a matrix once more, strip after strip.
+With a few rows, XLA's products go through a wide matrix in strips of columns, whose parts lie far apart in memory, at half the
+speed that memory has. Models that are small enough have such a matrix once more, strip after strip, and in pieces for several
+cores.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,12 @@ _EQUATIONS = {
 
 STRIP = 64
 """Columns of a strip: as many as XLA's products take at a time."""
+
+PIECES = range(16, 65)
+"""Pieces that the strips of a large matrix are put into: XLA runs a piece's product on one core, more than 8 on several."""
+
+LARGE = 1 << 21
+"""Bytes of a matrix from which several cores read it sooner than one."""
 
 FEW = range(2, 33)
 """Rows of which products are faster with strips."""
@@ -67,11 +76,13 @@ def weight_first(x: Float[Array, "b t k"], weight: Float[Array, "n k"], dtype: j
     return jax.lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
 
 
-def by_strips(x: Float[Array, "b t k"], strips: Float[Array, "s k c"], dtype: jnp.dtype) -> Float[Array, "b t n"]:
-    """`x` times a matrix in strips: a product for each."""
+def by_strips(x: Float[Array, "b t k"], pieces: Sequence[Float[Array, "s k c"]], dtype: jnp.dtype) -> Float[Array, "b t n"]:
+    """`x` times a matrix in pieces of as many strips each: a product for every piece."""
     rows = x.reshape(-1, x.shape[-1])
-    parts = product("smk,skc->smc", jnp.broadcast_to(rows, (len(strips), *rows.shape)), strips, dtype)
-    return parts.transpose(1, 0, 2).reshape(*x.shape[:-1], -1)
+    rows_of_strips = jnp.broadcast_to(rows, (len(pieces[0]), *rows.shape))
+    parts = [product("smk,skc->smc", rows_of_strips, piece, dtype) for piece in pieces]
+    columns = [part.transpose(1, 0, 2).reshape(len(rows), -1) for part in parts]
+    return jnp.concatenate(columns, axis=1).reshape(*x.shape[:-1], -1)
 
 
 class _Matrix(nnx.Module):
@@ -84,7 +95,7 @@ class _Matrix(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         if self.strips is not None and x.shape[0] * x.shape[1] in FEW:
-            return by_strips(x, self.strips[...], self.dtype)
+            return by_strips(x, [piece[...] for piece in self.strips], self.dtype)
         return product("btd,df->btf", x, self.w[...], self.dtype)
 
 
@@ -134,16 +145,18 @@ class _Embedder(nnx.Module):
         if x.dtype != jnp.float32:
             return self.embedder.decode(x, dtype)
         if self.strips is not None and x.shape[0] * x.shape[1] in FEW:
-            return by_strips(x, self.strips[...], dtype)
+            return by_strips(x, [piece[...] for piece in self.strips], dtype)
         return weight_first(x, self.embedder.input_embedding[...], dtype)
 
 
-def _strips(matrix: Float[np.ndarray, "k n"]) -> nnx.Param | None:
-    """A matrix as strips `[s, k, 64]`; None when it does not split into them."""
+def _strips(matrix: Float[np.ndarray, "k n"]) -> nnx.List | None:
+    """A matrix as pieces `[s, k, 64]` of strips; None when it does not split into strips."""
     inputs, outputs = matrix.shape
     if outputs % STRIP:
         return None
-    return nnx.Param(_view(np.ascontiguousarray(matrix.reshape(inputs, -1, STRIP).transpose(1, 0, 2))))
+    strips = np.ascontiguousarray(matrix.reshape(inputs, -1, STRIP).transpose(1, 0, 2))
+    pieces = next((count for count in PIECES if len(strips) % count == 0), 1) if strips.nbytes >= LARGE else 1
+    return nnx.List([nnx.Param(_view(piece)) for piece in np.split(strips, pieces)])
 
 
 def _view(array: np.ndarray) -> Array:

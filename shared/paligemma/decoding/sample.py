@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,14 +17,30 @@ def choose(
 ) -> tuple[Int[Array, "b n"], Float[Array, "b n"]]:
     """A token for every candidate, and its log-probability under the model: before temperature and truncation."""
     if settings.temperature == 0:
-        # Six times as fast as argmax on a CPU, which goes through the vocabulary one by one. The first of equals, as there.
-        largest = logits == logits.max(axis=-1, keepdims=True)
-        tokens = jnp.min(jnp.where(largest, jnp.arange(logits.shape[-1]), logits.shape[-1]), axis=-1)
+        tokens = _place_of_largest(logits)
     else:
         draw = jax.vmap(jax.vmap(jax.random.categorical))
         tokens = draw(keys, truncate(logits / settings.temperature, settings.top_k, settings.top_p))
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _place_of_largest(logits: Float[Array, "b n v"]) -> Int[Array, "b n"]:
+    """The first of the largest: as `argmax`, which on a CPU goes through the vocabulary one by one.
+
+    Looked for among the largest of each strip of the vocabulary, and then in its strip: one quick pass over all logits.
+    """
+    strips = logits.reshape(*logits.shape[:-1], -1, math.gcd(logits.shape[-1], 256))
+    of_strips = strips.max(axis=-1)
+    largest = of_strips.max(axis=-1, keepdims=True)
+    strip = _first(of_strips == largest)
+    inside = jnp.take_along_axis(strips, strip[..., None, None], axis=-2)[..., 0, :]
+    return strip * strips.shape[-1] + _first(inside == largest)
+
+
+def _first(true: Bool[Array, "*rows n"]) -> Int[Array, "*rows"]:
+    """Where the first True is; the last place when there is none."""
+    return jnp.min(jnp.where(true, jnp.arange(true.shape[-1]), true.shape[-1] - 1), axis=-1)
 
 
 def truncate(logits: Float[Array, "*rows v"], top_k: int, top_p: float) -> Float[Array, "*rows v"]:
