@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -41,8 +42,8 @@ def _quick_and_small(server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest) -> GcsLocation:
-    """A prefix of the test's own."""
-    return GcsLocation(BUCKET, f"{request.node.name[:40]}-{time.monotonic_ns()}".replace("[", "-").replace("]", ""))
+    """A prefix of the test's own, the same in every run: random schedules are drawn from the paths of requests too."""
+    return GcsLocation(BUCKET, hashlib.sha256(request.node.name.encode()).hexdigest()[:16])
 
 
 def noise(size: int, seed: int = 0) -> bytes:

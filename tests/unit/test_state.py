@@ -428,8 +428,12 @@ def test_sigterm_is_noted_until_the_step_ends() -> None:
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
-    with PreemptionGuard() as guard:
-        signal.raise_signal(signal.SIGINT)
-        assert guard.should_stop(1)
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
+    try:
+        with PreemptionGuard() as guard:
             signal.raise_signal(signal.SIGINT)
+            assert guard.should_stop(1)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
