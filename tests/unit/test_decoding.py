@@ -181,6 +181,16 @@ def test_products_in_another_layout_are_the_same(rows: int, monkeypatch: pytest.
             np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("strips", [5, 12, 32, 67, 134])
+def test_a_large_matrix_of_any_number_of_strips_is_in_pieces(strips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "LARGE", 0)
+    rng = np.random.default_rng(strips)
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 1, 8), (8, 64 * strips)))
+    matrix = layout._Matrix(weight, jnp.float32, strips=True)
+    assert len(matrix.strips) == {5: 5, 12: 12, 32: 16, 67: 64, 134: 64}[strips]
+    np.testing.assert_allclose(matrix(jnp.asarray(x)), x @ weight, atol=1e-5)
+
+
 def test_the_best_of_several_samples_is_at_least_as_likely_as_the_first(model, images) -> None:
     eos = model.tokenizer.eos_id
     one, many = (

@@ -77,10 +77,9 @@ def weight_first(x: Float[Array, "b t k"], weight: Float[Array, "n k"], dtype: j
 
 
 def by_strips(x: Float[Array, "b t k"], pieces: Sequence[Float[Array, "s k c"]], dtype: jnp.dtype) -> Float[Array, "b t n"]:
-    """`x` times a matrix in pieces of as many strips each: a product for every piece."""
+    """`x` times a matrix in pieces of some strips each: a product for every piece."""
     rows = x.reshape(-1, x.shape[-1])
-    rows_of_strips = jnp.broadcast_to(rows, (len(pieces[0]), *rows.shape))
-    parts = [product("smk,skc->smc", rows_of_strips, piece, dtype) for piece in pieces]
+    parts = [product("smk,skc->smc", jnp.broadcast_to(rows, (len(piece), *rows.shape)), piece, dtype) for piece in pieces]
     columns = [part.transpose(1, 0, 2).reshape(len(rows), -1) for part in parts]
     return jnp.concatenate(columns, axis=1).reshape(*x.shape[:-1], -1)
 
@@ -155,8 +154,10 @@ def _strips(matrix: Float[np.ndarray, "k n"]) -> nnx.List | None:
     if outputs % STRIP:
         return None
     strips = np.ascontiguousarray(matrix.reshape(inputs, -1, STRIP).transpose(1, 0, 2))
-    pieces = next((count for count in PIECES if len(strips) % count == 0), 1) if strips.nbytes >= LARGE else 1
-    return nnx.List([nnx.Param(_view(piece)) for piece in np.split(strips, pieces)])
+    pieces = 1
+    if strips.nbytes >= LARGE:  # of one size, or nearly: what pieces of one size read is made once for all of them
+        pieces = next((count for count in PIECES if len(strips) % count == 0), min(len(strips), PIECES[-1]))
+    return nnx.List([nnx.Param(_view(piece)) for piece in np.array_split(strips, pieces)])
 
 
 def _view(array: np.ndarray) -> Array:
