@@ -19,7 +19,7 @@ from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.images import load_image, resize
 from paligemma.data.loader import evaluation_batches
 from paligemma.data.records import open_records
-from paligemma.data.tensorflow import import_tensorflow
+from paligemma.data.tf_dataset import import_tensorflow
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.lineage.record import list_files, read_record

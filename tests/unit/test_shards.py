@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paligemma.data.records import Example
 from paligemma.data.shards import ShardWriter, serialize
-from paligemma.data.tensorflow import import_tensorflow
+from paligemma.data.tf_dataset import import_tensorflow
 from paligemma.lineage.record import file_sha256
 
 

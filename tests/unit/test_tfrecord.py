@@ -16,7 +16,7 @@ from conftest import SmallData
 from paligemma.data.images import load_image
 from paligemma.data.loader import evaluation_batches
 from paligemma.data.records import open_records
-from paligemma.data.tensorflow import import_tensorflow
+from paligemma.data.tf_dataset import import_tensorflow
 from paligemma.data.tfrecord import RowReader, TFRecordFile, masked_crc32c
 from paligemma.errors import DamagedError
 from paligemma.storage.cache import cache_folder

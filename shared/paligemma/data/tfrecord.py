@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from paligemma.data.records import Records, Shard
-from paligemma.data.tensorflow import import_tensorflow
+from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
 from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
@@ -62,7 +62,6 @@ class RowReader:
         self._files = [TFRecordFile(path, shard.rows, fix) for path, shard in zip(paths, shards, strict=True)]
         self._ends = list(accumulate(shard.rows for shard in shards))
         self._size = records.dataset.image_size
-        self._example = import_tensorflow().train.Example
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -79,7 +78,7 @@ class RowReader:
         shard = bisect_right(self._ends, row)
         file = self._files[shard]
         position = row - (self._ends[shard] - file.rows)
-        feature = self._example.FromString(file.read(position)).features.feature
+        feature = TFExample.FromString(file.read(position)).features.feature
 
         def text(name: str) -> str:
             return feature[name].bytes_list.value[0].decode()

@@ -60,7 +60,7 @@ ROOT_VARIABLE = "PALIGEMMA_LINEAGE_ROOT"
 """The root of records; unset, the artifact root, or the folder that the output is in."""
 PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
 
-_PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "sentencepiece", "pillow", "kfp")
+_PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "pillow", "kfp")
 _ADDRESS = re.compile(r"\b((?!gs:)[a-z]+://)(?:[^/@\s]*@)?([^\s?#,]*)[^\s,]*")  # without user, query and fragment
 
 P, T = ParamSpec("P"), TypeVar("T")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from paligemma.progress import WorkProgress
 
@@ -54,8 +56,10 @@ class Telemetry:
         self._progress = WorkProgress("training", "examples", steps * batch_size)
 
     def __enter__(self) -> Telemetry:
-        # TensorBoard tells at length, on import, that TensorFlow is not needed.
+        # TensorBoard tells at length, on import, that TensorFlow is not needed. This module's being there is how its own
+        # builds keep it from importing TensorFlow where that is installed (tensorboard/compat/__init__.py): ten seconds.
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from tensorboard.summary import Writer
 
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,64 @@
+"""Records as a `tf.data.Dataset`, for code of one's own that trains with TensorFlow's input pipeline. No step imports it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from paligemma.data.records import Records
+from paligemma.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def tf_dataset(records: Records) -> tf.data.Dataset:
+    """The rows of records, in order, each a dictionary of tensors.
+
+    Returns:
+        Per row: `image` (uint8 `[size, size, 3]`), `tokens` (int64 `[t]`), `prefix_length` and `suffix_length` (tokens),
+        `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty where the suffix is the only one), `line`.
+
+    Raises:
+        InputError: TensorFlow is not installed.
+    """
+    tf = import_tensorflow()
+    size = records.dataset.image_size
+    several, one_int, one_text = (
+        tf.io.RaggedFeature(tf.int64),
+        tf.io.FixedLenFeature((), tf.int64),
+        tf.io.FixedLenFeature((), tf.string),
+    )
+    spec = {
+        "image": one_text,
+        "tokens": several,
+        "answers": tf.io.RaggedFeature(tf.string),
+        **dict.fromkeys(("prefix_length", "suffix_length", "line"), one_int),
+        **dict.fromkeys(("prefix", "suffix", "row_id"), one_text),
+    }
+
+    def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        row = tf.io.parse_single_example(record, spec)
+        return {**row, "image": tf.reshape(tf.io.decode_raw(row["image"], tf.uint8), (size, size, 3))}
+
+    compression = "GZIP" if records.dataset.compression == "gzip" else None
+    return tf.data.TFRecordDataset([str(path) for path in records.shard_paths], compression).map(parse)
+
+
+@functools.cache
+def import_tensorflow():
+    """The `tensorflow` module, without its start-up chatter and with every accelerator hidden from it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it prints a notice about numerics that do not concern us
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise InputError("TensorFlow is not installed.", fix="install the project's extra 'tensorflow'") from None
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return tf
