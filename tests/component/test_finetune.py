@@ -204,9 +204,25 @@ def test_validation_without_records_is_refused(records: Path, tmp_path: Path) ->
         run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", set_=["validate_every=1"])
 
 
+# At the reference's learning rate: ten times of it turn a last bit of a feature into 1e-4 of a loss within twelve steps, on any
+# processor, because steps are then as large as what they correct (measured: 2e-7 of the loss at 0.03, 1e-4 at 0.3).
+CACHED = ["steps=7", "learning_rate=0.03", "frozen_dtype=float32"]
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def losses_without_cache(records: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    output = tmp_path_factory.mktemp("uncached") / "tuned"
+    run("embedded:tiny", str(records), str(output), set_=CACHED)
+    return losses_of(output)
+
+
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_cached_vision_features_change_nothing_and_are_computed_once(
-    where: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, records: Path, losses_without_cache: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paligemma.training import vision_cache
 
@@ -218,19 +234,16 @@ def test_cached_vision_features_change_nothing_and_are_computed_once(
         original(self, records, lambda images: computed.append(len(images)) or embed(images), *rest)
 
     monkeypatch.setattr(vision_cache.VisionCache, "__init__", counting)
-    settings = ["steps=12", "learning_rate=0.3", "frozen_dtype=float32"]
-    losses = {}
-    for name in ("none", where, "again"):
-        cache = where if name == "again" else name
-        run("embedded:tiny", str(records), str(tmp_path / name), set_=[*settings, f"vision_cache={cache}"])
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        losses[name] = [json.loads(line)["loss"] for line in lines]
-        if name == where:
-            once = sum(computed)
-    np.testing.assert_allclose(losses[where], losses["none"], atol=1e-4)
-    assert losses["again"] == losses[where]
-    assert 0 < once <= 24  # 7 images in 21 rows: all are known after one epoch
-    assert sum(computed) == (once if where == "disk" else 2 * once)
+    losses, images = {}, {}
+    for name in ("first", "again"):
+        computed.clear()
+        run("embedded:tiny", str(records), str(tmp_path / name), set_=[*CACHED, f"vision_cache={where}"])
+        losses[name], images[name] = losses_of(tmp_path / name), sum(computed)
+    # The tower is another compiled program than the step that it is part of, and rounds sums in another order.
+    np.testing.assert_allclose(losses["first"], losses_without_cache, rtol=100 * np.finfo(np.float32).eps)
+    assert losses["again"] == losses["first"]
+    assert 0 < images["first"] <= 24  # 7 images in 21 rows: all are known after one epoch
+    assert images["again"] == (0 if where == "disk" else images["first"])
 
 
 def test_features_of_a_tower_that_is_trained_are_not_cached(records: Path, tmp_path: Path) -> None:

@@ -310,9 +310,12 @@ def train(folder, report, until):
                 os.write(report, b"%d\\n" % (len(history) - 1))
     np.savez(sys.argv[2], **{n: np.asarray(a).view(np.uint8) for n, a in state.items() if n != "step"}, history=history)
 
-chance, acknowledged, kills, seen = random.Random(sys.argv[1]), 0, 0, []
-for trial in range(int(sys.argv[3]) + 1):
-    last = trial == int(sys.argv[3])
+# A kill comes after some saves and a part of the time that one takes, as seen in this child: on a fast machine as on a slow
+# one, they fall everywhere in a save. There are as many as it takes for a quarter of those asked for to have hit one.
+chance, acknowledged, seen, during_a_save, asked = random.Random(sys.argv[1]), 0, [], 0, int(sys.argv[3])
+while True:
+    last = len(seen) >= asked and during_a_save >= asked // 4
+    assert len(seen) < 20 * asked + 1, "no kill falls into a save"
     receive, report = os.pipe()
     child = os.fork()
     if not child:
@@ -327,14 +330,20 @@ for trial in range(int(sys.argv[3]) + 1):
         began = -int(lines.readline() or 1)
         assert began >= acknowledged, (began, acknowledged)
         if not last:
-            time.sleep(chance.uniform(0, 0.25))
+            saves, started = chance.randint(0, 3), time.monotonic()
+            done = [line for line in (lines.readline() for _ in range(saves)) if line]
+            each = (time.monotonic() - started) / len(done) if done else 0.1
+            time.sleep(chance.uniform(0, each))
             os.kill(child, signal.SIGKILL)
-        acknowledged = max([began, *map(int, lines)])
+            acknowledged = max([began, *map(int, done)])
+        acknowledged = max([began, acknowledged, *map(int, lines)])
     status = os.waitpid(child, 0)[1]
     assert status == (0 if last else signal.SIGKILL), status
+    if last:
+        break
     seen.append(began)
-    kills += any(not (folder / "checkpoint.json").exists() for folder in Path(sys.argv[1]).glob("step-*"))
-print(seen, acknowledged, kills)
+    during_a_save += any(not (folder / "checkpoint.json").exists() for folder in Path(sys.argv[1]).glob("step-*"))
+print(seen, acknowledged, during_a_save)
 """
 
 
@@ -344,8 +353,6 @@ def test_killed_at_twenty_moments_and_restarted_it_ends_bit_for_bit_as_undisturb
         command = [sys.executable, "-c", script, str(tmp_path / folder), str(tmp_path / f"{folder}.npz"), str(kills)]
         done = subprocess.run(command, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        during_a_save = int(done.stdout.split()[-1])
-        assert during_a_save >= kills // 4, done.stdout
         with np.load(tmp_path / f"{folder}.npz") as file:
             return dict(file)
 
