@@ -125,7 +125,7 @@ def open_page(page: str, tmp_path: Path, *options: str) -> subprocess.CompletedP
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/user"]
     alone = ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--window-size=1400,1000"]
     command = [CHROMIUM, *quiet, *alone, *options, file.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
 
 def test_two_hundred_runs_are_searched_clicked_through_and_compared(page: str, root: Path, tmp_path: Path) -> None:

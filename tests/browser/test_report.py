@@ -79,7 +79,7 @@ def test_five_thousand_rows_are_sorted_filtered_and_paged_in_a_browser(tmp_path:
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/user"]
     alone = ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=20000"]
     command = [CHROMIUM, *quiet, *alone, "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     seen = json.loads(html.unescape(found[1]))

@@ -198,7 +198,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(many_rows: Path
         process.wait()
         started = time.monotonic()
         while any(map(is_running, children)):
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 120  # only a process that never ends reaches it
             time.sleep(0.01)
     subprocess.run(command, cwd=REPOSITORY, env=ONE_DEVICE, check=True, capture_output=True)
     assert read_record(output).artifact.tree_sha256 == undisturbed

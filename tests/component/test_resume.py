@@ -157,7 +157,7 @@ def test_two_processes_train_as_one(records: Path, tmp_path: Path) -> None:
         )
         for index in range(2)
     ]
-    assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     (_, one), (_, two) = results(tmp_path / "one"), results(tmp_path / "two")
     assert two == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in one]
     summary = json.loads((tmp_path / "two/summary.json").read_text())

@@ -40,7 +40,7 @@ def download(home: Path, environment: dict[str, str], *paths: str) -> list[list[
     private = {"HOME": str(home), "KAGGLEHUB_CACHE": str(home / "cache"), "KAGGLEHUB_VERBOSITY": "error"}
     command = [sys.executable, "-c", DOWNLOAD, MODEL, *paths]
     run = subprocess.run(
-        command, env={**clean, **private, **environment}, capture_output=True, text=True, timeout=60, check=True
+        command, env={**clean, **private, **environment}, capture_output=True, text=True, timeout=600, check=True
     )
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
 

@@ -154,7 +154,7 @@ def test_images_can_be_left_out(varied: Path) -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120  # only a thread that never ends reaches it
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()

@@ -415,7 +415,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path
             )
             for number in range(2)
         ]
-        results = [process.communicate(timeout=60) for process in processes]
+        results = [process.communicate(timeout=600) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], results
         (began, one), (also_began, other) = (map(int, out.splitlines()[-1].split()) for out, _ in results)
         assert began == also_began == ended
