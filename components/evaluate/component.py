@@ -110,7 +110,7 @@ def evaluate(
     for key, value in figures.items():
         if math.isfinite(value):  # KFP's metadata holds no other numbers
             summary.log_metric(key, value)
-    table = values.get("confusion", {"labels": [], "counts": []})
+    table = values["confusion"] or {"labels": [], "counts": []}
     if table["labels"]:
         confusion.log_confusion_matrix(table["labels"], table["counts"])
     # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.

@@ -163,8 +163,7 @@ def run(
             "examples_per_second": len(predictions) / seconds,
         }
         table = confusion(judged)
-        if table is not None:
-            summary["confusion"] = {"labels": table[0], "counts": table[1]}
+        summary["confusion"] = None if table is None else {"labels": table[0], "counts": table[1]}
         with (draft.folder / "predictions.jsonl").open("w") as file:
             for number, p in enumerate(predictions):
                 row = {"row_id": p.row_id, "prefix": p.prefix, "target": p.target, "prediction": p.prediction}

@@ -66,9 +66,9 @@ def page() -> str:
     score = {"value": 0.5, "low": 0.4, "high": 0.6}
     metrics = {
         "examples": ROWS, "exact_match": 0.5, "metrics": {"exact_match": score}, "primary": "exact_match", "loss": 1.0,
-        "loss_interval": [0.9, 1.1], "perplexity": 2.7, "examples_per_second": 1.0, "by_type": [],
+        "loss_interval": [0.9, 1.1], "perplexity": 2.7, "examples_per_second": 1.0, "by_type": [], "confusion": None,
     }  # fmt: skip
-    return render("evaluation.html", name="tuned", metrics=metrics | {"confusion": None}, source="x", baseline=None,
+    return render("evaluation.html", name="tuned", metrics=metrics, source="x", baseline=None,
                   baseline_name="", questions=[], decision=None, rows=rows)  # fmt: skip
 
 

@@ -100,7 +100,8 @@ def cider(captions: Sequence[Caption]) -> np.ndarray:
                 [
                     sum(min(weight, b.get(ngram, 0.0)) * b.get(ngram, 0.0) for ngram, weight in a.items())
                     for a, b in zip(found, wanted, strict=True)
-                ]
+                ],
+                np.float64,  # of captions without words, the sums are Python's integer 0
             )
             norms = found_norms * wanted_norms
             likeness = np.divide(likeness, norms, out=likeness, where=norms != 0)
