@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+_BARE_LETTER = re.compile(r"([^\W\d_])[):]?|\(([^\W\d_])\)?[:.]?")
+_LETTERED = re.compile(r"\(?([^\W\d_])(\)[.:]?|:|\.(?=\s))\s*(\S.*)")
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
@@ -33,9 +38,13 @@ def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def multiple_choice(answer: str, references: Sequence[str]) -> float:
-    """Whether the answer names the right choice: as the reference does, or by its letter, as in `(B)`, `b.` or `B: a cat`."""
-    found, wanted = _choice(answer), {_choice(reference) for reference in references}
-    return float(found in wanted)
+    """Whether the answer names the right choice, as a reference does, but for case and a final full stop.
+
+    A choice is named by its letter (`B`, `(B)`, `b.`), by its words (`a cat`), or by both (`B: a cat`, `(B) a cat`, `B. a cat`).
+    The letter alone stands for the choice. Where both sides have words, the words decide too: `E. coli` is not `E. faecalis`.
+    """
+    found = _Choice.read(answer)
+    return float(any(found.is_same(_Choice.read(reference)) for reference in references))
 
 
 def edit_distance(left: str, right: str) -> int:
@@ -64,13 +73,39 @@ def _relaxed_match(answer: str, reference: str) -> bool:
 
 
 def _number(text: str) -> float | None:
+    """The finite number that a text is; a label that is called `nan` or `inf` is a text like any other."""
     try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+        number = float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
-def _choice(text: str) -> str:
-    text = text.strip().lower()
-    letter = re.match(r"\(?([a-z])(?:[).:]\s*.*|)$", text, re.DOTALL)
-    return letter[1] if letter else text.rstrip(".")
+class _Choice(NamedTuple):
+    """One choice: its letter and its words, either of which may be missing.
+
+    Attributes:
+        text: all of it.
+        marked: whether what stands between letter and words can only be the mark of a choice; a full stop may be part of a name.
+    """
+
+    text: str
+    letter: str
+    words: str
+    marked: bool
+
+    @classmethod
+    def read(cls, text: str) -> _Choice:
+        text = " ".join(text.split()).casefold().rstrip(".").rstrip()
+        if bare := _BARE_LETTER.fullmatch(text):
+            return cls(bare[1] or bare[2], bare[1] or bare[2], "", marked=True)
+        if lettered := _LETTERED.fullmatch(text):
+            return cls(text, lettered[1], lettered[3], marked=lettered[2] != ".")
+        return cls(text, "", text, marked=True)
+
+    def is_same(self, other: _Choice) -> bool:
+        if self.text == other.text:
+            return True
+        if self.letter and other.letter:
+            return self.letter == other.letter and (not self.words or not other.words or self.words == other.words)
+        return bool(self.words) and self.words == other.words and self.marked and other.marked

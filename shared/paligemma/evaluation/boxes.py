@@ -49,12 +49,16 @@ def iou(a: Box, b: Box) -> float:
 
 
 def box_f1(answer: str, reference: str, threshold: float = 0.5) -> float:
-    """F1 of an answer's boxes: each takes, in order, the free box of its label that it overlaps most, `threshold` at least."""
+    """F1 of an answer's boxes: each takes, in order, the free box of its label that it overlaps most, `threshold` at least.
+
+    An equal box is overlapped most of all, even if it is so thin that it has no area.
+    """
     found, free = parse_boxes(answer), parse_boxes(reference)
     wanted, hits = len(free), 0
     for box in found:
-        best = max((other for other in free if other.label == box.label), key=lambda other: iou(box, other), default=None)
-        if best is not None and iou(box, best) >= threshold:
+        same = [other for other in free if other.label == box.label]
+        best = max(same, key=lambda other: (other == box, iou(box, other)), default=None)
+        if best is not None and (best == box or iou(box, best) >= threshold):
             free.remove(best)
             hits += 1
     return 2 * hits / (len(found) + wanted) if found or wanted else 1.0

@@ -1,13 +1,16 @@
 """BLEU, ROUGE-L and CIDEr of captions, as the COCO caption evaluation computes them.
 
 Equal to pycocoevalcap's on the same words. Its words are those of the Stanford PTB tokenizer, a Java program; `words` follows
-its rules for what captions hold: case and punctuation go, clitics are words of their own.
+its rules for what captions hold: case and punctuation go, clitics and signs ($, %, &) are words of their own. It does not know
+that tokenizer's list of abbreviations, nor does it spell brackets as words.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +21,8 @@ LONGEST = 4
 """Words of the longest n-grams that count."""
 
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
-_WORD = re.compile(r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)|\w+(?:[-.,'’/&]\w+)*|[^\w\s]")
+_SIGNS = "$%&#@*\\"
+"""Of ASCII's punctuation, what the tokenizer leaves in; and `+<=>^|~`, which Unicode counts as symbols."""
 _SMALL, _TINY = 1e-9, 1e-15
 
 Words = list[str]
@@ -34,7 +38,24 @@ class Caption(NamedTuple):
 def words(text: str) -> Words:
     """The words of a caption."""
     spaced = _CLITIC.sub(r" \1", text.lower().replace("’", "'"))
-    return [word for word in _WORD.findall(spaced) if any(character.isalnum() for character in word)]
+    return [word for word in _word_pattern().findall(spaced) if any(_counts(character) for character in word)]
+
+
+def _counts(character: str) -> bool:
+    """Whether a word with this character is more than punctuation. Beyond the 16-bit characters, the tokenizer drops symbols."""
+    symbol = unicodedata.category(character)[0] == "S" and character != "`" and ord(character) < 0x10000
+    return character.isalnum() or character in _SIGNS or symbol
+
+
+@functools.cache
+def _word_pattern() -> re.Pattern[str]:
+    """What words look like. Vowel signs and accents of their own are part of a word, which Python's `\\w` does not know."""
+    marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
+    letters = rf"[\w{marks}\u200c\u200d]+"
+    return re.compile(
+        r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)|(?:[^\W\d_]\.){2,}(?!\w)"
+        rf"|{letters}(?:[-.'’/&]{letters}|(?<=\d)[,:](?=\d){letters})*|[^\w\s]"
+    )
 
 
 def bleu(captions: Sequence[Caption]) -> float:
@@ -65,9 +86,12 @@ def bleu_of(counts: np.ndarray) -> float:
 
 
 def rouge_l(caption: Caption) -> float:
-    """F-measure, beta 1.2, of the longest common subsequence: best precision and best recall of any reference."""
+    """F-measure, beta 1.2, of the longest common subsequence: best precision and best recall of any reference.
+
+    An answer without words is right where a reference has none either.
+    """
     if not caption.answer:
-        return 0.0
+        return float([] in caption.references)
     common = [_longest_common(caption.answer, reference) for reference in caption.references]
     precision = max(common) / len(caption.answer)
     recall = max(c / len(reference) if reference else 0.0 for c, reference in zip(common, caption.references, strict=True))
@@ -77,7 +101,11 @@ def rouge_l(caption: Caption) -> float:
 
 
 def cider(captions: Sequence[Caption]) -> np.ndarray:
-    """CIDEr-D (arXiv 1411.5726) of every caption, 0 to 10; rare n-grams are those rare in the corpus's references."""
+    """CIDEr-D (arXiv 1411.5726) of every caption, 0 to 10; rare n-grams are those rare in the corpus's references.
+
+    An n-gram that the references of all rows hold weighs nothing: where there is one row, or where all have the same
+    references, even a perfect answer has 0. 10 is reached only by the words of all of a row's references, four at least.
+    """
     frequency: Counter[tuple[str, ...]] = Counter()
     for caption in captions:
         frequency.update(set().union(*(ngrams(reference) for reference in caption.references)))

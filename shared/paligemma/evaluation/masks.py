@@ -96,7 +96,7 @@ def mask_ious(answers: Sequence[str], references: Sequence[str], decode: Decode)
         found, wanted = (_by_label(parse_masks(text), decode) for text in (answer, reference))
         ious = [_iou(found.get(label), wanted.get(label)) for label in found.keys() | wanted.keys()]
         scores.append(float(np.mean(ious)) if ious else 1.0)
-    return np.array(scores)
+    return np.array(scores, np.float64)
 
 
 def _by_label(objects: list[tuple[Box, list[int]]], decode: Decode) -> dict[str, Bool[np.ndarray, "side side"]]:
@@ -112,6 +112,7 @@ def _by_label(objects: list[tuple[Box, list[int]]], decode: Decode) -> dict[str,
 
 
 def _iou(left: np.ndarray | None, right: np.ndarray | None) -> float:
-    if left is None or right is None or not (left | right).any():
+    if left is None or right is None:
         return 0.0
-    return float((left & right).sum() / (left | right).sum())
+    union = (left | right).sum()
+    return float((left & right).sum() / union) if union else 1.0  # both say that there is nothing of the label inside

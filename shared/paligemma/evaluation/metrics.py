@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
+import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import InputError, PaliGemmaError, did_you_mean
 from paligemma.evaluation.answers import anls, exact_match, multiple_choice, relaxed_accuracy
 from paligemma.evaluation.boxes import AveragePrecision, box_f1
 from paligemma.evaluation.captions import Caption, bleu_counts, bleu_of, cider, rouge_l, words
-from paligemma.evaluation.masks import mask_ious, read_decoder
+from paligemma.evaluation.masks import Decode, mask_ious, read_decoder
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.statistics import bootstrap_interval
 from paligemma.evaluation.vqa import vqa_accuracy
@@ -44,59 +48,116 @@ class Scores:
     of_rows: str = ""
 
 
-Metric = Callable[[Sequence[Prediction]], Scores]
+@dataclass(frozen=True)
+class Scored:
+    """What a metric says before it is known how sure that is.
+
+    Attributes:
+        rows, value, of_rows: as `Scores` has them.
+        resampled: the values of rows drawn with replacement, for `bootstrap_interval`.
+    """
+
+    rows: Float[np.ndarray, " rows"]
+    value: float
+    resampled: Callable[[np.ndarray], np.ndarray]
+    of_rows: str = ""
 
 
-def mean_of(rows: Sequence[float]) -> Scores:
+@dataclass(frozen=True)
+class Metric:
+    """A metric: called with predictions, it says what they are worth.
+
+    Attributes:
+        score: without an interval, which takes most of the time.
+        best: value of answers that cannot be better; None of a user's own metric, where it is not known.
+        shortfall: why even an answer that is a row's first reference may have less.
+    """
+
+    score: Callable[[Sequence[Prediction]], Scored]
+    best: float | None = 1.0
+    shortfall: str = ""
+
+    def __call__(self, predictions: Sequence[Prediction]) -> Scores:
+        """The scores, with their interval."""
+        if not predictions:
+            return Scores(np.zeros(0), 0.0, None, None)
+        found = self.score(predictions)
+        interval = bootstrap_interval(len(found.rows), found.resampled)
+        return Scores(found.rows, found.value, *interval, found.of_rows)
+
+    def of_first_references(self, predictions: Sequence[Prediction]) -> float | None:
+        """What a model has that answers every row with its first reference; None where the best value is not known."""
+        if self.best is None or not predictions:
+            return None
+        perfect = [dataclasses.replace(p, prediction=p.references[0], logprob=0.0) for p in predictions]
+        return self.score(perfect).value
+
+
+def mean_of(rows: Sequence[float]) -> Scored:
     """The scores of a metric that is the mean of its rows."""
     values = np.asarray(rows, np.float64)
-    if not len(values):
-        return Scores(values, 0.0, None, None)
-    return Scores(values, float(values.mean()), *bootstrap_interval(len(values), lambda chosen: values[chosen].mean(axis=1)))
+    return Scored(values, float(values.mean()), lambda chosen: values[chosen].mean(axis=1))
 
 
-def by_row(score: Callable[[str, Sequence[str]], float]) -> Metric:
+def by_row(score: Callable[[str, Sequence[str]], float], best: float | None = 1.0, shortfall: str = "") -> Metric:
     """The metric that is the mean of `score(answer, references)`."""
-    return lambda predictions: mean_of([score(p.prediction, p.references) for p in predictions])
+    return Metric(lambda rows: mean_of([score(p.prediction, p.references) for p in rows]), best, shortfall)
 
 
 def _captions(predictions: Sequence[Prediction]) -> list[Caption]:
-    return [Caption(words(p.prediction), [words(reference) for reference in p.references]) for p in predictions]
+    return [Caption(_some_words(p.prediction), list(map(_some_words, p.references))) for p in predictions]
 
 
-def _bleu(predictions: Sequence[Prediction]) -> Scores:
+def _some_words(text: str) -> list[str]:
+    """The words of a text; one of signs alone, which has none, is compared sign by sign."""
+    return words(text) or text.split()
+
+
+def _bleu(predictions: Sequence[Prediction]) -> Scored:
     counts = np.array([bleu_counts(caption) for caption in _captions(predictions)])
-    if not len(counts):
-        return mean_of([])
 
     def resampled(chosen: np.ndarray) -> np.ndarray:
         return np.array([bleu_of(counts[rows].sum(axis=0)) for rows in chosen])
 
-    interval = bootstrap_interval(len(counts), resampled)
-    return Scores(np.array([bleu_of(row) for row in counts]), bleu_of(counts.sum(axis=0)), *interval, "bleu by row")
+    return Scored(np.array([bleu_of(row) for row in counts]), bleu_of(counts.sum(axis=0)), resampled, "bleu by row")
 
 
-def _average_precision(predictions: Sequence[Prediction]) -> Scores:
-    rows = np.array([box_f1(p.prediction, p.target) for p in predictions])
-    if not len(rows):
-        return mean_of([])
-    answers, targets = [p.prediction for p in predictions], [p.target for p in predictions]
-    precision = AveragePrecision(answers, targets, [p.logprob for p in predictions])
-    interval = bootstrap_interval(len(rows), lambda drawn: np.array([precision(chosen) for chosen in drawn]))
-    return Scores(rows, precision.value, *interval, "box_f1")
+def _average_precision(predictions: Sequence[Prediction]) -> Scored:
+    answers, truth = [p.prediction for p in predictions], [p.references[0] for p in predictions]
+    rows = np.array([box_f1(answer, reference) for answer, reference in zip(answers, truth, strict=True)])
+    precision = AveragePrecision(answers, truth, [p.logprob for p in predictions])
+    return Scored(rows, precision.value, lambda drawn: np.array([precision(chosen) for chosen in drawn]), "box_f1")
 
 
+def _mask_iou(decode: Decode, predictions: Sequence[Prediction]) -> Scored:
+    return mean_of([max(mask_ious([p.prediction] * len(p.references), p.references, decode)) for p in predictions])
+
+
+_SHORT_CAPTION = "a caption of fewer than four words has no 4-grams"
 METRICS: Mapping[str, Metric] = {
     "exact_match": by_row(exact_match),
-    "vqa_accuracy": by_row(vqa_accuracy),
+    "vqa_accuracy": by_row(
+        vqa_accuracy,
+        shortfall="an answer counts by the share of a row's references that it equals; where there are ten, the official code "
+        "takes them as they are: in lower case, without articles, numbers up to ten as digits",
+    ),
     "anls": by_row(anls),
     "relaxed_accuracy": by_row(relaxed_accuracy),
     "multiple_choice": by_row(multiple_choice),
-    "cider": lambda predictions: mean_of(cider(_captions(predictions))),
-    "bleu": _bleu,
-    "rouge_l": lambda predictions: mean_of([rouge_l(caption) for caption in _captions(predictions)]),
+    "cider": Metric(
+        lambda predictions: mean_of(cider(_captions(predictions))),
+        best=10.0,
+        shortfall="it is the mean likeness to all of a row's references, n-grams that the references of every row hold weigh "
+        f"nothing (so that one row alone, or rows with equal references, have 0), and {_SHORT_CAPTION}",
+    ),
+    "bleu": Metric(_bleu, shortfall=_SHORT_CAPTION),
+    "rouge_l": Metric(lambda predictions: mean_of([rouge_l(caption) for caption in _captions(predictions)])),
     "box_f1": by_row(lambda answer, references: max(box_f1(answer, reference) for reference in references)),
-    "mean_average_precision": _average_precision,
+    "mean_average_precision": Metric(
+        _average_precision,
+        shortfall="a box without an area overlaps nothing, COCO counts 100 boxes of a label and image at most, and where no "
+        "reference holds a box the value is -1",
+    ),
 }
 
 
@@ -107,7 +168,7 @@ def find_metric(name: str, mask_decoder: str = "") -> Metric:
     number, more being better.
 
     Raises:
-        InputError: there is none of this name, it cannot be imported, or it has no mask decoder.
+        InputError: there is none of this name, it cannot be imported or called, or it has no mask decoder.
     """
     if name == MASK_IOU:
         if not mask_decoder:
@@ -116,8 +177,7 @@ def find_metric(name: str, mask_decoder: str = "") -> Metric:
                 expected="--mask-decoder vae-oid.npz",
                 fix="fetch gs://big_vision/paligemma/vae-oid.npz",
             )
-        decode = read_decoder(mask_decoder)
-        return lambda rows: mean_of(mask_ious([p.prediction for p in rows], [p.target for p in rows], decode))
+        return Metric(partial(_mask_iou, read_decoder(mask_decoder)))
     if name in METRICS:
         return METRICS[name]
     own = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
@@ -127,11 +187,44 @@ def find_metric(name: str, mask_decoder: str = "") -> Metric:
         )
     try:
         if name in own:
-            return by_row(own[name].load())
-        module, function = name.split(":", 1)
-        return by_row(getattr(importlib.import_module(module), function))
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"The metric {name!r} cannot be imported: {error}.", expected="module:function") from None
+            function = own[name].load()
+        else:
+            module, attribute = name.split(":", 1)
+            function = getattr(importlib.import_module(module), attribute)
+    except PaliGemmaError:
+        raise
+    except Exception as error:  # a module of the user's own can raise anything
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"The metric {name!r} cannot be imported: {why}.", expected="module:function") from None
+    if not callable(function):
+        raise InputError(f"The metric {name!r} is no function, but {function!r:.80}.", expected="module:function")
+    return by_row(partial(_own_score, name, function), best=None)
+
+
+def _own_score(name: str, function: Callable, answer: str, references: Sequence[str]) -> float:
+    """What a user's metric says of a row, if it says a number.
+
+    Raises:
+        InputError: it does not; names the row's texts, and the place in the user's code.
+    """
+    expected = "a function of an answer and a list of references that returns a finite number"
+    fix = "mend the metric and run the same command again: what was decoded is kept"
+    row = f"answer {answer!r:.200}, references {list(references)!r:.400}"
+    try:
+        found = function(answer, list(references))
+    except PaliGemmaError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"The metric {name!r} failed: {type(error).__name__}: {error} ({place.filename}:{place.lineno})."
+        raise InputError(what, where=row, expected=expected, fix=fix) from error
+    try:
+        number = math.nan if isinstance(found, str | bytes) or np.ndim(found) else float(found)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"The metric {name!r} returned {found!r:.80}.", where=row, expected=expected, fix=fix)
+    return number
 
 
 def by_group(predictions: Sequence[Prediction], rows: np.ndarray, group_of: Callable[[str], str], name: str) -> list[dict]:
@@ -154,12 +247,12 @@ def question_type(prefix: str) -> str:
 def confusion(predictions: Sequence[Prediction], most: int = 20) -> tuple[list[str], list[list[int]]] | None:
     """Targets against predictions, counted; None when there are more than `most` different targets.
 
-    What was predicted and is no target is counted as `other`.
+    What was predicted and is no target is counted as `other`, or as `any other` where `other` is a target.
     """
     targets = sorted({p.target.strip() for p in predictions})
     if not targets or len(targets) > most:
         return None
-    labels = [*targets, "other"]
+    labels = [*targets, "any other" if "other" in targets else "other"]
     place = {label: number for number, label in enumerate(targets)}
     counts = np.zeros((len(labels), len(labels)), int)
     for p in predictions:

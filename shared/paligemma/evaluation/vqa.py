@@ -1,7 +1,11 @@
-"""Accuracy of open-ended answers as visualqa.org counts it: against the answers of several people, leaving out one at a time.
+"""Accuracy of open-ended answers as visualqa.org counts it: against the answers of several people.
 
-Checked against the official evaluation code, with its quirks: of references that all agree nothing is normalized, of others
-only the punctuation; of an answer also articles, number words and contractions.
+With ten references or more, to the last digit as the official evaluation code has it, with its quirks: one reference at a time
+is left out; of references that all agree nothing is normalized, of others only the punctuation; of an answer also articles,
+number words and contractions. The data sets that have ten references come with such answers as this code expects.
+
+With fewer, as users write them, both sides are normalized, and the people that gave an answer are counted by their share. By
+the paper (arXiv 1505.00468, section 4) an answer is right that at least three of ten people gave: that is a share of 0.3.
 """
 
 from __future__ import annotations
@@ -36,15 +40,37 @@ _MOST_FULL_STOPS = int(re.UNICODE)
 """The official code passes a flag where Python expects a count."""
 
 
+OFFICIAL_REFERENCES = 10
+"""Answers to each question that the official code was made for."""
+
+_RIGHT_SHARE = 0.3
+
+
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Mean, over leaving out each reference, of min(1, matches among the others / 3). A single reference must be matched."""
-    answer = _normalize_words(_strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()))
+    """How right an answer is, 0 to 1.
+
+    With ten references or more: the mean, over leaving out each, of min(1, matches among the others / 3). With fewer:
+    min(1, share of references that match / 0.3), so that one of three suffices, and one of five is worth 2/3.
+    """
+    if len(references) < OFFICIAL_REFERENCES:
+        found = normalize_answer(answer)
+        share = sum(normalize_answer(reference) == found for reference in references) / len(references)
+        return min(1.0, share / _RIGHT_SHARE)
+    answer = _normalize_words(_strip_punctuation(_one_line(answer)))
     if len(set(references)) > 1:
         references = [_strip_punctuation(reference) for reference in references]
     matches = [reference == answer for reference in references]
-    if len(matches) == 1:
-        return float(matches[0])
     return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
+
+
+def normalize_answer(text: str) -> str:
+    """A text as the official code has an answer; in lower case only, if nothing else would be left of it ("A", "The", "?!")."""
+    line = _one_line(text)
+    return _normalize_words(_strip_punctuation(line)) or " ".join(line.lower().split())
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _strip_punctuation(text: str) -> str:
