@@ -3,64 +3,99 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from paligemma.command_line import make_app
 
 convert = make_app("Convert a data set to the JSONL that prepare_data reads. Images stay where they are.")
-OutputFile = Annotated[Path, typer.Option(help="JSONL file to write.")]
+OutputFile = Annotated[Path, typer.Option(help="JSONL file to write; what is skipped is listed in OUTPUT.skipped.jsonl.")]
+MaxRejectFraction = Annotated[
+    float, typer.Option(help="Fail when a larger share of the data set cannot be used.", min=0, max=1)
+]
+ImageFolder = Annotated[
+    Path | None, typer.Option(help="Folder that image names are relative to.", show_default="the folder of --output")
+]
 
 
 @convert.command("coco-captions")
 def convert_coco_captions(
-    annotations: Annotated[Path, typer.Option(help="captions_*.json of COCO.")],
+    annotations: Annotated[Path, typer.Option(help="captions_*.json of COCO, plain or gzip.")],
     output: OutputFile,
     prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "caption en",
+    images: ImageFolder = None,
+    max_reject_fraction: MaxRejectFraction = 0.1,
 ) -> None:
     """One row for each caption."""
-    from paligemma.data.convert import coco_captions, write_rows
+    from paligemma.data.convert.coco import coco_captions
+    from paligemma.data.convert.outcomes import Tally
 
-    typer.echo(f"{write_rows(output, coco_captions(annotations, prefix))} rows")
+    tally = Tally("annotations", hint=_hint(images, output))
+    outcomes = coco_captions(annotations, prefix, images or output.parent, tally)
+    _write(output, outcomes, tally, annotations, max_reject_fraction)
 
 
 @convert.command("coco-detection")
 def convert_coco_detection(
-    annotations: Annotated[Path, typer.Option(help="instances_*.json of COCO.")],
+    annotations: Annotated[Path, typer.Option(help="instances_*.json of COCO, plain or gzip.")],
     output: OutputFile,
+    images: ImageFolder = None,
+    box_pixels: Annotated[
+        Literal["auto", "displayed", "stored"],
+        typer.Option(help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."),
+    ] = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
 ) -> None:
     """One row for each image: its boxes as <loc> tokens, with crowds left out."""
-    from paligemma.data.convert import coco_detection, write_rows
+    from paligemma.data.convert.coco import coco_detection
+    from paligemma.data.convert.outcomes import Tally
 
-    typer.echo(f"{write_rows(output, coco_detection(annotations))} rows")
+    tally = Tally("annotations", hint=_hint(images, output))
+    outcomes = coco_detection(annotations, images or output.parent, tally, box_pixels)
+    _write(output, outcomes, tally, annotations, max_reject_fraction)
 
 
 @convert.command("vqav2")
 def convert_vqav2(
-    questions: Annotated[Path, typer.Option(help="v2_OpenEnded_mscoco_*_questions.json.")],
-    annotations: Annotated[Path, typer.Option(help="v2_mscoco_*_annotations.json.")],
+    questions: Annotated[Path, typer.Option(help="v2_OpenEnded_mscoco_*_questions.json, plain or gzip.")],
+    annotations: Annotated[Path, typer.Option(help="v2_mscoco_*_annotations.json, plain or gzip.")],
     output: OutputFile,
     images: Annotated[str, typer.Option(help="Name of an image; {:012d} is its number.")] = "COCO_train2014_{:012d}.jpg",
+    max_reject_fraction: MaxRejectFraction = 0.1,
 ) -> None:
     """One row for each question, with the most frequent answer."""
-    from paligemma.data.convert import vqav2, write_rows
+    from paligemma.data.convert.outcomes import Tally
+    from paligemma.data.convert.vqa import vqav2
 
-    typer.echo(f"{write_rows(output, vqav2(questions, annotations, images))} rows")
+    tally = Tally("annotations")
+    _write(output, vqav2(questions, annotations, images, tally), tally, annotations, max_reject_fraction)
 
 
 @convert.command("table")
 def convert_table(
-    table: Annotated[Path, typer.Option(help="CSV (with a header), Parquet or JSONL file, as Hugging Face data sets have.")],
+    table: Annotated[Path, typer.Option(help="CSV (with a header), Parquet, JSONL or JSON, as Hugging Face data sets have.")],
     output: OutputFile,
     image: Annotated[str, typer.Option(help="Column of the image's path, or of its bytes, which are written out.")] = "image",
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
     suffix: Annotated[str, typer.Option(help="Suffix; {name} stands for a column.")] = "{suffix}",
+    images: ImageFolder = None,
+    encoding: Annotated[
+        str, typer.Option(help="Of CSV and JSONL: latin-1, utf-16, ...", show_default="its byte order mark's, else UTF-8")
+    ] = "",
+    delimiter: Annotated[
+        str,
+        typer.Option(help="Between the cells of CSV.", show_default="a tab in .tsv, else the one that the header has"),
+    ] = "",
+    max_reject_fraction: MaxRejectFraction = 0.1,
 ) -> None:
     """One row for each row of a table."""
-    from paligemma.data.convert import table_rows, write_rows
+    from paligemma.data.convert.outcomes import Tally
+    from paligemma.data.convert.table import table_rows
 
-    typer.echo(f"{write_rows(output, table_rows(table, output.parent, image, prefix, suffix))} rows")
+    tally = Tally("rows", hint=_hint(images, output))
+    outcomes = table_rows(table, images or output.parent, image, prefix, suffix, tally, encoding, delimiter)
+    _write(output, outcomes, tally, table, max_reject_fraction)
 
 
 @convert.command("folder")
@@ -68,8 +103,25 @@ def convert_folder(
     folder: Annotated[Path, typer.Option(help="Folder with a folder of images for each label.")],
     output: OutputFile,
     prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "answer en what is this?",
+    max_reject_fraction: MaxRejectFraction = 0.1,
 ) -> None:
     """One row for each image: the label is its folder's name."""
-    from paligemma.data.convert import labelled_folder, write_rows
+    from paligemma.data.convert.folder import labelled_folder
+    from paligemma.data.convert.outcomes import Tally
 
-    typer.echo(f"{write_rows(output, labelled_folder(folder, prefix))} rows")
+    tally = Tally("files", hint=_hint(folder, output))
+    _write(output, labelled_folder(folder, prefix, tally, output), tally, folder, max_reject_fraction)
+
+
+def _hint(images: Path | None, output: Path) -> str:
+    if images is None or images.absolute() == output.absolute().parent:
+        return ""
+    return f"image names are relative to {images}: pass --images {images} to prepare_data"
+
+
+def _write(output: Path, outcomes, tally, source: Path, max_reject_fraction: float) -> None:
+    from paligemma.data.convert.outcomes import write_rows
+
+    write_rows(output, outcomes, tally, source, max_reject_fraction)
+    for line in tally.lines(output):
+        typer.echo(line)

@@ -13,6 +13,7 @@ from pipelines.cli import app
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "pipelines" / "presets" / "README.md",
+    REPOSITORY / "shared" / "paligemma" / "data" / "convert" / "README.md",
     *sorted((REPOSITORY / "components").glob("*/README.md")),
 ]
 

@@ -23,6 +23,7 @@ WARNINGS = {
     "text_control": "the text has control characters",
     "loc_malformed": "<loc or <seg is followed by something other than a number there is, e.g. <loc1024> or <loc12>",
     "loc_incomplete": "a box has other than 4 <loc> tokens, or a mask other than 16 <seg> tokens",
+    "loc_empty": "a box has no height or no width: it ends where it begins",
     "loc_order": "a box ends before it begins; the order is y1 x1 y2 x2",
     "row_duplicate": "an earlier row has the same image bytes, prefix and suffix",
     "image_duplicate": "another file has the same bytes",
@@ -107,12 +108,16 @@ def _location_warnings(text: str) -> Iterator[tuple[str, str]]:
         if len(digits) != wanted or not end or int(digits) >= most:
             yield "loc_malformed", f"<{kind}{digits}{end}"
             return
-    backwards = False
+    backwards = empty = False
     for locations, segments in _RUN.findall(text):
         values = [int(value) for value in re.findall(r"\d+", locations)]
         if len(values) % 4 or segments.count("<") % 16:
             yield "loc_incomplete", f"{len(values)} <loc> in a row" if values else f"{segments.count('<')} <seg> in a row"
             return
-        backwards |= any(y1 > y2 or x1 > x2 for y1, x1, y2, x2 in zip(*(iter(values),) * 4, strict=True))
+        boxes = list(zip(*(iter(values),) * 4, strict=True))
+        backwards |= any(y1 > y2 or x1 > x2 for y1, x1, y2, x2 in boxes)
+        empty |= any(y1 == y2 or x1 == x2 for y1, x1, y2, x2 in boxes)
     if backwards:
         yield "loc_order", "y1 is more than y2, or x1 more than x2"
+    if empty:
+        yield "loc_empty", "y1 equals y2, or x1 equals x2"

@@ -29,6 +29,14 @@ it would be 90 % and 0.5.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded. Pillow knows more, among them some that call other programs (EPS calls Ghostscript)."""
 
+SUFFIXES = frozenset(
+    (
+        *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm"),
+        *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
+"""How names of files of these formats end, in lower case: what is looked for in a folder."""
+
 
 class ImageError(InputError):
     """An image that cannot be used; `code` is the reason code of `rejected.jsonl`."""

@@ -1,0 +1,103 @@
+"""Boxes as COCO has them (x, y, width, height in pixels, from the left and the top) to PaliGemma's `<loc>` symbols."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from paligemma.data.convert.names import number_of
+from paligemma.data.convert.outcomes import EntryError, shown
+from paligemma.data.tokenizer import NUM_LOC
+
+_TOLERANCE = 0.5
+"""Pixels that a box may reach beyond its image by rounding, without a note."""
+
+
+class Corners(NamedTuple):
+    """A box by its edges: pixels, or fractions of the image."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+def box_of(annotation: dict) -> tuple[Corners, bool]:
+    """An annotation's box in pixels, and whether it was taken from the polygons of its segmentation.
+
+    Raises:
+        EntryError: it has none, or one that is no box.
+    """
+    box = annotation.get("bbox")
+    if box is None or box == []:
+        return _around_polygons(annotation.get("segmentation")), True
+    values = [number_of(value) for value in box] if isinstance(box, list) else []
+    if len(values) != 4 or None in values:
+        raise EntryError("box_malformed", f"bbox is {_shown_box(box)}")
+    x, y, width, height = values
+    if width <= 0 or height <= 0:
+        raise EntryError("box_empty", f"bbox is {_shown_box(box)}")
+    return Corners(x, y, x + width, y + height), False
+
+
+def _around_polygons(segmentation: object) -> Corners:
+    if not segmentation:
+        raise EntryError("box_missing", "there is neither bbox nor segmentation")
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        raise EntryError("box_missing", "there is no bbox, and the segmentation is a mask, not polygons")
+    points = [[number_of(value) for value in polygon] for polygon in segmentation]
+    if any(len(polygon) < 6 or len(polygon) % 2 or None in polygon for polygon in points):
+        raise EntryError("box_missing", "there is no bbox, and the segmentation is not polygons x, y, x, y, x, y, ...")
+    xs, ys = ([value for polygon in points for value in polygon[start::2]] for start in (0, 1))
+    if min(xs) == max(xs) or min(ys) == max(ys):
+        raise EntryError("box_empty", "the polygons have no width or no height")
+    return Corners(min(xs), min(ys), max(xs), max(ys))
+
+
+def _shown_box(box: object) -> str:
+    return repr(box)[:80] if isinstance(box, list) and len(box) < 9 else shown(box)
+
+
+def place(box: Corners, width: float, height: float, orientation: int) -> tuple[Corners, bool]:
+    """A box in fractions of the image as it is displayed, and whether a part of it was beyond the image's edge.
+
+    Args:
+        box: in pixels.
+        width, height: of the image in those pixels.
+        orientation: of EXIF, by which the pixels are to be turned; 1 if they are as displayed.
+
+    Raises:
+        EntryError: nothing of it is inside, or it is too small for the symbols.
+    """
+    if box.x2 <= 0 or box.y2 <= 0 or box.x1 >= width or box.y1 >= height:
+        raise EntryError(
+            "box_outside", f"the box from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g} in {width:g} x {height:g}"
+        )
+    inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
+    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > _TOLERANCE
+    turned = turn(inside, orientation)
+    y1, x1, y2, x2 = box_steps(turned.y1, turned.x1, turned.y2, turned.x2)
+    if y1 >= y2 or x1 >= x2:
+        raise EntryError("box_too_small", f"{box.x2 - box.x1:g} x {box.y2 - box.y1:g} pixels in {width:g} x {height:g}")
+    return turned, beyond
+
+
+def turn(box: Corners, orientation: int) -> Corners:
+    """A box in fractions of the stored pixels to one in fractions of the displayed image, by EXIF's orientation, 1 to 8."""
+    x1, y1, x2, y2 = box
+    if orientation in (5, 6, 7, 8):  # rows become columns
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = 1 - x2, 1 - x1
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = 1 - y2, 1 - y1
+    return Corners(x1, y1, x2, y2)
+
+
+def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
+    """A box, in fractions of the image, as four <loc> tokens: rounded to steps of 1/1023, as in big_vision."""
+    return "".join(f"<loc{step:04d}>" for step in box_steps(y1, x1, y2, x2))
+
+
+def box_steps(*fractions: float) -> list[int]:
+    """Fractions of the image as the numbers of <loc> symbols."""
+    return [min(max(round(value * (NUM_LOC - 1)), 0), NUM_LOC - 1) for value in fractions]

@@ -1,0 +1,183 @@
+"""COCO's captions and boxes, and files in its form (LVIS, exports of annotation tools), to rows.
+
+The form: https://cocodataset.org/#format-data. LVIS has `coco_url` in the place of `file_name`, of which the last two parts
+name the file (facebookresearch/detectron2, detectron2/data/datasets/lvis.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.data.convert.boxes import Corners, box_of, box_text, place
+from paligemma.data.convert.files import read_lists
+from paligemma.data.convert.names import Index, image_name, number_of, text_of
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
+from paligemma.data.convert.photos import BoxPixels, Pictured, Size, find_frames, read_photo
+
+ListedImage = tuple[str, Size | None]
+"""File name, and width and height if they are there."""
+
+
+def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) -> Iterator[Outcome]:
+    """A row for every caption of COCO's `captions_*.json`.
+
+    Args:
+        annotations: the file.
+        prefix: of every row.
+        folder: that image names are relative to.
+        tally: is told of what is odd.
+
+    Raises:
+        InputError: the file is not in COCO's form.
+    """
+    listed, entries = read_lists(annotations, "annotations", ("images", "annotations"))
+    images, with_any = _index_images(listed, folder, tally), set()
+    for entry, annotation in _entries(entries):
+        try:
+            annotation = _object(annotation)
+            key, (name, _) = images.find(annotation.get("image_id"), "image_id_missing")
+            with_any.add(key)
+            caption = text_of(annotation.get("caption"))
+            if caption is None:
+                raise EntryError("caption_missing", f"the caption is {shown(annotation.get('caption'))}")
+            yield Outcome((entry,), {"image": name, "prefix": prefix, "suffix": caption.strip()})
+        except EntryError as problem:
+            yield Outcome((entry,), problem)
+    _count_images(listed, with_any, tally)
+
+
+def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: BoxPixels = "auto") -> Iterator[Outcome]:
+    """A row for every image with boxes of COCO's `instances_*.json`: `detect cat ; dog`, and what is where.
+
+    The suffix has every box as four <loc> tokens (y1 x1 y2 x2, as fractions of the image) and its category, boxes from the
+    top, then from the left. Crowds, which are no single object, are left out.
+
+    Args:
+        annotations: the file.
+        folder: that image names are relative to; images there are opened for their sizes and orientations.
+        tally: is told of what is odd.
+        box_pixels: whether boxes are in pixels as displayed or as stored, for images with an EXIF orientation.
+
+    Raises:
+        InputError: the file is not in COCO's form.
+    """
+    listed, entries, named = read_lists(annotations, "annotations", ("images", "annotations", "categories"))
+    images, with_any = _index_images(listed, folder, tally), set()
+    categories = _index_categories(named, tally)
+    boxes: dict[str, list[tuple[Entry, Corners, str]]] = defaultdict(list)
+    pictured: dict[str, Pictured] = {}
+    for entry, annotation in _entries(entries):
+        try:
+            annotation = _object(annotation)
+            key, (name, size) = images.find(annotation.get("image_id"), "image_id_missing")
+            with_any.add(key)
+            if _is_crowd(annotation.get("iscrowd")):
+                raise EntryError("crowd", f"iscrowd is {shown(annotation['iscrowd'])}")
+            _, category = categories.find(annotation.get("category_id"), "category_missing")
+            box, from_polygons = box_of(annotation)
+            if from_polygons:
+                tally.note("box_from_polygon", entry.place)
+            boxes[key].append((entry, box, category))
+            if key not in pictured:
+                pictured[key] = Pictured(name, size, read_photo(folder, name))
+        except EntryError as problem:
+            yield Outcome((entry,), problem)
+    frames = find_frames(pictured, box_pixels, tally)
+    fractions = _all_fractions([box for found in boxes.values() for _, box, _ in found])
+    for key in images.keys_in(pictured):
+        image = pictured[key]
+        used, suffixes = [], []
+        for entry, box, category in boxes[key]:
+            try:
+                frame = frames[key]
+                if isinstance(frame, EntryError):
+                    raise frame
+                if fractions:
+                    raise EntryError("box_fraction", f"the box ends at {box.x2:g}, {box.y2:g}")
+                placed, beyond = place(box, frame.width, frame.height, frame.orientation)
+                if beyond:
+                    tally.note("box_clipped", entry.place)
+                used.append(entry)
+                suffixes.append((box_text(placed.y1, placed.x1, placed.y2, placed.x2), category))
+            except EntryError as problem:
+                yield Outcome((entry,), problem)
+        if used:
+            prefix = "detect " + " ; ".join(sorted({category for _, category in suffixes}))
+            suffix = " ; ".join(f"{box} {category}" for box, category in sorted(suffixes))
+            yield Outcome(tuple(used), {"image": image.name, "prefix": prefix, "suffix": suffix})
+    _count_images(listed, with_any, tally)
+
+
+def _entries(annotations: list) -> Iterator[tuple[Entry, object]]:
+    for number, annotation in enumerate(annotations):
+        yield Entry(f"annotations[{number}]", annotation.get("id") if isinstance(annotation, dict) else None), annotation
+
+
+def _object(annotation: object) -> dict:
+    if not isinstance(annotation, dict):
+        raise EntryError("not_an_object", f"the annotation is {shown(annotation)}")
+    return annotation
+
+
+def _index_images(listed: list, folder: Path, tally: Tally) -> Index[ListedImage]:
+    images: Index[ListedImage] = Index("image")
+    for number, image in enumerate(listed):
+        where = f"images[{number}]"
+        if not isinstance(image, dict):
+            tally.note("image_entry_unusable", f"{where} is {shown(image)}")
+            continue
+        try:
+            found: ListedImage | EntryError = (_file_name(image, folder, tally), _size(image))
+        except EntryError as problem:
+            found = problem
+        images.add(image.get("id"), found, tally, where)
+    return images
+
+
+def _file_name(image: dict, folder: Path, tally: Tally) -> str:
+    name, url = image.get("file_name"), image.get("coco_url")
+    if name is None and isinstance(url, str) and "://" in url:
+        tally.note("name_from_url", shown(url))
+        return "/".join(url.split("/")[-2:])
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise EntryError("image_unnamed", f"the image's file_name is {shown(name)}")
+    return image_name(name, folder, tally)
+
+
+def _size(image: dict) -> Size | None:
+    width, height = number_of(image.get("width")), number_of(image.get("height"))
+    return (width, height) if width and height and width > 0 and height > 0 else None
+
+
+def _index_categories(listed: list, tally: Tally) -> Index[str]:
+    categories: Index[str] = Index("category")
+    for number, category in enumerate(listed):
+        where = f"categories[{number}]"
+        if not isinstance(category, dict):
+            tally.note("entry_unusable", f"{where} is {shown(category)}")
+            continue
+        name = (text_of(category.get("name")) or "").strip()
+        usable = name and ";" not in name and "<" not in name
+        problem = EntryError("category_unnamed", f"category {shown(category.get('id'))} is named {shown(category.get('name'))}")
+        categories.add(category.get("id"), name if usable else problem, tally, where)
+    return categories
+
+
+def _is_crowd(value: object) -> bool:
+    """Whether `iscrowd` says so: 1, true, "1"; it does not when it is 0, false, "0", "false", empty or not there."""
+    return bool(value) if not isinstance(value, str) else value.strip().lower() not in ("", "0", "0.0", "false", "no")
+
+
+def _all_fractions(boxes: list[Corners]) -> bool:
+    """Whether boxes seem to be fractions of the image: all of them within the first pixel, and some ends inside of it."""
+    return all(box.x2 <= 1 and box.y2 <= 1 for box in boxes) and any(
+        0 < edge < 1 for box in boxes for edge in (box.x1, box.y1, box.x2, box.y2)
+    )
+
+
+def _count_images(listed: list, with_any: set[str], tally: Tally) -> None:
+    tally.facts["images listed"] = len(listed)
+    tally.facts["images without any annotation"] = max(len(listed) - len(with_any), 0)
+    tally.facts["annotations of unlisted images"] = tally.skipped["image_unlisted"]

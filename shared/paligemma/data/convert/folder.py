@@ -1,0 +1,76 @@
+"""Folders of labels to rows: the label of a picture is the name of the folder that it is in."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, skipped_file
+from paligemma.data.images import SUFFIXES
+from paligemma.errors import InputError
+
+_SYSTEM = frozenset(
+    ("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
+)
+"""What Finder, Explorer, servers and file systems leave behind; other such files are hidden by a dot."""
+
+
+def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None = None) -> Iterator[Outcome]:
+    """A row for every image in a folder of folders; the suffix is the name of the folder that it is in.
+
+    Args:
+        folder: that has a folder of images for each label.
+        prefix: of every row.
+        tally: is told of what is odd.
+        output: the file that is written, which may be in the folder, and is none of its own.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    formats: Counter[str] = Counter()
+    for path in _files(folder, output, tally):
+        entry, ending = Entry(path.relative_to(folder).as_posix()), path.suffix.lower()
+        if path.parent == folder:
+            if ending in SUFFIXES:  # lists and read-mes beside the labels are not counted
+                yield Outcome((entry,), EntryError("label_missing", "it is beside the folders of the labels"))
+        elif ending in SUFFIXES:
+            yield Outcome((entry,), {"image": entry.place, "prefix": prefix, "suffix": path.parent.name})
+        else:
+            formats[ending] += 1
+            yield Outcome((entry,), EntryError("format_other", f"its name ends in {ending or 'nothing'}"))
+    for ending, count in sorted(formats.items(), key=lambda item: (-item[1], item[0])):
+        tally.facts[f"files left out that {f'end in {ending}' if ending else 'have no ending'}"] = count
+
+
+def _files(folder: Path, output: Path | None, tally: Tally) -> Iterator[Path]:
+    """Every file that is neither hidden nor ours, in the order of the paths' parts, which is the same on every machine."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"The folder cannot be read: {error.strerror}.", where=error.filename)
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        here = Path(parent)
+        for name in sorted(folders + files):
+            path, hidden = here / name, name.startswith(".") or name in _SYSTEM
+            if output is not None and _is_ours(path, output):
+                continue
+            if hidden:
+                tally.note("hidden_left_out", repr(path.relative_to(folder).as_posix()))
+            elif name in folders and path.is_symlink():
+                tally.note("link_left_out", repr(path.relative_to(folder).as_posix()))
+            elif path.is_file():
+                found.append(path)
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SYSTEM]
+    return iter(sorted(found))
+
+
+def _is_ours(path: Path, output: Path) -> bool:
+    """Whether a file is what is being written, its list of skips, or a part of either that is not finished."""
+    names = (output.name, skipped_file(output).name)
+    mine = path.name in names or path.name.startswith(tuple(f".{name}.partial-" for name in names))
+    return mine and path.parent.absolute() == output.parent.absolute()

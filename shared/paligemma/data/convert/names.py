@@ -1,0 +1,138 @@
+"""Ids, numbers and texts as data sets write them: an id is "1" in one place and 1 in the other."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from paligemma.data.convert.outcomes import EntryError, Tally, shown
+
+T = TypeVar("T")
+
+_WHOLE = re.compile(r"([+-]?)0*([0-9]+)(?:\.0+)?")
+
+
+def id_of(value: object) -> str | None:
+    """An id as text: 1, 1.0 and "1" are the same. None for what is no id: nothing, true, 1.5, a list."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return str(int(value)) if math.isfinite(value) and value == int(value) else None
+    if isinstance(value, int):
+        return str(value)
+    return (value.strip() or None) if isinstance(value, str) else None
+
+
+def number_of(value: object) -> float | None:
+    """A finite number, or text that is one; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def text_of(value: object) -> str | None:
+    """Text, or a number as people write it: 3, 2.5, and 3 for 3.0, which is how other tools store whole numbers with gaps."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, float) or not math.isfinite(value):
+        return None
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+class Index(Generic[T]):
+    """Things by their id, whatever type it has on either side.
+
+    An id that is not there as it is written is looked up by its number: "000000000009" is 9, unless several ids are that.
+    """
+
+    def __init__(self, kind: str) -> None:
+        """Args: `kind` begins the codes of the problems: `image`, `question` or `category`."""
+        self._kind = kind
+        self._things: dict[str, T | EntryError] = {}
+        self._same_number: dict[str, set[str]] = {}
+
+    def add(self, id: object, thing: T | EntryError, tally: Tally, place: str) -> None:
+        """Adds a thing, or what is wrong with it, which is raised when it is looked up."""
+        key = id_of(id)
+        if key is None:
+            code = "image_entry_unusable" if self._kind == "image" else "entry_unusable"
+            tally.note(code, f"{place} has the id {shown(id)}")
+        elif key in self._things:
+            if _same(self._things[key], thing):
+                tally.note("entry_repeated", f"{self._kind} {shown(id)}")
+            else:
+                self._things[key] = EntryError(f"{self._kind}_ambiguous", f"there are different ones of id {shown(id)}")
+        else:
+            self._things[key] = thing
+            self._same_number.setdefault(_as_number(key), set()).add(key)
+
+    def keys_in(self, wanted: Container[str]) -> Iterator[str]:
+        """The keys that are wanted, in the order in which they were added."""
+        return (key for key in self._things if key in wanted)
+
+    def find(self, id: object, code: str) -> tuple[str, T]:
+        """The key and the thing of an id; `code` is what is wrong when the id is none.
+
+        Raises:
+            EntryError: there is none, there are several, or it cannot be used.
+        """
+        key = id_of(id)
+        if key is None:
+            raise EntryError(code, f"the id is {shown(id)}")
+        if key not in self._things:
+            alike = self._same_number.get(_as_number(key), set())
+            if len(alike) != 1:
+                raise EntryError(f"{self._kind}_unlisted", f"there is none of id {shown(id)}")
+            (key,) = alike
+        thing = self._things[key]
+        if isinstance(thing, EntryError):
+            raise thing
+        return key, thing
+
+
+def _as_number(key: str) -> str:
+    found = _WHOLE.fullmatch(key)
+    return found[1].replace("+", "") + found[2] if found else key
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, EntryError) and isinstance(other, EntryError):
+        return (one.code, one.message) == (other.code, other.message)
+    return one == other
+
+
+def image_name(name: str, folder: Path, tally: Tally) -> str:
+    """An image's name as rows have it, relative to the image folder: without backslashes, and not absolute.
+
+    Args:
+        name: as the data set has it.
+        folder: that images are in.
+        tally: is told of what was changed.
+    """
+    if "\\" in name and "\0" not in name and not _exists(folder, name):
+        tally.note("name_backslashes", shown(name))
+        name = name.replace("\\", "/")
+    if os.path.isabs(name):
+        root = os.path.abspath(folder)
+        inside = os.path.normpath(name)
+        if inside.startswith(root.rstrip("/") + "/"):
+            tally.note("name_absolute", shown(name))
+            return inside[len(root.rstrip("/")) + 1 :]
+    return name
+
+
+def _exists(folder: Path, name: str) -> bool:
+    try:
+        return os.path.exists(folder / name)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,224 @@
+"""What becomes of each entry of a data set: a row, or a reason and a place in the list of what was skipped.
+
+An entry is what the data set counts: an annotation, a table's row, a file. Every one that is read ends as used or as skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from paligemma.data.convert.reasons import NOTES, ON_PURPOSE, REASONS
+from paligemma.data.rows import MAX_LINE_BYTES, RowError, parse_row
+from paligemma.errors import InputError
+
+Converted = dict[str, str | list[str]]
+"""A row: its image, prefix and suffix, and for some its answers."""
+
+MAX_REJECT_FRACTION = 0.1
+"""Share of the entries that may be unusable: the default, which is that of prepare_data."""
+
+_DRIVE_OR_SCHEME = re.compile(r"[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class EntryError(Exception):
+    """Why an entry cannot be used: a code of `REASONS`, and the particulars."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an entry is, as `annotations[3]` or `line 7`, and its id, if it has one."""
+
+    place: str
+    id: object = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Entries, and the row they make, or why they make none."""
+
+    entries: tuple[Entry, ...]
+    result: Converted | EntryError
+
+
+@dataclass
+class Tally:
+    """Counts of a conversion.
+
+    Attributes:
+        unit: what an entry is called, in the plural.
+        used, skipped: entries that are in rows, and those that are not, by reason.
+        rows: how many were written.
+        notes: codes of `NOTES`, how often, and an example of each.
+        facts: other counts, in words, as `images without any annotation`.
+        hint: what to do next, when it is not the usual.
+    """
+
+    unit: str
+    used: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, int] = field(default_factory=dict)
+    hint: str = ""
+
+    @property
+    def read(self) -> int:
+        """Entries that were read: each was used or skipped."""
+        return self.used + self.skipped.total()
+
+    def note(self, code: str, example: str, count: int = 1) -> None:
+        """Counts something that is said of entries."""
+        self.notes[code] += count
+        self.examples.setdefault(code, example)
+
+    def reasons(self) -> str:
+        """The reasons with their counts, the most frequent first."""
+        ordered = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{count} {code}" for code, count in ordered)
+
+    def lines(self, output: Path) -> list[str]:
+        """The summary, for people."""
+        said = [
+            f"{self.rows} rows in {output}",
+            f"{self.read} {self.unit} read: {self.used} used, {self.skipped.total()} skipped",
+        ]
+        if self.skipped:
+            said[-1] += f" ({self.reasons()}); each is listed in {skipped_file(output)}"
+        said += [*self.particulars(), self.hint]
+        return [line for line in said if line]
+
+    def particulars(self) -> list[str]:
+        """What the reasons mean, other counts, and what is said of entries that are used."""
+        said = [f"  {code}: {REASONS[code]}" for code in sorted(self.skipped)]
+        said += [f"{count} {what}" for what, count in self.facts.items()]
+        for code, text in NOTES.items():
+            if self.notes[code]:
+                said.append(f"{self.notes[code]} {code}: {text} ({self.examples[code]})")
+        return said
+
+
+def skipped_file(output: Path) -> Path:
+    """Where the entries that make no row are listed."""
+    return output.with_name(f"{output.name}.skipped.jsonl")
+
+
+def write_rows(
+    output: Path, outcomes: Iterable[Outcome], tally: Tally, source: Path, max_reject_fraction: float = MAX_REJECT_FRACTION
+) -> Tally:
+    """Writes rows as JSONL, whole or not at all, and beside them the list of what was skipped, if anything was.
+
+    A row that prepare_data would not take for its form (an empty suffix, half a surrogate pair, more than 1 MiB) is skipped.
+
+    Args:
+        output: the JSONL file.
+        outcomes: of every entry, in order.
+        tally: of the conversion; what is used and skipped is added.
+        source: the data set, for the message.
+        max_reject_fraction: share of the entries that may be unusable.
+
+    Raises:
+        InputError: no row can be made, or too many entries are unusable; the list of them is there, the output as before.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    listed = skipped_file(output)
+    partials = [path.with_name(f".{path.name}.partial-{os.getpid()}") for path in (output, listed)]
+    first: list[str] = []
+    try:
+        with ExitStack() as stack:
+            rows_out, skipped_out = (stack.enter_context(partial.open("wb")) for partial in partials)
+            for outcome in outcomes:
+                try:
+                    if isinstance(outcome.result, EntryError):
+                        raise outcome.result
+                    rows_out.write(_row_line(outcome.result))
+                    tally.rows += 1
+                    tally.used += len(outcome.entries)
+                except EntryError as problem:
+                    for entry in outcome.entries:
+                        tally.skipped[problem.code] += 1
+                        _list(skipped_out, entry, problem)
+                        if len(first) < 20 and problem.code not in ON_PURPOSE:
+                            first.append(f"\n    {entry.place}: {problem.code}, {problem.message}")
+        if tally.skipped:
+            partials[1].replace(listed)
+        else:
+            listed.unlink(missing_ok=True)
+        _check_limit(tally, max_reject_fraction, source, listed, "".join(first))
+        partials[0].replace(output)
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    return tally
+
+
+def _check_limit(tally: Tally, most: float, source: Path, listed: Path, first: str) -> None:
+    left_out = sum(tally.skipped[code] for code in ON_PURPOSE)
+    unusable = tally.skipped.total() - left_out
+    if tally.rows and unusable <= most * (tally.read - left_out):
+        return
+    if not tally.read:
+        what = f"There is nothing to convert: no {tally.unit} in it."
+        raise InputError(what, where=source, expected="at least one row")
+    what = f"There is nothing to convert in {tally.read} {tally.unit}"
+    if unusable:
+        what = f"{unusable} of {tally.read} {tally.unit} cannot be used"
+    particulars = "".join(f"\n    {line.strip()}" for line in tally.particulars())
+    raise InputError(
+        f"{what} ({tally.reasons()}).{first}{particulars}",
+        where=source,
+        expected=f"at least one usable row, and at most {most:.0%} that are not (--max-reject-fraction)",
+        fix=f"see {listed} for every one of them",
+    )
+
+
+def _row_line(row: Converted) -> bytes:
+    """The row as a line.
+
+    Raises:
+        EntryError: prepare_data would not take it.
+    """
+    line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    if len(line) > MAX_LINE_BYTES:
+        raise EntryError("line_too_long", f"the row has {len(line)} bytes, {MAX_LINE_BYTES} at most")
+    try:
+        parsed = parse_row(line, 2)
+    except RowError as error:
+        raise EntryError(error.code, error.message) from None
+    for key, text in (("image", parsed.image), ("prefix", parsed.prefix), ("suffix", parsed.suffix)):
+        if "\0" in text:
+            raise EntryError("text_nul", f"{key!r} is {shown(text)}")
+    if _DRIVE_OR_SCHEME.match(parsed.image) or os.path.isabs(parsed.image):
+        raise EntryError("image_path_unsafe", f"{shown(parsed.image)} is not relative to the image folder")
+    if os.path.normpath(parsed.image).split("/")[0] == "..":
+        raise EntryError("image_path_unsafe", f"{shown(parsed.image)} leads out of the image folder")
+    return line
+
+
+def _list(file: IO[bytes], entry: Entry, problem: EntryError) -> None:
+    known = entry.id if isinstance(entry.id, str | int) or (isinstance(entry.id, float) and math.isfinite(entry.id)) else None
+    line = {"place": entry.place, "id": known, "code": problem.code, "message": problem.message}
+    # Half a surrogate pair is written as its escape, which JSON has too.
+    file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+
+def shown(value: object) -> str:
+    """A value in a message, no longer than a line."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:60] + "...")
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    return "nothing" if value is None else repr(value)[:60]

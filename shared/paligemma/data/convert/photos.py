@@ -1,0 +1,183 @@
+"""How large an image file is and how it is to be turned, from its header, and in which pixels the boxes on it are.
+
+prepare_data shows the model each image as its EXIF orientation says (as browsers and most annotation tools do). A program
+that opens the file without looking at the orientation sees other pixels, and so do the boxes that it writes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from PIL import ExifTags, Image
+
+from paligemma.data.convert.outcomes import EntryError, Tally
+from paligemma.data.image_source import read_member, split_archive
+from paligemma.data.images import FORMATS, MAX_BYTES, MAX_PIXELS
+from paligemma.data.rows import RowError, image_path
+
+Kind = Literal["displayed", "stored"]
+BoxPixels = Literal["auto", "displayed", "stored"]
+Size = tuple[float, float]
+"""Width and height."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image file: its width and height as displayed, and how its stored pixels are to be turned for that (EXIF, 1 to 8)."""
+
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def displayed(self) -> Size:
+        """As people see it."""
+        return self.width, self.height
+
+    @property
+    def stored(self) -> Size:
+        """As the pixels are in the file."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the boxes of an image are in: pixels of a width and height, to be turned as EXIF's orientation says."""
+
+    width: float
+    height: float
+    orientation: int = 1
+
+
+def read_photo(folder: Path, name: str) -> Photo | None:
+    """An image's size and orientation; None if it is not there, or no image that prepare_data reads. Decodes no pixels."""
+    try:
+        archive, member = split_archive(name)
+        if archive and (folder / archive).is_file():
+            return read_header(io.BytesIO(read_member(image_path(folder, archive), member)))
+        with open(image_path(folder, name), "rb") as file:
+            return read_header(file) if os.fstat(file.fileno()).st_size <= MAX_BYTES else None
+    except (RowError, OSError, ValueError):
+        return None
+
+
+def read_header(file: IO[bytes]) -> Photo | None:
+    """What an image file's header says; None if it is no image, or one that is too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=FORMATS)
+            width, height = image.size
+            if not 0 < width * height <= MAX_PIXELS:
+                return None
+            if image.format == "PNG" and "exif" not in image.info and not _has_late_chunks(file):
+                exif = Image.Image.getexif(image)  # Pillow's own for PNG decodes the picture, to see what follows
+            else:
+                exif = image.getexif()
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises nearly every built-in type on broken files
+        return None
+    orientation = orientation if orientation in range(2, 9) else 1
+    if orientation >= 5 and image.format != "TIFF":  # of TIFF, Pillow says the size as displayed
+        width, height = height, width
+    return Photo(width, height, int(orientation))
+
+
+def _has_late_chunks(file: IO[bytes]) -> bool:
+    """Whether a PNG file has something other than its end after the pixels: EXIF may be there."""
+    file.seek(8)
+    seen = False
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind == b"IEND":
+            break
+        if kind == b"IDAT":
+            seen = True
+        elif seen:
+            return True
+        file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """An image with boxes: its name, its size in the annotations if they say one, and its file if it can be opened."""
+
+    name: str
+    size: Size | None
+    photo: Photo | None
+
+
+def find_frames(images: Mapping[str, Pictured], box_pixels: BoxPixels, tally: Tally) -> dict[str, Frame | EntryError]:
+    """In which pixels the boxes of each image are, by its id, or why nobody knows.
+
+    The size that an annotation file gives for an image tells whether its boxes are in displayed or stored pixels. It does not
+    where the image is square, turned upside down or mirrored, or has no size there: then they are taken to be in those of the
+    other images of the file that have an orientation, or displayed ones if these tell nothing either, or both.
+
+    Args:
+        images: by their ids.
+        box_pixels: displayed or stored, to say which; auto to find out.
+        tally: is told what was done.
+    """
+    told: set[Kind] = set()
+    for image in images.values():
+        if image.photo is not None and image.photo.orientation > 1 and image.size is not None:
+            agreeing = _agreeing(image.size, image.photo)
+            told.update(agreeing if len(agreeing) == 1 else ())
+    usual: Kind = "stored" if told == {"stored"} else "displayed"
+    frames: dict[str, Frame | EntryError] = {}
+    for id, image in images.items():
+        try:
+            frames[id] = _frame(image, box_pixels, usual, tally)
+        except EntryError as problem:
+            frames[id] = problem
+    return frames
+
+
+def _frame(image: Pictured, asked: BoxPixels, usual: Kind, tally: Tally) -> Frame:
+    name, size, photo = repr(image.name), image.size, image.photo
+    if photo is None:
+        if size is None:
+            raise EntryError("size_unknown", f"{name} cannot be opened, and the annotations have no width and height")
+        tally.note("size_unchecked", name)
+        return Frame(*size)
+    agreeing: Sequence[Kind] = _agreeing(size, photo) if size is not None else ("displayed", "stored")
+    if size is None:
+        tally.note("size_from_file", name)
+    elif not agreeing:
+        raise EntryError("size_disagrees", f"{name} is {_by(photo.displayed)}, its annotations are of {_by(size)}")
+    which = asked if asked != "auto" else agreeing[0] if len(agreeing) == 1 else usual
+    if photo.orientation > 1:
+        tally.note("boxes_turned" if which == "stored" else "boxes_upright", name)
+        if asked == "auto" and len(agreeing) > 1:
+            tally.note("orientation_unclear", f"{name}, taken to be in {which} pixels; --box-pixels says which")
+    actual = photo.stored if which == "stored" else photo.displayed
+    if size is not None and which in agreeing and size != actual:
+        tally.note("size_scaled", f"{name} is {_by(actual)}, its annotations are of {_by(size)}")
+        actual = size
+    return Frame(*actual, photo.orientation if which == "stored" else 1)
+
+
+def _agreeing(size: Size, photo: Photo) -> list[Kind]:
+    """Which of a file's two sizes equal that of the annotations; if none does, have its proportions within a pixel."""
+    kinds: dict[Kind, Size] = {"displayed": photo.displayed, "stored": photo.stored}
+    return [kind for kind, actual in kinds.items() if actual == size] or [
+        kind for kind, actual in kinds.items() if _proportional(size, actual)
+    ]
+
+
+def _proportional(one: Size, other: Size) -> bool:
+    (width, height), (wide, high) = sorted((one, other))
+    return abs(width - wide * height / high) <= 1 and abs(height - high * width / wide) <= 1
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]:g} x {size[1]:g}"

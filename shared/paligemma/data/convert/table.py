@@ -1,0 +1,126 @@
+"""Tables to rows: prefix and suffix are texts in which `{name}` stands for a column."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paligemma.data.convert.names import image_name
+from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
+from paligemma.data.convert.table_files import read_table
+from paligemma.data.images import MAX_BYTES
+from paligemma.errors import InputError, did_you_mean
+from paligemma.storage.atomic import write_file
+
+
+def table_rows(
+    table: Path,
+    folder: Path,
+    image: str,
+    prefix: str,
+    suffix: str,
+    tally: Tally,
+    encoding: str = "",
+    delimiter: str = "",
+) -> Iterator[Outcome]:
+    """A row for every row of a CSV, JSONL, JSON or Parquet file; Parquet needs pyarrow.
+
+    Args:
+        table: the file.
+        folder: that image paths are relative to; images that the table holds as bytes go to `images/` in it, by their hash.
+        image: column of the image: a path, or bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`).
+        prefix, suffix: texts in which `{name}` stands for a column.
+        tally: is told of what is odd.
+        encoding, delimiter: of a CSV file; by default found out.
+
+    Raises:
+        InputError: the table cannot be read, or has no such column.
+    """
+    texts = [Template(prefix, table), Template(suffix, table)]
+    columns = list(dict.fromkeys([image, *(column for text in texts for column in text.columns)]))
+    for entry, values in read_table(table, columns, tally, encoding, delimiter):
+        try:
+            if isinstance(values, EntryError):
+                raise values
+            filled = [text.fill(values) for text in texts]
+            if image not in values:
+                raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
+            name = image_name(_image_of(values[image], folder), folder, tally)
+            yield Outcome((entry,), {"image": name, "prefix": filled[0], "suffix": filled[1]})
+        except EntryError as problem:
+            yield Outcome((entry,), problem)
+
+
+class Template(string.Formatter):
+    """A text in which `{name}` stands for a column, and `{name[0]}` or `{name[key]}` for a part of it.
+
+    Attributes:
+        columns: that it names.
+    """
+
+    def __init__(self, text: str, where: Path) -> None:
+        """Raises InputError if the text is no such one."""
+        self._text = text
+        try:
+            self.columns = list(dict.fromkeys(self._names(text)))
+        except ValueError as error:
+            raise InputError(f"{text!r} cannot be filled in: {error}.", where=where, expected="{name} for a column") from None
+
+    def _names(self, text: str | None) -> Iterator[str]:
+        for _, name, detail, _ in self.parse(text or ""):
+            if name is not None:
+                column = name.split(".")[0].split("[")[0]
+                if not column or column.isdigit():
+                    raise ValueError("{} names no column")
+                yield column
+                yield from self._names(detail)
+
+    def fill(self, values: Mapping[str, Any]) -> str:
+        """The text with the values of a row.
+
+        Raises:
+            EntryError: a value is not there, or is none that can be put into a text.
+        """
+        try:
+            return self.vformat(self._text, (), values)
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise EntryError("value_wrong", f"{shown(self._text)}: {type(error).__name__}: {error}") from None
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if key not in kwargs:
+            raise EntryError("column_missing", f"there is no {key!r}: {did_you_mean(str(key), kwargs)}")
+        return kwargs[key]
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        value, first = super().get_field(field_name, args, kwargs)
+        if value is None or value != value:  # nothing, or not a number: both are how tables say so
+            raise EntryError("value_missing", f"{field_name!r} is empty")
+        if isinstance(value, list | tuple | dict | bytes):
+            raise EntryError("value_wrong", f"{field_name!r} is {shown(value)}: name a part of it, as {{{first}[0]}}")
+        return value, first
+
+
+def _image_of(value: object, folder: Path) -> str:
+    """The name of an image, which is written if the value is its bytes."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path")
+        if data and not isinstance(data, bytes):  # JSON has no bytes; how they are spelt in text is not said
+            raise EntryError("value_wrong", f"the image's bytes are {shown(data)}")
+        value = data or path
+    if value is None or value in ("", b""):
+        raise EntryError("value_missing", "there is no image")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        raise EntryError("value_wrong", f"the image is {shown(value)}, neither a path nor bytes")
+    if len(value) > MAX_BYTES:
+        raise EntryError("value_wrong", f"the image has {len(value)} bytes, {MAX_BYTES} at most")
+    name = f"images/{hashlib.sha256(value).hexdigest()}"
+    if not (folder / name).exists():
+        write_file(folder / name, value)
+    return name

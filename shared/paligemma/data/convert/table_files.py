@@ -1,0 +1,244 @@
+"""The rows of CSV, JSONL, JSON and Parquet files as columns and values, and what is wrong with those that are none."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from paligemma.data.convert.class_labels import named_labels
+from paligemma.data.convert.files import BAD, open_binary, open_text, read_json
+from paligemma.data.convert.outcomes import Entry, EntryError, Tally
+from paligemma.errors import InputError, did_you_mean
+
+MAX_CELL = 16 << 20
+"""Largest cell, and line, that is parsed, in characters: Python's own limit is 128 Ki, which pictures in base64 exceed."""
+
+_BATCH = 64
+_BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # a byte order mark and white space, in UTF-8 or UTF-16
+_QUOTED = re.compile(r'"[^"]*"')
+
+TableRow = tuple[Entry, dict[str, Any] | EntryError]
+
+
+def read_table(
+    table: Path, columns: Sequence[str], tally: Tally, encoding: str = "", delimiter: str = ""
+) -> Iterator[TableRow]:
+    """Every row of a table, with the values of some columns at least, or what is wrong with it.
+
+    Args:
+        table: Parquet by its contents; JSONL or JSON by its name; anything else is CSV.
+        columns: that are needed.
+        tally: is told of what is odd.
+        encoding, delimiter: of text; by default found out.
+
+    Raises:
+        InputError: the table cannot be read, has no rows, or lacks a column.
+        DamagedError: it is a gzip file that is cut short.
+    """
+    with open_binary(table) as file:
+        start = file.read(4096)
+    names = [suffix.lower() for suffix in table.suffixes if suffix.lower() != ".gz"]
+    kind = names[-1] if names else ""
+    if not start.strip():
+        raise _empty(table)
+    if start[:4] == b"PAR1":
+        return _parquet_rows(table, columns, tally)
+    if kind == ".parquet":
+        raise InputError("The table is not a Parquet file.", where=table, expected="a file that begins with PAR1")
+    if kind in (".jsonl", ".ndjson", ".json"):
+        if kind == ".json" and start.lstrip(_BEFORE_JSON)[:1] == b"[":
+            return _json_rows(table)
+        return _jsonl_rows(table, encoding)
+    return _csv_rows(table, columns, tally, encoding, delimiter or ("\t" if kind in (".tsv", ".tab") else ""))
+
+
+def _empty(table: Path) -> InputError:
+    return InputError("The table is empty.", where=table, expected="rows; of CSV, below a header")
+
+
+def _json_rows(table: Path) -> Iterator[TableRow]:
+    values = read_json(table, "rows")
+    for number, value in enumerate(values if isinstance(values, list) else [values]):
+        yield Entry(f"row {number + 1}"), _object(value)
+
+
+def _jsonl_rows(table: Path, encoding: str) -> Iterator[TableRow]:
+    with open_text(table, encoding) as file:
+        for number, line in _lines(file):
+            if line is not None and not line.strip():
+                continue
+            try:
+                yield Entry(f"line {number}"), _object(_parse(line))
+            except EntryError as problem:
+                yield Entry(f"line {number}"), problem
+
+
+def _parse(line: str | None) -> object:
+    if line is None:
+        raise EntryError("cell_too_large", f"the line has more than {MAX_CELL} characters")
+    if BAD in line:
+        raise EntryError("encoding_invalid", "bytes of the line are not of the file's encoding")
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise EntryError("json_invalid", str(error) or "nested too deeply") from None
+
+
+def _object(value: object) -> dict[str, Any] | EntryError:
+    return value if isinstance(value, dict) else EntryError("not_an_object", f"the row is {type(value).__name__}")
+
+
+def _csv_rows(table: Path, columns: Sequence[str], tally: Tally, encoding: str, delimiter: str) -> Iterator[TableRow]:
+    with ExitStack() as stack:
+        limit = csv.field_size_limit(MAX_CELL)  # one for the whole process
+        stack.callback(csv.field_size_limit, limit)
+        source = _Source(_lines(stack.enter_context(open_text(table, encoding))))
+        delimiter = delimiter or _find_delimiter(source.peek())
+        try:
+            reader = csv.reader(source, delimiter=delimiter, strict=True)
+        except (TypeError, ValueError) as error:
+            expected = "--delimiter with one character"
+            raise InputError(f"{delimiter!r} cannot be a delimiter: {error}.", expected=expected) from None
+        records = _csv_records(reader, source)
+        _, header = next(records, (0, None))
+        if header is None:
+            raise _empty(table)
+        if isinstance(header, EntryError):
+            raise InputError(f"The header cannot be read: {header.message}.", where=table)
+        _check_columns(columns, header, table, f" (cells end at {delimiter!r})")
+        for number, cells in records:
+            entry = Entry(f"line {number}")
+            if isinstance(cells, EntryError):
+                yield entry, cells
+                continue
+            if any("\n" in cell or "\r" in cell for cell in cells):
+                tally.note("cell_of_many_lines", entry.place)
+            yield entry, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else _miscounted(cells, header)
+
+
+def _miscounted(cells: list[str], header: list[str]) -> EntryError:
+    code = "cells_too_many" if len(cells) > len(header) else "cells_too_few"
+    return EntryError(code, f"{len(cells)} cells for {len(header)} columns")
+
+
+def _csv_records(reader: Iterator[list[str]], source: _Source) -> Iterator[tuple[int, list[str] | EntryError]]:
+    """Number of its first line, and cells, of every record that is not blank.
+
+    Of a record whose quotes are broken only the first line is given up: a quote that is never closed does not take the
+    rest of the file with it.
+    """
+    while True:
+        source.taken.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except EntryError as problem:  # a line that is too long
+            yield source.taken[0][0], problem
+            continue
+        except csv.Error as error:
+            first, last = source.taken[0][0], source.taken[-1][0]
+            large = first == last and "field limit" in str(error)
+            source.give_back()
+            until = f"; the quote is open until line {last}" if last > first else ""
+            yield first, EntryError("cell_too_large" if large else "quotes_broken", f"{error}{until}")
+            continue
+        if any(not cell.isspace() for cell in cells if cell):
+            broken = any(BAD in cell for cell in cells)
+            wrong = EntryError("encoding_invalid", "bytes of the row are not of the file's encoding")
+            yield source.taken[0][0], wrong if broken else cells
+
+
+class _Source:
+    """Numbered lines for csv.reader, which can be given back."""
+
+    def __init__(self, lines: Iterator[tuple[int, str | None]]) -> None:
+        self._lines = lines
+        self._waiting: deque[tuple[int, str | None]] = deque()
+        self.taken: list[tuple[int, str | None]] = []
+
+    def __iter__(self) -> _Source:
+        return self
+
+    def __next__(self) -> str:
+        number, line = self._waiting.popleft() if self._waiting else next(self._lines)
+        self.taken.append((number, line))
+        if line is None:
+            raise EntryError("cell_too_large", f"the line has more than {MAX_CELL} characters")
+        return line
+
+    def peek(self) -> str:
+        """The first line that is not blank, which stays."""
+        for number, line in self._lines:
+            self._waiting.append((number, line))
+            if line is None or line.strip():
+                return line or ""
+        return ""
+
+    def give_back(self) -> None:
+        """All lines but the first that were taken come again."""
+        self._waiting.extendleft(reversed(self.taken[1:]))
+
+
+def _find_delimiter(header: str) -> str:
+    """The one of comma, semicolon, tab and bar that the header has most of, outside of quotes; at a tie, the first of them."""
+    plain = _QUOTED.sub("", header)
+    return max(",;\t|", key=plain.count)
+
+
+def _lines(file: IO[str]) -> Iterator[tuple[int, str | None]]:
+    """Lines, numbered from 1; None for one that is too long."""
+    number = 0
+    while line := file.readline(MAX_CELL + 2):
+        number += 1
+        if len(line) > MAX_CELL and line[-1] not in "\r\n":
+            while (rest := file.readline(MAX_CELL)) and rest[-1] not in "\r\n":
+                pass
+            yield number, None
+        else:
+            yield number, line
+
+
+def _check_columns(columns: Sequence[str], header: Sequence[str], table: Path, how: str = "") -> None:
+    for column in columns:
+        if column not in header:
+            what = f"The table has no column {column!r}{how}."
+            raise InputError(what, where=table, fix=did_you_mean(column, dict.fromkeys(header)))
+        if list(header).count(column) > 1:
+            raise InputError(f"The table has {list(header).count(column)} columns {column!r}.", where=table, fix="rename one")
+
+
+def _parquet_rows(table: Path, columns: Sequence[str], tally: Tally) -> Iterator[TableRow]:
+    """Reads only the columns that are asked for, a few rows at a time."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError("Reading Parquet needs pyarrow.", where=table, fix="pip install pyarrow") from None
+    number = 0
+    try:
+        file = ParquetFile(table)
+        schema = file.schema_arrow
+        _check_columns(columns, schema.names, table)
+        name = named_labels(schema.metadata)
+        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
+            for index in range(batch.num_rows):
+                number += 1
+                yield Entry(f"row {number}"), _parquet_row(batch.slice(index, 1), name)
+    except (ArrowException, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"The table cannot be read after row {number}: {error}.", where=table) from None
+
+
+def _parquet_row(row: Any, name: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | EntryError:
+    try:
+        return name(row.to_pylist()[0])
+    except EntryError as problem:
+        return problem
+    except Exception as error:  # times before the year 1, unknown time zones, text that is not UTF-8, ...
+        return EntryError("value_wrong", f"{type(error).__name__}: {error}")
