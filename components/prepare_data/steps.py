@@ -210,5 +210,5 @@ def _code_sha256() -> str:
     """Of the code that makes a shard: another version of it does not go on with this one's."""
     import paligemma.data
 
-    files = Path(paligemma.data.__file__).parent.glob("*.py")
+    files = Path(paligemma.data.__file__).parent.rglob("*.py")
     return canonical_sha256({path.name: file_sha256(path) for path in files} | {"pillow": PIL.__version__})

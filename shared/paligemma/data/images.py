@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from paligemma.errors import InputError
+from paligemma.data.pictures.errors import FORMATS as FORMATS
+from paligemma.data.pictures.errors import ImageError, unreadable
+from paligemma.data.pictures.gif import survey_gif
+from paligemma.data.pictures.jpeg import survey_jpeg
+from paligemma.data.pictures.levels import GreyRange
+from paligemma.data.pictures.naming import recognize
+from paligemma.data.pictures.png import survey_png
+from paligemma.data.pictures.pnm import survey_pnm
+from paligemma.data.pictures.raster import survey_avif, survey_bmp, survey_heif, survey_webp
+from paligemma.data.pictures.strips import (
+    STRIP_BYTES,
+    STRIP_PIXELS,
+    Upright,
+    orientation_of,
+    resize_strips,
+    to_array,
+    to_square,
+)
+from paligemma.data.pictures.survey import Survey
+from paligemma.data.pictures.tiff import survey_tiff
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Largest image that is decoded: 64 megapixels, 192 MiB as RGB. Checked from the header, before any pixel is."""
+"""Largest image that is decoded: 64 megapixels. Checked from the header, before any pixel is decoded."""
+
+MAX_MEMORY = 384 * 1024 * 1024
+"""Most memory in bytes that an image takes, file and decoder together, so that a process stays below 512 MiB with all it holds."""
 
 MAX_BYTES = 256 * 1024 * 1024
 """Largest image file that is read."""
@@ -26,8 +48,20 @@ On photos 99 % of the levels are then within 1 of those of a full decode, and 0.
 it would be 90 % and 0.5.
 """
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are decoded. Pillow knows more, among them some that call other programs (EPS calls Ghostscript)."""
+Warned = Callable[[str, str], None]
+"""Is told the code and the particulars of what is odd about a picture's levels; see `checks.WARNINGS`."""
+
+_SURVEYS: dict[str, Callable[[bytes], Survey]] = {
+    "AVIF": survey_avif,
+    "BMP": survey_bmp,
+    "GIF": survey_gif,
+    "HEIF": survey_heif,
+    "JPEG": survey_jpeg,
+    "PNG": survey_png,
+    "PPM": survey_pnm,
+    "TIFF": survey_tiff,
+    "WEBP": survey_webp,
+}
 
 SUFFIXES = frozenset(
     (
@@ -38,67 +72,93 @@ SUFFIXES = frozenset(
 """How names of files of these formats end, in lower case: what is looked for in a folder."""
 
 
-class ImageError(InputError):
-    """An image that cannot be used; `code` is the reason code of `rejected.jsonl`."""
-
-    def __init__(self, code: str, what: str, where: object = None) -> None:
-        super().__init__(what, where=where, expected=f"a whole image, one of {', '.join(FORMATS)}")
-        self.code = code
-
-
-def decode_image(data: bytes, where: object = "the image") -> UInt8[np.ndarray, "height width 3"]:
+def decode_image(
+    data: bytes, where: object = "the image", grey_range: GreyRange | None = None, warned: Warned | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes to RGB: first frame, EXIF orientation applied, transparency composited on white.
+
+    Args:
+        data: the file's bytes; they decide the format, whatever the file's name is.
+        where: names the image in errors.
+        grey_range: the samples that are black and white in grey pictures; None: as the file states it, or the rule for its kind.
+        warned: is told what is odd about the levels.
 
     Raises:
         ImageError: not an image (`image_unreadable`) or too many pixels to decode safely (`image_too_large`).
     """
-    return np.asarray(_decode(data, where, None)[0])
+    return _decode(data, where, None, grey_range, warned, to_array)[0]
 
 
-def fit_image(data: bytes, size: int, where: object = "the image") -> tuple[Image.Image, int, int]:
+def fit_image(
+    data: bytes,
+    size: int,
+    where: object = "the image",
+    grey_range: GreyRange | None = None,
+    warned: Warned | None = None,
+) -> tuple[Image.Image, int, int]:
     """Decodes to RGB and resizes as records store it; with it, the width and height that the file has.
 
     Within 1 level of `resize`, and in less than half its time: rounds between the two directions, in 8 bits. A large JPEG is
     decoded at a reduced scale, which costs a fraction; see `SHRINK_MARGIN`.
 
     Raises:
-        ImageError: as of `decode_image`.
+        ImageError: as of `decode_image`, whose other arguments are the same.
     """
-    image, width, height = _decode(data, where, size)
-    return image.resize((size, size), Image.Resampling.BILINEAR), width, height
+    return _decode(data, where, size, grey_range, warned, lambda upright: to_square(upright, size))
 
 
-def _decode(data: bytes, where: object, size: int | None) -> tuple[Image.Image, int, int]:
-    """An RGB image, of which every pixel is decoded, and the width and height that the file has."""
+def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange | None, warned: Warned | None, finish):
+    """What `finish` makes of the upright image, every pixel of which is decoded, and the width and height that the file has."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns about large images before it refuses them; our own limit below is the one that decides.
+            # Pillow warns about large images before it refuses them; our own limits are the ones that decide.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            survey = _SURVEYS[recognize(data)](data)
+            _check_size(survey, survey.width, survey.height, len(data), size)
+            image = survey.open()
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError("image_too_large", f"The image has {width} x {height} pixels; {MAX_PIXELS} at most.", where)
+            if {width, height} != {survey.width, survey.height}:
+                _check_size(survey, width, height, len(data), size)
             if size is not None and image.format == "JPEG":
                 for scale in (8, 4, 2):  # only where blocks come out whole: elsewhere the picture would be shifted
                     if width % scale == height % scale == 0 and min(width, height) >= scale * SHRINK_MARGIN * size:
                         image.draft(None, (width // scale, height // scale))
                         break
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image), width, height
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("image_too_large", f"The image is too large to decode: {error}.", where) from None
-    except UnidentifiedImageError:
-        raise ImageError("image_unreadable", "The file is not an image of a known format.", where) from None
+            upright = Upright(image, orientation_of(image), survey.grey, grey_range, survey.deep)
+            done = finish(upright)
+            if warned is not None and upright.levels is not None:
+                for code, particulars in upright.levels.warnings():
+                    warned(code, particulars)
+            return done, width, height
+    except ImageError as error:
+        raise ImageError(error.code, error.what, where) from None
+    except MemoryError:
+        raise ImageError("image_too_large", "There is not enough memory to decode the image.", where) from None
     except Exception as error:  # Pillow's decoders raise nearly every built-in type on broken files
-        raise ImageError("image_unreadable", f"The image cannot be decoded: {error}.", where) from None
+        raise ImageError("image_unreadable", unreadable(str(error)).what, where) from None
 
 
-def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+def _check_size(survey: Survey, width: int, height: int, file_bytes: int, size: int | None) -> None:
+    """Refuses an image that takes too much, in the same words whatever it is that takes it."""
+    wanted = file_bytes + survey.extra_bytes + int(width * height * survey.pixel_bytes)
+    wanted += max(width, height, STRIP_PIXELS) * STRIP_BYTES if survey.pixel_bytes != 4 else 0
+    wanted += 4 * max(width, height) * (size or 0)  # rows that are resized, columns that are not
+    if width < 1 or height < 1:
+        raise unreadable(f"it has {width} x {height} pixels")
+    if width * height > MAX_PIXELS or wanted > MAX_MEMORY:
+        raise ImageError(
+            "image_too_large",
+            f"The {survey.format} image has {width} x {height} pixels and would take {-(-wanted // 2**20):,} MiB to decode; "
+            f"at most {MAX_PIXELS:,} pixels and {MAX_MEMORY // 2**20} MiB.",
+        )
+
+
+def load_image(
+    path: str | Path, grey_range: GreyRange | None = None, warned: Warned | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """Reads and decodes an image file; see `read_image_file` and `decode_image`."""
-    return decode_image(read_image_file(path), path)
+    return decode_image(read_image_file(path), path, grey_range, warned)
 
 
 def read_image_file(path: str | Path) -> bytes:
@@ -133,8 +193,14 @@ def resize(
     if image.shape[:2] == (size, size):
         return image.astype(np.float32)
     resized = np.empty((size, size, 3), np.float32)
-    for channel, plane in enumerate(Image.fromarray(image).split()):  # one at a time: in float32 a plane is large
-        resized[..., channel] = np.asarray(plane.convert("F").resize((size, size), Image.Resampling.BILINEAR))
+    height, width = image.shape[:2]
+    rows = max(1, STRIP_PIXELS // width)
+    for channel in range(3):  # one at a time, and in strips: in float32 a plane is large
+        plane = image[..., channel]
+        strips = (
+            (top, Image.fromarray(np.ascontiguousarray(plane[top : top + rows])).convert("F")) for top in range(0, height, rows)
+        )
+        resized[..., channel] = np.asarray(resize_strips(strips, "F", height, size))
     return resized
 
 
@@ -153,13 +219,7 @@ def preprocess(image: np.ndarray, size: int) -> Float[np.ndarray, "size size 3"]
     return normalize(resize(image, size))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparency composited on white, 16-bit grey scaled to 8."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        # Pillow clips 16-bit grey to 8 bits; scale it instead.
-        grey = np.asarray(image).astype(np.float32)
-        return Image.fromarray(to_uint8(grey / 257.0 if grey.max() > 255 else grey)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def to_rgb(image: Image.Image, grey_range: GreyRange | None = None) -> Image.Image:
+    """Any mode to RGB, not turned: transparency composited on white, samples of more than 8 bits scaled."""
+    upright = Upright(image, 1, None, grey_range)
+    return upright.whole() if upright.is_plain() else Image.fromarray(to_array(upright))

@@ -1,0 +1,75 @@
+"""A look at formats whose headers are short: BMP, WebP, AVIF, HEIF.
+
+Sources: wingdi.h's BITMAPINFOHEADER (learn.microsoft.com); RFC 9649 (WebP); `WebPImagePlugin.py` and `AvifImagePlugin.py` of
+python-pillow/Pillow, whose memory was measured: see `tests/hostile/test_pictures.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+from PIL import Image
+
+from paligemma.data.pictures.errors import ImageError, unreadable
+from paligemma.data.pictures.survey import Survey
+
+_MOST_RUNS = 4 * 1024 * 1024
+"""Bytes of a run-length encoded BMP that are decoded: Pillow does so in Python, some microseconds a run."""
+
+_WEBP_PIXEL = 20
+"""Two canvases, what the decoder holds, its answer, and the picture, 4 bytes each."""
+
+_AVIF_PIXEL = 16
+_HEIF_PIXEL = 16
+
+
+def survey_bmp(data: bytes) -> Survey:
+    """Size, and whether it is run-length encoded."""
+    if len(data) < 30:
+        raise unreadable("the file ends inside its header")
+    offset, header = struct.unpack("<II", data[10:18])
+    if header == 12:
+        width, height, _, bits = struct.unpack("<HHHH", data[18:26])
+        compression = 0
+    else:
+        if len(data) < 34:
+            raise unreadable("the file ends inside its header")
+        width, height, _, bits, compression = struct.unpack("<IiHHI", data[18:34])
+    if compression in (1, 2) and len(data) - offset > _MOST_RUNS:
+        raise ImageError(
+            "image_too_large",
+            f"The run-length encoded BMP has {len(data):,} bytes; {_MOST_RUNS:,} at most are decoded. Save it as PNG.",
+        )
+    core = 1 + 2 * (compression in (1, 2)) if bits <= 8 else 4
+    return Survey("BMP", width, abs(height), core, [data])
+
+
+def survey_webp(data: bytes) -> Survey:
+    """Size of the canvas, from the first chunk."""
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a" and len(data) >= 30:
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[26:30]))
+    elif kind == b"VP8X" and len(data) >= 30:
+        width, height = (int.from_bytes(data[place : place + 3], "little") + 1 for place in (24, 27))
+    elif kind == b"VP8L" and len(data) >= 25 and data[20] == 0x2F:
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        raise unreadable("its WebP header is damaged")
+    return Survey("WEBP", width, height, _WEBP_PIXEL, [data], extra_bytes=len(data))
+
+
+def survey_avif(data: bytes) -> Survey:
+    """Size, which libavif reads from the header."""
+    width, height = Image.open(io.BytesIO(data), formats=("AVIF",)).size
+    return Survey("AVIF", width, height, _AVIF_PIXEL, [data], extra_bytes=len(data))
+
+
+def survey_heif(data: bytes) -> Survey:
+    """Size, which libheif reads from the header."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    width, height = Image.open(io.BytesIO(data), formats=("HEIF",)).size
+    return Survey("HEIF", width, height, _HEIF_PIXEL, [data], extra_bytes=len(data))
