@@ -1,0 +1,48 @@
+"""Opening files that somebody else named or left: a file, and nothing that hangs, has no end, or acts when it is opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class NotRegularError(OSError):
+    """There is something other than a file. `strerror` says what."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file for reading.
+
+    Raises:
+        NotRegularError: it is a folder, a FIFO, a socket or a device, or its name is none.
+        OSError: it is not there, or may not be read.
+    """
+    try:
+        # A device may act when it is opened, so its kind is asked for first; what was opened is asked again.
+        _confirm_regular(os.stat(path).st_mode, path)
+        # Without O_NONBLOCK, opening a FIFO waits for whoever writes to it.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise NotRegularError(errno.EINVAL, "that is not a file's name", repr(str(path))) from None
+    try:
+        _confirm_regular(os.fstat(handle).st_mode, path)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _confirm_regular(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotRegularError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file", str(path))
