@@ -13,6 +13,7 @@ from pathlib import Path
 from kfp import dsl
 
 from paligemma.errors import DamagedError
+from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.lineage.artifact import record_of
 from paligemma.lineage.attempt import safe_name, set_place
 from paligemma.lineage.record import RECORD_FILE, parse_record
@@ -56,7 +57,10 @@ def _location(artifact: dsl.Artifact) -> str:
         return location
     said = Path(artifact.path or "") / LOCATION_FILE  # where a runner hands on the files, and not the metadata
     if said.is_file():
-        return json.loads(said.read_text())[LOCATION]
+        found = read_json(said, "What says where the artifact is", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
+        if not (isinstance(found, str) and found):
+            raise DamagedError(f"{LOCATION_FILE} names no location.", where=said, fix="run the pipeline again")
+        return found
     in_storage = artifact.uri.startswith(SCHEME) and not Path(artifact.path).exists()
     return artifact.uri if in_storage else artifact.path
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from paligemma.errors import InputError, did_you_mean
+from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.launch.watch import LAUNCH_VARIABLE
 from pipelines.launching import custom_job, train_job
 
@@ -211,17 +212,9 @@ def read_images(path: Path) -> dict[str, str]:
     Raises:
         InputError: the file is not one, or an image may change under its name.
     """
-    try:
-        images = json.loads(path.read_text())
-        valid = isinstance(images, dict) and all(isinstance(image, str) for image in images.values())
-    except (OSError, ValueError):
-        valid = False
-    if not valid:
-        raise InputError(
-            "The images cannot be read.", where=path, expected='{"cpu": "REPOSITORY@sha256:..."}', fix="make images"
-        )
+    images = read_json(path, "The list of images", most=SMALL_BYTES, error=InputError, fix="make images")
     for target, image in images.items():
-        if not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", image):
+        if not isinstance(image, str) or not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", image):
             raise InputError(
                 f"The image of {target!r}, {image!r}, is not pinned: its contents may change between two steps.",
                 where=path,

@@ -13,6 +13,7 @@ from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
 from paligemma.errors import InputError, did_you_mean
+from paligemma.foreign_json import read_json
 from paligemma.lineage.artifact import input_of, localize, produce
 from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, read_record
 from paligemma.registry import (
@@ -133,7 +134,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
         description=model.description,
         inputs=inputs,
         compared_with=_compared_with(registry, {entry.sha256 for entry in record.inputs if entry.role == "champion"}),
-        decision=json.loads(gate.read_text()) if gate.is_file() else None,
+        decision=read_json(gate, "The decision of the gate", nonfinite=True) if gate.is_file() else None,
     )
 
 
@@ -163,8 +164,8 @@ def write_release(candidate: Candidate) -> Release:
             version,
             candidate.formats,
             candidate.description,
-            json.loads((tuned / "summary.json").read_text()),
-            json.loads((copies / "metrics.json").read_text()),
+            read_json(tuned / "summary.json", "The summary of the training", nonfinite=True),
+            read_json(copies / "metrics.json", "The figures of the evaluation", nonfinite=True),
             candidate.decision,
             read_record(tuned),
             candidate.inputs,

@@ -252,10 +252,9 @@ def run(
     root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
-    import json
-
     import yaml
 
+    from paligemma.foreign_json import read_json
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
     from pipelines.presets import read_preset
@@ -292,7 +291,7 @@ def run(
     evaluation = localize(outputs.tuned_evaluation)
     typer.echo(f"tuned model: {outputs.tuned}")
     typer.echo(f"report:      {evaluation / 'report.html'}")
-    typer.echo(json.loads((evaluation / "gate.json").read_text())["why"])
+    typer.echo(read_json(evaluation / "gate.json", "The decision of the gate", nonfinite=True)["why"])
     if outputs.release:
         typer.echo(f"release:     {outputs.release}")
 

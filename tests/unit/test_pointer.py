@@ -25,7 +25,7 @@ from servers.gcs import GcsServer
 
 BUCKET = "bucket-of-pointers"
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )
@@ -89,7 +89,7 @@ def test_the_same_value_again_is_a_move(new_place: Callable[[], str]) -> None:
 def test_what_is_no_pointer_is_damaged(new_place: Callable[[], str], contents: bytes) -> None:
     place = new_place()
     files.write_file(place, contents)
-    with pytest.raises(DamagedError, match="not a pointer") as caught:
+    with pytest.raises(DamagedError, match=r"^The pointer (cannot be read|has no value)") as caught:
         read_pointer(place)
     assert place in str(caught.value)
 

@@ -18,7 +18,7 @@ from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, File, tree_sha256
-from paligemma.models.config import PaliGemmaConfig, parse_config, read_json
+from paligemma.models.config import PaliGemmaConfig, parse_config, read_config
 from paligemma.storage.location import SCHEME
 
 CONFIG_FILE = "config.json"
@@ -162,10 +162,7 @@ def _config_beside(weights: Path) -> PaliGemmaConfig | None:
     beside = weights.parent / CONFIG_FILE
     if not beside.is_file():
         return None
-    try:
-        values = read_json(beside)
-    except InputError as error:
-        raise DamagedError(str(error), fix="fetch the checkpoint again") from None
+    values = read_config(beside, DamagedError)
     return parse_huggingface_config(values, beside) if is_huggingface_config(values) else parse_config(beside)
 
 

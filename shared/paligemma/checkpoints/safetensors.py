@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import parse_json, read_json
+from paligemma.storage.regular import open_regular
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -85,13 +88,18 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         DamagedError: it cannot be read, or names anything but safetensors files beside it.
     """
+    weight_map = read_json(path, "The index of the weights", fix="download it again").get("weight_map")
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
         valid = all(Path(name).name == name and name.endswith(".safetensors") for name in weight_map.values())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (TypeError, AttributeError):
         valid = False
     if not valid:
-        raise DamagedError("The index of the weights cannot be read.", where=path, fix="download it again")
+        raise DamagedError(
+            "The index of the weights cannot be read: it does not say which file holds which tensor.",
+            where=path,
+            expected='{"weight_map": {"NAME": "FILE.safetensors"}}, files beside it',
+            fix="download it again",
+        )
     return weight_map
 
 
@@ -160,18 +168,18 @@ def _write_file(path: Path, tensors: list[Outgoing]) -> None:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_MOST_HEADER, size - 8):
                 raise ValueError(f"its header of {length} bytes is longer than the file or than the format allows")
-            header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
+            header = parse_json(file.read(length), path, "Its header", most=_MOST_HEADER)
         return dict(_entries(path, header, 8 + length, size))
     except FileNotFoundError:
         raise DamagedError("A file of the checkpoint is missing.", where=path, fix="fetch the checkpoint again") from None
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError) as error:
+    except (DamagedError, ValueError, TypeError, AttributeError, LookupError, OSError) as error:
         raise DamagedError(
-            f"The checkpoint cannot be read: {error}.",
+            f"The checkpoint cannot be read: {getattr(error, 'what', error)}".removesuffix(".") + ".",
             where=path,
             expected="a whole safetensors file",
             fix="fetch it again",
@@ -195,10 +203,3 @@ def _entries(path: Path, header: Mapping, start: int, size: int) -> Iterator[tup
         yield name, Tensor(path, start + first, tuple(shape), dtype)
     if start + end != size:
         raise ValueError(f"it is {size} bytes long, its header declares {start + end}")
-
-
-def _without_repetition(pairs: list[tuple[str, object]]) -> dict:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name in its header is there twice")
-    return result

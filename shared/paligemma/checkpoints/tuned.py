@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from paligemma.checkpoints.hashes import checked_sha256
 from paligemma.checkpoints.safetensors import read_safetensors
 from paligemma.errors import DamagedError, InputError
-from paligemma.models.config import PaliGemmaConfig, describe_validation_error
+from paligemma.foreign_json import read_model
+from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora import LoraConfig
 
 WEIGHTS_FILE = "trained.safetensors"
@@ -74,12 +75,7 @@ def read_tuned(folder: str | Path) -> TunedModel:
     folder = Path(folder)
     if not is_tuned_model(folder):
         raise InputError(f"{folder} is not a tuned model.", expected=f"a folder with {DESCRIPTION_FILE}")
-    try:
-        description = TunedDescription.model_validate_json((folder / DESCRIPTION_FILE).read_bytes())
-    except ValidationError as error:
-        raise DamagedError(
-            f"{DESCRIPTION_FILE} is damaged: {describe_validation_error(error, TunedDescription)}", where=folder
-        ) from None
+    description = read_model(folder / DESCRIPTION_FILE, TunedDescription, DESCRIPTION_FILE, fix="run finetune again")
     if not (folder / WEIGHTS_FILE).is_file():
         raise DamagedError("The trained parameters are missing.", where=folder / WEIGHTS_FILE, fix="run finetune again")
     tensors = read_safetensors(folder / WEIGHTS_FILE)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from paligemma.data.checks import difference_hash, image_warnings, text_warnings
 from paligemma.data.image_source import open_images
@@ -27,6 +27,8 @@ from paligemma.data.records import Compression, Example, Shard
 from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
+from paligemma.errors import DamagedError
+from paligemma.foreign_json import read_model
 
 OverLong = Literal["reject", "truncate"]
 Report = Callable[[int, int], None]
@@ -154,10 +156,10 @@ def read_facts(folder: Path, part: LineRange) -> Facts | None:
     that lost power lost some of them. (The records are synced when they are whole.)
     """
     try:
-        facts = Facts.model_validate_json(part_file(folder, part, "facts").read_bytes())
+        facts = read_model(part_file(folder, part, "facts"), Facts, "What is known of a range")
         expected = {"tfrecord": facts.shards[0].bytes, **facts.bytes}
         whole = all(part_file(folder, part, kind).stat().st_size == size for kind, size in expected.items())
-    except (OSError, ValidationError):
+    except (OSError, DamagedError):
         return None
     return facts if whole else None
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from paligemma.errors import DamagedError
+from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import ROWS_FILE, read_record
 
@@ -112,10 +112,7 @@ def open_records(folder: str | Path) -> Records:
     """
     folder = localize(folder)
     read_record(folder, ARTIFACT_TYPE)
-    try:
-        return Records(folder, Dataset.model_validate_json((folder / DATASET_FILE).read_bytes()))
-    except (OSError, ValidationError) as error:
-        raise DamagedError(f"{DATASET_FILE} is damaged: {error}.", where=folder, fix="run prepare_data again") from None
+    return Records(folder, read_model(folder / DATASET_FILE, Dataset, DATASET_FILE, fix="run prepare_data again"))
 
 
 def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
@@ -126,10 +123,9 @@ def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.nda
     """
     kind = np.dtype([("prefix", np.int32), ("suffix", np.int32)])
     try:
-        with (records.folder / ROWS_FILE).open("rb") as file:
-            entries = map(json.loads, file)
-            lengths = np.fromiter(((entry["prefix_tokens"], entry["suffix_tokens"]) for entry in entries), kind)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = _rows(records)
+        lengths = np.fromiter(((entry["prefix_tokens"], entry["suffix_tokens"]) for entry in entries), kind)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged_index(records, f"it cannot be read: {error!r}") from None
     if len(lengths) != records.dataset.rows:
         raise _damaged_index(records, f"it lists {len(lengths)} rows of {records.dataset.rows}")
@@ -144,10 +140,9 @@ def image_numbers(records: Records) -> Int[np.ndarray, " rows"]:
     """
     numbers: dict[str, int] = {}
     try:
-        with (records.folder / ROWS_FILE).open("rb") as file:
-            hashes = (json.loads(line)["image_sha256"] for line in file)
-            found = np.fromiter((numbers.setdefault(image, len(numbers)) for image in hashes), np.int64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        hashes = (entry["image_sha256"] for entry in _rows(records))
+        found = np.fromiter((numbers.setdefault(image, len(numbers)) for image in hashes), np.int64)
+    except (ValueError, KeyError, TypeError) as error:
         raise _damaged_index(records, f"it cannot be read: {error!r}") from None
     if len(found) != records.dataset.rows:
         raise _damaged_index(records, f"it lists {len(found)} rows of {records.dataset.rows}")
@@ -163,15 +158,18 @@ def row_ids(records: Records, rows: Iterable[int]) -> list[str]:
     wanted = [int(row) for row in rows]
     found: dict[int, str] = dict.fromkeys(wanted, "")
     try:
-        with (records.folder / ROWS_FILE).open("rb") as file:
-            for number, line in enumerate(file):
-                if number in found:
-                    found[number] = json.loads(line)["row_id"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for number, entry in enumerate(_rows(records)):
+            if number in found:
+                found[number] = entry["row_id"]
+    except (KeyError, TypeError) as error:
         raise _damaged_index(records, f"it cannot be read: {error!r}") from None
     if "" in found.values():
         raise _damaged_index(records, "it ends too early")
     return [found[row] for row in wanted]
+
+
+def _rows(records: Records) -> Iterator[dict]:
+    return read_json_lines(records.folder / ROWS_FILE, ROWS_FILE, fix="run prepare_data again")
 
 
 def _damaged_index(records: Records, why: str) -> DamagedError:

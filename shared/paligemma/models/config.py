@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import InputError, PaliGemmaError, did_you_mean
+from paligemma.foreign_json import SMALL_BYTES, read_json
 
 
 class _Frozen(BaseModel):
@@ -129,19 +129,16 @@ def parse_config(config: PaliGemmaConfig | Mapping | str | Path) -> PaliGemmaCon
             f"There is no model variant and no configuration file called {str(config)!r}.",
             expected=f"a JSON file, or {did_you_mean(str(config), VARIANTS)}",
         )
-    return _validate(read_json(path), path)
+    return _validate(read_config(path), path)
 
 
-def read_json(path: Path) -> object:
-    """The value in a JSON file.
+def read_config(path: Path, error: type[PaliGemmaError] = InputError) -> dict:
+    """The values in a configuration file, ours or transformers'.
 
     Raises:
-        InputError: it is not JSON.
+        PaliGemmaError: of the type `error`: it cannot be read.
     """
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError("The model configuration is not JSON.", where=f"{path}: {error}") from None
+    return read_json(path, "The model configuration", most=SMALL_BYTES, error=error, fix="correct it, or fetch it again")
 
 
 def _validate(values: object, where: object) -> PaliGemmaConfig:

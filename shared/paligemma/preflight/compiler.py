@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,7 +14,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from paligemma.errors import InputError, PaliGemmaError
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.foreign_json import read_json
 from paligemma.lineage.record import canonical_sha256
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.preflight.targets import find_target
@@ -66,7 +68,8 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
     }
     kept = cache_folder() / "preflight" / f"{canonical_sha256(decided_by)}.json"
     if kept.is_file() and not fresh:
-        return json.loads(kept.read_text())
+        with contextlib.suppress(DamagedError):  # it is made again
+            return read_json(kept, "What the compiler found before", nonfinite=True)
     found = _run(job)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_file(kept, (json.dumps(found) + "\n").encode())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation, Location
 
@@ -31,13 +33,14 @@ def checksums(folder: Location) -> Checksums:
 
 
 def read_file(location: Location) -> bytes | None:
-    """A small file's contents; None if there is no such file."""
+    """A small file's contents; None if there is no such file.
+
+    Raises:
+        DamagedError: it is too large to be one, or something else than a file.
+    """
     if isinstance(location, GcsLocation):
-        return None if gcs.stat(location) is None else gcs.read_bytes(location)[0]
-    try:
-        return location.read_bytes()
-    except FileNotFoundError:
-        return None
+        return None if gcs.stat(location) is None else gcs.read_bytes(location, most=DOCUMENT_BYTES)[0]
+    return read_bounded(location, location.name) if os.path.lexists(location) else None
 
 
 def remove_file(location: Location) -> None:

@@ -65,15 +65,22 @@ def list_objects(prefix: GcsLocation) -> Iterator[Object]:
             return
 
 
-def read_bytes(location: GcsLocation, generation: int | None = None) -> tuple[bytes, Object]:
+def read_bytes(location: GcsLocation, generation: int | None = None, most: int | None = None) -> tuple[bytes, Object]:
     """A small object's contents, verified, and its metadata.
+
+    Args:
+        location: the object.
+        generation: the only one that will do; by default the current one.
+        most: bytes that it may have.
 
     Raises:
         InputError: no such object.
-        DamagedError: its bytes never matched its checksum.
+        DamagedError: its bytes never matched its checksum, or are more than `most`.
     """
     while True:
         found = _existing(location, generation)
+        if most is not None and found.size > most:
+            raise DamagedError(f"{location} has {found.size:,} bytes.", expected=f"at most {most:,}")
         try:
             return call("read", location, lambda found=found: _checked(_fetch(found, 0, found.size), found)), found
         except InputError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DamagedError
+from paligemma.foreign_json import SMALL_BYTES, parse_json, read_bounded
 from paligemma.storage import gcs
 from paligemma.storage.atomic import write_file
 from paligemma.storage.cache import exclusive
@@ -34,28 +36,47 @@ class Pointer:
     generation: int
 
 
+class DamagedPointerError(DamagedError):
+    """What is there is no pointer. Whoever knows what it is to be can move it from `generation`."""
+
+    generation = 0
+
+
 def read_pointer(location: str | Path | Location) -> Pointer:
     """A pointer's value and generation.
 
     Raises:
-        DamagedError: what is there is not a pointer.
+        DamagedPointerError: what is there is not a pointer.
+        DamagedError: what is there is not even a file.
     """
     location = parse_location(location)
-    if isinstance(location, GcsLocation):
-        if gcs.stat(location) is None:
-            return Pointer(None, 0)
-        data, found = gcs.read_bytes(location)
-        generation = found.generation
-    else:
-        try:
-            data = location.read_bytes()
-        except FileNotFoundError:
-            return Pointer(None, 0)
-        generation = _generation(data)
+    data, generation = _read(location)
+    if data is None:
+        return Pointer(None, 0)
     try:
-        return Pointer(json.loads(data)["value"], generation)
-    except (ValueError, LookupError, TypeError):
-        raise DamagedError("What is there is not a pointer.", where=location, expected='{"value": ..., "move": ...}') from None
+        values = parse_json(data, location, "The pointer", most=SMALL_BYTES)
+        return Pointer(values["value"], generation)
+    except (DamagedError, LookupError) as fault:
+        what = fault.what if isinstance(fault, DamagedError) else "The pointer has no value."
+        error = DamagedPointerError(what, where=location, expected='{"value": ..., "move": ...}')
+        error.generation = generation
+        raise error from None
+
+
+def _read(location: Location) -> tuple[bytes | None, int]:
+    """Contents and generation; None and 0 if there is nothing."""
+    if isinstance(location, GcsLocation):
+        found = gcs.stat(location)
+        if found is None:
+            return None, 0
+        if found.size > SMALL_BYTES:
+            return b"", found.generation  # which is no pointer either
+        data, found = gcs.read_bytes(location, most=SMALL_BYTES)
+        return data, found.generation
+    if not os.path.lexists(location):
+        return None, 0
+    data = read_bounded(location, "The pointer", fix="remove what is there instead")
+    return data, _generation(data)
 
 
 def move_pointer(location: str | Path | Location, value: Any, generation: int) -> Pointer:
@@ -74,7 +95,7 @@ def move_pointer(location: str | Path | Location, value: Any, generation: int) -
     if isinstance(location, GcsLocation):
         return Pointer(value, gcs.write_bytes(location, data, generation).generation)
     with exclusive(location):
-        if read_pointer(location).generation != generation:
+        if _read(location)[1] != generation:
             raise ChangedError(
                 f"{location} was written by somebody else.", expected=f"generation {generation}", fix="run again"
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from paligemma.errors import DamagedError, InputError
+from paligemma.errors import InputError
+from paligemma.foreign_json import parse_json
 from paligemma.storage import atomic, folders, gcs
 from paligemma.storage.location import GcsLocation, Location
 from paligemma.storage.retry import ChangedError
@@ -46,12 +47,7 @@ def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool)
             data = folders.read_file(path)
     if data is None:
         return
-    try:
-        before = json.loads(data)
-    except ValueError:
-        raise DamagedError(
-            "The fingerprint of a training state is damaged.", where=path, fix="choose another --state"
-        ) from None
+    before = parse_json(data, path, "The fingerprint of a training state", fix="choose another --state")
     changes = describe_changes(before, json.loads(json.dumps(fingerprint)))
     if changes:
         raise InputError(

@@ -32,6 +32,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.foreign_json import parse_json
 from paligemma.storage import folders
 from paligemma.storage.atomic import sync_tree
 from paligemma.storage.files import write_file
@@ -261,13 +262,13 @@ class StateStore:
             if data is None:
                 continue
             try:
-                written = json.loads(data)
+                written = parse_json(data, name, "It")
                 content = written["content"]
                 if written["crc32c"] != _crc32c(content):
                     raise ValueError("its checksum is another")
                 content["files"] = {path: (size, checksum) for path, (size, checksum) in content["files"].items()}
                 self._checkpoints.append(_Checkpoint(name, **content))
-            except (ValueError, TypeError, KeyError) as error:
+            except (DamagedError, ValueError, TypeError, KeyError, AttributeError) as error:
                 log.warning("%s is damaged, and passed over: %s", self._location / name / CHECKPOINT_FILE, error)
                 self._damaged.append(name)
         self._checkpoints.sort(key=lambda one: one.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.sources.remote import attempts, unavailable
 from paligemma.checkpoints.sources.secret_manager import read_secret, secret_and_project
 from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
 
 Precision = Literal["float16", "bfloat16", "float32"]
 _FILES = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
@@ -104,9 +104,9 @@ def _credentials() -> Iterator[None]:
 def _parse_secret(name: str, payload: bytes) -> tuple[str, str]:
     """User name and key of a kaggle.json."""
     try:
-        loaded = json.loads(payload)
+        loaded = parse_json(payload, name, "The secret", most=SMALL_BYTES)
         username, key = loaded["username"].strip(), loaded["key"].strip()
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (DamagedError, LookupError, AttributeError):  # whose text may hold some of it
         username = key = ""
     if not (username and key):
         raise InputError(
