@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from paligemma.errors import InputError
+from paligemma.storage import atomic
 from paligemma.storage.atomic import write_directory, write_file
 
 MARKER = "marker"
@@ -80,6 +88,133 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
             fill(tmp_path / "x", "second")
         (folder / MARKER).write_text("first")
     assert (tmp_path / "x" / MARKER).read_text() == "first"
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_draft_published_between_opening_and_locking_is_not_the_next_writers(
+    there_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there_before:
+        fill(tmp_path / "x", "zero")
+    _before_the_first_lock(monkeypatch, lambda: fill(tmp_path / "x", "one"))
+    with write_directory(tmp_path / "x", may_replace=MARKER) as folder:
+        assert (tmp_path / "x" / MARKER).read_text() == "one"
+        assert list(folder.iterdir()) == []
+        (folder / MARKER).write_text("two")
+    assert (tmp_path / "x" / MARKER).read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_draft_removed_between_opening_and_locking_is_not_the_next_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        with pytest.raises(ZeroDivisionError), write_directory(tmp_path / "x", may_replace=MARKER):
+            raise ZeroDivisionError
+
+    _before_the_first_lock(monkeypatch, fail)
+    fill(tmp_path / "x", "two")
+    assert (tmp_path / "x" / MARKER).read_text() == "two"
+
+
+def test_a_third_writer_who_began_meanwhile_keeps_its_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as third:
+
+        def one_ends_and_another_begins() -> None:
+            fill(tmp_path / "x", "one")
+            draft = third.enter_context(write_directory(tmp_path / "x", may_replace=MARKER))
+            (draft / MARKER).write_text("three")
+
+        _before_the_first_lock(monkeypatch, one_ends_and_another_begins)
+        with pytest.raises(InputError, match="Another process is writing"):
+            fill(tmp_path / "x", "two")
+    assert (tmp_path / "x" / MARKER).read_text() == "three"
+
+
+def test_nobody_begins_in_the_old_version_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "x", "one")
+    refused = []
+
+    def remove(folder: Path) -> None:
+        assert (folder / MARKER).read_text() == "one"
+        with pytest.raises(InputError, match="Another process is writing") as error:
+            fill(tmp_path / "x", "three")
+        refused.append(error)
+        real(folder)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(atomic.shutil, "rmtree", remove)
+    fill(tmp_path / "x", "two")
+    assert len(refused) == 1
+    assert (tmp_path / "x" / MARKER).read_text() == "two"
+
+
+def test_of_many_writers_each_is_refused_or_writes_its_own(tmp_path: Path) -> None:
+    refusals = []
+
+    def write(writer: int) -> int:
+        done = 0
+        for number in range(40):
+            text = f"{writer} {number}"
+            try:
+                with write_directory(tmp_path / "x", may_replace=MARKER) as folder:
+                    for part in range(3):
+                        (folder / f"part{part}").write_text(text)
+                    assert {(folder / f"part{part}").read_text() for part in range(3)} == {text}
+                    (folder / MARKER).write_text(text)
+                done += 1
+            except InputError as error:
+                refusals.append(error.what)
+        return done
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(write, range(3))) + len(refusals) == 120
+    assert set(refusals) <= {f"Another process is writing {tmp_path / 'x'}."}
+    assert len({path.read_text() for path in (tmp_path / "x").iterdir()}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def _before_the_first_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Acts between a writer's opening of its draft and its locking of it."""
+    real, calls = fcntl.flock, []
+
+    def flock(handle: int, how: int) -> None:
+        calls.append(handle)
+        if len(calls) == 1:
+            act()
+        real(handle, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", flock)
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "x").symlink_to("large/x")
+    for text in ("one", "two"):
+        fill(tmp_path / "x", text)
+        assert (tmp_path / "x").is_symlink()
+        assert (tmp_path / "large" / "x" / MARKER).read_text() == text
+
+
+def test_a_file_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="remove what is in its way"):
+        fill(tmp_path / "file" / "x", "new")
+    with pytest.raises(InputError, match="too long a name"):
+        fill(tmp_path / ("x" * 250), "new")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_an_error_that_says_how_much_was_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3_000_000))
+
+    def fill_up() -> None:
+        with write_directory(tmp_path / "x", may_replace=MARKER):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match=r"not enough room .*\n.*more than the 3\.0 MB that were free"):
+        fill_up()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_readers_see_whole_versions_while_the_writer_is_killed(tmp_path: Path) -> None:

@@ -46,8 +46,10 @@ from paligemma.lineage.record import (
 from paligemma.lineage.sign import sign
 from paligemma.processes import described
 from paligemma.storage import folders
+from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
 from paligemma.storage.location import Location, absolute_uri, parse_location
+from paligemma.storage.space import explain_full_disk
 
 FOLDER = "lineage"
 ROWS_FOLDER = "rows"
@@ -193,7 +195,7 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
     current = _begin(component, output, parameters, root)
     token = _current.set(current)
     try:
-        with _terminable():
+        with explain_full_disk(cache_folder(), *[Path(current.output)] * ("://" not in current.output)), _terminable():
             if _records_here():
                 current.mark()
             yield current

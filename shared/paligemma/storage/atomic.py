@@ -7,11 +7,14 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from paligemma.errors import InputError
+from paligemma.storage.access import explain_refusal
+from paligemma.storage.space import explain_full_disk
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -36,7 +39,7 @@ def write_new_file(path: str | Path, data: bytes | str) -> bool:
 def copy_new_file(source: Path, path: Path) -> bool:
     """`write_new_file` with the contents of another file, however large."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _beside(path)
     try:
         shutil.copyfile(source, partial)
         _sync(partial)
@@ -52,7 +55,7 @@ def copy_new_file(source: Path, path: Path) -> bool:
 def _written(path: Path, data: bytes | str) -> Iterator[Path]:
     """Yields a file beside `path` with this contents, on the disk; removes it if it is still there afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _beside(path)
     try:
         with partial.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -63,6 +66,11 @@ def _written(path: Path, data: bytes | str) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def _beside(path: Path) -> Path:
+    """A name for a file that no other process or thread writes."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
+
+
 @contextmanager
 def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
     """Yields an empty folder to fill; it takes the place of `path` when the block ends without an exception.
@@ -71,36 +79,40 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
     folder in one step, only if it is empty or holds a file called `may_replace`: nothing of a user's is overwritten.
 
     Raises:
-        InputError: `path` holds something else, or another process is writing it now.
+        InputError: `path` holds something else, another process is writing it now, it may not be written, or the disk is full.
     """
     path = Path(path).absolute()
+    path = path.resolve() if path.is_symlink() else path  # a link to a larger disk stays a link
     if path.exists() and not _replaceable(path, may_replace):
         raise InputError(
             f"{path} exists and is not an artifact of this program.",
             expected=f"no such path, an empty folder, or a folder with {may_replace}",
             fix="choose another output path, or remove it yourself",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.mkdir(exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        _lock(handle, path)
-        clear(partial)
+    with ExitStack() as locks:
+        with explain_refusal(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            locks.callback(os.close, _lock_draft(partial, path))
+            clear(partial)
         try:
-            yield partial
+            with explain_full_disk(partial):
+                yield partial
+                sync_tree(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        sync_tree(partial)
-        if path.exists():
-            _exchange(partial, path)
-            shutil.rmtree(partial)
-        else:
-            partial.rename(path)
+        with explain_refusal(path):
+            if path.exists():
+                # What is exchanged becomes a draft under the draft's name. Unlocked, it would be another writer's.
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                locks.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)  # a writer that has just published lets go in a moment
+                _exchange(partial, path)
+                shutil.rmtree(partial)
+            else:
+                partial.rename(path)
         _sync(path.parent)
-    finally:
-        os.close(handle)
 
 
 def clear(folder: Path) -> None:
@@ -113,12 +125,35 @@ def _replaceable(path: Path, marker: str) -> bool:
     return path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))
 
 
-def _lock(handle: int, path: Path) -> None:
-    # The kernel drops the lock with the process, so a killed writer blocks nobody.
+def _lock_draft(partial: Path, path: Path) -> int:
+    """Opens and locks the folder that the draft goes to; makes it if need be.
+
+    A draft that was published or removed between its opening and its locking is no longer at its name, where another writer
+    may have begun one: its lock is worth nothing.
+    """
+    while True:
+        partial.mkdir(exist_ok=True)
+        try:
+            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another writer was done with it
+            continue
+        try:
+            # The kernel drops the lock with the process, so a killed writer blocks nobody.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, partial):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(f"Another process is writing {path}.", fix="wait for it, or choose another output path") from None
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the name still leads to what was opened."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"Another process is writing {path}.", fix="wait for it, or choose another output path") from None
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _exchange(new: Path, old: Path) -> None:

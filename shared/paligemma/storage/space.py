@@ -1,14 +1,22 @@
-"""Room on the disk, asked for before a long transfer begins rather than found missing at its end."""
+"""Room on the disk: asked for before a long transfer begins, and named where it runs out all the same."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from paligemma.errors import InputError
 
 MARGIN = 64 * 1024 * 1024
 """Bytes that are left free."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FIX = "free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk"
 
 
 def check_space(folder: Path, wanted: int) -> None:
@@ -21,6 +29,52 @@ def check_space(folder: Path, wanted: int) -> None:
     if wanted + MARGIN > free:
         raise InputError(
             f"There is not enough room in {folder}.",
-            expected=f"{(wanted + MARGIN) / 1e9:.2f} GB free, found {free / 1e9:.2f} GB",
-            fix="free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk",
+            expected=f"{_size(wanted + MARGIN)} free, found {_size(free)}",
+            fix=_FIX,
         )
+
+
+@contextmanager
+def explain_full_disk(*folders: Path) -> Iterator[None]:
+    """Turns the operating system's "no space left" into an error that says on which disk, and how much was not enough.
+
+    Args:
+        folders: where the block writes, those that need not exist yet too; `$TMPDIR` is one always. What the block leaves
+            in them is counted.
+
+    Raises:
+        InputError: the disk was full, or the user's share of it used up.
+    """
+    places = [_existing(folder) for folder in (*folders, Path(tempfile.gettempdir()))]
+    before = {place: shutil.disk_usage(place).free for place in places}
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        named = error.filename if isinstance(error.filename, str) else None
+        place = _existing(Path(named)) if named else min(places, key=_free)
+        had = max((free for one, free in before.items() if _same_disk(one, place)), default=_free(place))
+        raise InputError(
+            f"There was not enough room in {place}: {os.strerror(error.errno or errno.ENOSPC)}.",
+            expected=f"more than the {_size(had)} that were free when this began",
+            fix=_FIX,
+        ) from None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
