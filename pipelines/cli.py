@@ -70,7 +70,7 @@ def generate(
     from pipelines.generate import answer_all, find_questions
 
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
-    questions = find_questions(image, data, prompt, TASKS[task].ask)
+    questions = find_questions(image, data, prompt, TASKS[task].ask, output)
     loaded = load(model, base=base or None)
     if data is None and output is None and image is not None and image.is_file():
         typer.echo(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from paligemma.data.images import ImageError, load_image
+from paligemma.data.images import SUFFIXES, ImageError, load_image
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.model import Model
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+log = logging.getLogger("paligemma.generate")
+
+_NAMED = 10
+"""Files that are named of those that are passed over; all are counted."""
 
 
 class Question(NamedTuple):
@@ -26,8 +32,17 @@ class Question(NamedTuple):
     prompt: str
 
 
-def find_questions(image: Path | None, data: Path | None, prompt: str, ask: Callable[[str], str]) -> list[Question]:
+def find_questions(
+    image: Path | None, data: Path | None, prompt: str, ask: Callable[[str], str], output: Path | None = None
+) -> list[Question]:
     """Everything that is asked: of a file, of a folder's images in the order of their names, or of the rows of a JSONL file.
+
+    Args:
+        image: a file or a folder; what a folder holds besides images is named in the log.
+        data: a JSONL file.
+        prompt: what is asked; of a JSONL file, in place of its rows' prefixes.
+        ask: makes a prompt of it.
+        output: the file of answers, which may be in the folder.
 
     Raises:
         InputError: there is nothing to ask about, or a row is not one.
@@ -37,7 +52,7 @@ def find_questions(image: Path | None, data: Path | None, prompt: str, ask: Call
     if data is not None:
         return _rows(data, prompt, ask)
     if image.is_dir():
-        files = sorted(path for path in image.rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = _images(image, output)
         if not files:
             raise InputError("The folder has no images.", where=image, expected=f"files {', '.join(sorted(SUFFIXES))}")
         return [Question(str(path.relative_to(image)), path, ask(prompt)) for path in files]
@@ -80,6 +95,38 @@ def answer_all(
                 lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
             file.flush()
+
+
+def _images(folder: Path, output: Path | None) -> list[Path]:
+    """The images of a folder and below, in the order of their names. Says what else there is, and is passed over.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"The folder cannot be read: {error.strerror}.", where=error.filename)
+
+    images, others = [], []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        # What is hidden is not the user's: copies that editors and file managers keep.
+        hidden = [name for name in folders if name.startswith(".") or (Path(parent) / name).is_symlink()]
+        folders[:] = [name for name in folders if name not in hidden]
+        others += [Path(parent) / name for name in hidden]
+        for path in (Path(parent) / name for name in files):
+            if output is not None and path.absolute() == output.absolute():
+                continue
+            found = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+            (images if found else others).append(path)
+    if others:
+        endings = Counter(path.suffix.lower() or "no ending" for path in others)
+        counted = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
+        names = sorted(path.relative_to(folder).as_posix() for path in others)
+        named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        log.warning(
+            "%d entries of %s are no images by their names, and passed over (%s): %s", len(others), folder, counted, named
+        )
+    return sorted(images)
 
 
 def _answered(output: Path) -> set[tuple[str, str]]:

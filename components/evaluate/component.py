@@ -95,6 +95,7 @@ def evaluate(
         "top_p": top_p,
         "best_of": best_of,
         "seed": seed,
+        "state_root": f"{artifact_root.rstrip('/')}/state" if artifact_root else "",
     }
     if machines := launched():
         flags = {name.replace("_", "-"): value for name, value in arguments.items()}
@@ -108,7 +109,7 @@ def evaluate(
     figures = {key: values[key] for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second")}
     figures |= {key: score["value"] for key, score in values["metrics"].items()}
     for key, value in figures.items():
-        if math.isfinite(value):  # KFP's metadata holds no other numbers
+        if value is not None and math.isfinite(value):  # KFP's metadata holds no other numbers
             summary.log_metric(key, value)
     table = values["confusion"] or {"labels": [], "counts": []}
     if table["labels"]:

@@ -12,7 +12,7 @@ import yaml
 
 from paligemma.checkpoints.open import TOKENIZER_FILE, Checkpoint
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
-from paligemma.reports.page import render
+from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import Recipe
 
@@ -77,19 +77,28 @@ def write_results(
         "stopped_early": progress.stopped,
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    page = render(
+    write_page(folder / REPORT_FILE, lambda: render_training(summary, recipe, trained, entries))
+
+
+def render_training(summary: Mapping, recipe: Recipe, trained: Mapping[str, np.ndarray], entries: list[dict]) -> str:
+    """The page as HTML.
+
+    Args:
+        summary: contents of `summary.json`.
+        recipe, trained, entries: as `write_results` takes them.
+    """
+    return render(
         "training.html",
         summary=summary,
         recipe=recipe,
-        recipe_text=yaml.safe_dump(values, sort_keys=False),
+        recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         trained=[
             {"name": name, "shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
             for name, array in trained.items()
         ],
         curve=lambda key: [(entry["step"], entry[key]) for entry in entries if key in entry],
-        phases=_seconds_by_phase(steps),
+        phases=_seconds_by_phase([entry for entry in entries if "loss" in entry]),
     )
-    (folder / REPORT_FILE).write_text(page)
 
 
 def final_figures(entries: list[dict]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.lineage.artifact import Draft, input_of, localize
 from paligemma.lineage.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
+from paligemma.reports.page import write_page
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import exists, parent_of, write_file
@@ -167,8 +168,7 @@ def finish(
         raise _too_many_rejects(facts, max_reject_fraction, inputs.data, output, rejected)
     dataset = assemble(parts, folder, draft.folder, facts, job, split, inputs.tokenizer_sha256, other)
     draft.rows, draft.hashes = dataset.rows, {shard.file: shard.sha256 for shard in dataset.shards}
-    page = render_report(dataset, facts, job, inputs.data)
-    (draft.folder / "report.html").write_text(page, encoding="utf-8")
+    write_page(draft.folder / "report.html", lambda: render_report(dataset, facts, job, inputs.data))
     return dataset
 
 

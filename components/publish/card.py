@@ -65,10 +65,10 @@ def render_card(
         "| metric | value | interval |",
         "| --- | --- | --- |",
         *(
-            f"| {name} | {one['value']:.4f} | {one['low']:.4f} to {one['high']:.4f} |"
+            f"| {name} | {_figure(one['value'])} | {_figure(one['low'])} to {_figure(one['high'])} |"
             for name, one in metrics["metrics"].items()
         ),
-        f"| perplexity of the right answers | {metrics['perplexity']:.4f} | |",
+        f"| perplexity of the right answers | {_figure(metrics['perplexity'])} | |",
         "",
         decision["why"] if decision else "It was compared with no other model.",
         "",
@@ -110,6 +110,11 @@ _USE = {
 
 def _input_row(entry: Input) -> str:
     return f"| {entry.role} | `{entry.uri.replace('|', '%7C')}` | `{entry.sha256}` |"
+
+
+def _figure(value: float | None) -> str:
+    """A number; one that there is none of, as of no rows, is a dash."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _inline(value: object) -> str:

@@ -38,6 +38,7 @@ def run(
     from paligemma.lineage.index import Index
     from paligemma.lineage.page import page_data, render_page
     from paligemma.lineage.webhook import notify
+    from paligemma.reports.page import write_page
 
     name, said = safe_name(run), json.loads(status) if status else {}
     with Index(root) as index:
@@ -49,8 +50,8 @@ def run(
         summary = summarize(index, name, said, steps)
         with produce(output, ARTIFACT_TYPE, "summarize", {"run": name, "status": said}, inputs) as draft:
             (draft.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-            page = render_page(page_data(index, limit=1, most_rows=0, runs=[name] if steps else []))
-            (draft.folder / "report.html").write_text(page, encoding="utf-8")
+            runs = [name] if steps else []
+            write_page(draft.folder / "report.html", lambda: render_page(page_data(index, limit=1, most_rows=0, runs=runs)))
     log.info("%s", summary["text"])
     if notify({**summary, "summary": str(output)}):
         log.info("a notification was sent")

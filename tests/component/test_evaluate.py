@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from components.evaluate.main import judge_against, run
+from components.evaluate.main import run
+from components.evaluate.others import judge_against
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData

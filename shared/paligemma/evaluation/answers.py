@@ -40,8 +40,9 @@ def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
 def multiple_choice(answer: str, references: Sequence[str]) -> float:
     """Whether the answer names the right choice, as a reference does, but for case and a final full stop.
 
-    A choice is named by its letter (`B`, `(B)`, `b.`), by its words (`a cat`), or by both (`B: a cat`, `(B) a cat`, `B. a cat`).
-    The letter alone stands for the choice. Where both sides have words, the words decide too: `E. coli` is not `E. faecalis`.
+    A choice is named by its letter (`B`, `(B)`, `b.`), by its words (`a cat`), or by both (`B: a cat`, `(B) a cat`,
+    `B. a cat`). The letter alone stands for the choice. Where both sides have words, the words decide too: `E. coli` is not
+    `E. faecalis`.
     """
     found = _Choice.read(answer)
     return float(any(found.is_same(_Choice.read(reference)) for reference in references))
@@ -86,7 +87,7 @@ class _Choice(NamedTuple):
 
     Attributes:
         text: all of it.
-        marked: whether what stands between letter and words can only be the mark of a choice; a full stop may be part of a name.
+        marked: whether what stands between letter and words can only mark a choice; a full stop may be part of a name.
     """
 
     text: str

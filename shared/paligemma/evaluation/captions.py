@@ -42,7 +42,7 @@ def words(text: str) -> Words:
 
 
 def _counts(character: str) -> bool:
-    """Whether a word with this character is more than punctuation. Beyond the 16-bit characters, the tokenizer drops symbols."""
+    """Whether a word with this character is more than punctuation. The tokenizer drops symbols beyond the 16-bit characters."""
     symbol = unicodedata.category(character)[0] == "S" and character != "`" and ord(character) < 0x10000
     return character.isalnum() or character in _SIGNS or symbol
 

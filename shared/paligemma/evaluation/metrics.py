@@ -85,6 +85,10 @@ class Metric:
         interval = bootstrap_interval(len(found.rows), found.resampled)
         return Scores(found.rows, found.value, *interval, found.of_rows)
 
+    def rows(self, predictions: Sequence[Prediction]) -> Float[np.ndarray, " rows"]:
+        """What each prediction is worth."""
+        return self.score(predictions).rows if predictions else np.zeros(0)
+
     def of_first_references(self, predictions: Sequence[Prediction]) -> float | None:
         """What a model has that answers every row with its first reference; None where the best value is not known."""
         if self.best is None or not predictions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,26 @@ class Prediction:
 
 
 def predict(
-    model: Model, records: Records, batch_size: int, settings: DecodeSettings, seed: int = 0
+    model: Model,
+    records: Records,
+    batch_size: int,
+    settings: DecodeSettings,
+    seed: int = 0,
+    done: Collection[int] = (),
 ) -> Iterator[list[tuple[int, Prediction]]]:
     """Answers by row number, a batch at a time.
 
     Rows are sorted by the width of their prompt, then by the length of their target, which answers tend to have too: a batch
     is decoded until its longest answer ends. Neither the order nor the batch size changes an answer: what a row's samples
     are drawn from is its identity.
+
+    Args:
+        model: who answers.
+        records: the data set.
+        batch_size: rows decoded at once.
+        settings: how to decode.
+        seed: samples are drawn from it and the row's identity.
+        done: numbers of rows to leave out, which have been answered.
 
     Raises:
         InputError: the model has no tokenizer.
@@ -68,6 +81,7 @@ def predict(
     bucket = np.searchsorted(widths, round_up(prefix_tokens, TEXT_MULTIPLE))
     target_width = round_up(int(suffix_tokens.max()), LOSS_MULTIPLE)
     order = np.lexsort((-suffix_tokens, -bucket))  # longest first: what does not fit in memory fails at once
+    order = order[~np.isin(order, np.fromiter(done, np.int64))]
     start = 0
     while start < len(order):
         numbers = order[start : start + batch_size]

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from paligemma.preflight.examine import Report, in_gib
-from paligemma.reports.page import render
+from paligemma.reports.page import render, write_page
 
 COLUMNS = (
     "target",
@@ -107,9 +107,12 @@ def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, o
     """Writes `preflight.json` and `preflight.html` into an existing folder."""
     values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
-    rows = [(cells(report), report) for report in reports]
-    page = render("preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override)
-    (folder / "preflight.html").write_text(page, encoding="utf-8")
+
+    def page() -> str:
+        rows = [(cells(report), report) for report in reports]
+        return render("preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override)
+
+    write_page(folder / "preflight.html", page)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -5,12 +5,39 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 
 import jinja2
 import numpy as np
+from markupsafe import escape
 from PIL import Image
 
+from paligemma.errors import StoppedError
 from paligemma.reports.charts import histogram, line_chart
+
+log = logging.getLogger("paligemma.reports")
+
+
+def write_page(path: Path, make: Callable[[], str]) -> None:
+    """Writes the page that `make` returns.
+
+    A page shows what the files beside it hold, so one that cannot be made costs nobody an artifact: what is wrong is an error
+    line in the log, and all that the page says.
+    """
+    try:
+        text = make()
+    except StoppedError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        log.error("%s cannot be rendered, and says so; the files beside it are whole: %s", path.name, what)
+        text = f"<!doctype html><meta charset=utf-8><title>{path.name}</title><p>This page cannot be rendered: {escape(what)}. "
+        text += "The files beside it are whole.</p>\n"
+    path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def render(template: str, **values: object) -> str:
@@ -41,4 +68,5 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(histogram=histogram, line_chart=line_chart)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["figure"] = lambda value, form="%.4f": "–" if value is None else form % value
     return environment

@@ -1,0 +1,99 @@
+"""Other models' evaluations of the same rows, which a candidate is compared with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from paligemma.errors import DamagedError, InputError
+from paligemma.evaluation.gate import Decision, compare, decide
+from paligemma.evaluation.metrics import Scores
+from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import Input, read_record
+from paligemma.registry import EVALUATION_FOLDER, Release, read_champion, read_release
+
+ARTIFACT_TYPE = "evaluation"
+RECORDS_ROLE = "validation records"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Another evaluation of the same rows.
+
+    Attributes:
+        summary: its metrics.json.
+        answers: by row, in order.
+        scores: of the deciding metric, by row, in order.
+    """
+
+    summary: Mapping
+    answers: Sequence[str]
+    scores: Float[np.ndarray, " rows"]
+
+
+def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evaluation:
+    """Reads an evaluation that a model is to be better than.
+
+    Args:
+        folder: its artifact.
+        metric: the deciding one.
+        inputs: of the candidate's evaluation.
+
+    Raises:
+        InputError: it is of other records, or was not judged by this metric.
+        DamagedError: it cannot be read.
+    """
+    theirs = {entry.sha256 for entry in read_record(folder, ARTIFACT_TYPE).inputs if entry.role == RECORDS_ROLE}
+    if theirs != {entry.sha256 for entry in inputs if entry.role == RECORDS_ROLE}:
+        raise InputError("The baseline was evaluated on other records.", where=folder, fix="evaluate it on the same records")
+    try:
+        summary = json.loads((folder / "metrics.json").read_bytes())
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_bytes().splitlines()]
+        if not all(math.isfinite(row["metrics"].get(metric, math.nan)) for row in rows):
+            raise InputError(
+                f"The evaluation to be better than was not judged by {metric}.",
+                where=folder,
+                fix="evaluate it with the same --task and --metrics",
+            )
+        return Evaluation(summary, [row["prediction"] for row in rows], np.array([row["metrics"][metric] for row in rows]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"The evaluation cannot be read: {error!r}.", where=folder, fix="evaluate it again") from None
+
+
+def find_champion(registry: str) -> Release | None:
+    """The release in use; None if there is none yet."""
+    champion = read_champion(registry)
+    return read_release(registry, champion.release) if champion else None
+
+
+def released_with(release: Release, metric: str, inputs: Sequence[Input], decoding: Mapping[str, object]) -> Evaluation | None:
+    """The evaluation that a model was released with; None if it is of other records or another way of decoding or judging.
+
+    Args:
+        release: the champion.
+        metric: the deciding one.
+        inputs: of the candidate's evaluation.
+        decoding: parameters that must be equal.
+    """
+    made = localize(release.location) / EVALUATION_FOLDER
+    try:
+        before = read_record(made, ARTIFACT_TYPE).producer.parameters
+        if any(before.get(name) != value for name, value in decoding.items()):
+            return None
+        return read_evaluation(made, metric, inputs)
+    except InputError:
+        return None
+
+
+def judge_against(others: Mapping[str, Evaluation], scores: Scores, metric: str, margin: float) -> Decision | None:
+    """The gate's decision; None without another evaluation or without rows."""
+    if not others or not len(scores.rows):
+        return None
+    names, name = {"baseline": "base", "champion": "champion"}, scores.of_rows or metric
+    return decide([compare(names[role], name, scores.rows, o.scores, margin) for role, o in others.items()], margin)

@@ -1,0 +1,76 @@
+"""The evaluation's page: figures, and every row with its picture and boxes, worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from components.evaluate.others import Evaluation
+from components.evaluate.results import Judgement, finite
+from paligemma.evaluation.boxes import parse_boxes
+from paligemma.evaluation.gate import Decision
+from paligemma.reports.page import image_uri, render
+
+REPORT_ROWS = 5000
+"""Rows in the report, the worst ones: with a picture each, a page of 5,000 has about 30 MB."""
+
+THUMBNAIL_SIZE = 192
+"""Side in pixels of the pictures, at most."""
+
+PictureOf = Callable[[int], UInt8[np.ndarray, "size size 3"]]
+
+
+def render_report(
+    judgement: Judgement, baseline: Evaluation | None, decision: Decision | None, picture_of: PictureOf, source: str
+) -> str:
+    """The page as HTML.
+
+    Args:
+        judgement: what it shows, every row up to `REPORT_ROWS`.
+        baseline: shown beside.
+        decision: the gate's.
+        picture_of: the image of a row by its number.
+        source: what to call the data.
+    """
+    summary = judgement.summary
+    worst = np.argsort(judgement.scores[judgement.primary].rows, kind="stable")[:REPORT_ROWS].tolist()
+    other = baseline.summary if baseline else None
+    by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
+    return render(
+        "evaluation.html",
+        name=summary["model"],
+        metrics=summary,
+        source=source,
+        baseline=other,
+        baseline_name=other["model"] if other else "",
+        questions=[{**q, "baseline": by_prefix.get(q["prefix"])} for q in summary["by_question"]],
+        decision=decision,
+        rows=[_row(judgement, number, baseline, picture_of) for number in worst],
+    )
+
+
+def _row(judgement: Judgement, number: int, baseline: Evaluation | None, picture_of: PictureOf) -> dict:
+    p = judgement.predictions[number]
+    boxes = {key: [list(box) for box in parse_boxes(text)] for key, text in (("true", p.target), ("predicted", p.prediction))}
+    return {
+        "image": image_uri(_thumbnail(picture_of(number))),
+        "id": p.row_id,
+        "prompt": p.prefix,
+        "target": p.target,
+        "answers": list(p.references),
+        "prediction": p.prediction,
+        "logprob": p.logprob if math.isfinite(p.logprob) else None,
+        "scores": finite({metric: float(scores.rows[number]) for metric, scores in judgement.scores.items()}),
+        "baseline": baseline.answers[number] if baseline else None,
+        "boxes": boxes if any(boxes.values()) else None,
+    }
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    if len(image) <= THUMBNAIL_SIZE:
+        return image
+    return np.asarray(Image.fromarray(image).resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE)))

@@ -1,0 +1,147 @@
+"""Predictions that are kept batch by batch, so that whatever fails or is stopped later never has a row decoded again.
+
+    part-5f0c91d2.jsonl    one batch: a line with what determines it and the lines' checksum, then a line for each row
+
+Each part is written at once, under a name that no other one has. What is not whole, or of another model, other rows, other
+settings or other code, is passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import google_crc32c
+
+import paligemma
+from paligemma.errors import DamagedError
+from paligemma.evaluation.predict import Prediction
+from paligemma.lineage.record import canonical_sha256, file_sha256
+from paligemma.storage import folders, gcs
+from paligemma.storage.files import write_file
+from paligemma.storage.location import parse_location
+from paligemma.storage.retry import StorageUnavailableError
+
+log = logging.getLogger("paligemma.evaluate")
+
+FORMAT = 1
+_PREFIX = "part-"
+_DECODING_CODE = (
+    "checkpoints",
+    "data",
+    "decoding",
+    "models",
+    "model.py",
+    "precision.py",
+    "sharding.py",
+    "evaluation/predict.py",
+)
+
+
+class KeptPredictions:
+    """The predictions of one way of decoding one data set with one model.
+
+    Attributes:
+        location: the folder or prefix that they are in.
+        seconds: that decoding took, over all attempts whose batches are there.
+    """
+
+    def __init__(self, location: str | Path, determined_by: Mapping[str, object]) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            location: a local folder or a `gs://` prefix.
+            determined_by: JSON values; other ones may decode to other answers.
+        """
+        self.location = parse_location(location)
+        self.seconds = 0.0
+        self._key = canonical_sha256({"format": FORMAT, **determined_by})
+
+    def read(self, row_ids: Sequence[str]) -> dict[int, Prediction]:
+        """What is there, by row number.
+
+        Args:
+            row_ids: identity of every row of the data set; a prediction of another row counts as damaged.
+        """
+        found: dict[int, Prediction] = {}
+        self.seconds = 0.0
+        others = 0
+        names = self._names()
+        with ThreadPoolExecutor(gcs.STREAMS) as pool:
+            for name, data in zip(names, pool.map(self._read_part, names), strict=True):
+                try:
+                    head, rows = _parsed(data)
+                    if head["key"] != self._key:
+                        others += 1
+                        continue
+                    if any(p.row_id != row_ids[number] for number, p in rows.items()):
+                        raise ValueError("it is of other rows")
+                    seconds = float(head["seconds"])
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    log.warning("%s is damaged, and passed over: %r", self.location / name, error)
+                    continue
+                found.update(rows)
+                self.seconds += seconds
+        if others:
+            what = "of another model, other records, other settings or other code"
+            log.info("%d batches kept in %s are %s, and passed over", others, self.location, what)
+        if found:
+            log.info("%d of %d rows were decoded before, and are kept in %s", len(found), len(row_ids), self.location)
+        return found
+
+    def add(self, batch: Sequence[tuple[int, Prediction]], seconds: float) -> None:
+        """Keeps a batch: predictions by row number, and the seconds that decoding it took."""
+        lines = "".join(json.dumps([number, dataclasses.asdict(p)]) + "\n" for number, p in batch).encode()
+        head = {"key": self._key, "seconds": seconds, "rows": len(batch), "crc32c": google_crc32c.value(lines)}
+        write_file(self.location / f"{_PREFIX}{secrets.token_hex(8)}.jsonl", json.dumps(head).encode() + b"\n" + lines)
+        self.seconds += seconds
+
+    def remove(self) -> None:
+        """Removes every part, once what they were kept for is published. What else is in the folder is let alone.
+
+        Parts that cannot be removed are a warning: they do no harm.
+        """
+        try:
+            for name in self._names(_PREFIX, f".{_PREFIX}"):  # the latter is what a write leaves that was killed
+                folders.remove_file(self.location / name)
+            if isinstance(self.location, Path) and self.location.is_dir() and not any(self.location.iterdir()):
+                self.location.rmdir()
+        except (OSError, StorageUnavailableError) as error:
+            log.warning("%s holds predictions that are not needed any more, and cannot be removed: %s", self.location, error)
+
+    def _read_part(self, name: str) -> bytes:
+        try:
+            return folders.read_file(self.location / name) or b""
+        except DamagedError:  # its bytes are not those that the service has a checksum of
+            return b""
+
+    def _names(self, *prefixes: str) -> list[str]:
+        names = folders.list_files(self.location)
+        return sorted(name for name in names if name.startswith(prefixes or _PREFIX) and "/" not in name)
+
+
+def decoding_code_sha256() -> str:
+    """Of all code that decides what a row is answered; how answers are judged and shown is not part of it."""
+    top = Path(paligemma.__file__).parent
+    files = [file for name in _DECODING_CODE for file in ([top / name] if name.endswith(".py") else (top / name).rglob("*.py"))]
+    return canonical_sha256({file.relative_to(top).as_posix(): file_sha256(file) for file in files})
+
+
+def _parsed(data: bytes) -> tuple[dict, dict[int, Prediction]]:
+    """The first line of a part, and its predictions by row number."""
+    first, _, lines = data.partition(b"\n")
+    head = json.loads(first)
+    if head["crc32c"] != google_crc32c.value(lines):
+        raise ValueError("its checksum is another")
+    rows = {}
+    for line in lines.splitlines():
+        number, values = json.loads(line)
+        rows[number] = Prediction(**values | {"references": tuple(values["references"])})
+    if len(rows) != head["rows"]:
+        raise ValueError("rows are missing")
+    return head, rows
