@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma.reports.page import image_uri, render
+from components.evaluate.report import render_report
+from components.evaluate.results import judge
+from paligemma.evaluation.metrics import Metric, mean_of
+from paligemma.evaluation.predict import Prediction
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROWS = 5000
 ARABIC = "ما لون السيارة؟"
+NEEDLE, BOX, ODD = 4321, "<loc0000><loc0000><loc0100><loc0300>", "a\n</script> 'dog'"
 
 SCRIPT = (
     f"<script>const ARABIC = {json.dumps(ARABIC)};</script>"
@@ -47,29 +51,23 @@ document.getElementById("seen").textContent = JSON.stringify(seen);
 
 
 def page() -> str:
-    image = image_uri(np.zeros((8, 8, 3), np.uint8))
-    rows = [
-        {
-            "image": image,
-            "id": f"{number:064x}",
-            "prompt": ARABIC if number % 1000 == 7 else f"what is {number}?",
-            "target": "<b>cat</b>" if number != 4321 else "<loc0000><loc0000><loc0100><loc0200> needle",
-            "answers": ["<b>cat</b>"],
-            "prediction": "a\n</script> 'dog'",
-            "baseline": None,
-            "logprob": -float(number),
-            "scores": {"exact_match": number / ROWS},
-        }
+    """What the step writes of 5,000 rows, each a little better than the one before."""
+    predictions = [
+        Prediction(
+            row_id=f"{number:064x}",
+            prefix=ARABIC if number % 1000 == 7 else f"what is {number}?",
+            target="<b>cat</b>" if number != NEEDLE else "<loc0000><loc0000><loc0100><loc0200> needle",
+            references=("<b>cat</b>",),
+            prediction=ODD if number != NEEDLE else BOX + ODD,
+            logprob=-float(number),
+            target_logprob=-1.0,
+            target_tokens=1,
+        )
         for number in range(ROWS)
     ]
-    rows[4321]["boxes"] = {"true": [[0, 0, 100, 200, "needle"]], "predicted": [[0, 0, 100, 300, "needle"]]}
-    score = {"value": 0.5, "low": 0.4, "high": 0.6}
-    metrics = {
-        "examples": ROWS, "exact_match": 0.5, "metrics": {"exact_match": score}, "primary": "exact_match", "loss": 1.0,
-        "loss_interval": [0.9, 1.1], "perplexity": 2.7, "examples_per_second": 1.0, "by_type": [], "confusion": None,
-    }  # fmt: skip
-    return render("evaluation.html", name="tuned", metrics=metrics, source="x", baseline=None,
-                  baseline_name="", questions=[], decision=None, rows=rows)  # fmt: skip
+    place = Metric(lambda rows: mean_of([number / ROWS for number in range(len(rows))]), best=None)
+    judgement = judge("tuned", predictions, "", {"exact_match": place}, seconds=1.0, max_new_tokens=8)
+    return render_report(judgement, None, None, lambda row: np.zeros((8, 8, 3), np.uint8), "x")
 
 
 def test_five_thousand_rows_are_sorted_filtered_and_paged_in_a_browser(tmp_path: Path) -> None:
@@ -92,6 +90,6 @@ def test_five_thousand_rows_are_sorted_filtered_and_paged_in_a_browser(tmp_path:
     assert seen["most"]["rows"] == list(range(6))
     assert seen["none"]["rows"] == []
     assert seen["boxes"] == [["true", "200"], ["predicted", "300"]]
-    assert seen["cells"][3] == ["a\n</script> 'dog'", "auto"]
+    assert seen["cells"][3] == [BOX + ODD, "auto"]
     assert seen["direction"] == "rtl"
     assert seen["fetched"] == []
