@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import html
+import importlib
 import json
+import logging
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from components.evaluate import decoding as decoding_module
+from components.evaluate import report as report_module
 from components.evaluate.main import run
 from components.evaluate.others import judge_against
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
-from paligemma.errors import InputError
+from paligemma.data.tfrecord import RowReader
+from paligemma.errors import InputError, StoppedError
+from paligemma.evaluation import predict as predict_module
 from paligemma.evaluation.gate import compare, decide
 from paligemma.evaluation.metrics import METRICS
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.vqa import vqa_accuracy
+from paligemma.lineage.record import read_record
 
 
 def read(folder: Path) -> tuple[dict, list[dict]]:
@@ -168,3 +176,165 @@ def test_the_gate_names_the_rows_that_it_compares() -> None:
     decision = judge_against({"baseline": nothing}, scores, "mean_average_precision", 0.1)
     assert decision.promote
     assert "box_f1 is 0.7500, base's 0.0000" in decision.why
+
+
+def fake_predictions(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
+    """Has rows answered with their targets, in batches, without a model; returns the numbers of the rows that were decoded."""
+    decoded: list[int] = []
+
+    def answer(model, data, batch_size, settings, seed, done):
+        reader = RowReader(data)
+        left = [number for number in range(len(reader)) if number not in done]
+        for start in range(0, len(left), batch_size):
+            if stop_after is not None and len(decoded) >= stop_after:
+                raise StoppedError("The step was told to stop (SIGTERM).")
+            batch = left[start : start + batch_size]
+            decoded.extend(batch)
+            rows = [reader.read(number) for number in batch]
+            yield [
+                (number, Prediction(row.row_id, row.prefix, row.suffix, (row.suffix,), row.suffix, -1.0, -1.0, 2))
+                for number, row in zip(batch, rows, strict=True)
+            ]
+
+    monkeypatch.setattr(predict_module, "predict", answer)
+    monkeypatch.setattr(decoding_module, "build_model", lambda *_: SimpleNamespace())
+    return decoded
+
+
+@pytest.mark.parametrize("state", ["beside the output", "state root"])
+def test_a_judgement_that_failed_starts_from_what_was_decoded(
+    state: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user mends the metric, and gives the same command."""
+    monkeypatch.delitem(sys.modules, "own_metric", raising=False)
+    own = tmp_path / "own_metric.py"
+    own.write_text("def length(answer, references):\n    return len(missing)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    root = tmp_path / ("state" if state == "state root" else "x.predictions")
+    arguments = {"checkpoint": "embedded:tiny", "records": str(records), "output": str(tmp_path / "x")}
+    arguments |= {"metrics": "own_metric:length", "batch_size": 8, "state_root": str(root) if state == "state root" else ""}
+    decoded = fake_predictions(monkeypatch)
+    with pytest.raises(
+        InputError, match=r"(?s)own_metric:length' failed: NameError.*own_metric.py:2.*what was decoded is kept"
+    ):
+        run(**arguments)
+    assert sorted(decoded) == list(range(21))
+    assert not (tmp_path / "x").exists()
+    assert len(list(root.rglob("part-*.jsonl"))) == 3
+    own.write_text("def length(answer, references):\n    return len(answer)\n")
+    del sys.modules["own_metric"]
+    importlib.invalidate_caches()
+    monkeypatch.setattr(decoding_module, "build_model", lambda *_: pytest.fail("the model was loaded again"))
+    decoded.clear()
+    run(**arguments)
+    assert decoded == []
+    metrics, predictions = read(tmp_path / "x")
+    assert metrics["examples"] == len(predictions) == 21
+    assert [row["metrics"]["own_metric:length"] for row in predictions] == [len(row["target"]) for row in predictions]
+    assert not list(root.rglob("*.jsonl"))
+
+
+def test_rows_that_were_decoded_before_a_stop_are_not_decoded_again(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"checkpoint": "embedded:tiny", "records": str(records), "output": str(tmp_path / "x")}
+    before = fake_predictions(monkeypatch, stop_after=10)
+    with pytest.raises(StoppedError):
+        run(**arguments, batch_size=5)
+    assert len(before) == 10
+    after = fake_predictions(monkeypatch)
+    run(**arguments, batch_size=4)
+    assert sorted(before + after) == list(range(21))
+    assert read(tmp_path / "x")[0]["exact_match"] == 1
+    assert [path.name for path in tmp_path.glob("x*")] == ["x"]
+    again = fake_predictions(monkeypatch)  # the evaluation is there, and nothing is kept
+    run(**arguments)
+    assert len(again) == 21
+
+
+def test_another_way_of_decoding_does_not_go_on_from_what_is_kept(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"checkpoint": "embedded:tiny", "records": str(records), "output": str(tmp_path / "x")}
+    fake_predictions(monkeypatch, stop_after=10)
+    with pytest.raises(StoppedError):
+        run(**arguments, batch_size=5)
+    decoded = fake_predictions(monkeypatch)
+    run(**arguments, max_new_tokens=31)
+    assert len(decoded) == 21
+    assert [path.name for path in tmp_path.glob("x*")] == ["x"]
+
+
+def test_the_rest_of_a_real_decoding_is_as_if_it_had_been_one(
+    records: Path, base_evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = predict_module.predict
+
+    def stops(*arguments):
+        yield next(real(*arguments))
+        raise StoppedError("The step was told to stop (SIGTERM).")
+
+    arguments = {"checkpoint": "embedded:tiny", "records": str(records), "output": str(tmp_path / "x"), "max_new_tokens": 12}
+    monkeypatch.setattr(predict_module, "predict", stops)
+    with pytest.raises(StoppedError):
+        run(**arguments)
+    monkeypatch.setattr(predict_module, "predict", real)
+    run(**arguments)
+    texts = [[row["prediction"] for row in read(folder)[1]] for folder in (tmp_path / "x", base_evaluation)]
+    assert texts[0] == texts[1]
+
+
+def test_a_page_that_cannot_be_rendered_costs_no_evaluation(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_predictions(monkeypatch)
+    monkeypatch.setattr(report_module, "render", lambda *_, **__: {}["confusion"])
+    run(checkpoint="embedded:tiny", records=str(records), output=str(tmp_path / "x"))
+    assert "report.html cannot be rendered" in caplog.text
+    assert "KeyError: 'confusion'" in caplog.text
+    assert read_record(tmp_path / "x").metrics["exact_match"] == 1
+    assert "cannot be rendered" in (tmp_path / "x/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def own(answer, references): return None", r"returned None"),
+        ("def own(answer, references): return 'good'", r"returned 'good'"),
+        ("def own(answer, references): return float('nan')", r"returned nan"),
+        ("def own(answer, references): return [1.0]", r"returned \[1\.0\]"),
+        ("def own(answer): return 1", r"failed: TypeError"),
+        ("def own(answer, references): return 1 / 0", r"failed: ZeroDivisionError.*odd_metric\.py:1"),
+        ("own = 3", r"is no function, but 3"),
+        ("def other(): pass", r"cannot be imported: AttributeError"),
+        ("def own(:", r"cannot be imported: SyntaxError"),
+        ("raise RuntimeError('no licence')", r"cannot be imported: RuntimeError: no licence"),
+    ],
+)
+def test_a_metric_of_the_users_that_is_odd_is_named(
+    code: str, said: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_metric.py").write_text(f"{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_metric", raising=False)
+    fake_predictions(monkeypatch)
+    with pytest.raises(InputError, match=f"(?s)The metric 'odd_metric:own' {said}"):
+        run(checkpoint="embedded:tiny", records=str(records), output=str(tmp_path / "x"), metrics="odd_metric:own")
+
+
+@pytest.mark.parametrize("name", [":own", "a b:c", "..:x", "json:", "json:nothing", "nowhere_at_all:f"])
+def test_a_metric_that_is_nowhere_is_refused_before_anything_is_decoded(name: str, records: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be imported"):
+        run(checkpoint="embedded:tiny", records=str(records), output=str(tmp_path / "x"), metrics=name)
+
+
+def test_targets_longer_than_answers_can_be_are_noted(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_predictions(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        run(checkpoint="embedded:tiny", records=str(records), output=str(tmp_path / "x"), max_new_tokens=1)
+    note = "21 of 21 targets have more tokens than an answer can have: up to 2, with eos; --max-new-tokens is 1."
+    assert read(tmp_path / "x")[0]["notes"][0].startswith(note)
+    assert note in caplog.text
+    assert note in (tmp_path / "x/report.html").read_text()
