@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 import paligemma
+from components.evaluate import decoding as decoding_module
+from components.evaluate import results as results_module
 from components.evaluate.main import run as evaluate
 from components.finetune.main import run as finetune
 from components.publish import release as release_module
@@ -172,8 +174,16 @@ def test_the_champion_is_evaluated_anew_on_other_rows(
     registry = tmp_path / "registry"
     fair.publish(registry)
     settings = {"tuned": good.tuned, "registry": str(registry), "max_new_tokens": 9}  # its evaluation had 12
+    with monkeypatch.context() as broken:
+        broken.setattr(results_module, "judge", lambda *_: {}["bug"])
+        with pytest.raises(KeyError):
+            evaluate(BASE, str(records), str(tmp_path / "x"), **settings)
+    # Neither the model nor the champion is decoded again.
+    monkeypatch.setattr(decoding_module, "build_model", lambda *_: pytest.fail("a model was loaded again"))
     evaluate(BASE, str(records), str(tmp_path / "x"), **settings)
     (comparison,) = json.loads((tmp_path / "x/gate.json").read_text())["comparisons"]
+    assert [path.name for path in tmp_path.glob("x*")] == ["x"]
+    monkeypatch.undo()
     evaluate(BASE, str(records), str(tmp_path / "alone"), tuned=fair.tuned, max_new_tokens=9)
     assert comparison["other"] == json.loads((tmp_path / "alone/metrics.json").read_text())["exact_match"]
 

@@ -19,8 +19,11 @@ from lineage_runs import make_run
 from components.evaluate.others import Evaluation, judge_against
 from components.evaluate.report import REPORT_ROWS, render_report
 from components.evaluate.results import Judgement, judge, write_results
+from components.finetune import results as training_module
 from components.finetune.results import REPORT_FILE
 from components.finetune.results import write_results as write_training
+from components.prepare_data import report as dataset_module
+from components.prepare_data.main import run as prepare
 from components.prepare_data.report import render_report as render_dataset
 from components.summarize.main import run as summarize
 from conftest import REPOSITORY, SmallData
@@ -29,16 +32,17 @@ from paligemma.data.balance import balance_findings
 from paligemma.data.checks import WARNINGS
 from paligemma.data.prepare import Facts, Job, Remark, Sampled
 from paligemma.data.preview import preview_page
-from paligemma.data.records import Dataset, Shard
+from paligemma.data.records import Dataset, Shard, open_records
 from paligemma.data.rows import REASONS
 from paligemma.errors import StoppedError
 from paligemma.evaluation import statistics
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.tasks import TASKS
+from paligemma.lineage import page as page_module
 from paligemma.lineage.index import Index
 from paligemma.lineage.page import page_data, render_page
-from paligemma.preflight import examine
+from paligemma.preflight import examine, show
 from paligemma.preflight.show import write as write_preflight
 from paligemma.reports.page import write_page
 from paligemma.training.fit import Progress
@@ -279,3 +283,31 @@ def test_who_is_told_to_stop_while_rendering_stops(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         write_page(tmp_path / "report.html", stops)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("step", ["prepare_data", "finetune", "preflight", "summarize"])
+def test_a_step_whose_page_cannot_be_rendered_has_its_artifact(
+    step: str, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = {"prepare_data": dataset_module, "finetune": training_module, "preflight": show, "summarize": page_module}[step]
+    monkeypatch.setattr(module, "render", lambda *_, **__: {}["confusion"])
+    made = tmp_path / "made"
+    if step == "prepare_data":
+        row = {"image": small_data.add_image("a.png"), "prefix": "ocr", "suffix": "1"}
+        prepare(data=str(small_data.write([row])), checkpoint="embedded:tiny", output=str(made))
+        assert open_records(made).dataset.rows == 1
+    elif step == "finetune":
+        made.mkdir()
+        base, entries = open_checkpoint("embedded:tiny"), [{"step": 1, "loss": 1.0, "examples_per_second": 1.0}]
+        write_training(made, base, parse_recipe("", [], "test"), {"llm/x": BLACK}, entries, Progress(), 1.0, "1 x cpu", True)
+        assert json.loads((made / "summary.json").read_text())["steps"] == 1
+    elif step == "preflight":
+        made.mkdir()
+        write_preflight(made, [], "Preflight", "2026-01", "")
+        assert json.loads((made / "preflight.json").read_text())["reports"] == []
+    else:
+        summarize(output=str(made), root=str(tmp_path), run="one")
+        assert json.loads((made / "summary.json").read_text())["status"] == "unknown"
+    name = {"finetune": "training.html", "preflight": "preflight.html"}.get(step, "report.html")
+    assert f"{name} cannot be rendered, and says so; the files beside it are whole: KeyError: 'confusion'" in caplog.text
+    assert "cannot be rendered: KeyError" in (made / name).read_text()
