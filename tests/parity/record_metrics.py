@@ -3,7 +3,8 @@
     .venv/bin/python tests/parity/record_metrics.py
 
 The packages (pinned below) need much that we do not: they go, without what they depend on, to a temporary folder, and only the
-files that hold the metrics are loaded from it. Needs a package index.
+files that hold the metrics are loaded from it. Needs a package index, and Java for the words of captions (Stanford's tokenizer
+comes with pycocoevalcap).
 """
 
 from __future__ import annotations
@@ -144,6 +145,67 @@ SENTENCES = [
     "a red bus driving down a street next to a tall building",
 ]
 
+AS_USERS_WRITE_THEM = [
+    *ANSWERS,
+    "Two",
+    "Yes",
+    "YES",
+    "The Cat.",
+    "A",
+    "An apple",
+    "No.",
+    "Is it?",
+    "Three dogs, two cats",
+    "don’t",
+    "E. coli",
+    "(B)",
+    "B. a cat",
+    "3,5",
+    "1,234,567",
+    "$1,200.50",
+    "12 %",
+    "-0.5%",
+    "Zürich",
+    "МОСКВА",
+    "ไทย",
+    "हिन्दी",
+    "ＡＢＣ",
+    "<loc0001><loc0002><loc0003><loc0004> cat",
+    "a" * 300,
+]
+"""Right answers; a model that gives them back is perfect."""
+
+CORPORA = {
+    "one row": [["a cat sits on a mat"]],
+    "one row of one word": [["Cat."]],
+    "equal references": [["a cat sits on a mat"]] * 5,
+    "different": [[sentence] for sentence in SENTENCES],
+    "several references": [SENTENCES[start : start + 5] for start in range(0, 20, 5)],
+    "short": [["a cat"], ["two dogs"], ["people"], ["a train"]],
+    "some empty": [["a cat sits on a mat"], [""], ["two dogs play in the snow"]],
+}
+"""Captions, of which a perfect model gives the first of each row."""
+
+WORDS = [
+    "A man's dog, isn't it?  Two black-and-white cats.",
+    "It's 3:30 pm; 1,000 people (about) wait.",
+    "$5 for 5% of it & more",
+    "U.S.A. at 8 a.m.",
+    "red/white car... half - way -- there",
+    "hello,world",
+    "they'll say we've \"quoted\" ‘it’ “twice”",
+    "the dogs' toys in the 90's, a 2-year-old",
+    "日本の駅 — café",
+    "हिन्दी में ไทยแลนด์ مرحبا بالعالم",
+    "naïve Straße ÀÉ",
+    "5° → x = y + 2 ~ 1/2 cup a*b",
+    "!",
+    "...",
+    "",
+]
+BRACKETS = ("-lrb-", "-rrb-")
+"""Words that our tokenizer leaves out, on purpose: nobody says them."""
+
 
 def load(path: Path) -> ModuleType:
     """One file as a module, without the package around it."""
@@ -204,10 +266,6 @@ def answer_cases(score, draw: random.Random) -> list[dict]:
 
 def caption_cases(folder: Path, draw: random.Random) -> dict:
     sys.path.insert(0, str(folder))
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
     cases = []
     for _ in range(250):
         references = draw.sample(SENTENCES, draw.randint(1, 5))
@@ -217,14 +275,53 @@ def caption_cases(folder: Path, draw: random.Random) -> dict:
             some.insert(draw.randrange(len(some) + 1), draw.choice(" ".join(SENTENCES).split()))
             answer = " ".join(some)
         cases.append({"answer": answer, "references": references})
-    truth = {n: case["references"] for n, case in enumerate(cases)}
-    found = {n: [case["answer"]] for n, case in enumerate(cases)}
+    scores = caption_scores([case["references"] for case in cases], [case["answer"] for case in cases])
+    for n, case in enumerate(cases):
+        case |= {metric: float(values[n]) for metric, (_, values) in scores.items()}
+    return {"cases": cases, **{metric: value for metric, (value, _) in scores.items()}}
+
+
+def perfect_cases(folder: Path, anls, relaxed) -> dict:
+    """What a perfect model has by the official codes. Of VQA, the ten people say what the official code makes of the answer."""
+    official = load(folder / "lavis/common/vqa_tools/vqa_eval.py").VQAEval
+    evaluation = official(None, None)
+
+    def normalized(text: str) -> str:
+        line = text.replace("\n", " ").replace("\t", " ").strip()
+        return evaluation.processDigitArticle(evaluation.processPunctuation(line))
+
+    texts = [
+        {"text": text, "vqa_normalized": normalized(text), "anls": anls([text], [text])["anls"], "relaxed": relaxed(text, text)}
+        for text in dict.fromkeys(AS_USERS_WRITE_THEM)
+    ]
+    sys.path.insert(0, str(folder))
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    def tokenized(rows: list[list[str]]) -> list[list[str]]:
+        found = PTBTokenizer().tokenize({n: [{"caption": text} for text in row] for n, row in enumerate(rows)})
+        return [found[n] for n in range(len(rows))]
+
+    corpora = {}
+    for name, rows in CORPORA.items():
+        words = tokenized(rows)
+        scores = caption_scores(words, [row[0] for row in words])
+        corpora[name] = {"references": rows, **{metric: value for metric, (value, _) in scores.items()}}
+    words = [{"text": text, "words": [w for w in found.split() if w not in BRACKETS]} for text, (found,) in
+             zip(WORDS, tokenized([[text] for text in WORDS]), strict=True)]  # fmt: skip
+    return {"texts": texts, "corpora": corpora, "words": words}
+
+
+def caption_scores(references: list[list[str]], answers: list[str]) -> dict[str, tuple[float, list[float]]]:
+    """Of all captions, and of each; words are separated by spaces."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    truth, found = dict(enumerate(references)), {n: [answer] for n, answer in enumerate(answers)}
     bleu, bleus = Bleu(4).compute_score(truth, found, verbose=0)
     cider, ciders = Cider().compute_score(truth, found)
     rouge, rouges = Rouge().compute_score(truth, found)
-    for n, case in enumerate(cases):
-        case |= {"bleu": bleus[3][n], "cider": float(ciders[n]), "rouge_l": float(rouges[n])}
-    return {"cases": cases, "bleu": bleu[3], "cider": float(cider), "rouge_l": float(rouge)}
+    return {"bleu": (bleu[3], bleus[3]), "cider": (float(cider), ciders), "rouge_l": (float(rouge), rouges)}
 
 
 def main() -> None:
@@ -242,6 +339,7 @@ def main() -> None:
             "anls": answer_cases(lambda answer, references: anls(references, [answer])["anls"], draw),
             "relaxed": answer_cases(lambda answer, references: any(relaxed(answer, r) for r in references), draw),
             "captions": caption_cases(folder, draw),
+            "perfect": perfect_cases(folder, anls, relaxed),
         }
     GOLDEN.write_text(json.dumps(recorded, ensure_ascii=False, separators=(",", ":")) + "\n")
 

@@ -72,6 +72,39 @@ def test_a_folder_is_answered_on_standard_output_in_the_tasks_words(small_data: 
     assert (line["image"], line["prompt"]) == ("a.png", "answer en which digit?")
 
 
+def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: SmallData, caplog) -> None:
+    for name in ("a.png", "B.JPG", "c.pgm", "sub/d.webp", ".ipynb_checkpoints/a.png", ".hidden.png"):
+        (small_data.folder / name).parent.mkdir(exist_ok=True)
+        (small_data.folder / name).touch()
+    for name in ("e.heic", "notes.txt", "sub/f.svg", "g", "answers.jsonl"):
+        (small_data.folder / name).touch()
+    (small_data.folder / "folder.png").mkdir()
+    (small_data.folder / "gone.png").symlink_to("nowhere.png")
+    questions = find_questions(small_data.folder, None, "ocr", str, small_data.folder / "answers.jsonl")
+    assert [question.name for question in questions] == ["B.JPG", "a.png", "c.pgm", "sub/d.webp"]
+    (line,) = caplog.messages
+    assert line.startswith(f"7 entries of {small_data.folder} are no images by their names, and passed over (")
+    assert line.endswith("): .hidden.png, .ipynb_checkpoints, e.heic, g, gone.png, notes.txt, sub/f.svg")
+    for counted in ("1 .heic", "1 .txt", "1 .svg", "2 .png", "2 no ending"):
+        assert counted in line
+
+
+def test_a_folder_of_images_alone_needs_no_words(small_data: SmallData, caplog) -> None:
+    small_data.add_image("a.png")
+    assert len(find_questions(small_data.folder, None, "ocr", str)) == 1
+    assert caplog.messages == []
+
+
+def test_of_many_files_that_are_passed_over_ten_are_named(small_data: SmallData, caplog) -> None:
+    small_data.add_image("a.png")
+    for number in range(25):
+        (small_data.folder / f"{number:02d}.txt").touch()
+    find_questions(small_data.folder, None, "ocr", str)
+    assert "25 entries" in caplog.text
+    assert "(25 .txt)" in caplog.text
+    assert "09.txt and 15 more" in caplog.text
+
+
 def test_questions_that_cannot_be_asked_are_refused(small_data: SmallData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to ask about"):
         find_questions(None, None, "x", str)

@@ -13,6 +13,9 @@ from conftest import REPOSITORY
 from paligemma.evaluation.answers import anls, edit_distance, exact_match, multiple_choice, relaxed_accuracy
 from paligemma.evaluation.boxes import AveragePrecision, Box, box_f1, iou, mean_average_precision, parse_boxes
 from paligemma.evaluation.captions import Caption, bleu, bleu_counts, bleu_of, cider, rouge_l, words
+from paligemma.evaluation.masks import mask_ious
+from paligemma.evaluation.metrics import confusion
+from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.statistics import bootstrap_interval, paired_p_value
 from paligemma.evaluation.vqa import vqa_accuracy
 
@@ -63,6 +66,67 @@ def test_exact_match_and_choices() -> None:
     for answer, right in (("(B)", 1), ("b.", 1), ("B: a cat", 1), ("a", 0), ("bees", 0), ("", 0)):
         assert multiple_choice(answer, ["B"]) == right
     assert multiple_choice("A cat.", ["a cat"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("E. coli", "E. faecalis", 0),
+        ("E. coli", "E. coli", 1),
+        ("e. coli.", "E. coli", 1),
+        ("coli", "E. coli", 0),
+        ("J. S. Bach", "J. Brahms", 0),
+        ("U.S.", "U.K.", 0),
+        ("E.coli", "E.faecalis", 0),
+        ("(B) a cat", "B: a cat", 1),
+        ("(B) a dog", "B: a cat", 0),
+        ("B) a cat", "b. A cat.", 1),
+        ("B", "B. a cat", 1),
+        ("C", "B. a cat", 0),
+        ("a cat", "B: a cat", 1),
+        ("a cat", "a cat", 1),
+        ("a", "a cat", 0),
+        ("A man", "A", 0),
+        ("(Б)", "б.", 1),
+        ("", "B", 0),
+        ("", "", 1),
+        ("  b  ", "(B):", 1),
+        ("2", "(2)", 0),
+    ],
+)
+def test_a_choice_is_named_by_its_letter_its_words_or_both(answer: str, reference: str, right: int) -> None:
+    assert multiple_choice(answer, [reference]) == right
+    assert multiple_choice(answer, ["other words", reference]) == right
+
+
+def test_captions_without_words_take_nobodys_scores_down() -> None:
+    with_words = [Caption(["a", "b"], [["a", "b"]]), Caption(["c"], [["c"]])]
+    without = [Caption([], [["d"]]), Caption([], [[]]), Caption(["e"], [[]])]
+    np.testing.assert_allclose(cider([*with_words, *without])[2:], 0)
+    assert cider(without[:1]).tolist() == [0]
+    assert [rouge_l(caption) for caption in without] == [0, 1, 0]
+    assert cider([]).tolist() == []
+
+
+def test_texts_that_float_reads_as_no_number_are_compared_as_texts() -> None:
+    for text in ("nan", "inf", "Infinity", "-inf"):
+        assert relaxed_accuracy(text, [text.upper()]) == 1
+        assert relaxed_accuracy("5", [text]) == relaxed_accuracy(text, ["5"]) == 0
+
+
+def test_a_target_that_is_called_other_is_not_the_column_of_all_others() -> None:
+    rows = [Prediction("", "", target, (target,), answer, 0, 0, 1) for target, answer in (("other", "other"), ("other", "x"))]
+    assert confusion(rows) == (["other", "any other"], [[1, 1], [0, 0]])
+    assert confusion([]) is None
+
+
+def test_boxes_and_masks_without_an_area_equal_themselves() -> None:
+    thin = "<loc0100><loc0200><loc0100><loc0300> line"
+    assert box_f1(thin, thin) == 1
+    assert box_f1(thin, thin.replace("line", "dot")) == 0
+    masks = thin.replace("<loc0100><loc0300>", "<loc0300><loc0300>").replace(" line", "<seg000>" * 16 + " line")
+    nothing = mask_ious([masks, masks], [masks, ""], lambda codes: np.full((len(codes), 64, 64), -1.0))
+    assert nothing.tolist() == [1, 0]
 
 
 def test_boxes_are_read_and_the_rest_is_passed_over() -> None:
