@@ -55,13 +55,14 @@ def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evalu
     try:
         summary = json.loads((folder / "metrics.json").read_bytes())
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_bytes().splitlines()]
-        if not all(math.isfinite(row["metrics"].get(metric, math.nan)) for row in rows):
+        scores = [row["metrics"].get(metric) for row in rows]
+        if any(score is None or not math.isfinite(score) for score in scores):
             raise InputError(
                 f"The evaluation to be better than was not judged by {metric}.",
                 where=folder,
                 fix="evaluate it with the same --task and --metrics",
             )
-        return Evaluation(summary, [row["prediction"] for row in rows], np.array([row["metrics"][metric] for row in rows]))
+        return Evaluation(summary, [row["prediction"] for row in rows], np.array(scores, np.float64))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"The evaluation cannot be read: {error!r}.", where=folder, fix="evaluate it again") from None
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from components.evaluate import decoding as decoding_module
+from components.evaluate import others as others_module
 from components.evaluate import report as report_module
 from components.evaluate.main import run
-from components.evaluate.others import judge_against
+from components.evaluate.others import judge_against, read_evaluation
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
@@ -338,3 +339,18 @@ def test_targets_longer_than_answers_can_be_are_noted(
     assert read(tmp_path / "x")[0]["notes"][0].startswith(note)
     assert note in caplog.text
     assert note in (tmp_path / "x/report.html").read_text()
+
+
+@pytest.mark.parametrize("value", ["NaN", "null", "Infinity"])
+def test_an_evaluation_whose_scores_are_no_numbers_is_nothing_to_be_better_than(
+    value: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_predictions(monkeypatch)
+    run(checkpoint="embedded:tiny", records=str(records), output=str(tmp_path / "x"))
+    inputs = read_record(tmp_path / "x").inputs
+    rows = tmp_path / "x/predictions.jsonl"
+    assert read_evaluation(tmp_path / "x", "exact_match", inputs).scores.tolist() == [1.0] * 21
+    rows.write_text(rows.read_text().replace('"exact_match": 1.0', f'"exact_match": {value}', 1))
+    monkeypatch.setattr(others_module, "read_record", lambda *_: SimpleNamespace(inputs=inputs))  # which would see the change
+    with pytest.raises(InputError, match="not judged by exact_match"):
+        read_evaluation(tmp_path / "x", "exact_match", inputs)
