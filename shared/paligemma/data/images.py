@@ -63,14 +63,6 @@ _SURVEYS: dict[str, Callable[[bytes], Survey]] = {
     "WEBP": survey_webp,
 }
 
-SUFFIXES = frozenset(
-    (
-        *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm"),
-        *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-    )
-)
-"""How names of files of these formats end, in lower case: what is looked for in a folder."""
-
 
 def decode_image(
     data: bytes, where: object = "the image", grey_range: GreyRange | None = None, warned: Warned | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, skipped_file
-from paligemma.data.images import SUFFIXES
+from paligemma.data.suffixes import is_image_name
 from paligemma.errors import InputError
 
 _SYSTEM = frozenset(
@@ -34,10 +34,11 @@ def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None
     formats: Counter[str] = Counter()
     for path in _files(folder, output, tally):
         entry, ending = Entry(path.relative_to(folder).as_posix()), path.suffix.lower()
+        readable = is_image_name(path.name)
         if path.parent == folder:
-            if ending in SUFFIXES:  # lists and read-mes beside the labels are not counted
+            if readable:  # lists and read-mes beside the labels are not counted
                 yield Outcome((entry,), EntryError("label_missing", "it is beside the folders of the labels"))
-        elif ending in SUFFIXES:
+        elif readable:
             yield Outcome((entry,), {"image": entry.place, "prefix": prefix, "suffix": path.parent.name})
         else:
             formats[ending] += 1

@@ -6,6 +6,7 @@ that opens the file without looking at the orientation sees other pixels, and so
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import struct
@@ -21,6 +22,7 @@ from paligemma.data.convert.outcomes import EntryError, Tally
 from paligemma.data.image_source import read_member, split_archive
 from paligemma.data.images import FORMATS, MAX_BYTES, MAX_PIXELS
 from paligemma.data.rows import RowError, image_path
+from paligemma.data.suffixes import heif_is_read
 
 Kind = Literal["displayed", "stored"]
 BoxPixels = Literal["auto", "displayed", "stored"]
@@ -73,7 +75,7 @@ def read_header(file: IO[bytes]) -> Photo | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=_formats())
             width, height = image.size
             if not 0 < width * height <= MAX_PIXELS:
                 return None
@@ -88,6 +90,17 @@ def read_header(file: IO[bytes]) -> Photo | None:
     if orientation >= 5 and image.format != "TIFF":  # of TIFF, Pillow says the size as displayed
         width, height = height, width
     return Photo(width, height, int(orientation))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What is opened, HEIC photos where `pillow-heif` is installed; they come out turned already."""
+    if not heif_is_read():
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def _has_late_chunks(file: IO[bytes]) -> bool:
