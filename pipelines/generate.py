@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from paligemma.data.images import SUFFIXES, ImageError, load_image
+from paligemma.data.images import ImageError, load_image
+from paligemma.data.suffixes import SUFFIXES, is_image_name
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.model import Model
@@ -116,7 +117,7 @@ def _images(folder: Path, output: Path | None) -> list[Path]:
         for path in (Path(parent) / name for name in files):
             if output is not None and path.absolute() == output.absolute():
                 continue
-            found = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+            found = is_image_name(path.name) and not path.name.startswith(".") and path.is_file()
             (images if found else others).append(path)
     if others:
         endings = Counter(path.suffix.lower() or "no ending" for path in others)
