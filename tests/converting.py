@@ -60,4 +60,4 @@ def run_convert(output: Path, *arguments: object, limit: float = 1.0) -> Convers
 
 
 def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []

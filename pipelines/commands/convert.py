@@ -65,10 +65,11 @@ def convert_vqav2(
     max_reject_fraction: MaxRejectFraction = 0.1,
 ) -> None:
     """One row for each question, with the most frequent answer."""
-    from paligemma.data.convert.outcomes import Tally
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
     from paligemma.data.convert.vqa import vqav2
 
     tally = Tally("annotations")
+    refuse_sources(output, [questions])
     _write(output, vqav2(questions, annotations, images, tally), tally, annotations, max_reject_fraction)
 
 
@@ -120,8 +121,9 @@ def _hint(images: Path | None, output: Path) -> str:
 
 
 def _write(output: Path, outcomes, tally, source: Path, max_reject_fraction: float) -> None:
-    from paligemma.data.convert.outcomes import write_rows
+    from paligemma.data.convert.outcomes import refuse_sources, write_rows
 
+    refuse_sources(output, [source])
     write_rows(output, outcomes, tally, source, max_reject_fraction)
     for line in tally.lines(output):
         typer.echo(line)

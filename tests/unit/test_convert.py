@@ -365,6 +365,23 @@ def test_a_rerun_gives_equal_bytes_and_a_list_of_skips_goes_when_nothing_is_skip
     assert not listed.exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", {"images": IMAGES, "annotations": []})
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "file" / "out.jsonl"):
+        done = run_convert(output, "coco-captions", "--annotations", path)
+        assert (done.exit_code, "The output cannot be written" in done.words) == (2, True)
+
+
+def test_what_is_read_is_never_overwritten(tmp_path: Path) -> None:
+    asked, answered = write(tmp_path / "q.json", {"questions": []}), write(tmp_path / "a.json", {"annotations": []})
+    listed = write(tmp_path / "out.jsonl.skipped.jsonl", {"questions": []})
+    for output, questions in ((asked, asked), (answered, asked), (tmp_path / "out.jsonl", listed)):
+        done = run_convert(output, "vqav2", "--questions", questions, "--annotations", answered)
+        assert "is read and would be written" in done.words
+    assert json.loads(asked.read_text()) == {"questions": []}
+
+
 def test_a_folder_of_labels(tmp_path: Path) -> None:
     names = [
         "cat/1.jpg",

@@ -253,6 +253,11 @@ def test_images_in_a_parquet_table_are_written_once_under_their_hash(tmp_path: P
     assert (tmp_path / done.rows[0]["image"]).read_bytes() == b"png"
 
 
+def test_text_that_parquet_holds_as_bytes_is_text(tmp_path: Path) -> None:
+    done = convert_parquet(tmp_path, [{"image": "a", "text": "é".encode()}, {"image": "b", "text": b"\xe9"}], "{text}")
+    assert ([row["suffix"] for row in done.rows], done.codes) == (["é"], ["value_wrong"])
+
+
 LABEL = {"names": ["cat", "dog"], "_type": "ClassLabel"}
 
 

@@ -57,8 +57,8 @@ def _shown_box(box: object) -> str:
     return repr(box)[:80] if isinstance(box, list) and len(box) < 9 else shown(box)
 
 
-def place(box: Corners, width: float, height: float, orientation: int) -> tuple[Corners, bool]:
-    """A box in fractions of the image as it is displayed, and whether a part of it was beyond the image's edge.
+def place(box: Corners, width: float, height: float, orientation: int) -> tuple[str, bool]:
+    """A box as four <loc> tokens on the image as it is displayed, and whether a part of it was beyond the image's edge.
 
     Args:
         box: in pixels.
@@ -66,19 +66,18 @@ def place(box: Corners, width: float, height: float, orientation: int) -> tuple[
         orientation: of EXIF, by which the pixels are to be turned; 1 if they are as displayed.
 
     Raises:
-        EntryError: nothing of it is inside, or it is too small for the symbols.
+        EntryError: nothing of it is inside, or it is too small for the tokens.
     """
     if box.x2 <= 0 or box.y2 <= 0 or box.x1 >= width or box.y1 >= height:
-        raise EntryError(
-            "box_outside", f"the box from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g} in {width:g} x {height:g}"
-        )
+        where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
+        raise EntryError("box_outside", f"the box {where} in {width:g} x {height:g}")
     inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
     beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > _TOLERANCE
     turned = turn(inside, orientation)
-    y1, x1, y2, x2 = box_steps(turned.y1, turned.x1, turned.y2, turned.x2)
-    if y1 >= y2 or x1 >= x2:
+    text = box_text(turned.y1, turned.x1, turned.y2, turned.x2)
+    if text[:9] == text[18:27] or text[9:18] == text[27:]:
         raise EntryError("box_too_small", f"{box.x2 - box.x1:g} x {box.y2 - box.y1:g} pixels in {width:g} x {height:g}")
-    return turned, beyond
+    return text, beyond
 
 
 def turn(box: Corners, orientation: int) -> Corners:
@@ -95,9 +94,5 @@ def turn(box: Corners, orientation: int) -> Corners:
 
 def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
     """A box, in fractions of the image, as four <loc> tokens: rounded to steps of 1/1023, as in big_vision."""
-    return "".join(f"<loc{step:04d}>" for step in box_steps(y1, x1, y2, x2))
-
-
-def box_steps(*fractions: float) -> list[int]:
-    """Fractions of the image as the numbers of <loc> symbols."""
-    return [min(max(round(value * (NUM_LOC - 1)), 0), NUM_LOC - 1) for value in fractions]
+    steps = (min(max(round(value * (NUM_LOC - 1)), 0), NUM_LOC - 1) for value in (y1, x1, y2, x2))
+    return "".join(f"<loc{step:04d}>" for step in steps)

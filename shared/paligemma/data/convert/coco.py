@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from paligemma.data.convert.boxes import Corners, box_of, box_text, place
+from paligemma.data.convert.boxes import Corners, box_of, place
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.names import Index, image_name, number_of, text_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
@@ -96,11 +96,11 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
                     raise frame
                 if fractions:
                     raise EntryError("box_fraction", f"the box ends at {box.x2:g}, {box.y2:g}")
-                placed, beyond = place(box, frame.width, frame.height, frame.orientation)
+                text, beyond = place(box, frame.width, frame.height, frame.orientation)
                 if beyond:
                     tally.note("box_clipped", entry.place)
                 used.append(entry)
-                suffixes.append((box_text(placed.y1, placed.x1, placed.y2, placed.x2), category))
+                suffixes.append((text, category))
             except EntryError as problem:
                 yield Outcome((entry,), problem)
         if used:

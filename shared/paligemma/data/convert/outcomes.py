@@ -5,12 +5,14 @@ An entry is what the data set counts: an annotation, a table's row, a file. Ever
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ Converted = dict[str, str | list[str]]
 MAX_REJECT_FRACTION = 0.1
 """Share of the entries that may be unusable: the default, which is that of prepare_data."""
 
+_SHOWN = 20
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -133,36 +136,57 @@ def write_rows(
     Raises:
         InputError: no row can be made, or too many entries are unusable; the list of them is there, the output as before.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     listed = skipped_file(output)
     partials = [path.with_name(f".{path.name}.partial-{os.getpid()}") for path in (output, listed)]
-    first: list[str] = []
     try:
-        with ExitStack() as stack:
-            rows_out, skipped_out = (stack.enter_context(partial.open("wb")) for partial in partials)
-            for outcome in outcomes:
-                try:
-                    if isinstance(outcome.result, EntryError):
-                        raise outcome.result
-                    rows_out.write(_row_line(outcome.result))
-                    tally.rows += 1
-                    tally.used += len(outcome.entries)
-                except EntryError as problem:
-                    for entry in outcome.entries:
-                        tally.skipped[problem.code] += 1
-                        _list(skipped_out, entry, problem)
-                        if len(first) < 20 and problem.code not in ON_PURPOSE:
-                            first.append(f"\n    {entry.place}: {problem.code}, {problem.message}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        first = _write_partials(partials, outcomes, tally)
         if tally.skipped:
             partials[1].replace(listed)
         else:
             listed.unlink(missing_ok=True)
-        _check_limit(tally, max_reject_fraction, source, listed, "".join(first))
+        _check_limit(tally, max_reject_fraction, source, listed, first)
         partials[0].replace(output)
+    except OSError as error:
+        raise InputError(f"The output cannot be written: {error.strerror or error}.", where=output) from None
     finally:
         for partial in partials:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
     return tally
+
+
+def _write_partials(partials: Sequence[Path], outcomes: Iterable[Outcome], tally: Tally) -> str:
+    """Writes rows and list, to the disk; what is wrong with the first entries, for people."""
+    first: list[str] = []
+    with ExitStack() as stack:
+        rows_out, skipped_out = (stack.enter_context(partial.open("wb")) for partial in partials)
+        for outcome in outcomes:
+            try:
+                if isinstance(outcome.result, EntryError):
+                    raise outcome.result
+                rows_out.write(_row_line(outcome.result))
+                tally.rows += 1
+                tally.used += len(outcome.entries)
+            except EntryError as problem:
+                for entry in outcome.entries:
+                    tally.skipped[problem.code] += 1
+                    _list(skipped_out, entry, problem)
+                    if len(first) < _SHOWN and problem.code not in ON_PURPOSE:
+                        first.append(f"\n    {entry.place}: {problem.code}, {problem.message}")
+        for file in (rows_out, skipped_out):
+            file.flush()
+            os.fsync(file.fileno())
+    return "".join(first)
+
+
+def refuse_sources(output: Path, sources: Sequence[Path]) -> None:
+    """Raises InputError if the output, or the list beside it, would take the place of a file that is read."""
+    for path in (output, skipped_file(output)):
+        if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
+            raise InputError(f"{path} is read and would be written.", fix="name another --output")
 
 
 def _check_limit(tally: Tally, most: float, source: Path, listed: Path, first: str) -> None:

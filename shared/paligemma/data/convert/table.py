@@ -98,7 +98,12 @@ class Template(string.Formatter):
         value, first = super().get_field(field_name, args, kwargs)
         if value is None or value != value:  # nothing, or not a number: both are how tables say so
             raise EntryError("value_missing", f"{field_name!r} is empty")
-        if isinstance(value, list | tuple | dict | bytes):
+        if isinstance(value, bytes):  # text in a Parquet column that does not say that it is
+            try:
+                return value.decode(), first
+            except UnicodeDecodeError:
+                raise EntryError("value_wrong", f"{field_name!r} is bytes, and not UTF-8") from None
+        if isinstance(value, list | tuple | dict):
             raise EntryError("value_wrong", f"{field_name!r} is {shown(value)}: name a part of it, as {{{first}[0]}}")
         return value, first
 
