@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ STORED_BOX = [10, 20, 24, 12]
 """x, y, width, height of what is red in the pixels that are stored."""
 
 
-def photo(orientation: int, kind: str = "JPEG", size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+def photo(
+    orientation: int, kind: str = "JPEG", size: tuple[int, int] = (WIDTH, HEIGHT), box: Sequence[int] = STORED_BOX
+) -> bytes:
     """A grey picture with a red box, and an EXIF orientation."""
-    x, y, width, height = STORED_BOX
+    x, y, width, height = box
     image = Image.new("RGB", size, (90, 90, 90))
     image.paste((255, 0, 0), (x, y, x + width, y + height))
     exif, file = Image.Exif(), io.BytesIO()
@@ -91,6 +94,14 @@ def test_where_sizes_do_not_tell_boxes_are_in_displayed_pixels_and_that_is_said(
         assert "displayed pixels; --box-pixels says which" in done.words
     done = convert(tmp_path, [("a.png", photo(3, "PNG"), STORED, displayed_box(3))])
     assert red_in(done.rows[0], tmp_path) == 1.0
+
+
+def test_where_there_is_no_size_boxes_tell_that_fit_into_one_of_the_two_only(tmp_path: Path) -> None:
+    stored = [WIDTH - 30, 4, 24, 12]  # beyond the displayed photo's right edge
+    done = convert(tmp_path, [("a.jpg", photo(6, box=stored), {}, stored)])
+    assert red_in(done.rows[0], tmp_path) == 1.0
+    assert "1 boxes_turned" in done.words
+    assert "orientation_unclear" not in done.words
 
 
 def test_where_sizes_do_not_tell_the_other_photos_of_the_file_do(tmp_path: Path) -> None:

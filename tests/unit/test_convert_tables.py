@@ -111,6 +111,7 @@ def test_columns_of_one_name_matter_only_where_they_are_used(tmp_path: Path, col
         ("X.TSV", "file\tq\ta", "a.png\tq\tred, round; big"),
         ("x.csv", "file;q;a", 'a.png;q;"red, round; big"'),
         ("x.csv", "file\tq\ta", "a.png\tq\tred, round; big"),
+        ("x.csv", "sep=;\r\nfile;q;a", 'a.png;q;"red, round; big"'),
         ("x.csv", "file|q|a", "a.png|q|red, round; big"),
         ("x.csv", '"file","q","a"', 'a.png,q,"red, round; big"'),
         ("x.csv", 'file,q,a,"x;y;z;w"', 'a.png,q,"red, round; big",.'),

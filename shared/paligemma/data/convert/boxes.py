@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from paligemma.data.convert.names import number_of
 from paligemma.data.convert.outcomes import EntryError, shown
 from paligemma.data.tokenizer import NUM_LOC
 
-_TOLERANCE = 0.5
+TOLERANCE = 0.5
 """Pixels that a box may reach beyond its image by rounding, without a note."""
 
 
@@ -72,12 +73,17 @@ def place(box: Corners, width: float, height: float, orientation: int) -> tuple[
         where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
         raise EntryError("box_outside", f"the box {where} in {width:g} x {height:g}")
     inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
-    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > _TOLERANCE
+    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > TOLERANCE
     turned = turn(inside, orientation)
     text = box_text(turned.y1, turned.x1, turned.y2, turned.x2)
     if text[:9] == text[18:27] or text[9:18] == text[27:]:
         raise EntryError("box_too_small", f"{box.x2 - box.x1:g} x {box.y2 - box.y1:g} pixels in {width:g} x {height:g}")
     return text, beyond
+
+
+def reach(boxes: Sequence[Corners]) -> tuple[float, float]:
+    """How far boxes reach to the right and down, in pixels."""
+    return max(box.x2 for box in boxes), max(box.y2 for box in boxes)
 
 
 def turn(box: Corners, orientation: int) -> Corners:

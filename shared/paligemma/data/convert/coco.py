@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from paligemma.data.convert.boxes import Corners, box_of, place
+from paligemma.data.convert.boxes import Corners, box_of, place, reach
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.names import Index, image_name, number_of, text_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
@@ -67,7 +67,7 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
     images, with_any = _index_images(listed, folder, tally), set()
     categories = _index_categories(named, tally)
     boxes: dict[str, list[tuple[Entry, Corners, str]]] = defaultdict(list)
-    pictured: dict[str, Pictured] = {}
+    sizes: dict[str, ListedImage] = {}
     for entry, annotation in _entries(entries):
         try:
             annotation = _object(annotation)
@@ -80,14 +80,16 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
             if from_polygons:
                 tally.note("box_from_polygon", entry.place)
             boxes[key].append((entry, box, category))
-            if key not in pictured:
-                pictured[key] = Pictured(name, size, read_photo(folder, name))
+            sizes[key] = name, size
         except EntryError as problem:
             yield Outcome((entry,), problem)
+    pictured = {
+        key: Pictured(*sizes[key], read_photo(folder, sizes[key][0]), reach([box for _, box, _ in boxes[key]]))
+        for key in images.keys_in(boxes)
+    }
     frames = find_frames(pictured, box_pixels, tally)
     fractions = _all_fractions([box for found in boxes.values() for _, box, _ in found])
-    for key in images.keys_in(pictured):
-        image = pictured[key]
+    for key, image in pictured.items():
         used, suffixes = [], []
         for entry, box, category in boxes[key]:
             try:

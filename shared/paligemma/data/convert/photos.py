@@ -11,13 +11,14 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from PIL import ExifTags, Image
 
+from paligemma.data.convert.boxes import TOLERANCE
 from paligemma.data.convert.outcomes import EntryError, Tally
 from paligemma.data.image_source import read_member, split_archive
 from paligemma.data.images import FORMATS, MAX_BYTES, MAX_PIXELS
@@ -121,19 +122,24 @@ def _has_late_chunks(file: IO[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class Pictured:
-    """An image with boxes: its name, its size in the annotations if they say one, and its file if it can be opened."""
+    """An image with boxes: its name, its size in the annotations if they say one, and its file if it can be opened.
+
+    `reach` is how far its boxes reach to the right and down, in pixels.
+    """
 
     name: str
     size: Size | None
     photo: Photo | None
+    reach: Size
 
 
 def find_frames(images: Mapping[str, Pictured], box_pixels: BoxPixels, tally: Tally) -> dict[str, Frame | EntryError]:
     """In which pixels the boxes of each image are, by its id, or why nobody knows.
 
-    The size that an annotation file gives for an image tells whether its boxes are in displayed or stored pixels. It does not
-    where the image is square, turned upside down or mirrored, or has no size there: then they are taken to be in those of the
-    other images of the file that have an orientation, or displayed ones if these tell nothing either, or both.
+    The size that an annotation file gives for an image tells whether its boxes are in displayed or stored pixels; without one,
+    boxes do that only fit into one of the two. Neither tells where the image is square, turned upside down or mirrored: then
+    they are taken to be in those of the other images of the file that have an orientation, or displayed ones if these tell
+    nothing either, or both.
 
     Args:
         images: by their ids.
@@ -142,8 +148,8 @@ def find_frames(images: Mapping[str, Pictured], box_pixels: BoxPixels, tally: Ta
     """
     told: set[Kind] = set()
     for image in images.values():
-        if image.photo is not None and image.photo.orientation > 1 and image.size is not None:
-            agreeing = _agreeing(image.size, image.photo)
+        if image.photo is not None and image.photo.orientation > 1:
+            agreeing = _agreeing(image, image.photo)
             told.update(agreeing if len(agreeing) == 1 else ())
     usual: Kind = "stored" if told == {"stored"} else "displayed"
     frames: dict[str, Frame | EntryError] = {}
@@ -162,7 +168,7 @@ def _frame(image: Pictured, asked: BoxPixels, usual: Kind, tally: Tally) -> Fram
             raise EntryError("size_unknown", f"{name} cannot be opened, and the annotations have no width and height")
         tally.note("size_unchecked", name)
         return Frame(*size)
-    agreeing: Sequence[Kind] = _agreeing(size, photo) if size is not None else ("displayed", "stored")
+    agreeing = _agreeing(image, photo)
     if size is None:
         tally.note("size_from_file", name)
     elif not agreeing:
@@ -179,12 +185,20 @@ def _frame(image: Pictured, asked: BoxPixels, usual: Kind, tally: Tally) -> Fram
     return Frame(*actual, photo.orientation if which == "stored" else 1)
 
 
-def _agreeing(size: Size, photo: Photo) -> list[Kind]:
-    """Which of a file's two sizes equal that of the annotations; if none does, have its proportions within a pixel."""
+def _agreeing(image: Pictured, photo: Photo) -> list[Kind]:
+    """Which of a file's two sizes equal that of the annotations; if none does, have its proportions within a pixel.
+
+    Without a size in the annotations, which of the two the boxes fit into; both if they fit into none.
+    """
     kinds: dict[Kind, Size] = {"displayed": photo.displayed, "stored": photo.stored}
-    return [kind for kind, actual in kinds.items() if actual == size] or [
-        kind for kind, actual in kinds.items() if _proportional(size, actual)
-    ]
+    size = image.size
+    if size is not None:
+        return [kind for kind, actual in kinds.items() if actual == size] or [
+            kind for kind, actual in kinds.items() if _proportional(size, actual)
+        ]
+    (right, down) = image.reach
+    fitting = [kind for kind, (w, h) in kinds.items() if right <= w + TOLERANCE and down <= h + TOLERANCE]
+    return fitting or list(kinds)
 
 
 def _proportional(one: Size, other: Size) -> bool:

@@ -21,6 +21,9 @@ MAX_CELL = 16 << 20
 
 _BATCH = 64
 _BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # a byte order mark and white space, in UTF-8 or UTF-16
+_SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""Excel's own first line, which says the delimiter."""
+
 _QUOTED = re.compile(r'"[^"]*"')
 
 TableRow = tuple[Entry, dict[str, Any] | EntryError]
@@ -99,6 +102,9 @@ def _csv_rows(table: Path, columns: Sequence[str], tally: Tally, encoding: str, 
         limit = csv.field_size_limit(MAX_CELL)  # one for the whole process
         stack.callback(csv.field_size_limit, limit)
         source = _Source(_lines(stack.enter_context(open_text(table, encoding))))
+        if told := _SEP.fullmatch(source.peek()):
+            source.drop()
+            delimiter = delimiter or told[1]
         delimiter = delimiter or _find_delimiter(source.peek())
         try:
             reader = csv.reader(source, delimiter=delimiter, strict=True)
@@ -172,6 +178,10 @@ class _Source:
         if line is None:
             raise EntryError("cell_too_large", f"the line has more than {MAX_CELL} characters")
         return line
+
+    def drop(self) -> None:
+        """Takes the lines that were peeked at away."""
+        self._waiting.clear()
 
     def peek(self) -> str:
         """The first line that is not blank, which stays."""
