@@ -201,8 +201,14 @@ def test_a_file_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="remove what is in its way"):
         fill(tmp_path / "file" / "x", "new")
     with pytest.raises(InputError, match="too long a name"):
-        fill(tmp_path / ("x" * 250), "new")
+        fill(tmp_path / ("x" * 256), "new")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    fill(tmp_path / ("x" * 255), "new")
+    write_file(tmp_path / ("y" * 255), "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x" * 255, "y" * 255]
 
 
 def test_a_full_disk_is_an_error_that_says_how_much_was_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

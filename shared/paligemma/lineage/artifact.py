@@ -111,7 +111,7 @@ def localize(location: str | Path | Location) -> Path:
     data, manifest = gcs.read_bytes(location / RECORD_FILE)
     record = parse_record(data, location / RECORD_FILE)
     folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
-    with cache.exclusive(folder):
+    with cache.exclusive_folder(folder, RECORD_FILE):
         if folder.is_dir() and _matches(folder, record):
             atomic.write_file(folder / RECORD_FILE, data)  # the same files may have been made by another run
         else:

@@ -20,7 +20,7 @@ from paligemma.lineage.record import canonical_sha256
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.preflight.targets import find_target
 from paligemma.preflight.worker import RESULT
-from paligemma.storage.atomic import write_file
+from paligemma.storage.atomic import expect_file, write_file
 from paligemma.storage.cache import cache_folder
 from paligemma.training.recipe import Recipe
 
@@ -71,7 +71,7 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
         with contextlib.suppress(DamagedError):  # it is made again
             return read_json(kept, "What the compiler found before", nonfinite=True)
     found = _run(job)
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    expect_file(kept)
     write_file(kept, (json.dumps(found) + "\n").encode())
     return found
 

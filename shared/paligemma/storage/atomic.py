@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import threading
@@ -16,6 +17,7 @@ from paligemma.errors import InputError
 from paligemma.storage.access import explain_refusal
 from paligemma.storage.space import explain_full_disk
 
+_MOST_NAME = 255  # NAME_MAX of Linux and macOS
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -66,9 +68,17 @@ def _written(path: Path, data: bytes | str) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def hidden_beside(path: Path, ending: str) -> Path:
+    """A name beside `path` that belongs to it, also where its own name is almost as long as a name can be."""
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > _MOST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{ending}"
+    return path.with_name(name)
+
+
 def _beside(path: Path) -> Path:
     """A name for a file that no other process or thread writes."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
+    return hidden_beside(path, f".partial-{os.getpid()}-{threading.get_ident()}")
 
 
 @contextmanager
@@ -89,7 +99,7 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
             expected=f"no such path, an empty folder, or a folder with {may_replace}",
             fix="choose another output path, or remove it yourself",
         )
-    partial = path.with_name(f".{path.name}.partial")
+    partial = hidden_beside(path, ".partial")
     with ExitStack() as locks:
         with explain_refusal(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +129,20 @@ def clear(folder: Path) -> None:
     """Removes everything in a folder, but not the folder, which may be locked."""
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def expect_file(path: Path) -> None:
+    """Removes what is at the place of a file of ours and is not a file; a link goes, and not what it leads to."""
+    if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+
+
+def expect_folder(path: Path) -> None:
+    """Removes what is at the place of a folder of ours and is not a folder; a link goes, and not what it leads to."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        path.unlink()
 
 
 def _replaceable(path: Path, marker: str) -> bool:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
+from paligemma.safe_names import parse_relative_path
 from paligemma.storage import gcs
+from paligemma.storage.access import explain_refusal
+from paligemma.storage.atomic import expect_file, expect_folder, hidden_beside
 from paligemma.storage.location import GcsLocation
 
 CACHE_VARIABLE = "PALIGEMMA_CACHE"
+_FIX = f"point ${CACHE_VARIABLE} to a folder of yours"
 
 
 def cache_folder() -> Path:
@@ -25,9 +30,16 @@ def cache_folder() -> Path:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Keeps other processes out while one fills `path`; they wait. The kernel lets go of the lock of a killed process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)
+    """Keeps other processes out while one fills `path`; they wait. The kernel lets go of the lock of a killed process.
+
+    Raises:
+        InputError: the folder that it is in may not be written.
+    """
+    lock = hidden_beside(path, ".lock")
+    with explain_refusal(path.parent, fix=_FIX):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        expect_file(lock)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -35,37 +47,50 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def exclusive_folder(folder: Path, marker: str) -> Iterator[None]:
+    """`exclusive` of a cached folder. Something else in its place, or a folder without its `marker`, is removed first.
+
+    Raises:
+        InputError: the cache may not be written.
+    """
+    with exclusive(folder):
+        with explain_refusal(folder, fix=_FIX):
+            expect_folder(folder)
+            if folder.is_dir() and not (folder / marker).is_file():
+                shutil.rmtree(folder)
+        yield
+
+
 def local_copy(location: GcsLocation) -> Path:
     """A file on this machine with an object's contents; of a prefix, a folder with the objects directly below it.
 
-    What is there already with the right checksum is not fetched.
+    What is there already with the right checksum is not fetched. Objects that can be no files are passed over.
 
     Raises:
-        InputError: there is no such object, and none below.
+        InputError: there is no such object, and none below; or its name can be no file's.
         DamagedError: what arrives does not match the object's checksum.
     """
     found = gcs.stat(location)
-    if found is not None:
-        parent = GcsLocation(location.bucket, location.name.rpartition("/")[0])
-        return _copies(parent, [found]) / _name(found)
-    depth = f"{location.name}/".count("/") if location.name else 0
-    below = [found for found in gcs.list_objects(location) if found.location.name.count("/") == depth]
+    below = {} if found and found.size else {path: one for path, one in gcs.list_files(location) if "/" not in path}
+    if found is not None and not below:  # an object of no bytes with others below it stands for a folder
+        parent, _, name = location.name.rpartition("/")
+        name = parse_relative_path(name, "The object's name", where=location, fix="copy it to another name")
+        return _copies(GcsLocation(location.bucket, parent), {name: found}) / name
     if not below:
         raise InputError(f"There is no object {location}, and none directly below it.", fix="check bucket and name")
     return _copies(location, below)
 
 
-def _copies(parent: GcsLocation, objects: list[gcs.Object]) -> Path:
+def _copies(parent: GcsLocation, objects: dict[str, gcs.Object]) -> Path:
     """The folder that mirrors a prefix, with current copies of these of its objects."""
     folder = cache_folder() / "objects" / hashlib.sha256(str(parent).encode()).hexdigest()
-    with exclusive(folder):
-        for found in objects:
-            path = folder / _name(found)
+    with exclusive(folder), explain_refusal(folder, fix=_FIX):
+        expect_folder(folder)
+        for name, found in objects.items():
+            path = folder / name
+            expect_file(path)
             if not path.is_file() or gcs.file_crc32c(path) != found.crc32c:
-                with WorkProgress(f"fetching {path.name}", "bytes", found.size) as progress:
+                with WorkProgress(f"fetching {name}", "bytes", found.size) as progress:
                     gcs.download(found.location, path, progress.advance)
     return folder
-
-
-def _name(found: gcs.Object) -> str:
-    return found.location.name.rsplit("/", 1)[-1]

@@ -19,8 +19,7 @@ Checksums = dict[str, tuple[int, str]]
 def list_files(folder: Location) -> Iterator[str]:
     """The paths of all files in a folder and below, with forward slashes; nothing if there is no such folder."""
     if isinstance(folder, GcsLocation):
-        for found in gcs.list_objects(folder):
-            yield _below(folder, found)
+        yield from (path for path, _ in gcs.list_files(folder))
     else:
         yield from (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -28,7 +27,7 @@ def list_files(folder: Location) -> Iterator[str]:
 def checksums(folder: Location) -> Checksums:
     """What a folder holds. A local folder's files are read; an object's checksum is the one that the service keeps."""
     if isinstance(folder, GcsLocation):
-        return {_below(folder, found): (found.size, found.crc32c) for found in gcs.list_objects(folder)}
+        return {path: (found.size, found.crc32c) for path, found in gcs.list_files(folder)}
     return {name: ((folder / name).stat().st_size, gcs.file_crc32c(folder / name)) for name in sorted(list_files(folder))}
 
 
@@ -59,7 +58,3 @@ def remove_folder(folder: Location, first: str) -> None:
         return
     with ThreadPoolExecutor(gcs.STREAMS) as pool:
         list(pool.map(gcs.delete, [found.location for found in gcs.list_objects(folder)]))
-
-
-def _below(folder: GcsLocation, found: gcs.Object) -> str:
-    return found.location.name.removeprefix(f"{folder.name}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.safe_names import relative_path_fault, shown
+from paligemma.storage.atomic import expect_file, hidden_beside
 from paligemma.storage.location import GcsLocation
 from paligemma.storage.retry import BadBytesError, ChangedError, call, chunk_retry, google_exceptions
 from paligemma.storage.space import check_space
@@ -29,6 +32,8 @@ STREAMS = 16
 """Connections that carry one large object, or many small ones."""
 
 _BUFFER = 1024 * 1024
+
+log = logging.getLogger("paligemma.storage")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,22 @@ def list_objects(prefix: GcsLocation) -> Iterator[Object]:
         yield from map(_object, blobs)
         if not token:
             return
+
+
+def list_files(prefix: GcsLocation) -> Iterator[tuple[str, Object]]:
+    """The objects below a prefix that can be files below a folder, with their paths in it, sorted by name.
+
+    An object may be called almost anything: `x/..`, `a//b`, or `ckpt/`, which the Cloud Console makes to show an empty folder.
+    What cannot be a file's path is passed over, and, but for such a folder, warned of.
+    """
+    start = f"{prefix.name}/" if prefix.name else ""
+    for found in list_objects(prefix):
+        path = found.location.name.removeprefix(start)
+        if fault := relative_path_fault(path):
+            if not found.location.name.endswith("/"):
+                log.warning("the object %s is passed over, as it can be no file: %s", shown(str(found.location)), fault)
+            continue
+        yield path, found
 
 
 def read_bytes(location: GcsLocation, generation: int | None = None, most: int | None = None) -> tuple[bytes, Object]:
@@ -147,8 +168,10 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path.parent, found.size)
     # The name holds the generation, so that parts of different versions never meet in one file.
-    partial = path.with_name(f".{path.name}.{found.generation}.partial")
+    partial = hidden_beside(path, f".{found.generation}.partial")
     done_file = partial.with_suffix(".done")
+    for left in (partial, done_file):
+        expect_file(left)
     done = set(done_file.read_text().split()) if partial.exists() and done_file.exists() else set()
     starts = [start for start in range(0, found.size, RANGE_BYTES) if str(start) not in done]
     advance(sum(min(RANGE_BYTES, found.size - int(start)) for start in done))
