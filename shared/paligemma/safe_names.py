@@ -18,6 +18,8 @@ from paligemma.errors import InputError, PaliGemmaError
 
 MOST_PATH_BYTES = 1024
 """The longest name of an object (cloud.google.com/storage/docs/objects#naming)."""
+MOST_ADDRESS_BYTES = 4096
+"""The longest path: PATH_MAX of Linux."""
 MOST_PART_BYTES = 255
 """The longest name of a file: NAME_MAX of Linux and macOS."""
 
@@ -56,6 +58,19 @@ def relative_path_fault(path: str) -> str:
     return ""
 
 
+def address_fault(text: str) -> str:
+    """Why a text is neither a path nor an address; empty if it may be one."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    if not text:
+        return "it is empty"
+    if size > MOST_ADDRESS_BYTES:
+        return f"it is longer than {MOST_ADDRESS_BYTES} bytes"
+    return "it holds a control character" if _UNPRINTABLE.search(text) else ""
+
+
 def _pattern_fault(pattern: re.Pattern, expected: str) -> Callable[[str], str]:
     return lambda text: "" if pattern.fullmatch(text) else f"it is not {expected}"
 
@@ -87,6 +102,8 @@ VersionId = Annotated[str, _validator(_version_fault)]
 """Which writing of an artifact in Cloud Storage it is: a part of its files' address."""
 ReleaseVersion = Annotated[str, _validator(_release_fault)]
 """The version of a release, and the name of its folder in a registry."""
+Address = Annotated[str, _validator(address_fault)]
+"""A path or an address as a record has it: any, but one that can be shown. `parse_location` makes a place of it."""
 
 
 def parse_relative_path(

@@ -1,6 +1,7 @@
 """The lineage record: its fields, its hashes, and reading it back.
 
-A record names the records of its inputs by their hashes, so that the newest one vouches for all that came before it.
+A record names the records of its inputs by their hashes, so that the newest one vouches for all that came before it. It may
+have been written by anybody: what its fields hold is checked where it is parsed, and nothing else reads one.
 """
 
 from __future__ import annotations
@@ -10,18 +11,34 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import first_fault, parse_json, read_bounded
+from paligemma.safe_names import Address, RelativePath, RunName, Sha256, VersionId, parse_relative_path
+from paligemma.storage.regular import open_regular
 
 RECORD_FILE = "lineage.json"
 ROWS_FILE = "rows.jsonl"
 """In an artifact that has one, the list of its data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
+
+
+def _time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("it names no time zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]
+"""An instant, ISO 8601."""
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -31,20 +48,20 @@ class _Part(BaseModel):
 class File(_Part):
     """One file of an artifact. Its path is relative to the artifact, with forward slashes."""
 
-    path: str
-    bytes: int
-    sha256: str
+    path: RelativePath
+    bytes: Count
+    sha256: Sha256
 
 
 class Artifact(_Part):
     """What was made. On gs://, its files are below `uri`/version-`version`."""
 
     type: str
-    uri: str
-    version: str | None = None
-    tree_sha256: str
-    bytes: int
-    rows: int | None = None
+    uri: Address
+    version: VersionId | None = None
+    tree_sha256: Sha256
+    bytes: Count
+    rows: Count | None = None
     files: list[File]
 
     def file(self, path: str) -> File | None:
@@ -57,7 +74,7 @@ class Producer(_Part):
 
     component: str
     parameters: dict
-    parameters_sha256: str
+    parameters_sha256: Sha256
     image: str | None
     git_sha: str | None
     git_dirty: bool | None
@@ -76,19 +93,19 @@ class Input(_Part):
     """
 
     role: str
-    uri: str
-    sha256: str
-    record: str | None = None
-    run: str | None = None
+    uri: Address
+    sha256: Sha256
+    record: Sha256 | None = None
+    run: RunName | None = None
 
 
 class CachedFrom(_Part):
     """The attempt whose artifact a run took over instead of making one."""
 
-    run: str
-    task: str
-    attempt: str
-    record: str
+    run: RunName
+    task: RunName
+    attempt: RunName
+    record: Sha256
 
 
 class Failure(_Part):
@@ -101,7 +118,7 @@ class Failure(_Part):
 class Signature(_Part):
     """Ed25519 over the record's hash; `key` is the hash of the public key."""
 
-    key: str
+    key: Sha256
     value: str
 
 
@@ -120,22 +137,22 @@ class Record(_Part):
     """
 
     schema_version: Literal[2] = 2
-    run: str
-    task: str
-    attempt: str
+    run: RunName
+    task: RunName
+    attempt: RunName
     status: Status
-    output: str
+    output: Address
     artifact: Artifact | None = None
     producer: Producer
     inputs: list[Input]
     cached_from: CachedFrom | None = None
     metrics: dict[str, float] = {}
     error: Failure | None = None
-    started: str
-    finished: str | None = None
-    seconds: float = 0.0
-    cost_usd: float | None = None
-    sha256: str = ""
+    started: Time
+    finished: Time | None = None
+    seconds: Amount = 0.0
+    cost_usd: Amount | None = None
+    sha256: Sha256 | Literal[""] = ""
     signature: Signature | None = None
 
 
@@ -155,22 +172,53 @@ def parse_record(data: bytes, where: object) -> Record:
     Raises:
         DamagedError: it is no record, or not the one that was written.
     """
+    values = parse_json(data, where, "The lineage record")
     try:
-        record = Record.model_validate_json(data)
+        record = Record.model_validate(values, strict=True)
     except ValidationError as error:
-        fault = error.errors()[0]
-        if fault["loc"] == ("schema_version",):
+        if error.errors()[0]["loc"] == ("schema_version",):
             raise DamagedError(
                 "The lineage record is of another version of this program.", where=where, fix="make the artifact again"
             ) from None
-        raise DamagedError(f"The lineage record is damaged: {fault['msg']}.", where=where) from None
-    if record_sha256(record.model_dump(mode="json")) != record.sha256:
+        raise DamagedError(f"The lineage record is damaged: {first_fault(error)}.", where=where) from None
+    written = record.model_dump(mode="json")
+    if written != values:
+        raise DamagedError("The lineage record is damaged: it lacks a field, or has one in another form.", where=where)
+    if record_sha256(written) != record.sha256:
         raise DamagedError(
             "The lineage record was altered: it does not have its own hash.",
             where=where,
             fix="run `paligemma lineage verify` on the root to see what else was",
         )
+    if fault := _fault_of(record):
+        raise DamagedError(f"The lineage record is damaged: {fault}.", where=where)
     return record
+
+
+def _fault_of(record: Record) -> str:
+    """Where a record contradicts itself; empty if it does not."""
+    made = record.artifact
+    if (made is not None) != (record.status == "succeeded"):
+        return f"an attempt that is {record.status} has {'an' if made else 'no'} artifact"
+    if (record.finished is None) != (record.status == "running"):
+        return f"an attempt that is {record.status} has {'an' if record.finished else 'no'} end"
+    if made is None:
+        return ""
+    if made.uri != record.output:
+        return "its artifact is not its output"
+    paths = {file.path for file in made.files}
+    folders = {parent for path in paths for parent in _parents(path)}
+    if len(paths) != len(made.files) or paths & folders or RECORD_FILE in paths | folders:
+        return "two of its files have one name, or one that is a folder's, or the record's"
+    if tree_sha256(made.files) != made.tree_sha256 or sum(file.bytes for file in made.files) != made.bytes:
+        return "its hash or size is not that of its files"
+    return ""
+
+
+def _parents(path: str) -> list[str]:
+    """The folders that a file is in, below the artifact."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def canonical_sha256(value: object) -> str:
@@ -179,8 +227,12 @@ def canonical_sha256(value: object) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
+    """Hash of a file's bytes, read in pieces.
+
+    Raises:
+        OSError: it is not there, or is no file.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -194,9 +246,15 @@ def list_files(folder: Path, known: Mapping[str, str] | None = None) -> list[Fil
     """Every file of an artifact but its record, sorted by path.
 
     Args:
+        folder: the artifact.
         known: sha256 of files, by path, that need not be read for it.
+
+    Raises:
+        InputError: a file's name cannot be recorded.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD_FILE)
+    for path in paths:
+        parse_relative_path(path.relative_to(folder).as_posix(), "A file's name", where=folder, fix="rename it")
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing runs outside Python's lock
         hashes = list(pool.map(lambda path: (known or {}).get(path.relative_to(folder).as_posix()) or file_sha256(path), paths))
     return [
@@ -221,7 +279,7 @@ def read_record(folder: str | Path, type: str | None = None) -> Record:
         raise InputError(
             f"{folder} is {what}.", expected=f"a folder with {type or 'an artifact'}", fix="run the step that makes it"
         )
-    record = parse_record(path.read_bytes(), path)
+    record = parse_record(read_bounded(path, "The lineage record"), path)
     if record.artifact is None:
         raise DamagedError("The lineage record beside an artifact names none.", where=path)
     if type is not None and record.artifact.type != type:

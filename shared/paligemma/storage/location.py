@@ -1,13 +1,16 @@
-"""Where something is: a local path, or a `gs://bucket/name` address."""
+"""Where something is: a local path, or a `gs://bucket/name` address. What is none is refused where it is read."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.errors import InputError
+from paligemma.safe_names import address_fault, parse_relative_path, shown
 
 SCHEME = "gs://"
+_BUCKET = re.compile(r"[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?")  # cloud.google.com/storage/docs/buckets#naming
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,22 @@ Location = Path | GcsLocation
 
 
 def parse_location(text: str | Path | GcsLocation) -> Location:
-    """A location from what a user wrote.
+    """A location from what a user or a record says.
 
     Raises:
-        InputError: a `gs://` address without a bucket, or one of a scheme that is not storage.
+        InputError: a `gs://` address without a bucket, or with a part such as `..`; one of a scheme that is not storage; a
+            path with control characters.
     """
     if isinstance(text, Path | GcsLocation):
         return text
+    if text and (fault := address_fault(text)):
+        raise InputError(f"{shown(text)} is no location: {fault}.", expected="a path, or gs://bucket/path")
     if text.startswith(SCHEME):
         bucket, _, name = text.removeprefix(SCHEME).partition("/")
-        if not bucket:
+        if not _BUCKET.fullmatch(bucket):
             raise InputError(f"{text!r} names no bucket.", expected="gs://bucket/path")
-        return GcsLocation(bucket, name.strip("/"))
+        name = name.strip("/")
+        return GcsLocation(bucket, parse_relative_path(name, "The name in the bucket", where=text) if name else "")
     if "://" in text:
         raise InputError(
             f"{text!r} is not a place files can be read from or written to.", expected="a path, or gs://bucket/path"
