@@ -39,9 +39,13 @@ def server() -> Iterator[GcsServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
 @pytest.fixture(params=["disk", "cloud storage"])
 def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     if request.param == "disk":
         return str(tmp_path / "root")
     for name, value in request.getfixturevalue("server").environment().items():
@@ -167,7 +171,9 @@ def test_processes_that_open_a_root_at_once_all_answer(tmp_path: Path, data: Pat
 @pytest.mark.parametrize("left", [b"no database", b""])
 def test_a_damaged_index_is_made_anew(tmp_path: Path, data: Path, left: bytes) -> None:
     make_run(tmp_path / "root", "one", GOOD, data)
-    (tmp_path / "root/lineage/.index.sqlite").write_bytes(left)
+    with Index(tmp_path / "root"):
+        (kept,) = (tmp_path / "cache/lineage").glob("*.sqlite")
+    kept.write_bytes(left)
     with Index(tmp_path / "root") as index:
         assert queries.run_summary(index, "one")["tasks"] == 5
 
@@ -176,9 +182,9 @@ def test_a_mark_that_goes_while_it_is_read_is_left_out(root: str, data: Path, mo
     make_run(root, "one", GOOD, data)
     was = Index.read
 
-    def read(self: Index, path: str) -> bytes:
+    def read(self: Index, path: str) -> bytes | None:
         if path.startswith("one/finetune/"):
-            raise FileNotFoundError(path)
+            return None
         return was(self, path)
 
     monkeypatch.setattr(Index, "read", read)
@@ -199,8 +205,10 @@ def test_a_thorough_look_finds_what_another_program_put_there(tmp_path: Path, da
     os.utime(folder, (1, 1))
     with Index(tmp_path / "root"):
         pass
-    record = next((folder / "train").iterdir())
-    (folder / "train/20990101T000000.000Z-000000.json").write_bytes(record.read_bytes())
+    make_run(tmp_path / "other", "one", GOOD, data)
+    (record,) = (tmp_path / "other/lineage/one/train").iterdir()
+    shutil.copy(record, folder / "train")
+    os.utime(folder, (1, 1))
     counts = []
     for thorough in (False, True):
         with Index(tmp_path / "root", thorough) as index:

@@ -104,7 +104,8 @@ def _row_set(index: Index, record: dict) -> int | None:
     files = record["artifact"]["files"] if record["artifact"] else []
     for file in files:
         if file["path"] == ROWS_FILE:
-            return index.ask("SELECT id FROM row_sets WHERE sha256 = ?", file["sha256"])[0]["id"]
+            found = index.ask("SELECT id FROM row_sets WHERE sha256 = ?", file["sha256"])
+            return found[0]["id"] if found else None
     return None
 
 

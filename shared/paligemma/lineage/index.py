@@ -1,6 +1,8 @@
 """The records below a root, indexed in SQLite so that questions are answered in less than a second. Only a cache: it can go.
 
-Records are never changed once written, so that a refresh reads only the folders that something was added to.
+Records are never changed once written, so that a refresh reads only the folders that something was added to. The index is in
+this machine's cache folder, never in the root: whoever can write there could have written it. Records that cannot be read are
+listed in the table `damaged`, and the rest is answered.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -19,25 +23,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROWS_FOLDER
-from paligemma.lineage.record import ROWS_FILE
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.foreign_json import read_json_lines
+from paligemma.lineage.attempt import FOLDER, ROWS_FOLDER
+from paligemma.lineage.kept import PRUNED_ENDING, is_kept_path, parse_prune_mark, path_fault
+from paligemma.lineage.record import ROWS_FILE, Record, file_sha256, parse_record
 from paligemma.progress import WorkProgress
+from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.files import exists
+from paligemma.storage.folders import kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
-PRUNED_ENDING = ".pruned.json"
 KEY_BYTES = 16
 """Of the hash of a row or an image, in the index."""
-_FILE = ".index.sqlite"
-_VERSION = 3
+_VERSION = 4
 _WORTH_SHOWING = 200
 _WAIT = 600.0  # seconds, while another process takes records in
 _READERS = 2  # compressing and SQLite let other threads run, reading JSON does not
 _BATCH = 500  # records read ahead
 _SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
+_UNUSED = 60 * 86400.0  # seconds
+_INDEX_FILE = re.compile(r"[0-9a-f]{32}\.sqlite(-wal|-shm)?|\.[0-9a-f]{32}\.sqlite\.lock")
 _SCHEMA = """
 CREATE TABLE folders (path TEXT PRIMARY KEY, changed INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
@@ -56,7 +64,6 @@ CREATE INDEX used_record ON inputs (made_by, role);
 CREATE INDEX used_contents ON inputs (sha256);
 CREATE INDEX used_uri ON inputs (uri);
 CREATE TABLE damaged (path TEXT PRIMARY KEY, why TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE vanished (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE pruned (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE row_sets (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE);
 CREATE TABLE rows (
@@ -65,6 +72,9 @@ CREATE TABLE rows (
 CREATE INDEX row_ids ON rows (row);
 CREATE INDEX row_images ON rows (image);
 """
+
+
+log = logging.getLogger("paligemma.lineage")
 
 
 class Index:
@@ -115,16 +125,22 @@ class Index:
         """A file of the `lineage` folder."""
         return self.root / FOLDER / path
 
-    def read(self, path: str) -> bytes:
-        """The contents of a file of the `lineage` folder."""
-        place = self.file(path)
-        return place.read_bytes() if isinstance(place, Path) else gcs.read_bytes(place)[0]
+    def read(self, path: str) -> bytes | None:
+        """The contents of a file of the `lineage` folder; None if it is not there any more.
+
+        Raises:
+            PaliGemmaError: it is too large, or no file.
+        """
+        return read_file(self.file(path))
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """Files that should be records and are none: where, and why."""
+        return [(str(self.file(path)), why) for path, why in self.ask("SELECT path, why FROM damaged ORDER BY path")]
 
     def refresh_rows(self) -> None:
         """Takes in the lists of rows that are not indexed yet; seconds for a million rows, once.
 
-        Raises:
-            DamagedError: a list is not what its record says.
+        A list that is not what its record says is warned of, and left out of what is answered.
         """
         wanted = self.ask(
             "SELECT DISTINCT rows_sha256 FROM records WHERE rows_sha256 NOT NULL"
@@ -134,33 +150,34 @@ class Index:
             return
         with _progress("indexing rows", "lists", len(wanted)) as advance:
             for (sha256,) in wanted:
-                with self.database:
-                    number = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,)).lastrowid
-                    self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", self._rows(number, sha256))
+                try:
+                    with self.database:
+                        number = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,)).lastrowid
+                        rows = self._rows(number, sha256)
+                        self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", rows)
+                except DamagedError as error:
+                    log.warning("%s", error)
                 advance()
 
     def _rows(self, number: int, sha256: str) -> Iterator[tuple]:
-        place, digest = self.file(f"{ROWS_FOLDER}/{sha256}.jsonl"), hashlib.sha256()
+        place = self.file(f"{ROWS_FOLDER}/{sha256}.jsonl")
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = place if isinstance(place, Path) else Path(folder) / "rows"
                 if not isinstance(place, Path):
                     gcs.download(place, path)
-                with path.open("rb") as lines:
-                    for line in lines:
-                        digest.update(line)
-                        entry = json.loads(line)
-                        key, image = (
-                            bytes.fromhex(entry["row_id"])[:KEY_BYTES],
-                            bytes.fromhex(entry["image_sha256"])[:KEY_BYTES],
-                        )
-                        yield number, key, entry["line"], image, entry["image_file"]
+                if file_sha256(path) != sha256:
+                    raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
+                for entry in read_json_lines(path, "A list of rows"):
+                    key, image = (
+                        bytes.fromhex(entry["row_id"])[:KEY_BYTES],
+                        bytes.fromhex(entry["image_sha256"])[:KEY_BYTES],
+                    )
+                    yield number, key, int(entry["line"]), image, str(entry["image_file"])
         except (OSError, ValueError, LookupError, TypeError, InputError) as error:
             raise DamagedError(
                 f"A list of rows cannot be read: {error}.", where=place, fix="run `paligemma lineage verify`"
             ) from None
-        if digest.hexdigest() != sha256:
-            raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
 
     def _open(self) -> sqlite3.Connection:
         if not self._has_records():
@@ -170,24 +187,27 @@ class Index:
                 expected="a folder or gs:// prefix that pipelines or steps wrote to, with a folder `lineage` in it",
                 fix="pass " + (" or ".join(nested[:5]) if nested else "--root"),
             )
-        for path in self._index_files():
-            try:
-                with exclusive(path):  # or two processes would make it at once
-                    return _open_database(path)
-            except (sqlite3.Error, OSError):
-                continue
-        raise InputError("The index cannot be written.", where=path, fix="set $PALIGEMMA_CACHE to a folder that can be")
+        path = cache_folder() / "lineage" / f"{self._identity()}.sqlite"
+        try:
+            with exclusive(path):  # or two processes would make it at once
+                if not path.exists():
+                    _forget_others(path.parent)
+                return _open_database(path)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("the index is not kept, as the cache folder cannot be written to: %s", error)
+            return _with_schema(sqlite3.connect(":memory:"))
 
-    def _index_files(self) -> list[Path]:
-        """Where the index may be: with the records, so that it goes with them, else in the cache folder."""
-        key = hashlib.sha256(str(self.root).encode()).hexdigest()[:32]
-        cached = cache_folder() / "lineage" / f"{key}.sqlite"
-        beside = [self.root / FOLDER / _FILE] if isinstance(self.root, Path) else []
-        return [*(path for path in beside if os.access(path.parent, os.W_OK)), cached]
+    def _identity(self) -> str:
+        """Differs between roots, also between two that were at the same path one after the other."""
+        said = str(self.root)
+        if isinstance(self.root, Path):
+            status = (self.root / FOLDER).stat()
+            said = f"{said}\0{status.st_dev}\0{status.st_ino}"
+        return hashlib.sha256(said.encode()).hexdigest()[:32]
 
     def _has_records(self) -> bool:
         if isinstance(self.root, Path):
-            return (self.root / FOLDER).is_dir()
+            return kind_of(self.root / FOLDER) == "folder"
         return next(iter(gcs.list_objects(self.root / FOLDER)), None) is not None
 
     def _refresh(self) -> None:
@@ -197,8 +217,8 @@ class Index:
         with self.database, _progress("indexing", "records", len(changed)) as advance:
             for path in gone:
                 self._forget(path)
-            for path, data, packed in self._contents(changed):
-                self._add(path, data, packed)
+            for path, found, contents in self._contents(changed):
+                self._add(path, found, contents)
                 advance()
             self.database.executemany("INSERT OR REPLACE INTO folders VALUES (?, ?)", self._files.items())
 
@@ -217,7 +237,7 @@ class Index:
                 f"{run.name}/{task.name}/{name}"
                 for task in _folders(run.path)
                 for name in os.listdir(task.path)
-                if _is_record(name)
+                if is_kept_path(f"{run.name}/{task.name}/{name}")
             }
             before = self._known_below(run.name)
             new += sorted(files - before)
@@ -231,7 +251,7 @@ class Index:
     def _changed_remote(self) -> tuple[list[str], list[str]]:
         start = len((self.root / FOLDER).name) + 1
         names = (found.location.name[start:] for found in gcs.list_objects(self.root / FOLDER))
-        files = {name for name in names if not name.startswith(f"{ROWS_FOLDER}/") and _is_record(name)}
+        files = {name for name in names if is_kept_path(name)}
         before = self._known_below("")
         return sorted(files - before), sorted(before - files)
 
@@ -241,8 +261,11 @@ class Index:
         query = " UNION ".join(below.format(table) for table in ("records", "damaged", "pruned"))
         return {path for (path,) in self.database.execute(query, bounds)}
 
-    def _contents(self, paths: list[str]) -> Iterator[tuple[str, bytes, bytes]]:
-        """Path, contents, and contents as the index holds them. Threads read and compress while others are put in."""
+    def _contents(self, paths: list[str]) -> Iterator[tuple[str, Record | str | None, bytes]]:
+        """Path; record, hash of what was pruned, or None; and the contents as the index holds them, or why there are none.
+
+        Threads read and compress while others are put in.
+        """
         with ThreadPoolExecutor(_READERS if isinstance(self.root, Path) else gcs.STREAMS) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
             ahead = pool.map(self._read_packed, batches[0]) if batches else ()
@@ -252,44 +275,48 @@ class Index:
                     if contents is not None:
                         yield path, *contents
 
-    def _read_packed(self, path: str) -> tuple[bytes, bytes] | None:
+    def _read_packed(self, path: str) -> tuple[Record | str | None, bytes] | None:
         try:
             data = self.read(path)
-        except (FileNotFoundError, InputError):  # the mark of an attempt that ended just now
-            return None
-        return data, zlib.compress(data, 1)
-
-    def _add(self, path: str, data: bytes, packed: bytes) -> None:
-        try:
-            body = json.loads(data)
+            if data is None:  # the mark of an attempt that ended just now
+                return None
             if path.endswith(PRUNED_ENDING):
-                self.database.execute("INSERT OR REPLACE INTO pruned VALUES (?, ?)", (path, body["pruned"]))
-                return
-            self._add_record(path, body, packed)
-        except (ValueError, LookupError, TypeError, AttributeError, sqlite3.DatabaseError) as error:
-            self.database.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (path, f"{type(error).__name__}: {error}"))
+                return parse_prune_mark(data, path).pruned, b""
+            record = parse_record(data, path)
+            if fault := path_fault(path, record):
+                return None, fault.encode()
+        except InputError:  # an object that went just now
+            return None
+        except PaliGemmaError as error:
+            return (None, error.what.encode()) if kind_of(self.file(path)) else None
+        return record, zlib.compress(data, 1)
 
-    def _add_record(self, path: str, body: dict, packed: bytes) -> None:
-        made = body["artifact"] or {}
-        rows = next((file["sha256"] for file in made.get("files", ()) if file["path"] == ROWS_FILE), None)
-        inputs = [(one["role"], one["uri"], one["sha256"], one["record"]) for one in body["inputs"]]
+    def _add(self, path: str, found: Record | str | None, contents: bytes) -> None:
+        if isinstance(found, Record):
+            self._add_record(path, found, contents)
+        elif found is not None:
+            self.database.execute("INSERT OR REPLACE INTO pruned VALUES (?, ?)", (path, found))
+        else:
+            self.database.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (path, contents.decode()))
+
+    def _add_record(self, path: str, record: Record, packed: bytes) -> None:
+        made = record.artifact
+        rows = made.file(ROWS_FILE) if made else None
+        inputs = [(one.role, one.uri, one.sha256, one.record) for one in record.inputs]
         values = (
-            path, body["sha256"], body["run"], body["task"], body["attempt"], body["producer"]["component"], body["status"],
-            body["started"], body["output"], made.get("type"), made.get("tree_sha256"), rows, packed,
+            path, record.sha256, record.run, record.task, record.attempt, record.producer.component, record.status,
+            record.started, record.output, made and made.type, made and made.tree_sha256, rows and rows.sha256, packed,
         )  # fmt: skip
         marks = ", ".join("?" * len(values))
         added = self.database.execute(f"INSERT OR IGNORE INTO records VALUES (NULL, {marks})", values)
         if not added.rowcount:  # another process was faster
             return
         self.database.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?)", ((added.lastrowid, *one) for one in inputs))
-        self.database.execute("DELETE FROM vanished WHERE path = ?", (path,))
 
     def _forget(self, path: str) -> None:
-        for number, sha256 in self.ask("SELECT id, sha256 FROM records WHERE path = ?", path):
+        for (number,) in self.ask("SELECT id FROM records WHERE path = ?", path):
             self.database.execute("DELETE FROM inputs WHERE record = ?", (number,))
             self.database.execute("DELETE FROM records WHERE id = ?", (number,))
-            if not path.endswith(MARK_ENDING):  # a mark goes when its attempt ends
-                self.database.execute("INSERT OR REPLACE INTO vanished VALUES (?, ?)", (path, sha256))
         for table in ("damaged", "pruned"):
             self.database.execute(f"DELETE FROM {table} WHERE path = ?", (path,))
 
@@ -307,8 +334,23 @@ def _open_database(path: Path) -> sqlite3.Connection:
         database.close()
         for ending in ("", "-wal", "-shm"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
-        database = sqlite3.connect(path, timeout=_WAIT)
-        database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
+        return _with_schema(sqlite3.connect(path, timeout=_WAIT))
+    return _set_up(database)
+
+
+def _forget_others(folder: Path) -> None:
+    """Removes the indexes of roots that nobody asked of for long, some of which are gone."""
+    for path in folder.iterdir():
+        if _INDEX_FILE.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _UNUSED:
+            path.unlink(missing_ok=True)
+
+
+def _with_schema(database: sqlite3.Connection) -> sqlite3.Connection:
+    database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
+    return _set_up(database)
+
+
+def _set_up(database: sqlite3.Connection) -> sqlite3.Connection:
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
     database.execute("PRAGMA cache_size = -65536")  # KiB; its indexes are written in no order
@@ -330,13 +372,10 @@ def unpack(data: bytes) -> dict:
     return json.loads(zlib.decompress(data))
 
 
-def _is_record(name: str) -> bool:
-    return name.endswith(".json") and not name.rpartition("/")[2].startswith(".")
-
-
 def _folders(path: str) -> list[os.DirEntry]:
     with os.scandir(path) as entries:
-        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        found = (entry for entry in entries if entry.is_dir(follow_symlinks=False))
+        return [entry for entry in found if not entry.name.startswith(".") and not relative_path_fault(entry.name)]
 
 
 def _lineage_folders(root: Location) -> Iterator[Path]:

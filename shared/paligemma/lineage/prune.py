@@ -1,26 +1,32 @@
-"""What may be deleted without breaking the lineage of a release: artifacts that no release came from. Records always stay."""
+"""What may be deleted without breaking the lineage of a release: artifacts that no release came from. Records always stay.
+
+A record says where its artifact was once. Somebody may have used that place for something else since, or have written the
+record to have something deleted. So only what lies below the root, and is what the record says and nothing else, goes.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from paligemma.errors import InputError
+from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.attempt import attempt_name, keep_file
-from paligemma.lineage.index import PRUNED_ENDING, Index, unpack
-from paligemma.lineage.places import Places, is_there
+from paligemma.lineage.index import Index, unpack
+from paligemma.lineage.kept import PRUNED_ENDING, PruneMark
+from paligemma.lineage.places import Made, Places, link_between, version_folder
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
-from paligemma.lineage.record import RECORD_FILE
-from paligemma.lineage.verify import prune_mark
-from paligemma.storage.folders import remove_folder
+from paligemma.lineage.record import RECORD_FILE, Record, parse_record
+from paligemma.lineage.sign import sign
+from paligemma.storage.folders import kind_of, read_file, remove_files, walk
+from paligemma.storage.location import GcsLocation, Location
 
 
 def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ()) -> dict:
     """Which artifacts could go and which must stay, with reasons; the JSON value that `--dry-run` shows.
 
     An artifact stays when a release is made from it at any remove, is a release itself, is younger than that many days, or
-    belongs to a run that is perhaps still under way.
+    belongs to a run that is perhaps still under way. `not_ours` are places where something else is than what was recorded.
 
     Args:
         index: of the root to prune.
@@ -32,41 +38,49 @@ def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ())
     foreign = [record["id"] for record in (by_hash(index, sha256) for sha256 in used) if record]
     kept = _ancestry(index, [record["id"] for record in released[0]] + foreign)
     releases = [record for records in released for record in records]
-    limit = (datetime.now(UTC) - timedelta(days=older_than_days)).isoformat()
+    limit = datetime.now(UTC) - timedelta(days=min(100 * 365, older_than_days))
     under_way = {
-        run for (run,) in index.ask("SELECT DISTINCT run FROM records WHERE status = 'running' AND started > ?", limit)
+        run
+        for run, started in index.ask("SELECT run, started FROM records WHERE status = 'running'")
+        if datetime.fromisoformat(started) > limit
     }
     gone = {sha256 for (sha256,) in index.ask("SELECT sha256 FROM pruned")}
-    delete, stay = [], {"releases": 0, "recent": 0, "under_way": 0}
-    places = Places(index)
-    needed = {str(places.of(index.body(number))) for number in kept}
+    delete, not_ours, stay = [], [], {"releases": 0, "recent": 0, "under_way": 0}
+    ground = _Ground(index)
+    needed = {ground.key(index.body(number)) for number in kept}
     newest: dict[str, dict] = {}
     for number, body in index.ask("SELECT id, body FROM records WHERE type NOT NULL ORDER BY started, path"):
         record = unpack(body) | {"id": number}
-        if record["cached_from"] is None and record["sha256"] not in gone:
-            newest[record["output"]] = record
-    for record in newest.values():
-        place = places.of(record)
-        if record["id"] in kept or str(place) in needed:
+        if record["cached_from"] is None:
+            newest[ground.key(record)] = record
+    for key, record in newest.items():
+        if record["id"] in kept or key in needed:
             stay["releases"] += 1
         elif record["run"] in under_way:
             stay["under_way"] += 1
-        elif record["started"] > limit:
+        elif datetime.fromisoformat(record["started"]) > limit:
             stay["recent"] += 1
-        elif is_there(place):
-            made = record["artifact"]
-            entry = {"place": str(place), "type": made["type"], "bytes": made["bytes"], "record": record["sha256"]}
-            delete.append(entry | {"run": record["run"], "task": record["task"]})
+        else:
+            found = ground.look(record, record["sha256"] in gone)
+            entry = {"place": found.place, "type": record["artifact"]["type"], "bytes": record["artifact"]["bytes"]}
+            entry |= {"record": record["sha256"], "run": record["run"], "task": record["task"]}
+            if found.fault:
+                not_ours.append(entry | {"why": found.fault})
+            elif found.location is not None:
+                delete.append(entry)
     return {
         "releases": len(releases),
         "delete": delete,
         "bytes": sum(entry["bytes"] for entry in delete),
+        "not_ours": not_ours,
         "stay": stay,
     }
 
 
 def delete(index: Index, planned: dict) -> None:
     """Deletes what a plan says, leaving for each artifact a mark with its record that says so.
+
+    Each place is looked at again; what is not ours any more is moved to the plan's `not_ours`.
 
     Raises:
         InputError: nothing is released, so that the plan would be to delete everything.
@@ -76,13 +90,95 @@ def delete(index: Index, planned: dict) -> None:
             f"There is no release below {index.root}: nothing says what has to stay.",
             fix="pass --registry, publish a model first, or delete folders yourself",
         )
-    now, places = datetime.now(UTC).isoformat(timespec="seconds"), Places(index)
+    ground, done = _Ground(index), []
+    gone = {sha256 for (sha256,) in index.ask("SELECT sha256 FROM pruned")}
     for entry in planned["delete"]:
-        (found,) = index.ask("SELECT body FROM records WHERE sha256 = ? LIMIT 1", entry["record"])
-        record = unpack(found["body"])
-        name = f"{record['run']}/{record['task']}/{attempt_name()}{PRUNED_ENDING}"
-        keep_file(index.root, name, (json.dumps(prune_mark(record, now), indent=2) + "\n").encode())
-        remove_folder(places.of(record), RECORD_FILE)
+        record = by_hash(index, entry["record"])
+        found = ground.look(record, entry["record"] in gone) if record else _Found(entry["place"], None, "its record is gone")
+        if found.location is None:
+            planned["not_ours"].append(entry | {"why": found.fault or "it is gone already"})
+            continue
+        if entry["record"] not in gone:
+            mark = prune_mark(entry["record"], datetime.now(UTC).isoformat(timespec="seconds"))
+            keep_file(index.root, f"{record['run']}/{record['task']}/{attempt_name()}{PRUNED_ENDING}", mark.render())
+        inside = version_folder(record["artifact"]["version"], found.location)
+        remove_files(found.location, [f"{inside}{file['path']}" for file in record["artifact"]["files"]], last=RECORD_FILE)
+        done.append(entry)
+    planned["delete"], planned["bytes"] = done, sum(entry["bytes"] for entry in done)
+
+
+def prune_mark(sha256: str, at: str) -> PruneMark:
+    """The mark that says that the artifact of the record with this hash was deleted on purpose, signed if there is a key."""
+    mark = PruneMark(pruned=sha256, at=at)
+    return mark.model_copy(update={"signature": sign(mark.sha256)})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is at an artifact's place: a location, if it is the artifact; a fault, if it is something else; or nothing."""
+
+    place: str
+    location: Location | None
+    fault: str = ""
+
+
+class _Ground:
+    """The root of an index, with the places of its artifacts."""
+
+    def __init__(self, index: Index) -> None:
+        self._root = index.root
+        found = index.ask("SELECT component, sha256, output, started FROM records WHERE tree NOT NULL")
+        self._places = Places(index.root, (Made(*row) for row in found))
+        self._known = {self._places.below_root(row["output"]) for row in found} - {None}
+
+    def key(self, record: dict) -> str:
+        """The same for artifacts that take one another's place."""
+        return self._places.below_root(record["output"]) or record["output"]
+
+    def look(self, record: dict, pruned: bool) -> _Found:
+        """What is at the place of a record's artifact. Nothing is opened but its `lineage.json`."""
+        path = self._places.below_root(record["output"])
+        if path is None:
+            return _Found(record["output"], None, "it is not below this root")
+        place = self._root / path
+        if kind_of(place) is None:
+            return _Found(str(place), None)
+        return self._look_at(place, path, record, pruned)
+
+    def _look_at(self, place: Location, path: str, record: dict, pruned: bool) -> _Found:
+        if (link := link_between(self._root, path)) is not None:
+            return _Found(str(place), None, f"{link} is a link, or no folder")
+        try:
+            data = read_file(place / RECORD_FILE)
+            beside = parse_record(data, place / RECORD_FILE) if data is not None else None
+        except PaliGemmaError as error:
+            return _Found(str(place), None, error.what)
+        if beside is None and not (pruned and isinstance(place, GcsLocation)):
+            return _Found(str(place), None, "there is no lineage.json")
+        if beside is not None and beside.sha256 != record["sha256"]:
+            return _Found(str(place), None, "the lineage.json there is another one")
+        if any(other != path and f"{other}/".startswith(f"{path}/") for other in self._known):
+            return _Found(str(place), None, "another artifact is in it")
+        if any(other != path and path.startswith(f"{other}/") for other in self._known):
+            return _Found(str(place), None, "it is in another artifact")
+        if beside is not None and (extra := _not_recorded(place, beside)):
+            return _Found(str(place), None, f"it holds {extra}, which its record does not list")
+        return _Found(str(place), place)
+
+
+def _not_recorded(place: Location, record: Record) -> str:
+    """The first file, link or other thing at an artifact's place that is none of its own; empty if there is none."""
+    inside = version_folder(record.artifact.version, place)
+    own = {f"{inside}{file.path}" for file in record.artifact.files} | {RECORD_FILE}
+    folders = {path[:end] for path in own for end, letter in enumerate(path) if letter == "/"}
+    for entry in walk(place):
+        if isinstance(place, GcsLocation) and entry.path.startswith("version-"):
+            continue  # what earlier versions left; only this one's is deleted
+        if entry.kind == "folder" and entry.path in folders:
+            continue
+        if entry.kind != "file" or entry.path not in own:
+            return entry.path
+    return ""
 
 
 def _releases(index: Index) -> list[dict]:

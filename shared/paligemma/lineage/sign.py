@@ -57,16 +57,19 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def fault_of(signature: dict | None, sha256: str, key: Ed25519PublicKey) -> str:
-    """What is wrong with a record's signature (as its JSON value); empty if nothing is."""
+def fault_of(signature: Signature | None, sha256: str, key: Ed25519PublicKey) -> str:
+    """What is wrong with the signature of what has this hash; empty if nothing is."""
     from cryptography.exceptions import InvalidSignature
 
-    if not signature:
+    if signature is None:
         return "it is not signed"
-    if signature.get("key") != _fingerprint(key):
+    if signature.key != _fingerprint(key):
         return "it is signed with another key"
     try:
-        key.verify(base64.b64decode(signature.get("value", "")), _CONTEXT + sha256.encode())
+        value = base64.b64decode(signature.value, validate=True)
+        if base64.b64encode(value).decode() != signature.value:  # one signature is written in one way
+            return "its signature does not fit its contents"
+        key.verify(value, _CONTEXT + sha256.encode())
     except (InvalidSignature, ValueError):
         return "its signature does not fit its contents"
     return ""

@@ -1,27 +1,28 @@
-"""Whether what is there is what was recorded: every artifact hashed anew, every record, and the chain between them."""
+"""Whether what is there is what was recorded: every artifact hashed anew, every record, and the chain between them.
+
+Everything is read from the root itself, and no index is asked. With a key, only what is signed with it counts.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.attempt import FOLDER, ROWS_FOLDER
-from paligemma.lineage.index import PRUNED_ENDING, Index
-from paligemma.lineage.places import Places, files_place, is_there
-from paligemma.lineage.record import RECORD_FILE, ROWS_FILE, canonical_sha256, file_sha256, parse_record, render_record
+from paligemma.lineage.index import Index
+from paligemma.lineage.intact import artifact_faults, location_sha256
+from paligemma.lineage.kept import Kept, PruneMark, read_kept
+from paligemma.lineage.orphans import orphans
+from paligemma.lineage.places import Made, Places, link_between
+from paligemma.lineage.record import ROWS_FILE, Record
 from paligemma.lineage.sign import fault_of
 from paligemma.progress import WorkProgress
-from paligemma.storage import gcs
-from paligemma.storage.files import exists, parent_of
-from paligemma.storage.folders import list_files, read_file
-from paligemma.storage.location import GcsLocation, Location
+from paligemma.storage.folders import kind_of
+from paligemma.storage.location import Location, parse_location
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -47,6 +48,7 @@ class Verified:
         replaced: artifacts whose place a later attempt's took.
         elsewhere: inputs made below another root, whose records cannot be looked at from here.
         unfinished: marks of attempts without an end: under way now, or killed.
+        hashes: of every record that is as it was written, by its path below `lineage`, but for such marks.
     """
 
     records: int
@@ -57,200 +59,198 @@ class Verified:
     elsewhere: list[str]
     unfinished: list[str]
     problems: list[Problem]
+    hashes: dict[str, str]
 
     def to_json(self) -> dict:
         """As a JSON value."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "hashes"}
 
 
-def verify(index: Index, key: Ed25519PublicKey | None = None) -> Verified:
-    """Looks at everything below the index's root.
+def verify(
+    root: str | Path | Location | Index, key: Ed25519PublicKey | None = None, seen: Mapping[str, str] | None = None
+) -> Verified:
+    """Looks at everything below a root.
 
     Args:
-        index: the index.
+        root: a local folder, or a `gs://` prefix; an open index says which, and nothing else that it holds is read.
         key: the public key that every record must be signed with; none: signatures are not looked at.
+        seen: `hashes` of an earlier time: records that were there then have to be there now.
+
+    Raises:
+        InputError: there are no lineage records below the root.
     """
-    problems = [
-        Problem("missing", str(index.file(path)), "a record that was here is gone")
-        for (path,) in index.ask("SELECT path FROM vanished ORDER BY path")
-    ]
-    places = Places(index)
-    good, bad = _check_records(index, key)
-    problems += bad
-    known = {record["sha256"] for record in good.values()}
-    elsewhere = []
-    for path, record in good.items():
-        for one in record["inputs"]:
-            if one["record"] is None or one["record"] in known:
-                continue
-            if places.is_below_root(one["uri"]):
-                said = f"the record {one['record'][:16]} of its input {one['role']!r} ({one['uri']}) is not there"
-                problems.append(Problem("broken chain", str(index.file(path)), said))
-            else:
-                elsewhere.append(one["uri"])
-    pruned_marks, bad = _check_prune_marks(index, key)
-    problems += bad
-    made = [record for record in good.values() if record["artifact"] and record["cached_from"] is None]
-    latest = {record["output"]: record for record in sorted(made, key=lambda record: record["finished"])}
-    current = [record for record in made if latest[record["output"]] is record]
-    pruned = [record["output"] for record in current if record["sha256"] in pruned_marks]
-    current = [record for record in current if record["sha256"] not in pruned_marks]
-    total = sum(record["artifact"]["bytes"] for record in current)
-    with WorkProgress("verifying", "artifacts", len(current)) as progress:
-        for record in current:
-            problems += _check_artifact(record, places.of(record))
-            progress.advance()
-    problems += _check_rows(index, good)
-    problems += _orphans(index, {str(places.of(record)) for record in made})
-    return Verified(
-        records=len(good),
-        artifacts=len(current),
-        bytes=total,
-        pruned=pruned,
-        replaced=sorted({record["output"] for record in made if latest[record["output"]] is not record}),
-        elsewhere=sorted(set(elsewhere)),
-        unfinished=[path for path, record in good.items() if record["status"] == "running"],
-        problems=list(dict.fromkeys(problems)),
-    )
+    location = root.root if isinstance(root, Index) else parse_location(root)
+    location = location.absolute() if isinstance(location, Path) else location
+    return _Look(location, read_kept(location), key).verified(seen or {})
 
 
-def _check_records(index: Index, key: Ed25519PublicKey | None) -> tuple[dict[str, dict], list[Problem]]:
-    """The records that are what was written, by path, and what is wrong with the others."""
-    paths = [path for (path,) in index.ask("SELECT path FROM records UNION SELECT path FROM damaged ORDER BY path")]
-    paths = [path for path in paths if not path.endswith(PRUNED_ENDING)]
-    good, problems = {}, []
-    with ThreadPoolExecutor(gcs.STREAMS) as pool:
-        contents = pool.map(lambda path: _or_none(index, path), paths)
-        for path, data in zip(paths, contents, strict=True):
-            where = str(index.file(path))
-            if data is None:
-                problems.append(Problem("missing", where, "a record that was here is gone"))
-                continue
-            fault = _fault_of_record(data, where)
-            values = json.loads(data) if not fault else {}
-            if not fault and not path.startswith(f"{values['run']}/{values['task']}/{values['attempt']}"):
-                fault = f"it is the record of {values['run']}/{values['task']}/{values['attempt']}"
+class _Look:
+    """One look at a root, by what lies in it."""
+
+    def __init__(self, root: Location, kept: Kept, key: Ed25519PublicKey | None) -> None:
+        self.root, self.kept, self.key = root, kept, key
+        self.problems = [Problem(fault.kind, self._at(fault.path), fault.what) for fault in kept.faults]
+        self.records: dict[str, Record] = {}
+        for path, record in kept.records.items():
+            fault = fault_of(record.signature, record.sha256, key) if key is not None else ""
             if fault:
-                problems.append(Problem("altered", where, fault))
-                continue
-            good[path] = values
-            if key is not None and (fault := fault_of(values["signature"], values["sha256"], key)):
-                problems.append(Problem("bad signature", where, fault))
-    return good, problems
+                self.problems.append(Problem("bad signature", self._at(path), fault))
+            else:
+                self.records[path] = record
+        self.by_hash = {record.sha256: record for record in self.records.values()}
+        self.made = [record for record in self.records.values() if record.artifact and record.cached_from is None]
+        self.of_output: dict[str, list[Record]] = defaultdict(list)
+        for record in kept.records.values():
+            self.of_output[record.output].append(record)
+        self.places = Places(root, (made_of(record) for record in self.made))
 
+    def verified(self, seen: Mapping[str, str]) -> Verified:
+        marked = self._marked()
+        latest = {
+            self._key(record): record for record in sorted(self.made, key=lambda record: (record.finished, record.attempt))
+        }
+        current = [record for record in latest.values() if record.sha256 not in marked]
+        pruned = [record for record in latest.values() if record.sha256 in marked]
+        elsewhere = self._check_chain()
+        with WorkProgress("verifying", "artifacts", len(current)) as progress:
+            for record in current:
+                self._check_artifact(record)
+                progress.advance()
+        for record in pruned:
+            self._check_pruned(record)
+        self._check_rows()
+        self._check_orphans()
+        found = {path: record.sha256 for path, record in self.records.items() if record.status != "running"}
+        for path, sha256 in sorted(seen.items()):
+            if found.get(path) != sha256:
+                self.problems.append(Problem("missing", self._at(path), "a record that was seen here before is gone"))
+        return Verified(
+            records=len(self.records),
+            artifacts=len(current),
+            bytes=sum(record.artifact.bytes for record in current),
+            pruned=[record.output for record in pruned],
+            replaced=sorted({record.output for record in self.made if latest[self._key(record)] is not record}),
+            elsewhere=sorted(elsewhere),
+            unfinished=[path for path, record in self.records.items() if record.status == "running"],
+            problems=list(dict.fromkeys(self.problems)),
+            hashes=found,
+        )
 
-def _or_none(index: Index, path: str) -> bytes | None:
-    try:
-        return index.read(path)
-    except (FileNotFoundError, InputError):
+    def _at(self, path: str) -> str:
+        return str(self.root / FOLDER / path)
+
+    def _key(self, record: Record) -> str:
+        """The same for artifacts that take one another's place."""
+        return self.places.below_root(record.output) or record.output
+
+    def _marked(self) -> set[str]:
+        """Hashes of the records whose artifacts were pruned, by marks that count."""
+        marked: dict[str, str] = {}
+        for path, mark in self.kept.marks.items():
+            if kind_and_fault := self._mark_fault(path, mark, marked):
+                self.problems.append(Problem(kind_and_fault[0], self._at(path), kind_and_fault[1]))
+            else:
+                marked[mark.pruned] = path
+        return set(marked)
+
+    def _mark_fault(self, path: str, mark: PruneMark, marked: dict[str, str]) -> tuple[Kind, str] | None:
+        if self.key is not None and (fault := fault_of(mark.signature, mark.sha256, self.key)):
+            return "bad signature", fault
+        record = self.by_hash.get(mark.pruned)
+        if record is None or record.artifact is None:
+            return "broken chain", f"the record {mark.pruned[:16]} of what was pruned is not there"
+        if not path.startswith(f"{record.run}/{record.task}/"):
+            return "altered", f"it is a mark of {record.run}/{record.task}"
+        if mark.pruned in marked:
+            return "altered", f"it is a copy of {marked[mark.pruned]}"
         return None
 
+    def _check_chain(self) -> set[str]:
+        """Looks for what records name; returns the addresses of inputs that were made below another root."""
+        elsewhere = set()
+        for path, record in self.records.items():
+            for one in record.inputs:
+                maker = self.by_hash.get(one.record) if one.record else None
+                if maker is not None:
+                    made = maker.artifact.tree_sha256 if maker.artifact else maker.sha256
+                    if made != one.sha256:
+                        said = f"its input {one.role!r} is not what the record {maker.sha256[:16]} is of"
+                        self.problems.append(Problem("broken chain", self._at(path), said))
+                elif one.record is not None and self.places.is_below_root(one.uri):
+                    said = f"the record {one.record[:16]} of its input {one.role!r} ({one.uri}) is not there"
+                    self.problems.append(Problem("broken chain", self._at(path), said))
+                elif one.record is not None:
+                    elsewhere.add(one.uri)
+            if record.cached_from is not None and record.cached_from.record not in self.by_hash:
+                said = f"the record {record.cached_from.record[:16]} that it was taken over from is not there"
+                self.problems.append(Problem("broken chain", self._at(path), said))
+        return elsewhere
 
-def _fault_of_record(data: bytes, where: object) -> str:
-    """What is wrong with a record's bytes; empty if nothing is."""
-    try:
-        record = parse_record(data, where)
-    except PaliGemmaError as error:
-        return error.what
-    return "" if render_record(record) == data else "its bytes are not those that were written"
-
-
-def _check_artifact(record: dict, place: Location) -> Iterator[Problem]:
-    """What is wrong with an artifact: its record beside it, and each of its files."""
-    if not is_there(place):
-        yield Problem("missing", str(place), f"the artifact ({record['artifact']['type']}) is gone")
-        return
-    beside = read_file(place / RECORD_FILE)
-    if beside is None:
-        yield Problem("missing", str(place / RECORD_FILE), "the record beside the artifact is gone")
-    else:
-        fault = _fault_of_record(beside, place / RECORD_FILE)
-        if fault:
-            yield Problem("altered", str(place / RECORD_FILE), fault)
-        elif json.loads(beside)["sha256"] != record["sha256"]:
-            yield Problem("altered", str(place / RECORD_FILE), "it is not the record that was kept below the root")
-    folder = files_place(record, place)
-    there = set(list_files(folder)) - {RECORD_FILE}
-    for file in record["artifact"]["files"]:
-        if file["path"] not in there:
-            yield Problem("missing", str(folder / file["path"]), "a file of the artifact is gone")
-        elif _sha256(folder / file["path"]) != file["sha256"]:
-            yield Problem(
-                "altered", str(folder / file["path"]), f"a file of the artifact is not what was recorded: {file['sha256']}"
+    def _place(self, record: Record) -> Location | None:
+        """Where a record's artifact is; None, and a problem, if that cannot be."""
+        try:
+            place = self.places.of(record.output)
+        except InputError as error:
+            self.problems.append(Problem("altered", self._at(f"{record.run}/{record.task}"), error.what))
+            return None
+        below = self.places.below_root(record.output)
+        link = link_between(self.root, below) if below is not None else None
+        if link is not None:
+            self.problems.append(
+                Problem("altered", str(link), "a folder that artifacts are in is no folder, but a link or file")
             )
-    for extra in sorted(there - {file["path"] for file in record["artifact"]["files"]}):
-        yield Problem("altered", str(folder / extra), "this file was added to the artifact")
+            return None
+        return place
+
+    def _check_artifact(self, record: Record) -> None:
+        place = self._place(record)
+        if place is not None:
+            found = artifact_faults(record, place, self.of_output[record.output])
+            self.problems += [Problem(kind, where, what) for kind, where, what in found]
+
+    def _check_pruned(self, record: Record) -> None:
+        place = self._place(record)
+        if place is not None and kind_of(place) is not None:
+            self.problems.append(Problem("altered", str(place), "this was pruned, and something is there"))
+
+    def _check_rows(self) -> None:
+        """Looks at the kept lists of rows."""
+        wanted = _lists_of_rows(self.records.values())
+        named = _lists_of_rows(self.kept.records.values())  # also by records without a signature, of which was said enough
+        for sha256 in sorted(wanted | self.kept.rows):
+            place = self.root / FOLDER / ROWS_FOLDER / f"{sha256}.jsonl"
+            if sha256 not in named:
+                self.problems.append(Problem("altered", str(place), "this list of rows was added: no record names it"))
+            elif sha256 not in self.kept.rows:
+                self.problems.append(Problem("missing", str(place), "a list of rows is gone"))
+            elif _sha256_or_fault(place) != sha256:
+                self.problems.append(Problem("altered", str(place), "a list of rows is not what was recorded"))
+
+    def _check_orphans(self) -> None:
+        """Looks for artifacts that no record below the root knows of; signed or not, as that was said already."""
+        records = list(self.kept.records.values())
+        known = {self.places.below_root(record.output) for record in records if record.artifact} - {None}
+        unfinished = {self.places.below_root(record.output) for record in records if not record.artifact} - {None}
+        hashes = {record.sha256 for record in records}
+        for where, what, record in orphans(self.root, known, unfinished):
+            self.problems.append(Problem("orphaned", where, what))
+            gone = record and f"{record.run}/{record.task}/{record.attempt}.json"
+            if gone and record.sha256 not in hashes and gone not in {fault.path for fault in self.kept.faults}:
+                self.problems.append(Problem("missing", self._at(gone), f"the record of what is at {where} is gone"))
 
 
-def _sha256(file: Location) -> str:
-    if isinstance(file, Path):
-        return file_sha256(file)
-    with tempfile.TemporaryDirectory() as folder:  # an object may be larger than memory
-        gcs.download(file, Path(folder) / "object")
-        return file_sha256(Path(folder) / "object")
+def _lists_of_rows(records: Iterable[Record]) -> set[str]:
+    made = (record.artifact for record in records if record.artifact)
+    return {file.sha256 for artifact in made for file in artifact.files if file.path == ROWS_FILE}
 
 
-def _check_rows(index: Index, records: dict[str, dict]) -> Iterator[Problem]:
-    """What is wrong with the kept lists of rows."""
-    wanted = {
-        file["sha256"]
-        for record in records.values()
-        for file in (record["artifact"] or {"files": ()})["files"]
-        if file["path"] == ROWS_FILE
-    }
-    for sha256 in sorted(wanted):
-        path = index.file(f"{ROWS_FOLDER}/{sha256}.jsonl")
-        if not exists(parent_of(path), f"{sha256}.jsonl"):
-            yield Problem("missing", str(path), "a list of rows is gone")
-        elif _sha256(path) != sha256:
-            yield Problem("altered", str(path), "a list of rows is not what was recorded")
+def made_of(record: Record) -> Made:
+    """What `Places` needs to know of a record."""
+    return Made(record.producer.component, record.sha256, record.output, record.started)
 
 
-def _orphans(index: Index, known: set[str]) -> Iterator[Problem]:
-    """Artifacts below the root that no record there knows of."""
-    for place in _artifacts_below(index.root):
-        if str(place) not in known:
-            yield Problem("orphaned", str(place), "the artifact's record is not among those below the root")
-
-
-def _artifacts_below(root: Location) -> Iterator[Location]:
-    if isinstance(root, GcsLocation):
-        names = (found.location.name for found in gcs.list_objects(root))
-        below = f"{root.name}/{FOLDER}/" if root.name else f"{FOLDER}/"
-        yield from (
-            GcsLocation(root.bucket, name.removesuffix(f"/{RECORD_FILE}"))
-            for name in names
-            if name.endswith(f"/{RECORD_FILE}") and not name.startswith(below)
-        )
-        return
-    for folder, folders, files in os.walk(root):
-        if RECORD_FILE in files:
-            yield Path(folder)
-            folders.clear()
-        elif Path(folder) == root and FOLDER in folders:
-            folders.remove(FOLDER)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-
-
-def prune_mark(record: dict, at: str) -> dict:
-    """The JSON value of the mark that says that an artifact was deleted on purpose."""
-    from paligemma.lineage.sign import sign
-
-    values = {"pruned": record["sha256"], "at": at}
-    signature = sign(canonical_sha256(values))
-    return values | {"signature": signature.model_dump() if signature else None}
-
-
-def _check_prune_marks(index: Index, key: Ed25519PublicKey | None) -> tuple[set[str], list[Problem]]:
-    marked, problems = set(), []
-    for path, sha256 in index.ask("SELECT path, sha256 FROM pruned ORDER BY path"):
-        values = json.loads(_or_none(index, path) or b"{}")
-        fault = ""
-        if key is not None:
-            unsigned = {name: value for name, value in values.items() if name != "signature"}
-            fault = fault_of(values.get("signature"), canonical_sha256(unsigned), key)
-        if fault:
-            problems.append(Problem("bad signature", str(index.file(path)), fault))
-        else:
-            marked.add(sha256)
-    return marked, problems
+def _sha256_or_fault(place: Location) -> str:
+    try:
+        return location_sha256(place)
+    except (OSError, PaliGemmaError) as error:
+        return f"cannot be read: {error}"

@@ -2,18 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
+from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation, Location
 
 Checksums = dict[str, tuple[int, str]]
 """Of every file of a folder, by its path with forward slashes: its bytes, and their crc32c as Cloud Storage writes it."""
+
+
+Kind = Literal["file", "folder", "link", "other"]
+"""What has a name: `other` is a FIFO, a socket, a device, or an object whose name is no path."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something in a folder: its path in it with forward slashes, what it is, and the bytes of a file."""
+
+    path: str
+    kind: Kind
+    bytes: int = 0
+
+
+def kind_of(location: Location) -> Kind | None:
+    """What is at a location; None if nothing is. Of a prefix with objects, a folder."""
+    if isinstance(location, GcsLocation):
+        if location.name and gcs.stat(location) is not None:
+            return "file"
+        return "folder" if next(iter(gcs.list_objects(location)), None) is not None else None
+    try:
+        return _kind(location.lstat().st_mode)
+    except (OSError, ValueError):
+        return None
+
+
+def walk(folder: Location) -> Iterator[Entry]:
+    """Everything in a folder and below, folders too, hidden or not. Links are named and not followed; nothing is opened."""
+    if isinstance(folder, GcsLocation):
+        for found in gcs.list_objects(folder):
+            path = _below(folder, found)
+            if path.endswith("/"):  # the Cloud Console's mark of a folder
+                yield Entry(path.rstrip("/"), "other" if found.size or relative_path_fault(path.rstrip("/")) else "folder")
+            else:
+                yield Entry(path, "other" if relative_path_fault(path) else "file", found.size)
+        return
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path, status = f"{below}{entry.name}", entry.stat(follow_symlinks=False)
+                kind = _kind(status.st_mode)
+                yield Entry(path, kind, status.st_size)
+                if kind == "folder":
+                    waiting.append(f"{path}/")
+
+
+def _kind(mode: int) -> Kind:
+    kinds: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+    return kinds.get(stat.S_IFMT(mode), "other")
 
 
 def list_files(folder: Location) -> Iterator[str]:
@@ -48,6 +105,34 @@ def remove_file(location: Location) -> None:
         gcs.delete(location)
     else:
         location.unlink(missing_ok=True)
+
+
+def remove_files(folder: Location, paths: Sequence[str], last: str) -> None:
+    """Removes these files of a folder, then the folders that are empty without them; links are removed, not followed.
+
+    Args:
+        folder: where they are.
+        paths: their paths in it. Nothing else in it is touched.
+        last: another one, by which a local folder is known for what it is until the end. In Cloud Storage it goes first, so
+            that nobody begins to read what is being removed.
+    """
+    if isinstance(folder, GcsLocation):
+        gcs.delete(folder / last)
+        with ThreadPoolExecutor(gcs.STREAMS) as pool:
+            list(pool.map(gcs.delete, [folder / path for path in paths]))
+        return
+    folders = {path[:end] for path in paths for end, letter in enumerate(path) if letter == "/"}
+    for path in paths:
+        (folder / path).unlink(missing_ok=True)
+    for path in sorted(folders, reverse=True):
+        _remove_empty(folder / path)
+    (folder / last).unlink(missing_ok=True)
+    _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty, or went meanwhile
+        folder.rmdir()
 
 
 def remove_folder(folder: Location, first: str) -> None:

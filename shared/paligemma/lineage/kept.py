@@ -1,0 +1,201 @@
+"""What lies in the folder `lineage` of a root, read as it is: records, marks, lists of rows, and what is none of these.
+
+No index is asked: whoever can write into the root could have written that too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.foreign_json import parse_model
+from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROWS_FOLDER
+from paligemma.lineage.record import Record, Signature, Time, canonical_sha256, parse_record, render_record
+from paligemma.safe_names import Sha256, relative_path_fault
+from paligemma.storage import gcs
+from paligemma.storage.folders import Entry, kind_of, read_file, walk
+from paligemma.storage.location import Location
+
+PRUNED_ENDING = ".pruned.json"
+_ROWS = re.compile(rf"{ROWS_FOLDER}/([0-9a-f]{{64}})\.jsonl")
+_FILE = re.compile(r"([^/]+)/([^/]+)/([^/]+?)(_([2-9]|[1-9][0-9]+))?\.json")
+# What a writer that was killed left of a file, and the index that earlier versions kept here.
+_LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.partial(-\d+)?|\.{1,2}index\.sqlite(-wal|-shm|\.lock)?")
+
+
+class PruneMark(BaseModel):
+    """Says that `prune` deleted the artifact of the record with this hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    pruned: Sha256
+    at: Time
+    signature: Signature | None = None
+
+    @property
+    def sha256(self) -> str:
+        """What the signature is of."""
+        return canonical_sha256({"pruned": self.pruned, "at": self.at})
+
+    def render(self) -> bytes:
+        """The mark as it is written."""
+        return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
+
+
+def parse_prune_mark(data: bytes, where: object) -> PruneMark:
+    """Reads a mark.
+
+    Raises:
+        DamagedError: it is none.
+    """
+    mark = parse_model(data, where, PruneMark, "The mark of what was pruned")
+    if mark.render() != data:
+        raise DamagedError("The mark of what was pruned is not as it is written.", where=where)
+    return mark
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file of the folder that is not what its name says, or has no business there."""
+
+    path: str
+    kind: Literal["altered", "missing"]
+    what: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder's contents.
+
+    Attributes:
+        records: by path below the folder; marks of attempts under way too.
+        marks: of what was pruned, by path.
+        rows: the hashes that the lists of rows are named by.
+        faults: everything else.
+    """
+
+    records: dict[str, Record]
+    marks: dict[str, PruneMark]
+    rows: set[str]
+    faults: list[Fault]
+
+
+def read_kept(root: Location) -> Kept:
+    """Reads all that is in the folder `lineage` below a root.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = root / FOLDER
+    try:
+        entries = sorted(walk(folder), key=lambda entry: entry.path)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    if not entries:
+        raise InputError(f"There are no lineage records below {root}.", expected="a folder or prefix that steps wrote to")
+    kept = Kept({}, {}, set(), [])
+    to_read = []
+    for entry in entries:
+        if entry.kind == "folder":
+            continue
+        if entry.kind != "file":
+            kept.faults.append(Fault(entry.path, "altered", f"this is {_KINDS[entry.kind]}, and no record"))
+        elif found := _ROWS.fullmatch(entry.path):
+            kept.rows.add(found[1])
+        elif is_kept_path(entry.path):
+            to_read.append(entry.path)
+        elif not _LEFTOVER.fullmatch(entry.path):
+            kept.faults.append(Fault(entry.path, "altered", "this file was added to the records"))
+    kept.faults.extend(_empty_folders(entries))
+    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        for path, found in zip(to_read, pool.map(lambda path: _read(folder, path), to_read), strict=True):
+            match found:
+                case Record():
+                    kept.records[path] = found
+                case PruneMark():
+                    kept.marks[path] = found
+                case Fault():
+                    kept.faults.append(found)
+    kept.faults.extend(_misplaced(kept.records))
+    for fault in kept.faults:
+        kept.records.pop(fault.path, None)
+    return kept
+
+
+def is_kept_path(path: str) -> bool:
+    """Whether a path in the folder `lineage` is one of a record or a mark: RUN/TASK/NAME.json."""
+    if relative_path_fault(path) or path.startswith(f"{ROWS_FOLDER}/"):
+        return False
+    return path.count("/") == 2 and path.endswith(".json") and "/." not in path and not path.startswith(".")
+
+
+def path_fault(path: str, record: Record) -> str:
+    """Why a record is not the one that a path is of; empty if it is."""
+    own = f"{record.run}/{record.task}/{record.attempt}"
+    found = _FILE.fullmatch(path)
+    in_place = found is not None and f"{found[1]}/{found[2]}/{found[3]}" == own and record.status != "running"
+    if in_place or (record.status == "running" and path == f"{own}{MARK_ENDING}"):
+        return ""
+    return f"it is the record of {own}"
+
+
+def _read(folder: Location, path: str) -> Record | PruneMark | Fault | None:
+    """What a file is; None of one that went while it was being looked for."""
+    try:
+        data = read_file(folder / path)
+        if data is None:
+            return None
+        if path.endswith(PRUNED_ENDING):
+            return parse_prune_mark(data, folder / path)
+        record = parse_record(data, folder / path)
+    except InputError:  # an object that went
+        return None
+    except PaliGemmaError as error:
+        return Fault(path, "altered", error.what) if kind_of(folder / path) else None
+    if render_record(record) != data:
+        return Fault(path, "altered", "its bytes are not those that were written")
+    fault = path_fault(path, record)
+    return Fault(path, "altered", fault) if fault else record
+
+
+def _misplaced(records: dict[str, Record]) -> Iterator[Fault]:
+    """Records that are there twice, or not in the order in which their attempt left them."""
+    first: dict[str, str] = {}
+    attempts: dict[str, dict[int, tuple[str, Record]]] = {}
+    for path, record in records.items():
+        if record.sha256 in first:
+            yield Fault(path, "altered", f"it is a copy of {first[record.sha256]}")
+            continue
+        first[record.sha256] = path
+        if record.status != "running":
+            (*_, number) = _FILE.fullmatch(path).groups()
+            own = f"{record.run}/{record.task}/{record.attempt}"
+            attempts.setdefault(own, {})[int(number or 1)] = (path, record)
+    for own, numbered in attempts.items():
+        for number in range(1, max(numbered)):
+            if number not in numbered:
+                yield Fault(f"{own}{f'_{number}' if number > 1 else ''}.json", "missing", "a record that was here is gone")
+        in_order = [numbered[number] for number in sorted(numbered)]
+        for (_, before), (path, after) in itertools.pairwise(in_order):
+            if str(after.finished) < str(before.finished):
+                yield Fault(path, "altered", "it is older than the record that its attempt left before")
+
+
+def _empty_folders(entries: list[Entry]) -> Iterator[Fault]:
+    """Folders that are none of a run or a task, or are hidden. A writer makes one before it writes into it."""
+    for entry in entries:
+        if entry.kind == "folder" and (entry.path.startswith(".") or "/." in entry.path or entry.path.count("/") > 1):
+            yield Fault(entry.path, "altered", "this folder was added to the records")
+        elif entry.kind == "folder" and entry.path.startswith(f"{ROWS_FOLDER}/"):
+            yield Fault(entry.path, "altered", "this folder was added to the lists of rows")
+
+
+_KINDS = {"link": "a link", "other": "no file"}

@@ -1,0 +1,74 @@
+"""Artifacts below a root that none of its records knows of, hidden ones and those behind links too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.errors import PaliGemmaError
+from paligemma.lineage.attempt import FOLDER
+from paligemma.lineage.record import RECORD_FILE, Record, parse_record
+from paligemma.storage import gcs
+from paligemma.storage.folders import read_file
+from paligemma.storage.location import GcsLocation, Location
+
+_WHAT = "the artifact's record is not among those below the root"
+
+
+def orphans(root: Location, known: set[str], unfinished: set[str]) -> Iterator[tuple[str, str, Record | None]]:
+    """Where they are, what to say, and the record beside one, if it can be read.
+
+    Args:
+        root: where to look; not in its folder `lineage`.
+        known: places of artifacts, by their paths from the root; nothing below them is an orphan.
+        unfinished: where attempts that made nothing were to write: what they left is none either.
+    """
+    for path in _below(root, known):
+        folder, _, name = path.rpartition("/")
+        of = f"{folder}/" if folder else ""
+        if any(name == f".{one.rpartition('/')[2]}.partial" and one.startswith(of) for one in unfinished):
+            continue
+        place = root / path if path else root
+        if isinstance(place, Path) and place.is_symlink():
+            yield str(place), "a link to an artifact was added", None
+        else:
+            yield str(place), _WHAT, _record(place)
+
+
+def _record(place: Location) -> Record | None:
+    try:
+        data = read_file(place / RECORD_FILE)
+        return parse_record(data, place) if data else None
+    except PaliGemmaError:
+        return None
+
+
+def _below(root: Location, known: set[str]) -> Iterator[str]:
+    """Paths of folders with a record that are no known place, and not in one or in another of these."""
+    if isinstance(root, GcsLocation):
+        start, found = len(root.name) + 1 if root.name else 0, []
+        for one in gcs.list_objects(root):
+            path = one.location.name[start:]
+            place = path.removesuffix(RECORD_FILE).rstrip("/")
+            inside = (place[:end] for end in range(len(place) + 1) if end == len(place) or place[end] == "/")
+            if path.rpartition("/")[2] == RECORD_FILE and path.partition("/")[0] != FOLDER and known.isdisjoint(inside):
+                found.append(place)
+        yield from (place for place in found if not any(place != other and place.startswith(f"{other}/") for other in found))
+        return
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(root / below) as entries:
+            inside = list(entries)
+        if below and any(entry.name == RECORD_FILE for entry in inside):
+            yield below
+            continue
+        for entry in inside:
+            path = f"{below}/{entry.name}" if below else entry.name
+            if path in known or path == FOLDER:
+                continue
+            if entry.is_symlink() and os.path.lexists(Path(entry.path) / RECORD_FILE):
+                yield path
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append(path)
