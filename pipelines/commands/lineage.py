@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from paligemma.command_line import make_app
+from paligemma.terminal import printable
+
+if TYPE_CHECKING:
+    from paligemma.lineage.index import Index
 
 app = make_app("Ask what made an artifact, what a data row went into, how runs differ; verify, prune, export. No server.")
 
@@ -18,6 +23,7 @@ Root = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="a table")]
 DEFAULT_ROOT = "runs/pipeline"
+_SHOWN_DAMAGED = 20
 
 
 @app.command("list")
@@ -32,10 +38,9 @@ def list_(
     json: Json = False,
 ) -> None:
     """List runs, the newest first."""
-    from paligemma.lineage.index import Index
     from paligemma.lineage.queries import list_runs
 
-    with Index(root) as index:
+    with _opened(root) as index:
         runs = list_runs(index, limit, status, component)
     if json:
         return _print(runs)
@@ -57,15 +62,14 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a run's steps, or all that is recorded of an artifact."""
-    from paligemma.lineage.index import Index
     from paligemma.lineage.queries import show
 
-    with Index(root) as index:
+    with _opened(root) as index:
         found = show(index, name)
     if json:
         return _print(found)
     if found["kind"] == "run":
-        typer.echo(f"{found['run']}: {_status(found)}, {found['seconds']:.1f} s, began {found['started'][:19]}")
+        _say(f"{found['run']}: {_status(found)}, {found['seconds']:.1f} s, began {found['started'][:19]}")
         return _table(
             ("task", "status", "seconds", "artifact", "tree sha256", "rows"),
             (
@@ -82,7 +86,7 @@ def show(
         )
     record, used = found["record"], found["used_by"]
     made = record["artifact"] or {"type": "nothing", "tree_sha256": "", "bytes": 0, "rows": None, "files": []}
-    typer.echo(f"{made['type']} {record['output']}")
+    _say(f"{made['type']} {record['output']}")
     _fields(
         {
             "tree sha256": made["tree_sha256"],
@@ -109,31 +113,31 @@ def trace(
     json: Json = False,
 ) -> None:
     """Trace an artifact back: rows, checkpoint, code, image and parameters of every step that it comes from."""
-    from paligemma.lineage.index import Index
     from paligemma.lineage.queries import trace
 
-    with Index(root) as index:
+    with _opened(root) as index:
         found = trace(index, name)
     if json:
         return _print(found)
     for step in found["steps"]:
-        typer.echo(f"\n{step['type'] or 'nothing'} {step['output']}")
-        typer.echo(f"  tree sha256  {step['tree_sha256']}")
-        typer.echo(f"  made by      {step['component']} in {step['run']}/{step['task']} ({step['status']})")
+        typer.echo()
+        _say(f"{step['type'] or 'nothing'} {step['output']}")
+        _say(f"  tree sha256  {step['tree_sha256']}")
+        _say(f"  made by      {step['component']} in {step['run']}/{step['task']} ({step['status']})")
         for label, value in _code(step).items():
-            typer.echo(f"  {label:<12} {value}")
+            _say(f"  {label:<12} {value}")
         for path, sha256 in step["weights"].items():
-            typer.echo(f"  weights      {path} sha256 {sha256}")
+            _say(f"  weights      {path} sha256 {sha256}")
         if step["metrics"]:
-            typer.echo(f"  metrics      {_figures(step['metrics'])}")
+            _say(f"  metrics      {_figures(step['metrics'])}")
         for key, value in step["parameters"].items():
-            typer.echo(f"  parameter    {key} = {value}")
+            _say(f"  parameter    {key} = {value}")
         for one in step["inputs"]:
-            typer.echo(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
+            _say(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
     typer.echo("\nMade by no step:")
     _table(("role", "what", "sha256"), ((one["role"], one["uri"], one["sha256"]) for one in found["sources"]))
     for one in found["missing"]:
-        typer.echo(f"The record {one['record'][:16]} of {one['uri']} is not below this root.")
+        _say(f"The record {one['record'][:16]} of {one['uri']} is not below this root.")
 
 
 @app.command()
@@ -147,14 +151,13 @@ def impact(
 ) -> None:
     """Name every model, evaluation and release that an artifact, a data row or an image went into."""
     from paligemma.lineage.impact import impact
-    from paligemma.lineage.index import Index
 
-    with Index(root) as index:
+    with _opened(root) as index:
         found = impact(index, name)
     if json:
         return _print(found)
     for row in found.get("rows", ()):
-        typer.echo(f"row {row['row']}, line {row['line']}, image {row['image']}")
+        _say(f"row {row['row']}, line {row['line']}, image {row['image']}")
     titles = {
         "models": "Models made from it",
         "validated": "Models only validated with it",
@@ -163,7 +166,8 @@ def impact(
         "others": "Other artifacts",
     }
     for group, title in titles.items():
-        typer.echo(f"\n{title}: {len(found[group])}")
+        typer.echo()
+        _say(f"{title}: {len(found[group])}")
         if found[group]:
             _table(
                 ("run", "artifact", "tree sha256", "as"),
@@ -180,29 +184,30 @@ def diff(
 ) -> None:
     """Say how two runs differ: parameters, code, data rows, metrics."""
     from paligemma.lineage.diff import diff
-    from paligemma.lineage.index import Index
 
-    with Index(root) as index:
+    with _opened(root) as index:
         found = diff(index, before, after)
     if json:
         return _print(found)
     for task, sides in found["tasks"].items():
         if "only_in" in sides:
-            typer.echo(f"\n{task}: only in {sides['only_in']}")
+            typer.echo()
+            _say(f"{task}: only in {sides['only_in']}")
             continue
-        typer.echo(f"\n{task}: " + ("" if sides else "the same"))
+        typer.echo()
+        _say(f"{task}: " + ("" if sides else "the same"))
         rows = sides.pop("rows", None)
         for kind, changed in sides.items():
             for one in changed:
-                typer.echo(f"  {kind:<11} {one['key']}: {one['before']} -> {one['after']}")
+                _say(f"  {kind:<11} {one['key']}: {one['before']} -> {one['after']}")
         if rows:
-            typer.echo(f"  rows        {rows['added']} added, {rows['removed']} removed, {rows['changed']} changed")
+            _say(f"  rows        {rows['added']} added, {rows['removed']} removed, {rows['changed']} changed")
             for kind in ("added", "removed"):
                 for row in rows["examples"][kind]:
-                    typer.echo(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
+                    _say(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
             for pair in rows["examples"]["changed"]:
                 old, new = (f"line {row['line']}, row {row['row']}" for row in (pair["before"], pair["after"]))
-                typer.echo(f"    changed   {pair['after']['image']}: {old} -> {new}")
+                _say(f"    changed   {pair['after']['image']}: {old} -> {new}")
 
 
 @app.command()
@@ -212,22 +217,31 @@ def verify(
         Path | None,
         typer.Option(help="Public key (PEM) that every record must be signed with.", show_default="signatures are not checked"),
     ] = None,
+    seen: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to keep elsewhere, with the hashes of all records: written when all is well, and compared with from "
+            "then on. It shows when the newest records are gone.",
+            show_default="only what the root itself tells",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Hash everything anew: find what is missing, altered or orphaned, and where the chain of records breaks. Exits with 3."""
-    from paligemma.lineage.index import Index
+    from paligemma.lineage.seen import read_seen, write_seen
     from paligemma.lineage.sign import read_public_key
     from paligemma.lineage.verify import verify
 
     public = None if key is None else read_public_key(key)
-    with Index(root, thorough=True) as index:
-        found = verify(index, public)
+    before = {} if seen is None else read_seen(seen)
+    found = verify(root, public, before)
     if json:
         _print(found.to_json())
     else:
         for problem in found.problems:
-            typer.echo(f"{problem.kind}: {problem.where}\n  {problem.what}")
-        typer.echo(f"{found.records} records, {found.artifacts} artifacts, {found.bytes / 1e6:.1f} MB: "
+            _say(f"{problem.kind}: {problem.where}")
+            _say(f"  {problem.what}")
+        _say(f"{found.records} records, {found.artifacts} artifacts, {found.bytes / 1e6:.1f} MB: "
                    + (f"{len(found.problems)} problems" if found.problems else "all as recorded"))  # fmt: skip
         notes = {
             "pruned": found.pruned,
@@ -236,9 +250,11 @@ def verify(
         }
         for what, named in (notes | {"without an end (under way, or killed)": found.unfinished}).items():
             if named:
-                typer.echo(f"{what}: {len(named)}")
+                _say(f"{what}: {len(named)}")
     if found.problems:
         raise typer.Exit(3)
+    if seen is not None:
+        write_seen(seen, found.hashes)
 
 
 @app.command()
@@ -255,11 +271,10 @@ def prune(
     """Say which artifacts no release was made from, or delete them. Records and lists of rows always stay."""
     from contextlib import ExitStack
 
-    from paligemma.lineage.index import Index
     from paligemma.lineage.prune import delete, plan
 
-    with ExitStack() as opened, Index(root) as index:
-        planned = plan(index, older_than, [opened.enter_context(Index(one)) for one in registry or ()])
+    with ExitStack() as opened, _opened(root) as index:
+        planned = plan(index, older_than, [opened.enter_context(_opened(one)) for one in registry or ()])
         if not dry_run:
             delete(index, planned)
     if json:
@@ -268,10 +283,12 @@ def prune(
         ("artifact", "type", "MB", "run"),
         ((one["place"], one["type"], f"{one['bytes'] / 1e6:.1f}", one["run"]) for one in planned["delete"]),
     )
+    for one in planned["not_ours"]:
+        _say(f"not ours, and left alone: {one['place']}: {one['why']}")
     verb = "could be deleted" if dry_run else "deleted"
     stay = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in planned["stay"].items())
-    typer.echo(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
-    typer.echo(f"{planned['releases']} releases; what stays: {stay}.")
+    _say(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
+    _say(f"{planned['releases']} releases; what stays: {stay}.")
 
 
 @app.command()
@@ -291,14 +308,13 @@ def export(
 ) -> None:
     """Export runs to a file, or to a catalogue over HTTP."""
     from paligemma.errors import InputError
-    from paligemma.lineage.index import Index
     from paligemma.lineage.openlineage import events, send, to_line
     from paligemma.lineage.queries import run_names
     from paligemma.storage.atomic import write_file
 
     if not openlineage:
         raise InputError("No format was chosen.", expected="--openlineage")
-    with Index(root) as index:
+    with _opened(root) as index:
         runs = run or run_names(index)[::-1]
         found = events(index, runs, namespace, repository)
         if url:
@@ -309,11 +325,11 @@ def export(
             if output is None and not json:
                 return typer.echo("\n".join(lines))
             if output is None:
-                return typer.echo(f"[{','.join(lines)}]")
+                return _say(f"[{','.join(lines)}]")
             write_file(output, "".join(f"{line}\n" for line in lines))
     if json:
         return _print({"events": count, "runs": len(runs), "to": where})
-    typer.echo(f"{count} events of {len(runs)} runs to {where}")
+    _say(f"{count} events of {len(runs)} runs to {where}")
 
 
 @app.command()
@@ -325,16 +341,34 @@ def report(
     json: Json = False,
 ) -> None:
     """Write one page with all runs: graph, search, comparison. It opens from disk, without network."""
-    from paligemma.lineage.index import Index
     from paligemma.lineage.page import page_data, render_page
     from paligemma.storage.atomic import write_file
 
-    with Index(root) as index:
+    with _opened(root) as index:
         data = page_data(index, limit, rows)
     if json:
         return _print(data)
     write_file(output, render_page(data))
-    typer.echo(f"wrote {output}: {len(data['runs'])} runs")
+    _say(f"wrote {output}: {len(data['runs'])} runs")
+
+
+@contextmanager
+def _opened(root: str) -> Iterator[Index]:
+    """The index of a root. What it could not read is said first, and the rest is answered."""
+    from paligemma.lineage.index import Index
+
+    with Index(root) as index:
+        damaged = index.damaged()
+        for where, why in damaged[:_SHOWN_DAMAGED]:
+            typer.echo(printable(f"no record: {where}: {why}"), err=True)
+        if len(damaged) > _SHOWN_DAMAGED:
+            typer.echo(f"no records: {len(damaged) - _SHOWN_DAMAGED} more; `paligemma lineage verify` names all", err=True)
+        yield index
+
+
+def _say(text: str) -> None:
+    """Prints one line."""
+    typer.echo(printable(text))
 
 
 def _print(answer: object) -> None:
@@ -354,7 +388,7 @@ def _table(names: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> None:
     for name in names:
         table.add_column(name, overflow="fold")
     for line in lines:
-        table.add_row(*(Text("" if value is None else str(value)) for value in line))
+        table.add_row(*(Text("" if value is None else printable(str(value), lines=True)) for value in line))
     if not table.row_count:
         return
     with console.capture() as printed:
@@ -366,9 +400,9 @@ def _fields(values: dict[str, object]) -> None:
     for label, value in values.items():
         if isinstance(value, dict):
             for key, one in value.items():
-                typer.echo(f"  {label:<12} {key} = {one}")
+                _say(f"  {label:<12} {key} = {one}")
         elif value not in (None, ""):
-            typer.echo(f"  {label:<12} {value}")
+            _say(f"  {label:<12} {value}")
 
 
 def _code(producer: dict) -> dict[str, object]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import typer
 
 from paligemma.errors import PaliGemmaError
+from paligemma.terminal import printable
 
 
 def make_app(help: str | None = None) -> typer.Typer:
@@ -22,13 +23,20 @@ def run_app(app: typer.Typer) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False  # a library that sets up the root logger would have every line twice
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     log.addHandler(handler)
     try:
         app()
     except PaliGemmaError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
+
+
+class _Printable(logging.Formatter):
+    """Names in a message are often somebody else's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
 
 
 def run_command(run: Callable, name: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from paligemma.terminal import printable
+
 
 class PaliGemmaError(Exception):
     """Base of every error that is shown to a user without a traceback."""
@@ -22,8 +24,8 @@ class PaliGemmaError(Exception):
             lines.append(f"  expected: {expected}")
         if fix is not None:
             lines.append(f"  to do:    {fix}")
-        super().__init__("\n".join(lines))
-        self.what = what
+        super().__init__(printable("\n".join(lines), lines=True))
+        self.what = printable(what, lines=True)
 
 
 class InputError(PaliGemmaError):

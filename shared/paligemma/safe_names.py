@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from paligemma.errors import InputError, PaliGemmaError
+from paligemma.terminal import printable
 
 MOST_PATH_BYTES = 1024
 """The longest name of an object (cloud.google.com/storage/docs/objects#naming)."""
@@ -154,7 +155,7 @@ def parse_release_version(
 
 def shown(text: object) -> str:
     """A text that cannot steer a terminal: its control characters as escapes, in quotes; long ones are cut."""
-    plain = ascii(text) if _UNPRINTABLE.search(str(text)) or not str(text).isprintable() else repr(text)
+    plain = printable(repr(text))
     return plain if len(plain) <= 200 else f"{plain[:200]}..."
 
 

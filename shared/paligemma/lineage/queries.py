@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paligemma.errors import InputError, near_match
 from paligemma.lineage.index import Index, unpack
+from paligemma.terminal import printable_json
 
 RELEASE_COMPONENT = "publish"
 SUMMARY_COMPONENT = "summarize"
@@ -254,4 +255,4 @@ def reference(record: dict) -> dict:
 
 def to_json(answer: object) -> str:
     """An answer as `--json` prints it."""
-    return json.dumps(answer, indent=2, ensure_ascii=False)
+    return printable_json(json.dumps(answer, indent=2, ensure_ascii=False))
