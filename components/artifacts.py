@@ -17,6 +17,7 @@ from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.lineage.artifact import record_of
 from paligemma.lineage.attempt import safe_name, set_place
 from paligemma.lineage.record import RECORD_FILE, parse_record
+from paligemma.safe_names import parse_relative_path
 from paligemma.storage.folders import read_file
 from paligemma.storage.location import SCHEME, parse_location
 
@@ -54,7 +55,7 @@ def input_location(artifact: dsl.Artifact | None, sha256: str = "") -> str:
 
 def _location(artifact: dsl.Artifact) -> str:
     if location := artifact.metadata.get(LOCATION):
-        return location
+        return str(location)
     said = Path(artifact.path or "") / LOCATION_FILE  # where a runner hands on the files, and not the metadata
     if said.is_file():
         found = read_json(said, "What says where the artifact is", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
@@ -72,7 +73,7 @@ def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: 
     runner keeps its runs in.
     """
     run = run_name(artifact, run)
-    name = artifact.name.rsplit("/", 1)[-1]
+    name = parse_relative_path(artifact.name.rsplit("/", 1)[-1], "The artifact's name")
     location = f"{artifact_root.rstrip('/')}/{run}/{safe_name(task)}/{name}" if artifact_root else artifact.path
     runs_folder, found, _ = location.rpartition(f"/{run}/")
     place_task(artifact_root or (runs_folder if found else ""), run, task)

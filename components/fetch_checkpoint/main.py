@@ -62,9 +62,11 @@ def run(
     from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.lineage.record import Input, file_sha256
     from paligemma.models.config import parse_config
+    from paligemma.safe_names import parse_sha256
     from paligemma.storage.space import check_space
 
-    had, local = fetch_first(source, sha256, precision)
+    expected_sha256 = parse_sha256(sha256.lower(), "The expected hash", where="--sha256") if sha256 else ""
+    had, local = fetch_first(source, expected_sha256, precision)
     checkpoint = open_checkpoint(local)
     config = checkpoint.config
     if image_size:
@@ -82,11 +84,11 @@ def run(
             where=tokenizer_file,
             expected="the tokenizer that the checkpoint was trained with",
         )
-    if sha256 and checkpoint.weights_sha256 != sha256.lower():
+    if expected_sha256 not in ("", checkpoint.weights_sha256):
         raise DamagedError(
             "The weight file is not the expected one.",
             where=checkpoint.weights,
-            expected=f"sha256 {sha256}, found {checkpoint.weights_sha256}",
+            expected=f"sha256 {expected_sha256}, found {checkpoint.weights_sha256}",
         )
     folder = checkpoint.weights.parent
     is_npz = checkpoint.weights.suffix == ".npz"

@@ -78,7 +78,7 @@ def _pattern_fault(pattern: re.Pattern, expected: str) -> Callable[[str], str]:
 
 _sha256_fault = _pattern_fault(_SHA256, "64 hexadecimal digits in lower case")
 _name_fault = _pattern_fault(_NAME, "a name of letters, digits, '_', '.' and '-' that begins with none of the last two")
-_version_fault = _pattern_fault(_VERSION, "a version of letters, digits, '_' and '-'")
+version_id_fault = _pattern_fault(_VERSION, "a version of letters, digits, '_' and '-'")
 _release_fault = _pattern_fault(
     _RELEASE, "a version of letters, digits, '_', '.' and '-' that begins with one of the first two"
 )
@@ -99,7 +99,7 @@ Sha256 = Annotated[str, _validator(_sha256_fault)]
 """A SHA-256, as hexadecimal digits in lower case."""
 RunName = Annotated[str, _validator(_name_fault)]
 """What a run, a task or an attempt is called, and its folder or file."""
-VersionId = Annotated[str, _validator(_version_fault)]
+VersionId = Annotated[str, _validator(version_id_fault)]
 """Which writing of an artifact in Cloud Storage it is: a part of its files' address."""
 ReleaseVersion = Annotated[str, _validator(_release_fault)]
 """The version of a release, and the name of its folder in a registry."""
@@ -143,7 +143,7 @@ def parse_version_id(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
     """The version of an artifact in Cloud Storage; see `parse_relative_path`."""
-    return _parse(text, _version_fault, "letters, digits, '_' and '-'", what, where, error, fix)
+    return _parse(text, version_id_fault, "letters, digits, '_' and '-'", what, where, error, fix)
 
 
 def parse_release_version(

@@ -119,7 +119,7 @@ def _own_words(environment: Mapping[str, str]) -> str:
     root, run, task = (environment.get(name, "") for name in (ROOT_VARIABLE, RUN_VARIABLE, TASK_VARIABLE))
     if not root:
         return ""
-    folder = parse_location(root) / FOLDER / run / safe_name(task)
+    folder = parse_location(root) / FOLDER / safe_name(run) / safe_name(task)
     try:
         kept = sorted(name for name in list_files(folder) if not name.endswith(MARK_ENDING))
         data = read_file(folder / kept[-1]) if kept else None

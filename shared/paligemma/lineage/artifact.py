@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import DOCUMENT_BYTES
 from paligemma.lineage.attempt import Attempt, attempt
 from paligemma.lineage.record import (
     RECORD_FILE,
@@ -108,8 +109,8 @@ def localize(location: str | Path | Location) -> Path:
         return cache.local_copy(location)
     if location in _verified and _verified[location].generation == manifest.generation:
         return _verified[location].folder
-    data, manifest = gcs.read_bytes(location / RECORD_FILE)
-    record = parse_record(data, location / RECORD_FILE)
+    data, manifest = gcs.read_bytes(location / RECORD_FILE, most=DOCUMENT_BYTES)
+    record = _of_artifact(data, location / RECORD_FILE)
     folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
     with cache.exclusive_folder(folder, RECORD_FILE):
         if folder.is_dir() and _matches(folder, record):
@@ -189,9 +190,28 @@ def _write_record(current: Attempt, draft: Draft, type: str, component: str, loc
     return record
 
 
+def _of_artifact(data: bytes, where: object) -> Record:
+    """The record beside an artifact in Cloud Storage.
+
+    Raises:
+        DamagedError: it is none, or of something else.
+    """
+    record = parse_record(data, where)
+    if record.artifact is None:
+        raise DamagedError("The lineage record beside an artifact names none.", where=where)
+    if record.artifact.version is None:
+        raise DamagedError(
+            "The lineage record is of an artifact on a disk.",
+            where=where,
+            expected="one that a step wrote to gs://",
+            fix="copy the folder to this machine, and pass that",
+        )
+    return record
+
+
 def _version_and_files(data: bytes) -> tuple[str, list[str]]:
-    artifact = parse_record(data, RECORD_FILE).artifact
-    return str(artifact.version), [file.path for file in artifact.files]
+    artifact = _of_artifact(data, RECORD_FILE).artifact
+    return artifact.version, [file.path for file in artifact.files]
 
 
 def _matches(folder: Path, record: Record) -> bool:

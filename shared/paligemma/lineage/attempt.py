@@ -8,9 +8,11 @@ ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive t
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import logging
+import math
 import os
 import platform
 import re
@@ -62,6 +64,7 @@ ROOT_VARIABLE = "PALIGEMMA_LINEAGE_ROOT"
 """The root of records; unset, the artifact root, or the folder that the output is in."""
 PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
 
+_MOST_NAME = 200  # letters; what writers add to a name has to have room in a file's
 _PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "pillow", "kfp")
 _ADDRESS = re.compile(r"\b((?!gs:)[a-z]+://)(?:[^/@\s]*@)?([^\s?#,]*)[^\s,]*")  # without user, query and fragment
 
@@ -116,6 +119,7 @@ class Attempt:
     task: str
     root: Location
     name: str
+    price: float | None = None
     inputs: list[Input] = field(default_factory=list)
     device: str | None = None
     records: int = 0
@@ -134,7 +138,6 @@ class Attempt:
     ) -> Record:
         """The record of this moment, sealed."""
         seconds = time.monotonic() - self._clock
-        price = os.environ.get(PRICE_VARIABLE)
         return seal(
             Record(
                 run=self.run,
@@ -151,7 +154,7 @@ class Attempt:
                 started=self.started,
                 finished=None if status == "running" else _now(),
                 seconds=round(seconds, 3),
-                cost_usd=round(seconds / 3600 * float(price), 6) if price else None,
+                cost_usd=None if self.price is None else round(seconds / 3600 * self.price, 6),
             )
         )
 
@@ -263,8 +266,11 @@ def attempt_name() -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name of a run or task as a folder is called."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "x"
+    """A name of a run or task as a folder is called: a `RunName`, and not the folder of the lists of rows."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "x"
+    if len(safe) > _MOST_NAME:
+        safe = f"{safe[:_MOST_NAME]}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return f"{safe}_" if safe == ROWS_FOLDER else safe
 
 
 def _begin(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path) -> Attempt:
@@ -282,7 +288,22 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object],
         task=safe_name(task),
         root=top.absolute() if isinstance(top, Path) else top,
         name=name,
+        price=_price(),
     )
+
+
+def _price() -> float | None:
+    """US dollars an hour that this machine costs, if the environment says so."""
+    said = os.environ.get(PRICE_VARIABLE)
+    if not said:
+        return None
+    try:
+        price = float(said)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < math.inf:
+        raise InputError(f"{said!r} is no price.", where=f"${PRICE_VARIABLE}", expected="US dollars an hour, such as 1.2")
+    return price
 
 
 def _leave_failure(current: Attempt, error: BaseException) -> None:

@@ -28,7 +28,7 @@ PRUNED_ENDING = ".pruned.json"
 _ROWS = re.compile(rf"{ROWS_FOLDER}/([0-9a-f]{{64}})\.jsonl")
 _FILE = re.compile(r"([^/]+)/([^/]+)/([^/]+?)(_([2-9]|[1-9][0-9]+))?\.json")
 # What a writer that was killed left of a file, and the index that earlier versions kept here.
-_LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.partial(-\d+)?|\.{1,2}index\.sqlite(-wal|-shm|\.lock)?")
+_LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.partial(-\d+)*|\.{1,2}index\.sqlite(-wal|-shm|\.lock)?")
 
 
 class PruneMark(BaseModel):

@@ -49,8 +49,9 @@ def kind_of(location: Location) -> Kind | None:
 def walk(folder: Location) -> Iterator[Entry]:
     """Everything in a folder and below, folders too, hidden or not. Links are named and not followed; nothing is opened."""
     if isinstance(folder, GcsLocation):
+        start = f"{folder.name}/" if folder.name else ""
         for found in gcs.list_objects(folder):
-            path = _below(folder, found)
+            path = found.location.name.removeprefix(start)
             if path.endswith("/"):  # the Cloud Console's mark of a folder
                 yield Entry(path.rstrip("/"), "other" if found.size or relative_path_fault(path.rstrip("/")) else "folder")
             else:

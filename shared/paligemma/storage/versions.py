@@ -17,6 +17,8 @@ from itertools import repeat
 from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import DOCUMENT_BYTES
+from paligemma.safe_names import parse_relative_path, parse_version_id, version_id_fault
 from paligemma.storage import gcs
 from paligemma.storage.atomic import clear
 from paligemma.storage.location import GcsLocation
@@ -56,7 +58,7 @@ def publish(
     before = gcs.stat(location / manifest)
     kept = set()
     if before is not None:
-        kept.add(version_of(gcs.read_bytes(location / manifest)[0])[0])
+        kept.add(version_of(gcs.read_bytes(location / manifest, most=DOCUMENT_BYTES)[0])[0])
     elif any(not _is_version(found, location) for found in gcs.list_objects(location)):
         raise InputError(
             f"{location} holds objects that are not an artifact of this program.",
@@ -98,9 +100,13 @@ def fetch(
         DamagedError: a file that the manifest names is gone.
     """
     while True:
-        data, found = gcs.read_bytes(location / manifest)
+        data, found = gcs.read_bytes(location / manifest, most=DOCUMENT_BYTES)
         version, names = version_of(data)
-        place = folder_of(location, version)
+        place = folder_of(
+            location, parse_version_id(version, "The version of the artifact", where=location, error=DamagedError)
+        )
+        for name in names:
+            parse_relative_path(name, "A file's name in the artifact", where=location, error=DamagedError)
 
         try:
             objects = {one.location.name.removeprefix(f"{place.name}/"): one for one in gcs.list_objects(place)}
@@ -122,7 +128,9 @@ def fetch(
 
 
 def _is_version(found: gcs.Object, location: GcsLocation) -> bool:
-    return found.location.name.removeprefix(f"{location.name}/").startswith(_PREFIX)
+    """Whether it is in the folder of a version, as writers of ours name one."""
+    first, slash, _ = found.location.name.removeprefix(f"{location.name}/").partition("/")
+    return bool(slash) and first.startswith(_PREFIX) and not version_id_fault(first.removeprefix(_PREFIX))
 
 
 def _delete_versions_before(manifest: gcs.Object, location: GcsLocation, kept: set[str]) -> None:
