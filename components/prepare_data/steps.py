@@ -29,6 +29,7 @@ from paligemma.reports.page import write_page
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import exists, parent_of, write_file
+from paligemma.storage.folders import kind_of
 from paligemma.storage.location import absolute_uri, parse_location
 
 FINGERPRINT_FILE = "fingerprint"
@@ -110,13 +111,20 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> 
     else:
         folder = cache_folder() / "prepare" / hashlib.sha256(str(location).encode()).hexdigest()
     wanted = fingerprint(inputs, settings)
-    folder.mkdir(parents=True, exist_ok=True)
     known = folder / FINGERPRINT_FILE
+    if kind_of(folder) not in (None, "folder") or (folder.is_dir() and any(folder.iterdir()) and not known.is_file()):
+        raise InputError(
+            "What is at the place of unfinished work is something else.",
+            where=folder,
+            fix="remove it, or choose another --output",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     if known.is_file() and known.read_text() == wanted:
         if finished := len(list(folder.glob("*.facts"))):
             log.info("%d shards were finished by an earlier run (remove %s to begin anew)", finished, folder)
     else:
-        clear(folder)
+        write_file(known, b"")  # so that it is known for ours until it is empty
+        clear(folder, but=FINGERPRINT_FILE)
         write_file(known, wanted.encode())
     return folder
 

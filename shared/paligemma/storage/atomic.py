@@ -125,9 +125,11 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
         _sync(path.parent)
 
 
-def clear(folder: Path) -> None:
-    """Removes everything in a folder, but not the folder, which may be locked."""
+def clear(folder: Path, but: str = "") -> None:
+    """Removes everything in a folder, but not the folder, which may be locked, nor the entry called `but`. Follows no link."""
     for entry in folder.iterdir():
+        if entry.name == but:
+            continue
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 

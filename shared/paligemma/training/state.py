@@ -11,14 +11,15 @@ flipped bit without a word (0.12.8, measured; TensorStore keeps checksums of its
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import logging
 import math
 import os
+import re
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,9 +36,9 @@ from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import parse_json
 from paligemma.storage import folders
 from paligemma.storage.atomic import sync_tree
-from paligemma.storage.files import write_file
+from paligemma.storage.files import exists, write_file
 from paligemma.storage.gcs import crc32c_of
-from paligemma.storage.location import parse_location
+from paligemma.storage.location import Location, parse_location
 from paligemma.storage.retry import StorageUnavailableError
 from paligemma.storage.space import check_space
 from paligemma.training.fingerprint import FINGERPRINT_FILE, claim, describe_changes
@@ -50,7 +51,9 @@ FORMAT = 1
 CHECKPOINT_FILE = "checkpoint.json"
 
 _ARRAYS = "arrays"
-_PREFIX = "step-"
+_FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{8,}(\..*)?")
+"""A checkpoint's folder, or what Orbax calls it while it is written. What else is in the place of a state is not ours."""
+_DIVERGED = re.compile(r"diverged-step-\d+-process-\d+\.json")
 
 
 class Restored(NamedTuple, Generic[Tree]):
@@ -206,7 +209,7 @@ class StateStore:
             return
         arrays = _by_name(state)
         self._token += 1  # a save that failed may be tried again
-        name = f"{_PREFIX}{step:08d}-{self._token:08x}"
+        name = f"step-{step:08d}-{self._token:08x}"
         metric = metric if metric is not None and math.isfinite(metric) else None
         checkpoint = _Checkpoint(name, step, metric, json.loads(json.dumps(extra or {})), _describe(arrays))
         with self._explained():
@@ -251,9 +254,7 @@ class StateStore:
 
     def _folders(self) -> set[str]:
         """Names of the folders of checkpoints, finished or not."""
-        if isinstance(self._location, Path):  # a folder can be empty here
-            return {path.name for path in self._location.glob(f"{_PREFIX}*")}
-        return {name.partition("/")[0] for name in folders.list_files(self._location) if name.startswith(_PREFIX)}
+        return _checkpoint_folders(self._location)
 
     def _find(self) -> set[str]:
         """Reads every checkpoint.json; returns the names of their folders, those of damaged ones too."""
@@ -339,13 +340,28 @@ class StateStore:
 
 
 def remove_state(location: str | Path) -> None:
-    """Removes a run's state, its fingerprint last: interrupted, it is still known for what it is."""
+    """Removes a run's state, its fingerprint last: interrupted, it is still known for what it is.
+
+    A folder without a fingerprint is none of ours, and what else is in one stays.
+    """
     place = parse_location(location)
-    for name in sorted({name.partition("/")[0] for name in folders.list_files(place) if name.startswith(_PREFIX)}):
+    if not exists(place, FINGERPRINT_FILE):
+        return
+    for name in sorted(_checkpoint_folders(place)):
         folders.remove_folder(place / name, first=CHECKPOINT_FILE)
+    for name in [name for name in folders.list_files(place) if _DIVERGED.fullmatch(name)]:
+        folders.remove_file(place / name)
     folders.remove_file(place / FINGERPRINT_FILE)
     if isinstance(place, Path):
-        shutil.rmtree(place)
+        with contextlib.suppress(OSError):  # somebody has put something else there
+            place.rmdir()
+
+
+def _checkpoint_folders(place: Location) -> set[str]:
+    """Names of the folders of checkpoints, finished or not."""
+    if isinstance(place, Path):  # a folder can be empty here
+        return {path.name for path in place.iterdir() if _FOLDER.fullmatch(path.name) and folders.kind_of(path) == "folder"}
+    return {first for first in (name.partition("/")[0] for name in folders.list_files(place)) if _FOLDER.fullmatch(first)}
 
 
 _REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
