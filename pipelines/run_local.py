@@ -15,7 +15,7 @@ from paligemma.errors import PaliGemmaError
 from paligemma.host_memory import use_huge_pages
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, read_record
-from paligemma.registry import read_champion, read_release
+from paligemma.registry import read_champion_release
 from paligemma.storage.files import exists
 from pipelines.run_log import RunLog
 
@@ -77,10 +77,9 @@ def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerT
 
 def _release_of(outputs: RunOutputs, registry: str) -> str:
     """The champion, if this run made it. The task that publishes is in a branch of the DAG, which gives nothing out."""
-    champion = read_champion(registry) if registry else None
-    if champion is None:
+    release = read_champion_release(registry) if registry else None
+    if release is None:
         return ""
-    release = read_release(registry, champion.release)
     made_from = {entry.sha256 for entry in release.record.inputs}
     is_ours = read_record(localize(outputs.tuned_evaluation)).artifact.tree_sha256 in made_from
     return str(release.location) if is_ours else ""

@@ -16,7 +16,7 @@ from paligemma.evaluation.gate import Decision, compare, decide
 from paligemma.evaluation.metrics import Scores
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import Input, read_record
-from paligemma.registry import EVALUATION_FOLDER, Release, read_champion, read_release
+from paligemma.registry import EVALUATION_FOLDER, Release, read_champion_release
 
 ARTIFACT_TYPE = "evaluation"
 RECORDS_ROLE = "validation records"
@@ -69,8 +69,7 @@ def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evalu
 
 def find_champion(registry: str) -> Release | None:
     """The release in use; None if there is none yet."""
-    champion = read_champion(registry)
-    return read_release(registry, champion.release) if champion else None
+    return read_champion_release(registry)
 
 
 def released_with(release: Release, metric: str, inputs: Sequence[Input], decoding: Mapping[str, object]) -> Evaluation | None:

@@ -74,11 +74,11 @@ class Candidate:
         """
         if champion is not None and champion.release == self.version:
             return
-        if self.decision is not None and not self.decision["promote"]:
+        if self.decision is not None and self.decision.get("promote") is not True:
             raise InputError(
                 "The evaluation says that this model is not to replace another.",
                 where=self.evaluation,
-                expected=self.decision["why"],
+                expected=self.decision.get("why"),
                 fix="train a better one, or release it without making it the champion (--no-promote)",
             )
         if champion != self.compared_with:
@@ -184,4 +184,4 @@ def _compared_with(registry: str, hashes: set[str]) -> Champion | None:
     current = read_champion(registry)
     if current is not None and current.tree_sha256 == compared:
         return current
-    return Champion(release=f"the release with hash {compared[:_VERSION_LENGTH]}", tree_sha256=compared)
+    return Champion(release=f"hash-{compared[:_VERSION_LENGTH]}", tree_sha256=compared)

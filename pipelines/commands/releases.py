@@ -15,17 +15,34 @@ Registry = Annotated[str, typer.Option(help="Folder or gs:// prefix of all relea
 
 @app.command()
 def releases(registry: Registry = "runs/pipeline/registry") -> None:
-    """List the releases of a registry, the oldest first; an asterisk marks the champion."""
-    from paligemma.registry import list_releases, read_champion
+    """List the releases of a registry, the oldest first; an asterisk marks the champion.
 
-    champion = read_champion(registry)
-    for release in list_releases(registry):
-        mark = "*" if champion and champion.release == release.version else " "
-        metrics = release.metrics
-        score = metrics["metrics"][metrics["primary"]]
+    What is damaged is listed as such, after the rest: a release, or a champion that is none of the releases.
+    """
+    from paligemma.errors import DamagedError, InputError
+    from paligemma.registry import list_releases, read_champion, read_champion_release
+
+    found, broken = list_releases(registry)
+    faults = [(one.version, one.error) for one in broken]
+    in_use = ""
+    try:
+        if champion := read_champion(registry):
+            in_use = champion.release
+            read_champion_release(registry)
+    except (DamagedError, InputError) as error:
+        if in_use not in {one.version for one in broken}:
+            faults.append((in_use or "champion", error))
+    for release in found:
+        mark = "*" if release.version == in_use else " "
         formats = ",".join(one.folder for one in release.manifest.formats)
-        figures = f"{metrics['primary']} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
+        try:
+            score = release.score
+            figures = f"{score.metric} {score.value:.4f} ({score.low:.4f} to {score.high:.4f})"
+        except DamagedError as error:
+            figures = error.what
         typer.echo(f"{mark} {release.version}  {release.record.finished}  {figures}  {formats}")
+    for name, error in faults:
+        typer.echo(f"{'*' if name == in_use else '!'} {name}  {error}")
 
 
 @app.command()
@@ -39,7 +56,7 @@ def rollback(
     from paligemma.registry import roll_back
 
     before, champion = roll_back(registry, release)
-    typer.echo(f"the champion is {champion.release}, it was {before}")
+    typer.echo(f"the champion is {champion.release}, it was {before or 'damaged'}")
 
 
 @app.command()

@@ -9,20 +9,22 @@ A registry is a local folder or a `gs://` prefix.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paligemma.errors import DamagedError, InputError, did_you_mean
+from paligemma.errors import DamagedError, InputError, PaliGemmaError, did_you_mean
+from paligemma.foreign_json import first_fault, read_json, read_model
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, File, Record, file_sha256, list_files, read_record, tree_sha256
+from paligemma.safe_names import ReleaseVersion, RunName, Sha256, is_release_version, parse_release_version
 from paligemma.storage.files import exists
 from paligemma.storage.folders import list_files as list_paths
 from paligemma.storage.location import Location, parse_location
-from paligemma.storage.pointer import Pointer, move_pointer, read_pointer
+from paligemma.storage.pointer import DamagedPointerError, move_pointer, read_pointer
 from paligemma.storage.retry import ChangedError
 
 ARTIFACT_TYPE = "release"
@@ -39,8 +41,8 @@ class Format(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    folder: str
-    tree_sha256: str
+    folder: RunName
+    tree_sha256: Sha256
     files: list[File]
 
 
@@ -50,8 +52,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = 1
-    version: str
-    formats: list[Format]
+    version: ReleaseVersion
+    formats: Annotated[list[Format], Field(min_length=1)]
 
 
 class Champion(BaseModel):
@@ -65,9 +67,26 @@ class Champion(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    release: str
-    tree_sha256: str
-    history: list[str] = []
+    release: ReleaseVersion
+    tree_sha256: Sha256
+    history: list[ReleaseVersion] = []
+
+
+class Score(NamedTuple):
+    """A metric of an evaluation, with its interval."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A release that cannot be read any more, and why."""
+
+    version: str
+    error: PaliGemmaError
 
 
 @dataclass(frozen=True)
@@ -91,13 +110,38 @@ class Release:
 
     @property
     def metrics(self) -> dict:
-        """The `metrics.json` of its evaluation."""
-        return json.loads((localize(self.location) / EVALUATION_FOLDER / "metrics.json").read_text())
+        """The `metrics.json` of its evaluation.
+
+        Raises:
+            DamagedError: it cannot be read.
+        """
+        path = localize(self.location) / EVALUATION_FOLDER / "metrics.json"
+        return read_json(path, "The figures of the evaluation", nonfinite=True, fix="publish it again")
+
+    @property
+    def score(self) -> Score:
+        """What it was judged by.
+
+        Raises:
+            DamagedError: its evaluation does not say.
+        """
+        try:
+            metrics = self.metrics
+            found = metrics["metrics"][metrics["primary"]]
+            return Score(str(metrics["primary"]), float(found["value"]), float(found["low"]), float(found["high"]))
+        except (LookupError, TypeError, ValueError):
+            raise DamagedError(
+                "The evaluation of the release has no score.", where=self.location, fix="publish it again"
+            ) from None
 
 
 def release_part(registry: str | Path | Location, version: str, part: str) -> Location:
-    """Where one of a release's folders is."""
-    return parse_location(registry) / "releases" / version / part
+    """Where one of a release's folders is.
+
+    Raises:
+        InputError: the version is not one, and could lead out of the registry.
+    """
+    return parse_location(registry) / "releases" / parse_release_version(version, "The version", where=registry) / part
 
 
 def read_release(registry: str | Path | Location, version: str) -> Release:
@@ -110,34 +154,71 @@ def read_release(registry: str | Path | Location, version: str) -> Release:
     registry = parse_location(registry)
     location = release_part(registry, version, "release")
     if not exists(location, RECORD_FILE):
+        others = versions(registry)
         raise InputError(
-            f"There is no release {version!r}.", where=registry, fix=did_you_mean(version, versions(registry)) or None
+            f"There is no release {version!r}.", where=registry, fix=did_you_mean(version, others) if others else None
         )
     folder = localize(location)
     record = read_record(folder, ARTIFACT_TYPE)
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise DamagedError(f"The release's manifest is damaged: {error}.", where=location, fix="publish it again") from None
+    manifest = read_model(folder / MANIFEST_FILE, Manifest, "The manifest of the release", fix="publish it again")
+    if manifest.version != version:
+        raise DamagedError(
+            f"What is there is release {manifest.version}, under the name of {version}.",
+            where=location,
+            expected=f"a manifest of {version}",
+            fix="remove the copy; releases are made by publishing",
+        )
     return Release(registry, version, record, manifest)
 
 
 def versions(registry: str | Path | Location) -> list[str]:
-    """The versions of all whole releases, in no order that means anything."""
+    """The versions of all finished releases, in no order that means anything. A folder of another kind of name is none."""
     ending = f"/release/{RECORD_FILE}"
     paths = list_paths(parse_location(registry) / "releases")
-    return sorted(path.removesuffix(ending) for path in paths if path.endswith(ending) and path.count("/") == 2)
+    names = (path.removesuffix(ending) for path in paths if path.endswith(ending) and path.count("/") == 2)
+    return sorted(name for name in names if is_release_version(name))
 
 
-def list_releases(registry: str | Path | Location) -> list[Release]:
-    """Every whole release, the oldest first."""
-    found = [read_release(registry, version) for version in versions(registry)]
-    return sorted(found, key=lambda release: (release.record.finished, release.version))
+def list_releases(registry: str | Path | Location) -> tuple[list[Release], list[Broken]]:
+    """Every release that is whole, the oldest first, and every one that is not."""
+    found, broken = [], []
+    for version in versions(registry):
+        try:
+            found.append(read_release(registry, version))
+        except (DamagedError, InputError) as error:
+            broken.append(Broken(version, error))
+    return sorted(found, key=lambda release: (release.record.finished or "", release.version)), broken
 
 
 def read_champion(registry: str | Path | Location) -> Champion | None:
-    """What is in use; None if nothing is yet."""
-    return _champion(_pointer(registry), registry)
+    """What is in use; None if nothing is yet.
+
+    Raises:
+        DamagedError: the file that says so is damaged.
+    """
+    return _champion(registry)[0]
+
+
+def read_champion_release(registry: str | Path | Location) -> Release | None:
+    """The release in use; None if none is yet.
+
+    Raises:
+        DamagedError: the file that says which is damaged, or names none, or the release is another than was promoted.
+    """
+    champion = read_champion(registry)
+    if champion is None:
+        return None
+    if not exists(release_part(registry, champion.release, "release"), RECORD_FILE):
+        raise DamagedError(f"The champion, {champion.release}, is not there any more.", where=registry, fix=_fix(registry))
+    release = read_release(registry, champion.release)
+    if release.record.artifact.tree_sha256 != champion.tree_sha256:
+        raise DamagedError(
+            f"The champion, {champion.release}, is not the release that was promoted.",
+            where=release.location,
+            expected=f"tree_sha256 {champion.tree_sha256}, found {release.record.artifact.tree_sha256}",
+            fix=_fix(registry),
+        )
+    return release
 
 
 def promote(release: Release, instead_of: Champion | None) -> Champion:
@@ -146,8 +227,7 @@ def promote(release: Release, instead_of: Champion | None) -> Champion:
     Raises:
         ChangedError: it is not.
     """
-    pointer = _pointer(release.registry)
-    current = _champion(pointer, release.registry)
+    current, generation = _champion(release.registry)
     if current is not None and current.release == release.version:
         return current
     if current != instead_of:
@@ -158,7 +238,7 @@ def promote(release: Release, instead_of: Champion | None) -> Champion:
             expected=instead_of.release if instead_of else "no champion yet",
             fix="evaluate again, with --registry",
         )
-    return _move(release, current, pointer)
+    return _move(release, current, generation)
 
 
 def roll_back(registry: str | Path | Location, version: str = "") -> tuple[str, Champion]:
@@ -166,18 +246,24 @@ def roll_back(registry: str | Path | Location, version: str = "") -> tuple[str, 
 
     Args:
         registry: where.
-        version: the release; empty: the one before the champion.
+        version: the release; empty: the one before the champion. A named one also takes the place of a damaged champion.
 
     Returns:
-        The version that was in use, and the new champion.
+        The version that was in use, empty if nothing says, and the new champion.
 
     Raises:
         InputError: there is no such release, or none before.
-        DamagedError: the release is not whole.
+        DamagedError: the release is not whole; or none is named, and the champion is damaged.
         ChangedError: somebody else moved the champion meanwhile.
     """
-    pointer = _pointer(registry)
-    current = _champion(pointer, registry)
+    try:
+        current, generation = _champion(registry)
+    except DamagedPointerError as error:
+        if not version:
+            raise
+        release = read_release(registry, version)
+        verify_release(release)
+        return "", _move(release, None, error.generation)
     if current is None:
         raise InputError("There is no champion to roll back.", where=registry, fix="publish a release")
     if not version and not current.history:
@@ -187,10 +273,10 @@ def roll_back(registry: str | Path | Location, version: str = "") -> tuple[str, 
     if release.version == current.release:
         return current.release, current
     if version:
-        return current.release, _move(release, current, pointer)
+        return current.release, _move(release, current, generation)
     # Going back twice goes back two steps, and not to and fro.
     champion = Champion(release=release.version, tree_sha256=release.record.artifact.tree_sha256, history=current.history[:-1])
-    move_pointer(parse_location(registry) / CHAMPION_FILE, champion.model_dump(), pointer.generation)
+    move_pointer(parse_location(registry) / CHAMPION_FILE, champion.model_dump(), generation)
     return current.release, champion
 
 
@@ -245,21 +331,32 @@ def formats_in(registry: str | Path | Location, version: str, folders: list[str]
         yield Format(folder=folder, tree_sha256=artifact.tree_sha256, files=[*artifact.files, record])
 
 
-def _pointer(registry: str | Path | Location) -> Pointer:
-    return read_pointer(parse_location(registry) / CHAMPION_FILE)
-
-
-def _champion(pointer: Pointer, registry: object) -> Champion | None:
-    if pointer.value is None:
-        return None
+def _champion(registry: str | Path | Location) -> tuple[Champion | None, int]:
+    """The champion, and the generation of the file that says so."""
+    location = parse_location(registry) / CHAMPION_FILE
     try:
-        return Champion.model_validate(pointer.value)
-    except ValidationError:
-        raise DamagedError(f"{CHAMPION_FILE} does not name a release.", where=registry, fix="paligemma rollback") from None
+        pointer = read_pointer(location)
+        return (None if pointer.value is None else Champion.model_validate(pointer.value)), pointer.generation
+    except ValidationError as fault:
+        raise DamagedPointerError(
+            f"{CHAMPION_FILE} does not name a release: {first_fault(fault)}.",
+            pointer.generation,
+            where=location,
+            fix=_fix(registry),
+        ) from None
+    except DamagedPointerError as error:
+        raise DamagedPointerError(error.what, error.generation, where=location, fix=_fix(registry)) from None
 
 
-def _move(release: Release, current: Champion | None, pointer: Pointer) -> Champion:
+def _fix(registry: str | Path | Location) -> str:
+    """What to do where the champion is not to be had."""
+    return f"paligemma rollback VERSION --registry {registry}, which makes a release the champion: " + (
+        ", ".join(versions(registry)[:20]) or "there is none yet, publish one"
+    )
+
+
+def _move(release: Release, current: Champion | None, generation: int) -> Champion:
     history = [*current.history, current.release][-HISTORY:] if current else []
     champion = Champion(release=release.version, tree_sha256=release.record.artifact.tree_sha256, history=history)
-    move_pointer(release.registry / CHAMPION_FILE, champion.model_dump(), pointer.generation)
+    move_pointer(release.registry / CHAMPION_FILE, champion.model_dump(), generation)
     return champion

@@ -153,6 +153,11 @@ def parse_release_version(
     return _parse(text, _release_fault, "a version that `paligemma releases` lists", what, where, error, fix)
 
 
+def is_release_version(text: str) -> bool:
+    """Whether a text is the version of a release."""
+    return not _release_fault(text)
+
+
 def shown(text: object) -> str:
     """A text that cannot steer a terminal: its control characters as escapes, in quotes; long ones are cut."""
     plain = printable(repr(text))

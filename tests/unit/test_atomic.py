@@ -200,6 +200,9 @@ def test_a_file_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="remove what is in its way"):
         fill(tmp_path / "file" / "x", "new")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="remove what is in its way"):
+        fill(tmp_path / "loop" / "x", "new")
     with pytest.raises(InputError, match="too long a name"):
         fill(tmp_path / ("x" * 256), "new")
     assert (tmp_path / "file").read_text() == "mine"

@@ -92,8 +92,10 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
         InputError: `path` holds something else, another process is writing it now, it may not be written, or the disk is full.
     """
     path = Path(path).absolute()
-    path = path.resolve() if path.is_symlink() else path  # a link to a larger disk stays a link
-    if path.exists() and not _replaceable(path, may_replace):
+    with explain_refusal(path):
+        path = path.resolve() if path.is_symlink() else path  # a link to a larger disk stays a link
+        free = not path.exists() or _replaceable(path, may_replace)
+    if not free:
         raise InputError(
             f"{path} exists and is not an artifact of this program.",
             expected=f"no such path, an empty folder, or a folder with {may_replace}",

@@ -39,7 +39,9 @@ class Pointer:
 class DamagedPointerError(DamagedError):
     """What is there is no pointer. Whoever knows what it is to be can move it from `generation`."""
 
-    generation = 0
+    def __init__(self, what: str, generation: int, *, where: object, expected: object = None, fix: str | None = None) -> None:
+        super().__init__(what, where=where, expected=expected, fix=fix)
+        self.generation = generation
 
 
 def read_pointer(location: str | Path | Location) -> Pointer:
@@ -58,9 +60,7 @@ def read_pointer(location: str | Path | Location) -> Pointer:
         return Pointer(values["value"], generation)
     except (DamagedError, LookupError) as fault:
         what = fault.what if isinstance(fault, DamagedError) else "The pointer has no value."
-        error = DamagedPointerError(what, where=location, expected='{"value": ..., "move": ...}')
-        error.generation = generation
-        raise error from None
+        raise DamagedPointerError(what, generation, where=location, expected='{"value": ..., "move": ...}') from None
 
 
 def _read(location: Location) -> tuple[bytes | None, int]:
