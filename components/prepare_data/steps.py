@@ -218,5 +218,6 @@ def _code_sha256() -> str:
     """Of the code that makes a shard: another version of it does not go on with this one's."""
     import paligemma.data
 
-    files = Path(paligemma.data.__file__).parent.rglob("*.py")
-    return canonical_sha256({path.name: file_sha256(path) for path in files} | {"pillow": PIL.__version__})
+    folder = Path(paligemma.data.__file__).parent
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*.py")}
+    return canonical_sha256(files | {"pillow": PIL.__version__})

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from paligemma.data.pictures.avif import survey_avif
 from paligemma.data.pictures.errors import FORMATS as FORMATS
 from paligemma.data.pictures.errors import ImageError, unreadable
 from paligemma.data.pictures.gif import survey_gif
@@ -19,7 +20,7 @@ from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.pictures.naming import recognize
 from paligemma.data.pictures.png import survey_png
 from paligemma.data.pictures.pnm import survey_pnm
-from paligemma.data.pictures.raster import survey_avif, survey_bmp, survey_heif, survey_webp
+from paligemma.data.pictures.raster import survey_bmp, survey_heif, survey_webp
 from paligemma.data.pictures.strips import (
     STRIP_BYTES,
     STRIP_PIXELS,
@@ -35,8 +36,8 @@ from paligemma.data.pictures.tiff import survey_tiff
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest image that is decoded: 64 megapixels. Checked from the header, before any pixel is decoded."""
 
-MAX_MEMORY = 384 * 1024 * 1024
-"""Most memory in bytes that an image takes, file and decoder together, so that a process stays below 512 MiB with all it holds."""
+MAX_MEMORY = 432 * 1024 * 1024
+"""Most memory in bytes that an image takes, file and decoder together: a process then stays below 512 MiB with all it holds."""
 
 MAX_BYTES = 256 * 1024 * 1024
 """Largest image file that is read."""
@@ -72,7 +73,7 @@ def decode_image(
     Args:
         data: the file's bytes; they decide the format, whatever the file's name is.
         where: names the image in errors.
-        grey_range: the samples that are black and white in grey pictures; None: as the file states it, or the rule for its kind.
+        grey_range: the samples that are black and white in grey pictures; None: as the file states, or the rule for its kind.
         warned: is told what is odd about the levels.
 
     Raises:

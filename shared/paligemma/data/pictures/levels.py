@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits to levels from 0 to 255: by a range that is stated, never by what a single picture happens to hold.
+"""Samples of more than 8 bits to levels from 0 to 255: by a range that is stated, never by what a single picture holds.
 
 Two pictures of the same data then give the same levels, whatever the greatest sample in either is.
 """

@@ -6,7 +6,7 @@ Decoded here: Pillow reads their headers byte by byte, and most of their variant
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,10 @@ _TOKEN = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*([^\s#]+)")
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3, b"Pf": 1}
 _BLOCK = 1 << 20
+_TEXT_BYTES = 48 * 1024 * 1024
+"""What the numbers of a block take as Python has them."""
+
+_MOST_COMMENTS = 100_000
 
 
 def survey_pnm(data: bytes) -> Survey:
@@ -46,11 +50,21 @@ def survey_pnm(data: bytes) -> Survey:
     elif channels == 1 and most > 255:
         grey = Grey(0, most, (0, 65535))
     text = kind in (b"P1", b"P2", b"P3")
-    sample = 1 if most < 256 and kind != b"Pf" else 2 if kind != b"Pf" else 4
-    core = 4 if channels == 3 or kind == b"Pf" else sample
-    pixel = core + channels * (sample + 2) + (0 if not text else 1)
-    return Survey("PPM", width, height, pixel, [data], extra_bytes=text * 40 * _BLOCK, grey=grey, deep=channels == 3 and most > 255,
-                  decode=lambda: _decode(data, place, kind, width, height, most))  # fmt: skip
+    if text and data.count(b"#", place) > _MOST_COMMENTS:
+        raise unreadable(f"its text has more than {_MOST_COMMENTS:,} comments")
+    sample = 4 if kind == b"Pf" else 1 if most < 256 else 2
+    core = 4 if channels == 3 else sample
+    return Survey(
+        "PPM",
+        width,
+        height,
+        pixel_bytes=core + channels * (sample * (text or channels == 1) + 1),
+        pieces=[data],
+        extra_bytes=_TEXT_BYTES if text else 0,
+        grey=grey,
+        deep=channels == 3 and most > 255,
+        decode=lambda: _decode(data, place, kind, width, height, most),
+    )
 
 
 def _decode(data: bytes, place: int, kind: bytes, width: int, height: int, most: float) -> Image.Image:
@@ -60,20 +74,24 @@ def _decode(data: bytes, place: int, kind: bytes, width: int, height: int, most:
         return Image.fromarray(samples.reshape(height, width)[::-1].astype("=f4"))
     if kind == b"P4":
         rows = _binary(data, place, "u1", height * -(-width // 8)).reshape(height, -1)
-        return Image.fromarray(np.unpackbits(rows, axis=1)[:, :width] ^ 1).point([0, 255] + [0] * 254)
+        pixels = np.unpackbits(rows, axis=1)[:, :width]
+        pixels -= 1  # 0 is white: 255; 1 is black: 0
+        return Image.fromarray(pixels)
     if kind == b"P1":
         return Image.fromarray(_bits(data, place, width * height).reshape(height, width))
     count = width * height * channels
     if kind in (b"P2", b"P3"):
         samples = _numbers(data, place, count, int(most))
     else:
-        samples = np.minimum(_binary(data, place, "u1" if most < 256 else ">u2", count), int(most))
+        samples = _binary(data, place, "u1" if most < 256 else ">u2", count)
     shape = (height, width, 3) if channels == 3 else (height, width)
     if channels == 1 and most > 255:
-        return Image.fromarray(samples.astype("<u2" if sys.byteorder == "little" else ">u2").reshape(shape))
+        samples = samples.astype("=u2")
+        return Image.fromarray(np.minimum(samples, int(most), out=samples).reshape(shape))
     if most != 255:
-        samples = np.rint(np.arange(int(most) + 1) / most * 255).astype(np.uint8)[samples]
-    return Image.fromarray(samples.astype(np.uint8, copy=False).reshape(shape))
+        possible = np.arange(256 if most < 256 else 65536)
+        samples = np.rint(np.minimum(possible, most) / most * 255).astype(np.uint8)[samples]
+    return Image.fromarray(samples.reshape(shape))
 
 
 def _binary(data: bytes, place: int, kind: str, count: int) -> np.ndarray:
@@ -85,7 +103,7 @@ def _binary(data: bytes, place: int, kind: str, count: int) -> np.ndarray:
 def _bits(data: bytes, place: int, count: int) -> np.ndarray:
     """Of a bitmap as text, 0 for black and 255 for white; there need not be spaces between the digits."""
     found, have = [], 0
-    for block in _blocks(data, place):
+    for block in _blocks(data, place, digits=True):
         digits = np.frombuffer(block, np.uint8)
         digits = digits[digits > 32]
         if ((digits != 48) & (digits != 49)).any():
@@ -114,20 +132,20 @@ def _numbers(data: bytes, place: int, count: int, most: int) -> np.ndarray:
     raise unreadable(f"it has {have:,} of {count:,} samples")
 
 
-def _blocks(data: bytes, place: int):
-    """The text in parts that end between numbers, without comments."""
+def _blocks(data: bytes, place: int, digits: bool = False) -> Iterator[bytes]:
+    """The text in parts, without comments, that end between numbers; or anywhere, of `digits` that stand alone."""
     while place < len(data):
         stop = min(place + _BLOCK, len(data))
         block = data[place:stop]
-        if stop < len(data):  # goes on to the end of the line, or, of a line that is long, of the number
-            cut = max(block.rfind(b"\n"), block.rfind(b"\r"))
+        if stop < len(data) and not (digits and b"#" not in block):
+            ends = b"\n\r" if b"#" in block else b"\n\r \t"
+            cut = max(block.rfind(bytes([end])) for end in ends)
             if cut < 0 and b"#" not in block:
-                cut = max(block.rfind(b" "), block.rfind(b"\t"))
-            if cut < 0:
-                line = min((end for end in (data.find(b"\n", stop), data.find(b"\r", stop)) if end >= 0), default=len(data))
-                block, cut = data[place:line], line - place - 1
-                if b"#" not in block[:_BLOCK]:
-                    raise unreadable("its text has a number of more than a megabyte")
-            block = block[: cut + 1]
+                raise unreadable("its text has a number of more than a megabyte")
+            if cut < 0:  # what follows is a comment, which ends with its line
+                stop = min((end for end in (data.find(b"\n", stop), data.find(b"\r", stop)) if end >= 0), default=len(data))
+                block = data[place:stop]
+            else:
+                block = block[: cut + 1]
         place += len(block)
         yield _COMMENT.sub(b"", block)

@@ -1,7 +1,7 @@
-"""A look at formats whose headers are short: BMP, WebP, AVIF, HEIF.
+"""A look at formats whose headers are short: BMP, WebP, HEIF.
 
-Sources: wingdi.h's BITMAPINFOHEADER (learn.microsoft.com); RFC 9649 (WebP); `WebPImagePlugin.py` and `AvifImagePlugin.py` of
-python-pillow/Pillow, whose memory was measured: see `tests/hostile/test_pictures.py`.
+Sources: wingdi.h's BITMAPINFOHEADER (learn.microsoft.com); RFC 9649 (WebP); `WebPImagePlugin.py` of
+python-pillow/Pillow, whose memory is measured in `tests/hostile`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from paligemma.data.pictures.survey import Survey
 _MOST_RUNS = 4 * 1024 * 1024
 """Bytes of a run-length encoded BMP that are decoded: Pillow does so in Python, some microseconds a run."""
 
-_WEBP_PIXEL = 20
-"""Two canvases, what the decoder holds, its answer, and the picture, 4 bytes each."""
+_WEBP_PIXEL = 16
+"""Two canvases, then the decoder's own pixels or its answer, and the picture, 4 bytes each."""
 
-_AVIF_PIXEL = 16
 _HEIF_PIXEL = 16
 
 
@@ -57,13 +56,7 @@ def survey_webp(data: bytes) -> Survey:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         raise unreadable("its WebP header is damaged")
-    return Survey("WEBP", width, height, _WEBP_PIXEL, [data], extra_bytes=len(data))
-
-
-def survey_avif(data: bytes) -> Survey:
-    """Size, which libavif reads from the header."""
-    width, height = Image.open(io.BytesIO(data), formats=("AVIF",)).size
-    return Survey("AVIF", width, height, _AVIF_PIXEL, [data], extra_bytes=len(data))
+    return Survey("WEBP", width, height, _WEBP_PIXEL, [data], extra_bytes=3 * len(data))
 
 
 def survey_heif(data: bytes) -> Survey:

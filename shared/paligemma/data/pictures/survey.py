@@ -60,16 +60,11 @@ class Survey:
     width: int
     height: int
     pixel_bytes: float
-    pieces: Sequence[bytes | memoryview]
+    pieces: Sequence[bytes | memoryview] = field(repr=False)
     extra_bytes: int = 0
     grey: Grey | None = None
     deep: bool = False
-    decode: Callable[[], Image.Image] | None = field(default=None, compare=False)
-
-    @property
-    def decoding_bytes(self) -> int:
-        """Memory that decoding takes, beside the file's own bytes."""
-        return int(self.width * self.height * self.pixel_bytes) + self.extra_bytes
+    decode: Callable[[], Image.Image] | None = field(default=None, compare=False, repr=False)
 
     def open(self) -> Image.Image:
         """The image, of which no pixel is decoded yet, unless it is decoded here."""

@@ -25,6 +25,10 @@ _TYPE_BYTES = {2: 1, 5: 8, 7: 1, 10: 8, 18: 8} | {kind: struct.calcsize("=" + co
 _READ = {_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _ROWS, _MIN, _MAX, _PLANAR,
          _TILE_WIDTH, _TILE_LENGTH, _FORMAT, _SMIN, _SMAX}  # fmt: skip
 _MOST_VALUES = 64
+_COLOURS, _MOST_COLOURS = 320, 3 << 16
+_PROFILES = (700, 34675)  # XMP and ICC, which are bytes
+_UNPACKED = {266, 282, 283, 296, 338, 347, 529, 530, 531, 532, _COLOURS, *_PROFILES}
+"""Tags that Pillow makes numbers of, besides those that are read here."""
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _WHITE_IS_ZERO = 0
 
@@ -140,6 +144,12 @@ def _read_directory(data: bytes) -> _Directory:
             if tag in counts:
                 continue
             counts[tag] = count
+            if (
+                tag in _UNPACKED
+                and _TYPE_BYTES.get(kind, 1) > 1
+                and count > (_MOST_COLOURS if tag == _COLOURS else _MOST_VALUES)
+            ):
+                raise unreadable(f"tag {tag} has {count:,} values")
             if size > wide:
                 (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
             if tag in _READ and kind in _TYPES:
