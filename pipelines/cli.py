@@ -62,8 +62,16 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
     best_of: Annotated[int, typer.Option(help="Samples of each answer, of which the most likely is given.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="What samples are drawn from, together with image name and prompt.")] = 0,
+    grey_range: Annotated[
+        str,
+        typer.Option(
+            help="Samples that are black and white in grey pictures, LOW,HIGH, e.g. 0,4095 for 12 bits.",
+            show_default="as the tuned model's data were prepared",
+        ),
+    ] = "",
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
+    from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
     from paligemma.model import load
@@ -72,6 +80,7 @@ def generate(
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
     loaded = load(model, base=base or None)
+    loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
     if data is None and output is None and image is not None and image.is_file():
         typer.echo(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text)
         return
@@ -158,11 +167,18 @@ def preview(
         typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="the JSONL file's folder"),
     ] = "",
     rows: Annotated[int, typer.Option(help="Rows to show, from the first.", min=1)] = 24,
+    grey_range: Annotated[
+        str,
+        typer.Option(
+            help="Samples that are black and white in grey pictures, LOW,HIGH, e.g. 0,4095 for 12 bits.",
+            show_default="as each file states",
+        ),
+    ] = "",
 ) -> None:
     """Show what the model is fed for each row: image, tokens and masks, on one page that opens offline."""
     from paligemma.data.preview import preview_page
 
-    page = preview_page(data, model, images, rows)
+    page = preview_page(data, model, images, rows, grey_range)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     typer.echo(f"wrote {output}")

@@ -36,6 +36,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         target: str = "cpu",
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
+        grey_range: str = "",
         task: str = "",
         metrics: str = "",
         margin: float = 0.0,
@@ -64,6 +65,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             target: Hardware that fine-tuning is to fit, e.g. l4 or v5e-4: the step preflight compiles for it.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
+            grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
             task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
             metrics: Metrics in place of the task's, with commas, the deciding one first.
             margin: By how much the first metric must surely be better than the base's and the champion's to be published.
@@ -99,6 +101,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     split=split,
                     max_text_tokens=max_text_tokens,
                     max_reject_fraction=max_reject_fraction,
+                    grey_range=grey_range,
                     **place,
                 )
                 splits[split].set_display_name(f"prepare {split} data")

@@ -83,7 +83,7 @@ def answer_all(
             for question in left[start : start + batch_size]:
                 lines[question] = {"image": question.name, "prompt": question.prompt}
                 try:
-                    images.append(load_image(question.file))
+                    images.append(load_image(question.file, model.grey_range))
                     asked.append(question)
                 except ImageError as error:
                     lines[question]["error"] = str(error)

@@ -18,6 +18,7 @@ def prepare_pipeline(
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
     compression: str = "none",
+    grey_range: str = "",
     against: str = "",
     artifact_root: str = "",
 ) -> dsl.Dataset:
@@ -34,6 +35,7 @@ def prepare_pipeline(
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Lines of the JSONL file that make up a shard.
         compression: Compression of the shards: none or gzip.
+        grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
     """
@@ -50,6 +52,7 @@ def prepare_pipeline(
         "over_long": over_long,
         "rows_per_shard": rows_per_shard,
         "compression": compression,
+        "grey_range": grey_range,
     }
     fetched = fetch_checkpoint(source=source, **place)
     checkpoint = fetched.outputs["checkpoint"]

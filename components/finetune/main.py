@@ -187,7 +187,9 @@ def fine_tune(
         if distributed.is_first():
             draft.device = device
             draft.metrics = final_figures(telemetry.entries)
-            write_results(folder, base, recipe, trained, telemetry.entries, progress, seconds, device, identical)
+            write_results(
+                folder, base, recipe, trained, telemetry.entries, progress, seconds, device, identical, data.dataset.grey_range
+            )
     if not state and distributed.is_first():
         remove_state(location)
     log.info("%d steps in %.0f s, in %s", steps - done, seconds, output)

@@ -31,6 +31,7 @@ def write_results(
     seconds: float,
     device: str,
     frozen_identical: bool,
+    grey_range: str = "",
 ) -> None:
     """Writes a tuned model, `summary.json` and `training.html` into a folder.
 
@@ -44,6 +45,7 @@ def write_results(
         seconds: that this process took for its steps.
         device: number and kind.
         frozen_identical: whether the frozen parameters were compared with the base's, and are the same.
+        grey_range: how the grey pictures of the training data were read; empty: as each file states.
     """
     steps = [entry for entry in entries if "loss" in entry]
     last, values = steps[-1]["step"], recipe.model_dump(mode="json")
@@ -56,6 +58,7 @@ def write_results(
             recipe=values,
             lora=recipe.lora if recipe.trainable == "lora" else None,
             steps=last,
+            grey_range=grey_range,
         ),
     )
     if base.tokenizer is not None:

@@ -21,6 +21,7 @@ def prepare_data(
     compression: str = "none",
     against: str = "",
     workers: int = 0,
+    grey_range: str = "",
     checkpoint_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
@@ -39,6 +40,7 @@ def prepare_data(
         compression: Compression of the shards: none or gzip.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
+        grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
@@ -64,6 +66,7 @@ def prepare_data(
         compression=compression,
         against=against,
         workers=workers,
+        grey_range=grey_range,
     )
     mirror_record(records, output, tree_sha256)
     shutil.copyfile(localize(output) / "report.html", report.path)

@@ -41,24 +41,32 @@ def run(
         ),
     ] = "",
     workers: Annotated[int, typer.Option(help="Processes; 0 is one for each core.", min=0)] = 0,
+    grey_range: Annotated[
+        str,
+        typer.Option(
+            help="Samples that are black and white in grey pictures, LOW,HIGH, e.g. 0,4095 for 12 bits.",
+            show_default="as each file states",
+        ),
+    ] = "",
 ) -> None:
     """Prepares one split of a data set. Bad rows are counted by reason and listed in rejected.jsonl."""
     import shutil
 
-    from components.prepare_data.steps import finish, job_of, open_inputs, parameters_of, work_folder
+    from components.prepare_data.steps import checked_settings, finish, job_of, open_inputs, parameters_of, work_folder
     from paligemma.data.balance import FINDINGS
     from paligemma.data.rows import split_lines
     from paligemma.data.workers import core_count, prepare_parts
     from paligemma.lineage.artifact import produce
     from paligemma.progress import WorkProgress
 
-    inputs = open_inputs(data, checkpoint, images, split, against)
-    settings = {
+    settings = checked_settings({
         "max_text_tokens": max_text_tokens,
         "over_long": over_long,
         "rows_per_shard": rows_per_shard,
         "compression": compression,
-    }
+        "grey_range": grey_range,
+    })  # fmt: skip
+    inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from components.prepare_data.steps import FINGERPRINT_FILE, fingerprint, finish, job_of, open_inputs, parameters_of
+from components.prepare_data.steps import (
+    FINGERPRINT_FILE,
+    checked_settings,
+    fingerprint,
+    finish,
+    job_of,
+    open_inputs,
+    parameters_of,
+)
 from paligemma.data.assemble import link
 from paligemma.data.rows import LineRange, is_gzip, split_lines, unpack
 from paligemma.data.workers import core_count, prepare_parts
@@ -31,7 +39,7 @@ def prepare_group(
     group: str, data: str, checkpoint: str, images: str, output: Path, settings: Mapping[str, object], workers: int
 ) -> None:
     """Prepares one group into `output`, which is no artifact yet: `join_groups` makes one of all of them."""
-    inputs = open_inputs(data, checkpoint, images, "group", "")
+    inputs, settings = open_inputs(data, checkpoint, images, "group", ""), checked_settings(settings)
     output.mkdir(parents=True, exist_ok=True)
     first, stop = map(int, group.split(":"))
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +68,7 @@ def join_groups(
         InputError: a group was prepared from something else, or too many rows were rejected.
         DamagedError: a range is missing.
     """
-    inputs = open_inputs(data, checkpoint, images, split, against)
+    inputs, settings = open_inputs(data, checkpoint, images, split, against), checked_settings(settings)
     wanted = fingerprint(inputs, settings)
     for group in groups:
         if (group / FINGERPRINT_FILE).read_text() != wanted:

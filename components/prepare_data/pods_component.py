@@ -32,6 +32,7 @@ def prepare_group(
     over_long: str = "reject",
     rows_per_shard: int = 2000,
     compression: str = "none",
+    grey_range: str = "",
     workers: int = 0,
 ):
     """Prepares one group of line ranges, with as many processes as the pod has cores.
@@ -44,6 +45,7 @@ def prepare_group(
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         rows_per_shard: Lines of the JSONL file that make up a shard.
         compression: Compression of the shards: none or gzip.
+        grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         workers: Processes; 0 is one for each core.
     """
     from pathlib import Path
@@ -52,7 +54,7 @@ def prepare_group(
     from components.prepare_data.pods import prepare_group
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
-                "compression": compression}  # fmt: skip
+                "compression": compression, "grey_range": grey_range}  # fmt: skip
     prepare_group(group, data, input_location(checkpoint), images, Path(part.path), settings, workers)
 
 
@@ -70,6 +72,7 @@ def join_groups(
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
     compression: str = "none",
+    grey_range: str = "",
     against: str = "",
     artifact_root: str = "",
     run: str = "",
@@ -87,6 +90,7 @@ def join_groups(
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Lines of the JSONL file that make up a shard.
         compression: Compression of the shards: none or gzip.
+        grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
@@ -100,7 +104,7 @@ def join_groups(
     from paligemma.lineage.artifact import localize
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
-                "compression": compression}  # fmt: skip
+                "compression": compression, "grey_range": grey_range}  # fmt: skip
     output = output_location(records, artifact_root, run, run_task)
     join_groups([Path(part.path) for part in parts], data, input_location(checkpoint), images, output, settings, split,
                 max_reject_fraction, against)  # fmt: skip

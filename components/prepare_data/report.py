@@ -10,6 +10,7 @@ from paligemma.data.balance import FINDINGS
 from paligemma.data.checks import WARNINGS
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
+from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset
 from paligemma.data.rows import REASONS, RowError
@@ -26,7 +27,7 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
     source = open_images(job.images)
     remarks = facts.warned + facts.rejects
     images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
-    small = _pictures(source, images, min(job.image_size, THUMBNAIL_SIZE))
+    small = _pictures(source, images, min(job.image_size, THUMBNAIL_SIZE), job.grey_range)
     return render(
         "dataset.html",
         dataset=dataset,
@@ -42,7 +43,7 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
     )
 
 
-def _pictures(source: ImageSource, names: Iterable[str], size: int) -> dict[str, str]:
+def _pictures(source: ImageSource, names: Iterable[str], size: int, grey_range: GreyRange | None) -> dict[str, str]:
     """Data URIs of the images that can be shown."""
     shown = {}
     remaining = sorted(names)
@@ -51,7 +52,7 @@ def _pictures(source: ImageSource, names: Iterable[str], size: int) -> dict[str,
         source.expect(window)
         for name in window:
             try:
-                shown[name] = image_uri(np.asarray(fit_image(source.read(name), size, name)[0]))
+                shown[name] = image_uri(np.asarray(fit_image(source.read(name), size, name, grey_range)[0]))
             except (RowError, ImageError):
                 continue
     return shown

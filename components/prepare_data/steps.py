@@ -18,6 +18,7 @@ from paligemma.checkpoints.open import open_checkpoint
 from paligemma.data.assemble import assemble, gather_facts
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.image_source import open_images
+from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
@@ -94,6 +95,18 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
     )
 
 
+def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
+    """What decides what becomes of a line; a grey range in one spelling, and only if there is one.
+
+    Raises:
+        InputError: the grey range is none.
+    """
+    grey_range = parse_grey_range(str(given.get("grey_range", "")))
+    return {name: value for name, value in given.items() if name != "grey_range"} | (
+        {"grey_range": str(grey_range)} if grey_range else {}
+    )
+
+
 def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, object], max_reject_fraction: float) -> dict[str, object]:
     """Everything that determines the records besides the inputs. The number of processes does not."""
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
@@ -150,6 +163,7 @@ def job_of(inputs: Inputs, settings: Mapping[str, object], folder: Path) -> Job:
         max_text_tokens=settings["max_text_tokens"],
         over_long=settings["over_long"],
         compression=settings["compression"],
+        grey_range=parse_grey_range(settings.get("grey_range", "")),
     )
 
 

@@ -224,6 +224,13 @@ def run(
     max_reject_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
     ] = 0.1,
+    grey_range: Annotated[
+        str,
+        typer.Option(
+            help="Samples that are black and white in grey pictures, LOW,HIGH, e.g. 0,4095 for 12 bits.",
+            show_default="as each file states",
+        ),
+    ] = "",
     task: Annotated[
         Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
         typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
@@ -275,6 +282,7 @@ def run(
             "target": target,
             "max_text_tokens": max_text_tokens,
             "max_reject_fraction": max_reject_fraction,
+            "grey_range": grey_range,
             "task": task,
             "metrics": metrics,
             "margin": margin,

@@ -21,6 +21,7 @@ from paligemma.checkpoints.open import Checkpoint, open_model
 from paligemma.checkpoints.parameters import build_module
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.images import load_image, preprocess, to_rgb
+from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.decoding.decode import Decoded, Generator
 from paligemma.decoding.settings import DecodeSettings
@@ -49,14 +50,21 @@ class Model:
         config: its architecture.
         tokenizer: its tokenizer, or None if the checkpoint came without.
         module: the Flax NNX network.
+        grey_range: the samples that are black and white in grey pictures; None: as each file states.
         mesh: the devices that `decode` uses; None for the one that the network is on.
     """
 
     def __init__(
-        self, module: PaliGemma, config: PaliGemmaConfig, tokenizer: Tokenizer | None = None, mesh: Mesh | None = None
+        self,
+        module: PaliGemma,
+        config: PaliGemmaConfig,
+        tokenizer: Tokenizer | None = None,
+        mesh: Mesh | None = None,
+        grey_range: GreyRange | None = None,
     ) -> None:
         self.module, self.config, self.tokenizer = module, config, tokenizer
         self.mesh = mesh
+        self.grey_range = grey_range
         self._ready: tuple[list, Generator] | None = None
 
     def logits(
@@ -173,7 +181,7 @@ class Model:
             raise InputError(f"There are {len(images)} images and {len(prompts)} prompts.", expected="as many of each")
         if not prompts:
             return []
-        pixels = np.stack([preprocess(_pixels(image), self.config.img.image_size) for image in images])
+        pixels = np.stack([preprocess(_pixels(image, self.grey_range), self.config.img.image_size) for image in images])
         tokens, mask = pad_prompts([self.tokenizer.prefix_ids(prompt) for prompt in prompts])
         eos = self.tokenizer.eos_id
         found = self.search(pixels, tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=seeds)
@@ -233,7 +241,8 @@ def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: 
         if hashed is not None:
             hashed.result()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
-    return Model(module, checkpoint.config, tokenizer)
+    grey_range = parse_grey_range(tuned.description.grey_range) if tuned is not None else None
+    return Model(module, checkpoint.config, tokenizer, grey_range=grey_range)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -248,11 +257,11 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     return tokens, mask
 
 
-def _pixels(image: ImageInput) -> np.ndarray:
+def _pixels(image: ImageInput, grey_range: GreyRange | None) -> np.ndarray:
     if isinstance(image, str | Path):
-        return load_image(image)
+        return load_image(image, grey_range)
     if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(image, grey_range))
     return np.asarray(image, np.uint8)
 
 

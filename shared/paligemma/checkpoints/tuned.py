@@ -43,6 +43,8 @@ class TunedDescription(BaseModel):
     recipe: dict
     lora: LoraConfig | None = None
     steps: int
+    grey_range: str = ""
+    """How the grey pictures of its training data were read, as `prepare_data --grey-range` had it."""
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def assemble(
         max_text_tokens=job.max_text_tokens,
         tokenizer_sha256=tokenizer_sha256,
         compression=job.compression,
+        grey_range=str(job.grey_range or ""),
         prefix_tokens=dict(sorted(facts.prefix_tokens.items())),
         suffix_tokens=dict(sorted(facts.suffix_tokens.items())),
         text_tokens=dict(sorted(facts.text_tokens.items())),

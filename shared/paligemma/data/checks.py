@@ -15,6 +15,8 @@ from paligemma.data.tokenizer import NUM_LOC, NUM_SEG
 WARNINGS = {
     "image_flat": "the whole image has one colour: it is empty, or all white",
     "image_tiny": "the image has a side of 1 to 3 pixels",
+    "image_levels_few": "the image uses less than a tenth of its levels: its grey range may be another (--grey-range)",
+    "image_levels_clipped": "more than a twentieth of the image is outside the grey range, and black or white (--grey-range)",
     "image_aspect_extreme": "one side of the image is more than 8 times the other: the model sees it squeezed to a square",
     "text_special": "the text spells out a special token, such as <image> or <pad>; here it is plain characters",
     "text_not_nfc": "the text has characters in parts (not Unicode NFC): it has other tokens than the same text in NFC",

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from paligemma.data.checks import difference_hash, image_warnings, text_warnings
 from paligemma.data.image_source import open_images
 from paligemma.data.images import ImageError, fit_image
+from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Compression, Example, Shard
 from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
@@ -51,6 +52,7 @@ class Job:
         data: the JSONL file, not packed.
         images: what image names are relative to: a folder or a `gs://` prefix.
         tokenizer: the SentencePiece model.
+        grey_range: the samples that are black and white in grey pictures; None: as each file states.
     """
 
     data: Path
@@ -60,6 +62,7 @@ class Job:
     max_text_tokens: int
     over_long: OverLong
     compression: Compression
+    grey_range: GreyRange | None = None
 
 
 class Remark(BaseModel):
@@ -300,10 +303,13 @@ class Preparer:
     def _read_picture(self, name: str) -> _Picture:
         data = self._images.read(name)
         try:
-            image, width, height = fit_image(data, self._job.image_size, name)
+            odd: list[tuple[str, str]] = []
+            image, width, height = fit_image(
+                data, self._job.image_size, name, self._job.grey_range, lambda *found: odd.append(found)
+            )
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
-        warnings, pixels = list(image_warnings(image, width, height)), np.asarray(image)
+        warnings, pixels = [*image_warnings(image, width, height), *odd], np.asarray(image)
         return _Picture(pixels, hashlib.sha256(data).hexdigest(), difference_hash(pixels), warnings)
 
     def _identity(self, row: Row | RowError) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.data.image_source import open_images
 from paligemma.data.images import ImageError, fit_image
+from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.records import open_records
 from paligemma.data.rows import RowError, read_all_rows
 from paligemma.data.tfrecord import RowReader
@@ -22,7 +23,7 @@ from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists, parent_of
 
 
-def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows: int = 24) -> str:
+def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows: int = 24, grey_range: str = "") -> str:
     """A self-contained HTML page; in a notebook, `IPython.display.HTML(preview_page(...))` shows it.
 
     Args:
@@ -30,6 +31,7 @@ def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows
         model: checkpoint whose tokenizer and image size to show a row for.
         images: what a JSONL file's image paths are relative to; empty: the file's folder.
         rows: how many to show, from the first.
+        grey_range: the samples that are black and white in grey pictures of a JSONL file, `LOW,HIGH`; empty: as each states.
 
     Raises:
         InputError: there is no such data, or it was prepared with another tokenizer.
@@ -42,7 +44,7 @@ def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows
         shown, size = _of_records(data, tokenizer, rows), None
     else:
         size = opened.config.img.image_size
-        shown = islice(_of_rows(data, images or str(parent_of(data)), tokenizer, size), rows)
+        shown = islice(_of_rows(data, images or str(parent_of(data)), tokenizer, size, parse_grey_range(grey_range)), rows)
     return render("preview.html", source=str(data).rstrip("/").rsplit("/", 1)[-1], rows=list(shown))
 
 
@@ -57,7 +59,7 @@ def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> Iterator[dict]:
         yield _shown(tokenizer, row.line, row.image, row.prefix, row.suffix, tokens, row.prefix_length)
 
 
-def _of_rows(data: str, images: str, tokenizer: Tokenizer, size: int) -> Iterator[dict]:
+def _of_rows(data: str, images: str, tokenizer: Tokenizer, size: int, grey_range: GreyRange | None) -> Iterator[dict]:
     path = localize(data)
     if not Path(path).is_file():
         raise InputError(f"There is no data {data}.", expected="records, or a JSONL file")
@@ -66,7 +68,7 @@ def _of_rows(data: str, images: str, tokenizer: Tokenizer, size: int) -> Iterato
         try:
             if isinstance(row, RowError):
                 raise row
-            image, _, _ = fit_image(source.read(row.image), size, row.image)
+            image, _, _ = fit_image(source.read(row.image), size, row.image, grey_range)
         except (RowError, ImageError) as error:
             yield {"line": number, "code": error.code, "message": str(error)}
             continue

@@ -66,6 +66,7 @@ class Dataset(BaseModel):
         warnings: how many rows have a warning of each code of `checks.WARNINGS`.
         images: how many different images there are, by their bytes.
         frequent_suffixes: the most frequent suffixes, and how many rows have each.
+        grey_range: the samples that are black and white in grey pictures, `LOW,HIGH`; empty: as each file states.
         findings: particulars of what is odd about the split as a whole, by a code of `balance.FINDINGS`.
     """
 
@@ -88,6 +89,7 @@ class Dataset(BaseModel):
     images: int = 0
     frequent_suffixes: dict[str, int] = {}
     findings: dict[str, str] = {}
+    grey_range: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class GreyRange:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.low:g},{self.high:g}"
+        return ",".join(repr(end).removesuffix(".0") for end in (float(self.low), float(self.high)))
 
 
 def parse_grey_range(text: str) -> GreyRange | None:

@@ -111,7 +111,7 @@ class Upright:
         if self.levels is not None and strip.mode == "L":
             return self._of_grey(strip)
         if strip.has_transparency_data:
-            rgba = strip.convert("RGBA")
+            rgba = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         rgb = strip if strip.mode == "RGB" else strip.convert("RGB")
         if self.levels is not None:

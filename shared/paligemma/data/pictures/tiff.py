@@ -71,7 +71,7 @@ def survey_tiff(data: bytes) -> Survey:
     packed = tags.number(_COMPRESSION, 1) != 1
     if tags.number(_ORIENTATION, 1) in range(2, 9):
         core *= 2  # Pillow turns the whole picture
-    grey = _grey(tags, bits, kind) if channels == 1 and (bits > 8 or kind == _FLOAT) else None
+    grey = _grey(tags, bits, kind) if channels == 1 and (bits >= 8 or kind == _FLOAT) else None
     return Survey("TIFF", width, height, core, [data], extra_bytes=512 * strips + packed * _block_bytes(tags, bits, channels),
                   grey=grey, deep=channels > 1 and bits > 8)  # fmt: skip
 
