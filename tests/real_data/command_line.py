@@ -1,0 +1,63 @@
+"""The commands as a user types them: processes of their own, whose exit codes and words are looked at."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conftest import ONE_DEVICE, REPOSITORY
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Runs commands in the data's folder.
+
+    Attributes:
+        folder: where they run; paths may be relative to it.
+        environment: beside the usual one.
+    """
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def paligemma(self, *words: object, exit_code: int = 0) -> str:
+        """`paligemma WORDS`; what it prints to standard output."""
+        return self._run(["pipelines.cli", *map(str, words)], exit_code)
+
+    def step(self, step: str, *words: object, exit_code: int = 0) -> str:
+        """`python -m components.STEP.main WORDS`."""
+        return self._run([f"components.{step}.main", *map(str, words)], exit_code)
+
+    def _run(self, words: list[str], exit_code: int) -> str:
+        environment = ONE_DEVICE | {"PYTHONPATH": str(REPOSITORY)} | self.environment
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        said = f"{' '.join(words)}\nended with {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+        assert done.returncode == exit_code, said
+        assert "Traceback (most recent call last)" not in done.stdout + done.stderr, said
+        return done.stdout
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `paligemma convert` said: rows it wrote, and entries that it read, used and skipped."""
+
+    rows: int
+    read: int
+    used: int
+    skipped: int
+
+
+def parse_summary(said: str) -> Converted:
+    """The counts in the summary of a conversion."""
+    rows, read, used, skipped = re.search(r"(\d+) rows in .*\n(\d+) \w+ read: (\d+) used, (\d+) skipped", said).groups()
+    return Converted(int(rows), int(read), int(used), int(skipped))
