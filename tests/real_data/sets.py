@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 
@@ -21,13 +22,13 @@ class DataSet:
     task: str
     form: str
     entries: str = ""
-    convert: tuple[str, ...] = ()
+    convert: str = ""
     images: str = "."
     max_new_tokens: int = 16
 
     def arguments(self, split: str) -> list[str]:
         """Of `paligemma convert`."""
-        return [word.replace("{split}", split) for word in self.convert]
+        return shlex.split(self.convert.replace("{split}", split))
 
 
 SETS = {
@@ -35,27 +36,15 @@ SETS = {
         "vqa",
         "questions",
         "questions",
-        (
-            "vqav2",
-            "--questions",
-            "annotations/questions_{split}.json",
-            "--annotations",
-            "annotations/answers_{split}.json",
-            "--images",
-            "vqa/{split}_{:012d}.png",
-        ),
+        "vqav2 --questions annotations/questions_{split}.json --annotations annotations/answers_{split}.json"
+        " --images 'vqa/{split}_{:012d}.png'",
     ),
-    "captions": DataSet(
-        "caption",
-        "captions",
-        "annotations",
-        ("coco-captions", "--annotations", "annotations/captions_{split}.json"),
-    ),
+    "captions": DataSet("caption", "captions", "annotations", "coco-captions --annotations annotations/captions_{split}.json"),
     "boxes": DataSet(
         "detect",
         "instances",
         "annotations",
-        ("coco-detection", "--annotations", "annotations/instances_{split}.json"),
+        "coco-detection --annotations annotations/instances_{split}.json",
         max_new_tokens=32,
     ),
     "masks": DataSet("segment", "masks", max_new_tokens=32),
@@ -63,62 +52,27 @@ SETS = {
         "docvqa",
         "names",
         "rows",
-        (
-            "table",
-            "--table",
-            "annotations/names_{split}.csv",
-            "--prefix",
-            "answer {language} whose flag is this?",
-            "--suffix",
-            "{name, 100 %}",
-        ),
+        "table --table annotations/names_{split}.csv --prefix 'answer {language} whose flag is this?' --suffix '{name, 100 %}'",
     ),
     "capitals": DataSet(
         "ocr",
         "names",
         "rows",
-        ("table", "--table", "annotations/names_{split}.jsonl", "--prefix", "ocr {language}", "--suffix", "{capital}"),
+        "table --table annotations/names_{split}.jsonl --prefix 'ocr {language}' --suffix '{capital}'",
     ),
     "figures": DataSet(
         "chartqa",
         "figures",
         "rows",
-        (
-            "table",
-            "--table",
-            "annotations/figures_{split}.csv",
-            "--prefix",
-            "answer en how many {kind} are there?",
-            "--suffix",
-            "{count}",
-        ),
-    ),
-    "shares": DataSet(
-        "chartqa",
-        "figures",
-        "rows",
-        (
-            "table",
-            "--table",
-            "annotations/figures_{split}.csv",
-            "--prefix",
-            "answer en which part does {largest} cover?",
-            "--suffix",
-            "{share, %}%",
-        ),
+        "table --table annotations/figures_{split}.csv --prefix 'answer en which part does {largest} cover?'"
+        " --suffix '{share, %}%'",
     ),
     "emoji": DataSet(
         "",
         "emoji_table",
         "rows",
-        ("table", "--table", "annotations/emoji_{split}.parquet", "--prefix", "name one of {category}", "--suffix", "{name}"),
+        "table --table annotations/emoji_{split}.parquet --prefix 'name one of {category}' --suffix '{name}'",
     ),
-    "labels": DataSet(
-        "classify",
-        "labels",
-        "pictures",
-        ("folder", "--folder", "labels/{split}"),
-        images="labels/{split}",
-    ),
+    "labels": DataSet("classify", "labels", "pictures", "folder --folder labels/{split}", images="labels/{split}"),
 }
 """By name, which begins its files."""

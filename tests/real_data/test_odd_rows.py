@@ -34,10 +34,10 @@ ODD: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.fixture(scope="module")
-def odd(published: Published) -> Path:
+def odd(published: Published, unpacked: tuple[Path, Path]) -> Path:
     """A folder of odd pictures of real flags, and `table.csv` with a row for each."""
     folder = published.folder / "odd pictures"
-    flags = sorted(published.folder.glob("flags/*.png"))
+    flags = sorted(unpacked[0].glob("usr/share/kgeography/flags/*.png"))
     rows = []
     for flag, (name, make) in zip(flags, ODD.items(), strict=False):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,101 +54,32 @@ def odd(published: Published) -> Path:
 
 
 def test_odd_pictures_go_all_the_way(odd: Path, command_line: CommandLine, tmp_path: Path) -> None:
-    said = command_line.paligemma(
-        "convert",
-        "table",
-        "--table",
-        odd / "table.csv",
-        "--encoding",
-        "utf-16",
-        "--prefix",
-        "caption en",
-        "--suffix",
-        "{text}",
-        "--output",
-        odd / "rows.jsonl",
-    )
-    summary = parse_summary(said)
+    table = {"table": odd / "table.csv", "encoding": "utf-16", "prefix": "caption en", "suffix": "{text}"}
+    summary = parse_summary(command_line.paligemma("convert", "table", **table, output=odd / "rows.jsonl"))
     assert (summary.rows, summary.skipped) == (len(ODD), 1)  # the blank one
-    command_line.step(
-        "prepare_data",
-        "--data",
-        odd / "rows.jsonl",
-        "--checkpoint",
-        "embedded:tiny",
-        "--max-text-tokens",
-        96,
-        "--output",
-        tmp_path / "records",
-    )
-    dataset = json.loads((tmp_path / "records/dataset.json").read_text())
+    records, evaluation, preview = (tmp_path / name for name in ("records", "evaluation", "preview.html"))
+    command_line.step("prepare_data", data=odd / "rows.jsonl", checkpoint="embedded:tiny", max_text_tokens=96, output=records)
+    dataset = json.loads((records / "dataset.json").read_text())
     assert (dataset["rows"], dataset["rejected"]) == (len(ODD) - 1, {"text_too_long": 1})
-    command_line.step(
-        "evaluate",
-        "--checkpoint",
-        "embedded:tiny",
-        "--records",
-        tmp_path / "records",
-        "--task",
-        "caption",
-        "--output",
-        tmp_path / "evaluation",
-    )
-    check_evaluation(tmp_path / "evaluation", len(ODD) - 1)
-    command_line.paligemma("preview", "--data", odd / "rows.jsonl", "--output", tmp_path / "preview.html")
-    assert (tmp_path / "preview.html").read_text(encoding="utf-8").count("data:image/") >= len(ODD) - 1
+    command_line.step("evaluate", checkpoint="embedded:tiny", records=records, task="caption", output=evaluation)
+    check_evaluation(evaluation, len(ODD) - 1)
+    command_line.paligemma("preview", data=odd / "rows.jsonl", output=preview)
+    assert preview.read_text(encoding="utf-8").count("data:image/") >= len(ODD) - 1
 
 
 def test_a_folder_of_odd_pictures_is_answered(odd: Path, command_line: CommandLine, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
-    command_line.paligemma("generate", "--image", odd, "--prompt", "caption en", "--max-new-tokens", 4, "--output", answers)
+    command_line.paligemma("generate", image=odd, prompt="caption en", max_new_tokens=4, output=answers)
     found = {line["image"]: line for line in lines(answers)}
     assert found.keys() >= set(ODD)
     assert [name for name in ODD if "answer" not in found[name]] == []
 
 
 def test_one_row(published: Published, command_line: CommandLine, tmp_path: Path) -> None:
-    row = published.rows("scripts", "val").read_text(encoding="utf-8").splitlines()[0]
-    (tmp_path / "row.jsonl").write_text(row + "\n", encoding="utf-8")
-    records, tuned = tmp_path / "records", tmp_path / "tuned"
-    command_line.step(
-        "prepare_data",
-        "--data",
-        tmp_path / "row.jsonl",
-        "--images",
-        published.folder,
-        "--checkpoint",
-        "embedded:tiny",
-        "--output",
-        records,
-    )
-    command_line.step(
-        "finetune",
-        "--checkpoint",
-        "embedded:tiny",
-        "--records",
-        records,
-        "--recipe",
-        "demo",
-        "--set",
-        "steps=2",
-        "--set",
-        "batch_size=1",
-        "--output",
-        tuned,
-    )
-    for task in ("vqa", "caption"):
-        command_line.step(
-            "evaluate",
-            "--checkpoint",
-            "embedded:tiny",
-            "--records",
-            records,
-            "--tuned",
-            tuned,
-            "--task",
-            task,
-            "--output",
-            tmp_path / task,
-        )
-        check_evaluation(tmp_path / task, 1)
+    data, records, tuned, evaluation = (tmp_path / name for name in ("row.jsonl", "records", "tuned", "evaluation"))
+    data.write_text(published.rows("scripts", "val").read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    command_line.step("prepare_data", data=data, images=published.folder, checkpoint="embedded:tiny", output=records)
+    few = ["steps=2", "batch_size=1", "remat=none"]
+    command_line.step("finetune", checkpoint="embedded:tiny", records=records, set=few, output=tuned)
+    command_line.step("evaluate", checkpoint="embedded:tiny", records=records, tuned=tuned, task="caption", output=evaluation)
+    check_evaluation(evaluation, 1)

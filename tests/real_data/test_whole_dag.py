@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from paligemma.registry import read_champion
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
 from real_data.command_line import CommandLine
-from real_data.conftest import Published, Run, run_pipeline
+from real_data.conftest import Published, Run, few_steps, run_pipeline
 from real_data.test_tasks import check_evaluation, lines
 from servers.gcs import GcsServer
 
-BUCKET = GcsLocation("real-data", "")
-DATA = BUCKET / "flags, 100 % Île"
+BUCKET = "real-data"
+DATA = GcsLocation(BUCKET, "flags, 100 % Île")
+ARTIFACTS, REGISTRY = f"gs://{BUCKET}/artifacts", f"gs://{BUCKET}/registry"
 
 
 def test_a_better_model_is_published(run: Run, published: Published) -> None:
@@ -36,20 +38,19 @@ def test_a_better_model_is_published(run: Run, published: Published) -> None:
     assert json.loads((evaluations[1] / "gate.json").read_text())["promote"] is True
     assert "release: " in run.said
     (release,) = (run.registry / "releases").iterdir()
-    assert json.loads((run.registry / "champion.json").read_text())["release"] == release.name
+    assert read_champion(str(run.registry)).release == release.name
 
 
 def test_lineage_names_the_models_of_a_picture_and_a_row(run: Run, command_line: CommandLine) -> None:
-    root = ("--root", "runs", "--json")
     for name in ("vqa/train_000000000001.png", "mixed_train.jsonl:1"):
-        found = json.loads(command_line.paligemma("lineage", "impact", name, *root))
+        found = json.loads(command_line.paligemma("lineage", "impact", name, root="runs", json=True))
         assert str(run.tuned) in {one["output"] for one in found["models"]}, name
         assert len(found["releases"]) > 0, name
-    found = json.loads(command_line.paligemma("lineage", "impact", "vqa_val.jsonl:1", *root))
+    found = json.loads(command_line.paligemma("lineage", "impact", "vqa_val.jsonl:1", root="runs", json=True))
     assert found["models"] == []
     assert str(run.tuned) in {one["output"] for one in found["evaluations"]} | {one["output"] for one in found["validated"]}
     release = next((run.registry / "releases").iterdir()).name
-    traced = json.loads(command_line.paligemma("lineage", "trace", release, *root))
+    traced = json.loads(command_line.paligemma("lineage", "trace", release, root="runs", json=True))
     assert {step["task"] for step in traced["steps"]} >= {"fetch-checkpoint", "prepare-data", "finetune", "publish"}
 
 
@@ -61,7 +62,7 @@ def test_a_second_run_on_other_rows_is_compared_with_the_champion(
     for split in ("train", "val"):
         rows = [row | {"image": f"{split}/{row['image']}"} for row in lines(published.rows("labels", split))]
         (labels / f"{split}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    second = run_pipeline(command_line, "labels/train.jsonl", "labels/val.jsonl", "--task", "classify", "--set", "steps=10")
+    second = run_pipeline(command_line, "labels/train.jsonl", "labels/val.jsonl", task="classify", steps=10)
     evaluation = second.folder / "evaluate-2/evaluation"
     check_evaluation(evaluation, published.counts["labels", "val"]["pictures"])
     gate = json.loads((evaluation / "gate.json").read_text())
@@ -72,18 +73,18 @@ def test_a_second_run_on_other_rows_is_compared_with_the_champion(
 
 
 def test_lineage_is_whole_after_all_runs(run: Run, command_line: CommandLine) -> None:
-    command_line.paligemma("lineage", "verify", "--root", "runs")
-    assert run.folder.name in command_line.paligemma("lineage", "list", "--root", "runs", "--json")
-    command_line.paligemma("releases", "--registry", "runs/registry")
+    command_line.paligemma("lineage", "verify", root="runs")
+    assert run.folder.name in command_line.paligemma("lineage", "list", root="runs", json=True)
+    command_line.paligemma("releases", registry="runs/registry")
     release = next((run.registry / "releases").iterdir()).name
-    command_line.paligemma("verify", release, "--registry", "runs/registry")
+    command_line.paligemma("verify", release, registry="runs/registry")
 
 
 @pytest.fixture
 def cloud(command_line: CommandLine, published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommandLine]:
     """Commands that find Cloud Storage at the emulator, where the questions and their pictures are."""
     with GcsServer() as server:
-        server.create_bucket(BUCKET.bucket)
+        server.create_bucket(BUCKET)
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         paths = [*published.folder.glob("vqa/*"), *published.folder.glob("vqa_*.jsonl")]
@@ -96,33 +97,17 @@ def test_the_dag_in_cloud_storage(cloud: CommandLine, tmp_path: Path) -> None:
     said = cloud.paligemma(
         "pipeline",
         "run",
-        "--train-data",
-        DATA / "vqa_train.jsonl",
-        "--validation-data",
-        DATA / "vqa_val.jsonl",
-        "--task",
-        "vqa",
-        "--recipe",
-        "demo",
-        "--set",
-        "batch_size=32",
-        "--set",
-        "steps=60",
-        "--max-new-tokens",
-        16,
-        "--batch-size",
-        128,
-        "--registry",
-        BUCKET / "registry",
-        "--artifact-root",
-        BUCKET / "artifacts",
-        "--root",
-        tmp_path,
+        train_data=DATA / "vqa_train.jsonl",
+        validation_data=DATA / "vqa_val.jsonl",
+        task="vqa",
+        registry=REGISTRY,
+        artifact_root=ARTIFACTS,
+        root=tmp_path,
+        **few_steps(60),
     )
-    assert f"release:     {BUCKET}/registry/releases/" in said
-    root = ("--root", BUCKET / "artifacts")
-    found = json.loads(cloud.paligemma("lineage", "impact", "train_000000000001.png", *root, "--json"))
+    assert f"release:     {REGISTRY}/releases/" in said
+    found = json.loads(cloud.paligemma("lineage", "impact", "train_000000000001.png", root=ARTIFACTS, json=True))
     assert [one["output"].rpartition("/")[2] for one in found["models"]] == ["tuned"]
     assert len(found["releases"]) == 1
-    cloud.paligemma("lineage", "verify", *root)
-    cloud.paligemma("releases", "--registry", BUCKET / "registry")
+    cloud.paligemma("lineage", "verify", root=ARTIFACTS)
+    cloud.paligemma("releases", registry=REGISTRY)
