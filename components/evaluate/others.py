@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from paligemma.errors import DamagedError, InputError
 from paligemma.evaluation.gate import Decision, compare, decide
 from paligemma.evaluation.metrics import Scores
+from paligemma.foreign_json import read_json, read_json_lines
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import Input, read_record
 from paligemma.registry import EVALUATION_FOLDER, Release, read_champion_release
@@ -52,19 +52,18 @@ def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evalu
     theirs = {entry.sha256 for entry in read_record(folder, ARTIFACT_TYPE).inputs if entry.role == RECORDS_ROLE}
     if theirs != {entry.sha256 for entry in inputs if entry.role == RECORDS_ROLE}:
         raise InputError("The baseline was evaluated on other records.", where=folder, fix="evaluate it on the same records")
+    what, fix = "The evaluation to be better than", "evaluate it again"
+    summary = read_json(folder / "metrics.json", what, nonfinite=True, fix=fix)
+    rows = list(read_json_lines(folder / "predictions.jsonl", what, nonfinite=True, fix=fix))
     try:
-        summary = json.loads((folder / "metrics.json").read_bytes())
-        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_bytes().splitlines()]
-        scores = [row["metrics"].get(metric) for row in rows]
+        answers, scores = [row["prediction"] for row in rows], [row["metrics"].get(metric) for row in rows]
         if any(score is None or not math.isfinite(score) for score in scores):
             raise InputError(
-                f"The evaluation to be better than was not judged by {metric}.",
-                where=folder,
-                fix="evaluate it with the same --task and --metrics",
+                f"{what} was not judged by {metric}.", where=folder, fix="evaluate it with the same --task and --metrics"
             )
-        return Evaluation(summary, [row["prediction"] for row in rows], np.array(scores, np.float64))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"The evaluation cannot be read: {error!r}.", where=folder, fix="evaluate it again") from None
+        return Evaluation(summary, answers, np.array(scores, np.float64))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{what} cannot be read: {error!r}.", where=folder, fix=fix) from None
 
 
 def find_champion(registry: str) -> Release | None:

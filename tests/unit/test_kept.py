@@ -36,7 +36,7 @@ def place(request: pytest.FixtureRequest, server: GcsServer, tmp_path: Path, mon
     return tmp_path / "x.predictions" if request.param == "disk" else GcsLocation(BUCKET, tmp_path.name)
 
 
-def answer(number: int, text: str = "日本\n\ud83d </script>") -> tuple[int, Prediction]:
+def answer(number: int, text: str = "日本\n🙂 </script>") -> tuple[int, Prediction]:
     return number, Prediction(IDS[number], "ocr", "1", ("1", "one"), text, -1.5, float(np.float32(-0.1)), 2)
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_part_is_passed_over_with_a_line_that_names_it(place: Location
     whole = folders.read_file(place / name)
     damaged = [whole[:length] for length in range(0, len(whole), 97)]
     damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(whole.index(b"\n") + 1, len(whole), 97)]
-    damaged += [b"[]\n", b"{}\n", b'{"key": 1}\n', b"\xff\n"]
+    damaged += [b"[]\n", b"{}\n", b'{"key": 1}\n', b"\xff\n", b"[" * 10**5]
     for data in damaged:
         caplog.clear()
         write_file(place / name, data)

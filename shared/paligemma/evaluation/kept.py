@@ -21,6 +21,7 @@ import google_crc32c
 import paligemma
 from paligemma.errors import DamagedError
 from paligemma.evaluation.predict import Prediction
+from paligemma.foreign_json import parse_json
 from paligemma.lineage.record import canonical_sha256, file_sha256
 from paligemma.storage import folders, gcs
 from paligemma.storage.files import write_file
@@ -82,7 +83,7 @@ class KeptPredictions:
                     if any(p.row_id != row_ids[number] for number, p in rows.items()):
                         raise ValueError("it is of other rows")
                     seconds = float(head["seconds"])
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                except (DamagedError, ValueError, KeyError, TypeError, IndexError) as error:
                     log.warning("%s is damaged, and passed over: %r", self.location / name, error)
                     continue
                 found.update(rows)
@@ -135,12 +136,12 @@ def decoding_code_sha256() -> str:
 def _parsed(data: bytes) -> tuple[dict, dict[int, Prediction]]:
     """The first line of a part, and its predictions by row number."""
     first, _, lines = data.partition(b"\n")
-    head = json.loads(first)
+    head = parse_json(first, "its first line", "A part")
     if head["crc32c"] != google_crc32c.value(lines):
         raise ValueError("its checksum is another")
     rows = {}
     for line in lines.splitlines():
-        number, values = json.loads(line)
+        number, values = parse_json(line, "a line", "A part", kind=list, nonfinite=True)
         rows[number] = Prediction(**values | {"references": tuple(values["references"])})
     if len(rows) != head["rows"]:
         raise ValueError("rows are missing")
