@@ -52,7 +52,15 @@ def run(
     """Prepares one split of a data set. Bad rows are counted by reason and listed in rejected.jsonl."""
     import shutil
 
-    from components.prepare_data.steps import checked_settings, finish, job_of, open_inputs, parameters_of, work_folder
+    from components.prepare_data.steps import (
+        check_room,
+        checked_settings,
+        finish,
+        job_of,
+        open_inputs,
+        parameters_of,
+        work_folder,
+    )
     from paligemma.data.balance import FINDINGS
     from paligemma.data.rows import split_lines
     from paligemma.data.workers import core_count, prepare_parts
@@ -72,6 +80,7 @@ def run(
         folder = work_folder(output, inputs, settings)
         job = job_of(inputs, settings, folder)
         parts = split_lines(job.data, rows_per_shard)
+        check_room(folder, draft.folder, job, parts)
         with WorkProgress(f"preparing {split}", "rows", sum(part.lines for part in parts)) as progress:
             prepare_parts(job, parts, folder, workers or core_count(), progress)
         dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)

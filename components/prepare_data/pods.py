@@ -24,6 +24,7 @@ from paligemma.lineage.artifact import localize, produce
 from paligemma.lineage.attempt import recorded
 from paligemma.progress import WorkProgress
 from paligemma.storage.files import write_file
+from paligemma.storage.space import explain_full_disk
 
 
 def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:
@@ -42,7 +43,7 @@ def prepare_group(
     inputs, settings = open_inputs(data, checkpoint, images, "group", ""), checked_settings(settings)
     output.mkdir(parents=True, exist_ok=True)
     first, stop = map(int, group.split(":"))
-    with tempfile.TemporaryDirectory() as folder:
+    with explain_full_disk(output), tempfile.TemporaryDirectory() as folder:
         job = job_of(inputs, settings, Path(folder))
         parts = split_lines(job.data, settings["rows_per_shard"])[first:stop]
         with WorkProgress(f"preparing shards {group}", "rows", sum(part.lines for part in parts)) as progress:

@@ -32,6 +32,7 @@ from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import exists, parent_of, write_file
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import absolute_uri, parse_location
+from paligemma.storage.space import check_space
 
 FINGERPRINT_FILE = "fingerprint"
 
@@ -165,6 +166,22 @@ def job_of(inputs: Inputs, settings: Mapping[str, object], folder: Path) -> Job:
         compression=settings["compression"],
         grey_range=parse_grey_range(settings.get("grey_range", "")),
     )
+
+
+def check_room(folder: Path, draft: Path, job: Job, parts: Sequence[LineRange]) -> None:
+    """Confirms before any work is done that the shards fit on the disks that hold them, if all rows are kept.
+
+    Raises:
+        InputError: they do not; says how much room is needed.
+    """
+    if job.compression != "none":
+        return  # how far they pack shows only afterwards
+    row = job.image_size**2 * 3 + 4 * job.max_text_tokens
+    done = sum(path.stat().st_size for path in folder.glob("*.tfrecord"))
+    whole = row * sum(part.lines for part in parts)
+    check_space(folder, max(0, whole - done))
+    if draft.stat().st_dev != folder.stat().st_dev:  # else shards are linked and not copied
+        check_space(draft, whole)
 
 
 def finish(

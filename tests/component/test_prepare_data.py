@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,3 +197,26 @@ def test_the_report_opens_offline_and_escapes_what_it_shows(small_data: SmallDat
 def test_wrong_options_are_explained(small_data: SmallData, prepare, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare([{"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}], **options)
+
+
+def test_a_disk_that_is_too_small_is_said_before_any_work(small_data: SmallData, prepare, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=(64 << 20) + 3 * 32 * 32 * 10))
+    row = {"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}
+    with pytest.raises(InputError, match=r"not enough room(.|\n)*free, found") as caught:
+        prepare([row] * 100)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_grey_range_is_what_the_records_and_their_description_have(small_data: SmallData, prepare) -> None:
+    samples = np.linspace(0, 4095, 32 * 32, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(samples).save(small_data.folder / "grey.png")
+    rows = [{"image": "grey.png", "prefix": "p", "suffix": "s"}]
+    dark, right = prepare(rows, "dark"), prepare(rows, "right", grey_range="0,4095.0")
+    stored = [np.frombuffer(examples(folder)[0]["image"], np.uint8) for folder in (dark, right)]
+    assert (stored[0].max(), stored[1].min(), stored[1].max()) == (16, 0, 255)
+    assert [open_records(folder).dataset.grey_range for folder in (dark, right)] == ["", "0,4095"]
+    assert [open_records(folder).dataset.warnings for folder in (dark, right)] == [{"image_levels_few": 1}, {}]
+    assert read_record(right, "records").producer.parameters["grey_range"] == "0,4095"
+    with pytest.raises(InputError, match="LOW,HIGH"):
+        prepare(rows, "wrong", grey_range="4095")

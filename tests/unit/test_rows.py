@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paligemma.data.rows import MAX_LINE_BYTES, REASONS, Row, RowError, image_path, parse_row, read_rows, row_id, split_lines
+from paligemma.data.rows import (
+    MAX_LINE_BYTES,
+    REASONS,
+    Row,
+    RowError,
+    image_path,
+    parse_row,
+    read_all_rows,
+    read_rows,
+    row_id,
+    split_lines,
+    unpack,
+)
+from paligemma.errors import InputError
 
 GOOD = {"image": "a.png", "prefix": "p", "suffix": "s"}
 
@@ -144,3 +159,26 @@ def test_a_long_line_at_the_end_of_a_range_leaves_the_next_range_whole(tmp_path:
     first, second = split_lines(tmp_path / "x.jsonl", 2)
     assert [number for number, _ in read_rows(tmp_path / "x.jsonl", first)] == [1, 2]
     assert list(read_rows(tmp_path / "x.jsonl", second)) == [(3, Row(3, "a.png", "p", "s"))]
+
+
+@pytest.mark.parametrize("read", [lambda path: unpack(path, path.with_name("rows")), lambda path: list(read_all_rows(path))])
+def test_a_gzip_file_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path, monkeypatch, read) -> None:
+    monkeypatch.setattr("paligemma.data.rows._ANY_RATIO", 1 << 20)
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(bytes(8 << 20)))
+    with pytest.raises(InputError, match="250 times its own"):
+        read(path)
+
+
+def test_a_gzip_file_of_rows_unpacks_whole(tmp_path) -> None:
+    rows = b"".join(b'{"image": "%d.png", "prefix": "what is it?", "suffix": "a cat"}\n' % number for number in range(40_000))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows))
+    unpack(tmp_path / "rows.jsonl.gz", tmp_path / "rows")
+    assert (tmp_path / "rows").read_bytes() == rows
+
+
+def test_a_gzip_file_that_does_not_fit_is_refused_before_the_disk_is_full(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
+    with pytest.raises(InputError, match="not enough room"):
+        unpack(tmp_path / "rows.jsonl.gz", tmp_path / "rows")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.storage.space import check_space
 
 MAX_LINE_BYTES = 1 << 20
 """Longest line that is parsed; longer ones are rejected without being held in memory."""
 
+MAX_RATIO = 250
+"""Most bytes that a byte of a gzip file may stand for: rows pack to a fifth or a tenth, gzip's limit is a thousandth."""
+
 _BLOCK = 1 << 20
+_ANY_RATIO = 64 << 20
+"""Bytes unpacked that are taken whatever the ratio is."""
 
 REASONS = {
     "line_too_long": "the line is longer than 1 MiB",
@@ -119,11 +125,15 @@ def unpack(path: Path, target: Path) -> None:
 
     Raises:
         DamagedError: it is cut short, or its checksum is wrong.
+        InputError: it holds more than rows pack to, or than there is room for.
     """
     partial = target.with_name(f"{target.name}.partial")
     try:
-        with gzip.open(path) as packed, partial.open("wb") as file:
-            shutil.copyfileobj(packed, file, _BLOCK)
+        with _open_gzip(path) as packed, partial.open("wb") as file:
+            for number, block in enumerate(iter(lambda: packed.read(_BLOCK), b"")):
+                if number % 64 == 0:
+                    check_space(target.parent, 64 * _BLOCK)
+                file.write(block)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged_gzip(path, error) from None
     partial.replace(target)
@@ -156,12 +166,13 @@ def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
     Raises:
         InputError: the file cannot be read.
         DamagedError: it is a gzip file that is cut short, or its checksum is wrong.
+        InputError: it is one that holds more than rows pack to.
     """
     if not is_gzip(path):
         yield from read_rows(path)
         return
     try:
-        with gzip.open(path) as file:
+        with _open_gzip(path) as file:
             yield from _parsed(_lines(file, math.inf), 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged_gzip(path, error) from None
@@ -235,6 +246,37 @@ def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
         data = part.encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
+
+
+class _Unpacked(io.RawIOBase):
+    """What is in a gzip file, as long as it is not much more than the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, gzip.open(path)  # noqa: SIM115
+        self._most, self._seen = max(_ANY_RATIO, MAX_RATIO * path.stat().st_size), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self._file.readinto(buffer)
+        self._seen += count
+        if self._seen > self._most:
+            raise InputError(
+                f"The gzip file unpacks to more than {self._most:,} bytes, {MAX_RATIO} times its own.",
+                where=self._path,
+                expected="rows of text, which do not pack as tightly",
+                fix="look at what is in it, and unpack it yourself if it is right",
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_gzip(path: Path) -> io.BufferedReader:
+    return io.BufferedReader(_Unpacked(path), _BLOCK)
 
 
 def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Row | RowError]]:

@@ -155,7 +155,7 @@ def _in_words(data: bytes) -> tuple[str, str]:
         return f"not an image of a known format; it begins with {data[:_SHOWN].hex(' ')}", "check the file"
     start = text.lstrip("\ufeff \t\r\n")
     lower = start.lower()
-    markup = re.sub(r"\A(<\?xml.*?\?>|<!--.*?-->|<!doctype svg.*?>|\s)*", "", lower, flags=re.DOTALL)
+    markup = re.sub(r"\A(<\?xml.*?\?>|<!--.*?-->|<!doctype [^>]*>|\s)*", "", lower, flags=re.DOTALL)
     if markup.startswith(("<svg", "<svg:svg")):
         return "an SVG drawing", "draw it to PNG, e.g. with rsvg-convert"
     if lower.startswith(("<!doctype html", "<html", "<head", "<body")) or markup.startswith("<html"):
