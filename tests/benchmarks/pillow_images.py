@@ -68,8 +68,10 @@ def main() -> None:
 
 
 def why(message: str) -> str:
-    """What a message has in common with others: what comes after the file's name, without numbers."""
-    return "".join("N" if character.isdigit() else character for character in message.partition("': ")[2])[:90]
+    """What a message has in common with others: whether the file is another kind of file, unknown, broken or too large."""
+    words = message.partition("': ")[2]
+    kinds = ("The file is not an image of a known format", "The file is text", "The file is", "The image cannot be decoded")
+    return next((kind for kind in kinds if words.startswith(kind)), "too large")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from components.finetune.main import is_identical, run
 from components.prepare_data.main import run as prepare
@@ -16,6 +18,8 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.checkpoints.tuned import read_tuned
+from paligemma.data.images import load_image
+from paligemma.data.pictures.levels import GreyRange
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
 from paligemma.model import load
@@ -260,3 +264,20 @@ def test_metrics_are_in_tensorboards_files_too(tuned: Path) -> None:
     written = [(event.step, float(event.tensor_proto.float_val[0])) for event in events.Tensors("loss")]
     assert written == [(line["step"], pytest.approx(line["loss"])) for line in lines]
     assert {"seconds_step", "tflops", "share_of_peak", "examples_per_second"} <= lines[-1].keys()
+
+
+def test_a_tuned_model_reads_grey_pictures_as_its_training_data_were_read(tuned: Path, tmp_path: Path, monkeypatch) -> None:
+    assert load(tuned).grey_range is None
+    shutil.copytree(tuned, tmp_path / "x")
+    description = json.loads((tuned / "tuned.json").read_text())
+    (tmp_path / "x/tuned.json").write_text(json.dumps({**description, "grey_range": "0,4095"}))
+    Image.fromarray(np.linspace(0, 4095, 1024, dtype=np.uint16).reshape(32, 32)).save(tmp_path / "grey.png")
+    model = load(tmp_path / "x")
+    assert model.grey_range == GreyRange(0, 4095)
+    seen = []
+    monkeypatch.setattr(
+        "paligemma.model.preprocess", lambda pixels, size: seen.append(pixels.max()) or np.zeros((size, size, 3))
+    )
+    model.generate([tmp_path / "grey.png"], "ocr", 1)
+    assert seen == [255]
+    assert load_image(tmp_path / "grey.png").max() == 16

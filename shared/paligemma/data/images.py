@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from paligemma.data.pictures.avif import survey_avif
 from paligemma.data.pictures.errors import FORMATS as FORMATS
@@ -126,6 +126,8 @@ def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange 
             return done, width, height
     except ImageError as error:
         raise ImageError(error.code, error.what, where) from None
+    except UnidentifiedImageError:  # whose words have the address of a buffer
+        raise ImageError("image_unreadable", unreadable("its header is damaged").what, where) from None
     except MemoryError:
         raise ImageError("image_too_large", "There is not enough memory to decode the image.", where) from None
     except Exception as error:  # Pillow's decoders raise nearly every built-in type on broken files

@@ -20,7 +20,7 @@ _MOST_RUNS = 4 * 1024 * 1024
 _WEBP_PIXEL = 16
 """Two canvases, then the decoder's own pixels or its answer, and the picture, 4 bytes each."""
 
-_HEIF_PIXEL = 16
+_HEIF_PIXEL = 12
 
 
 def survey_bmp(data: bytes) -> Survey:
