@@ -17,6 +17,7 @@ import numpy as np
 
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import parse_json, read_json
+from paligemma.safe_names import relative_path_fault
 from paligemma.storage.regular import open_regular
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -90,7 +91,9 @@ def read_index(path: Path) -> dict[str, str]:
     """
     weight_map = read_json(path, "The index of the weights", fix="download it again").get("weight_map")
     try:
-        valid = all(Path(name).name == name and name.endswith(".safetensors") for name in weight_map.values())
+        valid = all(
+            name.endswith(".safetensors") and "/" not in name and not relative_path_fault(name) for name in weight_map.values()
+        )
     except (TypeError, AttributeError):
         valid = False
     if not valid:

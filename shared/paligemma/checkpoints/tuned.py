@@ -17,19 +17,24 @@ from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_model
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora import LoraConfig
+from paligemma.safe_names import Address, RelativePath, Sha256
 
 WEIGHTS_FILE = "trained.safetensors"
 DESCRIPTION_FILE = "tuned.json"
 
 
 class Base(BaseModel):
-    """The checkpoint that the trained parameters replace a part of."""
+    """The checkpoint that the trained parameters replace a part of.
+
+    Whoever gives a tuned model away names it. It is looked for at a path, or fetched from `gs://` into the cache, and is read
+    for nothing else: its weights have to have this hash.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    uri: str
-    weights_file: str
-    weights_sha256: str
+    uri: Address
+    weights_file: RelativePath
+    weights_sha256: Sha256
 
 
 class TunedDescription(BaseModel):

@@ -15,6 +15,7 @@ from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import ROWS_FILE, read_record
+from paligemma.safe_names import RelativePath, Sha256
 
 DATASET_FILE = "dataset.json"
 REJECTED_FILE = "rejected.jsonl"
@@ -53,10 +54,10 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    file: str
+    file: RelativePath
     rows: int
     bytes: int
-    sha256: str
+    sha256: Sha256
 
 
 class Dataset(BaseModel):
@@ -79,7 +80,7 @@ class Dataset(BaseModel):
     truncated: int
     image_size: int
     max_text_tokens: int
-    tokenizer_sha256: str
+    tokenizer_sha256: Sha256
     compression: Compression
     prefix_tokens: dict[int, int]
     suffix_tokens: dict[int, int]
