@@ -1,4 +1,4 @@
-"""A genuine, signed root with everything in it, made once; copies of it to alter; and looking at what anything did to a disk."""
+"""A genuine, signed root with everything in it, made once; copies of it to alter; and what there is on a disk."""
 
 from __future__ import annotations
 

@@ -346,7 +346,9 @@ def _forget_others(folder: Path) -> None:
 
 
 def _with_schema(database: sqlite3.Connection) -> sqlite3.Connection:
-    database.executescript(f"PRAGMA journal_mode = WAL;{_SCHEMA}PRAGMA user_version = {_VERSION};")
+    database.executescript(
+        f"PRAGMA synchronous = OFF; PRAGMA journal_mode = WAL; BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION}; COMMIT;"
+    )
     return _set_up(database)
 
 
