@@ -9,6 +9,7 @@ from collections.abc import Callable
 import typer
 
 from paligemma.errors import PaliGemmaError
+from paligemma.redaction import without_passwords
 from paligemma.terminal import printable
 
 
@@ -36,7 +37,7 @@ class _Printable(logging.Formatter):
     """Names in a message are often somebody else's."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        return printable(without_passwords(super().format(record)), lines=True)
 
 
 def run_command(run: Callable, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from paligemma.redaction import without_passwords
 from paligemma.terminal import printable
 
 
@@ -24,8 +25,13 @@ class PaliGemmaError(Exception):
             lines.append(f"  expected: {expected}")
         if fix is not None:
             lines.append(f"  to do:    {fix}")
-        super().__init__(printable("\n".join(lines), lines=True))
-        self.what = printable(what, lines=True)
+        super().__init__(_shown("\n".join(lines)))
+        self.what = _shown(what)
+
+
+def _shown(text: str) -> str:
+    """A message quotes what somebody else wrote: it steers no terminal, and no log keeps a password of it."""
+    return printable(without_passwords(text), lines=True)
 
 
 class InputError(PaliGemmaError):

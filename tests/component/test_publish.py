@@ -197,7 +197,7 @@ def test_what_a_broken_attempt_left_is_used(fair: Model, tmp_path: Path, monkeyp
         real(model, output, format, *arguments, **more)
 
     monkeypatch.setattr(release_module, "export", breaks)
-    with pytest.raises(InputError, match="No space"):
+    with pytest.raises(InputError, match="not enough room"):
         fair.publish(tmp_path, formats="big_vision,huggingface")
     assert versions(tmp_path) == []
     assert read_champion(tmp_path) is None

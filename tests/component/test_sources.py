@@ -22,6 +22,7 @@ from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import file_sha256, read_record
 from paligemma.storage import cache, retry, space
 from paligemma.storage.location import GcsLocation
+from paligemma.web_client import HOSTS_VARIABLE
 from servers.fault_proxy import Corrupt, FaultProxy, ResetBody, Status, Truncate
 from servers.gcs import GcsServer
 from servers.kaggle import KaggleServer
@@ -42,6 +43,7 @@ def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(HOSTS_VARIABLE, "127.0.0.1")
     monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.001, maximum=0.01, timeout=2.0))
 
 

@@ -47,6 +47,7 @@ from paligemma.lineage.record import (
 )
 from paligemma.lineage.sign import sign
 from paligemma.processes import described
+from paligemma.redaction import without_secrets
 from paligemma.storage import folders
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
@@ -66,7 +67,6 @@ PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
 
 _MOST_NAME = 200  # letters; what writers add to a name has to have room in a file's
 _PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "pillow", "kfp")
-_ADDRESS = re.compile(r"\b((?!gs:)[a-z]+://)(?:[^/@\s]*@)?([^\s?#,]*)[^\s,]*")  # without user, query and fragment
 
 P, T = ParamSpec("P"), TypeVar("T")
 log = logging.getLogger("paligemma.lineage")
@@ -198,7 +198,7 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
     current = _begin(component, output, parameters, root)
     token = _current.set(current)
     try:
-        with explain_full_disk(cache_folder(), *[Path(current.output)] * ("://" not in current.output)), _terminable():
+        with explain_full_disk(*[Path(current.output)] * ("://" not in current.output), cache_folder()), _terminable():
             if _records_here():
                 current.mark()
             yield current
@@ -310,7 +310,7 @@ def _leave_failure(current: Attempt, error: BaseException) -> None:
     """A record of what went wrong, which must not itself get in the error's way."""
     stopped = isinstance(error, StoppedError | KeyboardInterrupt)
     message = error.what if isinstance(error, PaliGemmaError) else str(error)
-    failure = Failure(kind=type(error).__name__, message=_without_secrets(message)[:2000])
+    failure = Failure(kind=type(error).__name__, message=without_secrets(message)[:2000])
     try:
         current.keep(current.record("preempted" if stopped else "failed", error=failure))
         current.unmark()
@@ -354,14 +354,10 @@ def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {without_secrets(str(key)): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, bool | int | float) else _without_secrets(str(value))
-
-
-def _without_secrets(text: str) -> str:
-    return _ADDRESS.sub(r"\1\2", text)
+    return value if value is None or isinstance(value, bool | int | float) else without_secrets(str(value))
 
 
 def _now() -> str:
@@ -370,6 +366,7 @@ def _now() -> str:
 
 def _producer(component: str, parameters: dict, device: str | None) -> Producer:
     sha, dirty = _git_state()
+    parameters = _plain(parameters)  # the one way into a record: no secret of an address passes
     return Producer(
         component=component,
         parameters=parameters,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from paligemma.errors import InputError
+from paligemma.web_address import parse_web_address
 
 URL_VARIABLE = "PALIGEMMA_WEBHOOK"
 FILE_VARIABLE = "PALIGEMMA_WEBHOOK_FILE"
@@ -27,13 +26,13 @@ def notify(message: dict) -> bool:
         url = _address()
         if not url:
             return False
-        _check(url)
-        import requests
+        address = parse_web_address(url, "The webhook's address")
+        from paligemma.web_client import request, webhook_rule
 
-        answer = requests.post(url, json=message, timeout=_SECONDS, allow_redirects=False)
-        if not answer.ok or answer.is_redirect:
-            log.warning("the notification was answered with status %d", answer.status_code)
-            return False
+        with request("POST", address, webhook_rule, json=message, timeout=_SECONDS) as answer:
+            if not answer.ok or answer.is_redirect:
+                log.warning("the notification was answered with status %d", answer.status_code)
+                return False
     except InputError as error:
         log.warning("no notification was sent: %s", error)
         return False
@@ -58,19 +57,3 @@ def _address() -> str:
 
         return read_secret(name).decode().strip()
     return ""
-
-
-def _check(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme == "https" and parts.hostname:
-        return
-    if parts.scheme == "http" and _is_loopback(parts.hostname or ""):
-        return
-    raise InputError("The webhook's address is not safe to post to.", expected="https://..., or http:// on this machine")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -9,7 +9,9 @@ from paligemma.checkpoints.sources import huggingface, kaggle, web
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.artifact import localize
+from paligemma.redaction import without_passwords
 from paligemma.storage.location import SCHEME
+from paligemma.web_address import is_web_address
 
 log = logging.getLogger("paligemma.sources")
 
@@ -28,6 +30,13 @@ def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "f
     Raises:
         PaliGemmaError: the last source's error, after a warning for each before.
     """
+    if without_passwords(sources) != sources:  # before they are split: a password may hold a comma
+        raise InputError(
+            "A source names a user or a password.",
+            where=redacted(sources),
+            expected="an address without, as it would be on record",
+            fix="let the server take a signed address, or fetch the file yourself and name its path",
+        )
     candidates = [source.strip() for source in sources.split(",") if source.strip()]
     if not candidates:
         raise InputError("No source is given.", expected="a checkpoint, e.g. embedded:tiny")
@@ -42,7 +51,7 @@ def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "f
 def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
     if source.startswith("kaggle://"):
         return str(kaggle.fetch(source, precision))
-    if source.startswith(("https://", "http://")):
+    if is_web_address(source):
         return str(web.fetch(source, sha256))
     if source.startswith("hf://"):
         return str(huggingface.snapshot_folder(source))
@@ -53,5 +62,5 @@ def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
         expected = "kaggle://, https://, hf://, gs://, a path, or embedded:tiny"
         raise InputError(f"{redacted(source)!r} is not a source of checkpoints.", expected=expected)
     if not resolve_embedded(source).exists():
-        raise InputError(f"There is no checkpoint file or folder {source}.", expected="an existing path")
+        raise InputError(f"There is no checkpoint file or folder {redacted(source)}.", expected="an existing path")
     return source

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
+from paligemma.redaction import without_secrets
 from paligemma.storage import retry
 from paligemma.storage.location import SCHEME
 
@@ -18,10 +18,7 @@ def is_remote(source: str) -> bool:
 
 def redacted(source: str) -> str:
     """A source without what may be a secret: user, password, query and fragment of a web address."""
-    if not is_remote(source):
-        return source
-    parts = urlsplit(source)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return without_secrets(source)
 
 
 def attempts(most: int = 6) -> Iterator[bool]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from paligemma.checkpoints.sources.remote import attempts, redacted, unavailable
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
+from paligemma.safe_names import parse_sha256, relative_path_fault
 from paligemma.storage import cache
+from paligemma.storage.atomic import expect_file, hidden_beside
 from paligemma.storage.space import check_space
+from paligemma.web_address import WebAddress, parse_web_address
 
 _BUFFER = 64 * 1024  # what a broken connection costs at most
 
@@ -19,19 +21,23 @@ def fetch(source: str, sha256: str) -> Path:
     """A file by its address and hash; an interrupted download goes on where it stopped."""
     import requests
 
+    address = parse_web_address(source, "The source")
     if not sha256:
         raise InputError(
             f"The sha256 of {redacted(source)} is not given.", expected="--sha256: nothing else says that it is the right file"
         )
-    name = urlsplit(source).path.rsplit("/", 1)[-1] or "checkpoint.npz"
-    path = cache.cache_folder() / "downloads" / sha256.lower() / name
-    partial = path.with_name(f".{name}.partial")
+    sha256 = parse_sha256(sha256.lower(), "The sha256", where="--sha256")
+    name = "checkpoint.npz" if relative_path_fault(address.name) else address.name
+    path = cache.cache_folder() / "downloads" / sha256 / name
+    partial = hidden_beside(path, ".partial")
     with cache.exclusive(path):
-        if path.is_file() and file_sha256(path) == sha256.lower():
+        for left in (path, partial):
+            expect_file(left)
+        if path.is_file() and file_sha256(path) == sha256:
             return path
         for again in attempts():
             try:
-                _get(source, partial)
+                _get(address, partial)
             except requests.HTTPError as error:
                 status = error.response.status_code
                 if status not in (408, 429) and status < 500:
@@ -44,7 +50,7 @@ def fetch(source: str, sha256: str) -> Path:
                     raise unavailable(source, error) from None
                 continue
             found = file_sha256(partial)
-            if found == sha256.lower():
+            if found == sha256:
                 partial.replace(path)
                 return path
             partial.unlink()
@@ -53,13 +59,13 @@ def fetch(source: str, sha256: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _get(source: str, partial: Path) -> None:
+def _get(address: WebAddress, partial: Path) -> None:
     """Adds to `partial` what it lacks of the file."""
-    import requests
+    from paligemma.web_client import get_file
 
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(source, headers=headers, stream=True, timeout=60) as response:
+    with get_file(address, headers, timeout=60) as response:
         if response.status_code == 416:  # there is nothing after what we have
             return
         response.raise_for_status()

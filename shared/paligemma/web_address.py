@@ -1,0 +1,131 @@
+"""Addresses of the web, read once: what is checked is what is connected to.
+
+Programs read addresses differently: `http://169.254.169.254\\@127.0.0.1/` is one host to a browser and another to a parser of
+RFC 3986. Here an address is of one strict form, or refused, and the client is given the parts and not the text.
+
+The numbers that are hosts, such as `0x7f.1`, are those of the WHATWG URL standard ("ends in a number" and the IPv4 parser);
+which networks are private is what `ipaddress` has of IANA's registries of special-purpose addresses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from paligemma.errors import InputError
+from paligemma.redaction import without_secrets
+
+Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?P<target>(?:[/?][\x21-\x7e]*)?)",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class WebAddress:
+    """An address without user, password and fragment. `host` is in lower case, an IPv6 address without its brackets."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def url(self) -> str:
+        """The address as a client takes it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{host}{port}{self.target}"
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.target.partition("?")[0].rsplit("/", 1)[-1]
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def parse_web_address(text: str, what: str = "The address") -> WebAddress:
+    """An address from its text.
+
+    Args:
+        text: the address.
+        what: it is, as the beginning of a sentence. The message does not show the text, which may be a secret.
+
+    Raises:
+        InputError: it is none, names a user, or its host is a number in an unusual form.
+    """
+    match = _ADDRESS.fullmatch(text.partition("#")[0])
+    if match is None or "\\" in text:
+        raise _refused(what, "it is not of the form https://host/path, without user and password")
+    host, scheme = match["host"].lower(), match["scheme"].lower()
+    port = int(match["port"]) if match["port"] else _PORTS[scheme]
+    if not 0 < port < 65536:
+        raise _refused(what, "there is no such port")
+    if host.startswith("["):
+        try:
+            host = str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            raise _refused(what, "its host is no IPv6 address") from None
+    else:
+        host = host.removesuffix(".")
+        labels = host.split(".")
+        if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+            raise _refused(what, "its host is no name")
+        if _NUMBER.fullmatch(labels[-1]):
+            try:
+                host = str(ipaddress.IPv4Address(host))
+            except ValueError:
+                raise _refused(what, "its host is a number, and not four of them in decimal") from None
+    return WebAddress(scheme, host, port, match["target"] or "/")
+
+
+def is_web_address(text: str) -> bool:
+    """Whether a text is meant as an address of the web, in any spelling."""
+    return re.match(r"\s*https?:", text, re.IGNORECASE) is not None
+
+
+def innermost(ip: Ip) -> Ip:
+    """The IPv4 address that an IPv6 address stands for, where it does: mapped, 6to4, Teredo, NAT64; else the address itself."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip.ipv4_mapped or ip.sixtofour:
+        return ip.ipv4_mapped or ip.sixtofour
+    if ip.teredo:
+        return ip.teredo[1]
+    if ip in _NAT64 or (int(ip) >> 32 == 0 and int(ip) > 1):  # and the deprecated IPv4-compatible ones
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip
+
+
+def is_public(ip: Ip) -> bool:
+    """Whether an address is one of the internet's, and of a single machine."""
+    ip = innermost(ip)
+    return ip.is_global and not ip.is_multicast
+
+
+def is_nobodys(ip: Ip) -> bool:
+    """Whether nothing is to be sent to an address in any case: link-local ones (metadata servers), none, and groups."""
+    ip = innermost(ip)
+    return ip.is_link_local or ip.is_unspecified or ip.is_multicast or (ip.is_reserved and not ip.is_loopback)
+
+
+def is_loopback(ip: Ip) -> bool:
+    """Whether an address is this machine."""
+    return innermost(ip).is_loopback
+
+
+def shown_address(text: str) -> str:
+    """An address for a message or a record: without user, password, query and fragment."""
+    return without_secrets(text)
+
+
+def _refused(what: str, why: str) -> InputError:
+    return InputError(f"{what} cannot be used: {why}.", expected="https://host/path", fix="write it in the usual form")

@@ -1,0 +1,187 @@
+"""Requests to addresses that somebody else may have chosen: the host is looked up once, what it is gets checked, and the
+connection goes there.
+
+Looking up a name a second time, as a client does by itself, may give another address than the one that was checked.
+Through a proxy that the environment names, the proxy looks names up; only hosts that are written as numbers are checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+import urllib3.exceptions
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
+
+from paligemma.errors import InputError
+from paligemma.web_address import Ip, WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
+
+HOSTS_VARIABLE = "PALIGEMMA_PRIVATE_HOSTS"
+"""Hosts, separated by commas, that files may be fetched from although they are not on the internet."""
+
+_MOST_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+Rule = Callable[[WebAddress, Ip | None], str]
+"""Why nothing is to be sent to an address of the web at an address of the network (None: not looked up yet); empty if it may
+be."""
+
+
+def fetch_rule(address: WebAddress, ip: Ip | None) -> str:
+    """Files come over https from the internet. Hosts in `HOSTS_VARIABLE` may be private, and, on this machine, speak http."""
+    named = address.host in {name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",")}
+    if address.scheme != "https" and not (named and _is_here(address, ip)):
+        return f"{address.host} is not asked over https"
+    if ip is not None and is_nobodys(ip):
+        return f"{address.host} is link-local, or nobody's address ({ip})"
+    if ip is not None and not is_public(ip) and not named:
+        return f"{address.host} is not on the internet ({ip}); ${HOSTS_VARIABLE} names the hosts that need not be"
+    return ""
+
+
+def webhook_rule(address: WebAddress, ip: Ip | None) -> str:
+    """A message may go over https to any host that is not link-local, over http to this machine. No reason names the host."""
+    if address.scheme != "https" and not _is_here(address, ip):
+        return "it is neither https nor this machine"
+    return "it is link-local, or nobody's" if ip is not None and is_nobodys(ip) else ""
+
+
+@contextmanager
+def request(
+    method: str, address: WebAddress, rule: Rule, headers: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[requests.Response]:
+    """Sends one request to a network address that was checked. Redirects are not followed.
+
+    Raises:
+        InputError: the rule refuses it.
+        requests.RequestException: it could not be sent, or had no answer.
+    """
+    with requests.Session() as session:
+        for ip in checked_addresses(address, rule):
+            if ip is not None:
+                session.mount(f"{address.scheme}://", _Pinned(ip))
+                session.trust_env = False  # it would ask for a proxy again
+                session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            try:
+                response = session.request(method, address.url, headers=headers, allow_redirects=False, **options)
+            except requests.ConnectionError as error:
+                failure = error
+                if _was_sent(error):
+                    raise
+                continue
+            with response:
+                yield response
+            return
+    raise failure
+
+
+def checked_addresses(address: WebAddress, rule: Rule) -> list[Ip | None]:
+    """Where to connect to, the first choice first. None stands for a proxy that the environment names.
+
+    Raises:
+        InputError: the rule refuses one.
+        requests.ConnectionError: the host has none.
+    """
+    proxies = get_environ_proxies(address.url)
+    literal = _literal(address.host)
+    _confirm(rule, address, literal)
+    if proxies.get(address.scheme) or proxies.get("all"):
+        return [None]
+    found = [literal] if literal else lookup(address)
+    for ip in found:
+        _confirm(rule, address, ip)
+    return found
+
+
+def _confirm(rule: Rule, address: WebAddress, ip: Ip | None) -> None:
+    if why := rule(address, ip):
+        raise InputError(f"Nothing is sent to this address: {why}.", expected="https:// to a host on the internet")
+
+
+def _is_here(address: WebAddress, ip: Ip | None) -> bool:
+    return address.host == "localhost" if ip is None else is_loopback(ip)
+
+
+def _was_sent(error: requests.ConnectionError) -> bool:
+    """Whether there was a connection before it failed."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return not isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
+
+
+@contextmanager
+def get_file(address: WebAddress, headers: Mapping[str, str], timeout: float) -> Iterator[requests.Response]:
+    """Asks for a file, and follows redirects, each of which is checked as the first address is. The body is not read yet.
+
+    Raises:
+        InputError: the address, or one that it leads to, is refused.
+        requests.RequestException: there was no answer.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(_MOST_REDIRECTS + 1):
+            response = stack.enter_context(request("GET", address, fetch_rule, headers, stream=True, timeout=timeout))
+            target = response.headers.get("Location") if response.status_code in _REDIRECTS else None
+            if target is None:
+                yield response
+                return
+            stack.pop_all().close()
+            address = redirect(address, target)
+        raise requests.TooManyRedirects(f"more than {_MOST_REDIRECTS}")
+
+
+def redirect(address: WebAddress, target: str) -> WebAddress:
+    """Where a redirect leads: a whole address, or a path of the same host.
+
+    Raises:
+        InputError: it leads to no address, or to one without https from one with it.
+    """
+    if target.startswith("/") and not target.startswith(("//", "/\\")):
+        target = WebAddress(address.scheme, address.host, address.port, target).url
+    found = parse_web_address(target, "The address of a redirect")
+    if address.scheme == "https" and found.scheme != "https":
+        raise InputError("A redirect leads from https to http.", where=f"{address.scheme}://{address.host}")
+    return found
+
+
+def lookup(address: WebAddress) -> list[Ip]:
+    """The network addresses of a host, in the order that they are to be tried in.
+
+    Raises:
+        requests.ConnectionError: it has none.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise requests.ConnectionError("the host is not found") from None
+    return [ipaddress.ip_address(one[4][0].partition("%")[0]) for one in found]
+
+
+def _literal(host: str) -> Ip | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+class _Pinned(HTTPAdapter):
+    """Connects to one network address, whatever the name; the certificate still has to be the name's."""
+
+    def __init__(self, ip: Ip) -> None:
+        self._ip = ip
+        super().__init__()
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[dict, dict]:
+        where, how = super().build_connection_pool_key_attributes(request, verify, cert)
+        if where["scheme"] == "https":
+            how |= {"server_hostname": where["host"], "assert_hostname": where["host"]}
+        return where | {"host": str(self._ip)}, how
+
+    def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
+        request.headers.setdefault("Host", request.url.partition("://")[2].partition("/")[0])
+        return super().send(request, *arguments, **options)
