@@ -164,6 +164,16 @@ def test_mean_average_precision_by_hand() -> None:
     assert mean_average_precision(["nothing"], [""], [0.0]) == -1
 
 
+def test_average_precision_of_a_label_for_every_image() -> None:
+    """An open vocabulary: what is counted are boxes, not the four million pairs of an image and a label."""
+    boxes = [f"<loc{n % 500:04d}><loc0000><loc{n % 500 + 100:04d}><loc0100> thing {n}" for n in range(2000)]
+    answers = [box if number % 4 else "nothing" for number, box in enumerate(boxes)]
+    precision = AveragePrecision(answers, boxes, [0.0] * len(boxes))
+    assert precision.value == pytest.approx(0.75)
+    assert precision(np.array([0, 1, 1, 4, 8])) == pytest.approx(0.25)
+    assert AveragePrecision(boxes, boxes, [0.0] * len(boxes)).value == 1
+
+
 def coco_precision(answers: list[str], references: list[str], scores: list[float]) -> float:
     """The first of `COCOeval.stats`."""
     from pycocotools.coco import COCO

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 BINS = 1024
 _RECALLS = np.linspace(0, 1, 101)
@@ -67,6 +67,8 @@ def box_f1(answer: str, reference: str, threshold: float = 0.5) -> float:
 class AveragePrecision:
     """COCO's AP over IoU 0.50 to 0.95 of answers with boxes: pycocotools matches them, once for all resamples.
 
+    Time and memory grow with the boxes, not with labels times images: an open vocabulary has thousands of labels.
+
     Attributes:
         value: of all images; -1 when the references hold no box.
     """
@@ -80,14 +82,28 @@ class AveragePrecision:
             scores: of each answer, how sure the model is of it; of its boxes, an earlier one is surer.
         """
         self._images = len(answers)
-        self._labels = _matched([parse_boxes(text) for text in answers], [parse_boxes(text) for text in references], scores)
+        self._wanted, self._found = _matched(
+            [parse_boxes(text) for text in answers], [parse_boxes(text) for text in references], scores
+        )
         self.value = self(np.arange(self._images))
 
     def __call__(self, chosen: Int[np.ndarray, " rows"]) -> float:
-        """Of the images with these numbers, each as often as it is there."""
-        times = np.bincount(chosen, minlength=self._images)
-        found = [label.precision(times) for label in self._labels]
-        return float(np.mean([value for value in found if value is not None] or [-1.0]))
+        """Of the images with these numbers, each as often as it is there.
+
+        Of a label, the mean over IoUs and recalls, as `COCOeval.accumulate` has it; then the mean over the labels that are
+        wanted. An image that is there twice has its boxes twice: they count twice where they stand.
+        """
+        times = np.bincount(chosen, minlength=self._images).astype(np.int32)
+        wanted = np.bincount(self._wanted.label, self._wanted.boxes * times[self._wanted.image])
+        if not wanted.any():
+            return -1.0
+        hits, so_far = self._found.count(times)
+        precision = self._found.best_from(hits / np.maximum(so_far, 1))
+        # Of COCO's recalls, how many this box reaches that no surer one of its label does; the first box has recall 0 too.
+        reached = np.searchsorted(_RECALLS, hits / np.maximum(wanted, 1)[self._found.label], side="right")
+        reached[:, 1:] -= np.where(self._found.label[1:] == self._found.label[:-1], reached[:, :-1], 0)
+        total = (precision * reached).sum()
+        return float(total / (len(reached) * len(_RECALLS) * np.count_nonzero(wanted)))
 
 
 def mean_average_precision(answers: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> float:
@@ -95,71 +111,94 @@ def mean_average_precision(answers: Sequence[str], references: Sequence[str], sc
     return AveragePrecision(answers, references, scores).value
 
 
-class _Label(NamedTuple):
-    """What was found of one label: of every box, the surest first, its image and whether it is right at each IoU."""
+class _Wanted(NamedTuple):
+    """How many boxes of a label an image has; of the pairs of label and image that have any."""
 
-    wanted: Int[np.ndarray, " images"]
-    image: Int[np.ndarray, " boxes"]
-    right: Bool[np.ndarray, "iou boxes"]
-
-    def precision(self, times: Int[np.ndarray, " images"]) -> float | None:
-        """Mean over IoUs and recalls, as `COCOeval.accumulate` has it; None where no such box is wanted.
-
-        An image that is there twice has its boxes twice: they count twice where they stand.
-        """
-        wanted = int((self.wanted * times).sum())
-        if not wanted:
-            return None
-        weight = times[self.image]
-        hits = np.cumsum(self.right * weight, axis=1)
-        precision = hits / np.maximum(np.cumsum(weight), 1)
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # of this recall or a higher one
-        best = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
-        places = [np.searchsorted(row / wanted, _RECALLS) for row in hits]
-        return float(np.mean([row[place] for row, place in zip(best, places, strict=True)]))
+    label: Int[np.ndarray, " pairs"]
+    image: Int[np.ndarray, " pairs"]
+    boxes: Int[np.ndarray, " pairs"]
 
 
-def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[float]) -> list[_Label]:
+class _Found:
+    """Boxes that were found, by label, the surest first.
+
+    Only those that are right at some IoU are looked at: at the others precision only falls, and no recall is reached.
+    """
+
+    def __init__(
+        self, label: Int[np.ndarray, " all"], image: Int[np.ndarray, " all"], right: Bool[np.ndarray, "iou all"]
+    ) -> None:
+        self._image = image
+        self._looked_at = np.flatnonzero(right.any(axis=0))
+        self.label = label[self._looked_at]
+        self._right = right[:, self._looked_at].astype(np.int32)
+        self._first = np.searchsorted(label, self.label)  # of all boxes of the label
+        self._first_looked_at = np.searchsorted(self.label, self.label)
+        # No maximum goes beyond a label: precision is 1 at most, and the label before is higher by 2.
+        self._lift = 2.0 * (label.max(initial=0) - self.label)
+
+    def count(self, times: Int[np.ndarray, " images"]) -> tuple[Int[np.ndarray, "iou boxes"], Int[np.ndarray, " boxes"]]:
+        """How many boxes of the label, down to each one that is looked at, are right, and how many there are."""
+        weight = times[self._image]
+        boxes, hits = np.cumsum(weight), self._right * weight[self._looked_at]
+        sums = np.cumsum(hits, axis=1)
+        before = (sums - hits)[:, self._first_looked_at]
+        return sums - before, boxes[self._looked_at] - (boxes - weight)[self._first]
+
+    def best_from(self, precision: Float[np.ndarray, "iou boxes"]) -> Float[np.ndarray, "iou boxes"]:
+        """The best precision of each box and the less sure ones of its label."""
+        return np.maximum.accumulate((precision + self._lift)[:, ::-1], axis=1)[:, ::-1] - self._lift
+
+
+def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[float]) -> tuple[_Wanted, _Found]:
+    """What pycocotools matches, which is within an image and a label: each such pair is an image of its own to it."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    labels = {label: number for number, label in enumerate(sorted({box.label for boxes in wanted for box in boxes}), start=1)}
-    truth = [_annotation(image, box, labels) for image, boxes in enumerate(wanted, start=1) for box in boxes]
-    for number, annotation in enumerate(truth, start=1):
-        annotation |= {"id": number, "iscrowd": 0}
+    labels = {label: number for number, label in enumerate(sorted({box.label for boxes in wanted for box in boxes}))}
+    truth = [(labels[box.label], image, box, 0.0) for image, boxes in enumerate(wanted) for box in boxes]
     results = [
-        _annotation(image, box, labels) | {"score": float(score) - place * 1e-6}
-        for image, (boxes, score) in enumerate(zip(found, scores, strict=True), start=1)
+        (labels[box.label], image, box, float(score) - place * 1e-6)
+        for image, (boxes, score) in enumerate(zip(found, scores, strict=True))
         for place, box in enumerate(boxes)
         if box.label in labels
     ]
-    matched = []
+    if not truth:
+        none = np.zeros(0, int)
+        return _Wanted(none, none, none), _Found(none, none, np.zeros((1, 0), bool))
+    pairs = sorted({one[:2] for one in (*truth, *results)})
+    number_of = {pair: number for number, pair in enumerate(pairs, start=1)}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
             "info": {},
-            "images": [{"id": image, "width": BINS, "height": BINS} for image in range(1, len(wanted) + 1)],
-            "annotations": truth,
-            "categories": [{"id": number, "name": label} for label, number in labels.items()],
+            "images": [{"id": number, "width": BINS, "height": BINS} for number in number_of.values()],
+            "annotations": [
+                _annotation(number_of[label, image], box) | {"id": number, "iscrowd": 0}
+                for number, (label, image, box, _) in enumerate(truth, start=1)
+            ],
+            "categories": [{"id": 1, "name": "box"}],
         }
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results) if results else COCO(), "bbox")
+        listed = [_annotation(number_of[label, image], box) | {"score": score} for label, image, box, score in results]
+        evaluation = COCOeval(coco, coco.loadRes(listed) if listed else COCO(), "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.params.maxDets = evaluation.params.maxDets[-1:]
         evaluation.evaluate()
-    for start in range(0, len(labels) * len(wanted), len(wanted)):
-        images = [(number, one) for number, one in enumerate(evaluation.evalImgs[start : start + len(wanted)]) if one]
-        counts, image, sure, right = np.zeros(len(wanted), int), [], [], [np.zeros((len(evaluation.params.iouThrs), 0), bool)]
-        for number, one in images:
-            counts[number] = len(one["gtIds"])
-            image += [number] * len(one["dtIds"])
-            sure += one["dtScores"]
-            right.append(one["dtMatches"] > 0)
-        order = np.argsort(-np.array(sure), kind="stable")
-        matched.append(_Label(counts, np.array(image, int)[order], np.concatenate(right, axis=1)[:, order]))
-    return matched
+    numbers, counts, sure = [], np.zeros(len(pairs), int), []
+    right = [np.zeros((len(evaluation.params.iouThrs), 0), bool)]
+    for number, one in enumerate(evaluation.evalImgs):
+        counts[number] = len(one["gtIds"])
+        numbers += [number] * len(one["dtIds"])
+        sure += one["dtScores"]
+        right.append(one["dtMatches"] > 0)
+    label, image = np.array(pairs).T
+    found_in = np.array(numbers, int)
+    order = np.lexsort((-np.array(sure), label[found_in]))  # stable: of equal scores, in the order of images
+    found_in = found_in[order]
+    return _Wanted(label, image, counts), _Found(label[found_in], image[found_in], np.concatenate(right, axis=1)[:, order])
 
 
-def _annotation(image: int, box: Box, labels: dict[str, int]) -> dict:
+def _annotation(pair: int, box: Box) -> dict:
     size = [max(0, box.x1 - box.x0), max(0, box.y1 - box.y0)]  # pycocotools lets boxes of negative area go free
-    return {"image_id": image, "category_id": labels[box.label], "bbox": [box.x0, box.y0, *size], "area": box.area}
+    return {"image_id": pair, "category_id": 1, "bbox": [box.x0, box.y0, *size], "area": box.area}
