@@ -117,12 +117,13 @@ class Case:
         keep_file(self.root, f"{record.run}/{record.task}/{attempt_name()}{PRUNED_ENDING}", mark.render())
         shutil.rmtree(self.root / place)
 
-    def renew(self) -> None:
-        """Puts a fresh copy of the genuine root in place, and nothing else."""
+    def renew(self, models: bool = True) -> None:
+        """Puts a fresh copy of the genuine root in place, and nothing else; without the real models, if so wished."""
         for folder in (self.root, self.cache, self.output):
             if os.path.lexists(folder):
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-        shutil.copytree(self.genuine, self.root, copy_function=_copy)
+        without = None if models else shutil.ignore_patterns("real", "registry")
+        shutil.copytree(self.genuine, self.root, copy_function=_copy, ignore=without)
         self.output.mkdir()
 
 
