@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from lineage_runs import make_run, make_step, row_entry
+from page_scripts import with_script
 
 from paligemma.errors import InputError
 from paligemma.lineage.attempt import at_place, attempt
@@ -133,7 +134,7 @@ def test_two_hundred_runs_are_searched_clicked_through_and_compared(page: str, r
         tree = page_data(index, RUNS, 0)["artifacts"]
     (tree,) = {made["tree_sha256"] for made in tree.values() if (made["run"], made["task"]) == ("run-0007", "finetune")}
     facts = f"<script>const ROW = {json.dumps(row_entry(*BAD, 3)['row_id'])}, TREE = {json.dumps(tree)};</script>"
-    done = open_page(page.replace("</body>", facts + SCRIPT + "</body>"), tmp_path, "--virtual-time-budget=20000", "--dump-dom")
+    done = open_page(with_script(page, facts, SCRIPT), tmp_path, "--virtual-time-budget=20000", "--dump-dom")
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     seen = json.loads(html.unescape(found[1]))

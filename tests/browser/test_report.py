@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+from page_scripts import with_script
 
 from components.evaluate.report import render_report
 from components.evaluate.results import judge
@@ -22,9 +23,8 @@ ARABIC = "ما لون السيارة؟"
 NEEDLE, BOX, ODD = 4321, "<loc0000><loc0000><loc0100><loc0300>", "a\n</script> 'dog'"
 
 SCRIPT = (
-    f"<script>const ARABIC = {json.dumps(ARABIC)};</script>"
+    f"const ARABIC = {json.dumps(ARABIC)};"
     + """
-<script>
 const seen = {}, put = (id, value) => { at(id).value = value; at(id).dispatchEvent(new Event("input")); };
 const shown = () => [...document.querySelectorAll("#rows tr")].map(row => Number(row.dataset.index));
 const note = name => { seen[name] = { rows: shown(), place: at("place").textContent, count: at("count").textContent }; };
@@ -45,7 +45,6 @@ seen.direction = getComputedStyle(document.querySelectorAll("#rows td")[1]).dire
 seen.fetched = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"));
 document.body.innerHTML = "<pre id=seen></pre>";
 document.getElementById("seen").textContent = JSON.stringify(seen);
-</script>
 """
 )
 
@@ -73,7 +72,7 @@ def page() -> str:
 def test_five_thousand_rows_are_sorted_filtered_and_paged_in_a_browser(tmp_path: Path) -> None:
     assert CHROMIUM, "a browser is needed: apt-get install chromium"
     file = tmp_path / "report.html"
-    file.write_text(page().replace("</body>", SCRIPT + "</body>"))
+    file.write_text(with_script(page(), SCRIPT))
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/user"]
     alone = ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=20000"]
     command = [CHROMIUM, *quiet, *alone, "--dump-dom", file.as_uri()]

@@ -208,7 +208,7 @@ def test_a_damaged_record_is_an_error_when_its_batch_comes(varied: Path, tmp_pat
     [
         (lambda lines: lines[:-1], "lists 79 rows of 80"),
         (lambda lines: [*lines[:-1], "{}"], "KeyError"),
-        (lambda lines: [*lines[:-1], lines[-1][:40]], "JSONDecodeError"),
+        (lambda lines: [*lines[:-1], lines[-1][:40]], "is not JSON"),
         (lambda lines: [lines[1], lines[0], *lines[2:]], "other numbers of tokens"),
     ],
 )
