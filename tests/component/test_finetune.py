@@ -268,7 +268,7 @@ def test_metrics_are_in_tensorboards_files_too(tuned: Path) -> None:
 
 def test_a_tuned_model_reads_grey_pictures_as_its_training_data_were_read(tuned: Path, tmp_path: Path, monkeypatch) -> None:
     assert load(tuned).grey_range is None
-    shutil.copytree(tuned, tmp_path / "x")
+    shutil.copytree(tuned, tmp_path / "x", ignore=shutil.ignore_patterns("lineage.json"))
     description = json.loads((tuned / "tuned.json").read_text())
     (tmp_path / "x/tuned.json").write_text(json.dumps({**description, "grey_range": "0,4095"}))
     Image.fromarray(np.linspace(0, 4095, 1024, dtype=np.uint16).reshape(32, 32)).save(tmp_path / "grey.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,3 +84,23 @@ def test_a_link_out_is_unsafe_in_a_folder_that_is_known_too(folder: Path) -> Non
         with pytest.raises(RowError) as caught:
             images.read(name)
         assert caught.value.code == code
+
+
+def test_what_is_fetched_ahead_is_bounded_in_bytes_and_nothing_is_lost(monkeypatch) -> None:
+    objects = {f"{number}.png": bytes([number]) * 400 for number in range(8)}
+    fetched: list[str] = []
+
+    def read_bytes(where, generation) -> tuple[bytes, int]:
+        fetched.append(str(where).rpartition("/")[2])
+        return objects[fetched[-1]], generation
+
+    monkeypatch.setattr("paligemma.data.image_source.MOST_AHEAD", 1000)
+    monkeypatch.setattr("paligemma.storage.gcs.stat", lambda where: SimpleNamespace(size=400, generation=1))
+    monkeypatch.setattr("paligemma.storage.gcs.read_bytes", read_bytes)
+    monkeypatch.setattr("paligemma.storage.gcs.STREAMS", 1)
+    source = open_images("gs://bucket/images")
+    source.expect(objects)
+    source._pool.shutdown()  # when everything has come that may
+    assert fetched == ["0.png", "1.png"]
+    assert [source.read(name) for name in objects] == list(objects.values())
+    assert len(fetched) == 8

@@ -10,7 +10,7 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -21,6 +21,9 @@ from paligemma.errors import InputError
 from paligemma.storage import gcs
 from paligemma.storage.cache import local_copy
 from paligemma.storage.location import GcsLocation, parse_location
+
+MOST_AHEAD = 64 * 1024 * 1024
+"""Bytes of images that are fetched before they are asked for."""
 
 _MOST_FOLDERS = 10_000
 """Folders that are remembered, which bounds the memory of a tree of millions."""
@@ -96,18 +99,32 @@ class _Bucket:
     def __init__(self, root: GcsLocation) -> None:
         self._root = root
         self._pool = ThreadPoolExecutor(gcs.STREAMS)
-        self._coming: dict[str, Future[bytes]] = {}
+        self._coming: dict[str, Future[bytes | None]] = {}
+        self._ahead: dict[str, int] = {}  # bytes of what is coming, or has come
+        self._counting = threading.Lock()
         self._archives: dict[str, Path] = {}
         self._fetching = threading.Lock()
 
     def read(self, name: str) -> bytes:
         coming = self._coming.get(name)
-        return coming.result() if coming is not None else self._fetch(name)
+        data = coming.result() if coming is not None else None
+        return self._fetch(name) if data is None else data
 
     def expect(self, names: Iterable[str]) -> None:
-        self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name) for name in set(names)}
+        wanted = list(dict.fromkeys(names))
+        with self._counting:
+            self._ahead = {name: size for name, size in self._ahead.items() if name in wanted}
+        self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name, self._has_room) for name in wanted}
 
-    def _fetch(self, name: str) -> bytes:
+    def _has_room(self, name: str, size: int) -> bool:
+        """Whether so many bytes may be held until they are asked for."""
+        with self._counting:
+            if sum(self._ahead.values()) + size > MOST_AHEAD:
+                return False
+            self._ahead[name] = size
+            return True
+
+    def _fetch(self, name: str, has_room: Callable[[str, int], bool] = lambda *_: True) -> bytes | None:
         path = PurePosixPath(name)
         if not name or "\0" in name:
             raise RowError("image_missing", f"{name!r} is not an object name")
@@ -115,13 +132,14 @@ class _Bucket:
             raise RowError("image_path_unsafe", f"{name!r} is not below the image prefix")
         archive, member = split_archive(name)
         if archive:
-            return read_member(self._archive(archive), member)
+            path = self._archive(archive)  # once it is on this machine, its files are near
+            return read_member(path, member) if has_room(name, MOST_AHEAD + 1) else None
         found = gcs.stat(self._root / name)
         if found is None:
             raise RowError("image_missing", f"there is no object {self._root / name}")
         if found.size > MAX_BYTES:
             raise RowError("image_too_large", f"{name!r} has {found.size} bytes, {MAX_BYTES} at most")
-        return gcs.read_bytes(self._root / name, found.generation)[0]
+        return gcs.read_bytes(self._root / name, found.generation)[0] if has_room(name, found.size) else None
 
     def _archive(self, name: str) -> Path:
         """This machine's copy of a tar file, which is fetched and verified once."""
