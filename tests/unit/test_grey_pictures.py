@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from paligemma.data.images import decode_image, fit_image, to_rgb
+from paligemma.data.images import ImageError, decode_image, fit_image, to_rgb
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.errors import InputError
 
@@ -82,6 +82,9 @@ def warned(data: bytes, grey_range: GreyRange | None = None) -> list[str]:
         (tiff(np.array([[2**32 - 1, 0, 65535, 9]], np.uint32)), [255, 0, 255, 0]),
         (tiff(np.array([[-32768, 0, 16384, 32767]], np.int16)), [0, 0, 128, 255]),
         (tiff(np.array([[0, 0.25, 0.5, 1]], np.float32)), [0, 64, 128, 255]),
+        (tiff(np.array([[0, 1, 16384, 32767]], np.int16), ">", photometric=0), [255, 255, 127, 0]),
+        (tiff(SIXTEEN_BITS.astype(np.uint32), photometric=0), [255, 191, 127, 0]),
+        (tiff(SIXTEEN_BITS.astype(np.int32), ">", photometric=0), [255, 191, 127, 0]),
         (tiff(np.array([[0, 0.25, 0.5, 1]], np.float64)), [0, 64, 128, 255]),
         (tiff(np.array([[np.nan, -np.inf, np.inf, 2]], np.float32)), [0, 0, 255, 255]),
         (tiff(np.array([[270, 280, 290, 310]], np.float32), t340=("f", 270.0), t341=("f", 310.0)), [0, 64, 128, 255]),
@@ -92,6 +95,19 @@ def warned(data: bytes, grey_range: GreyRange | None = None) -> list[str]:
 )  # fmt: skip
 def test_samples_become_levels_by_the_range_that_is_stated(data: bytes, expected: list[int]) -> None:
     assert levels(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (tiff(np.zeros((1, 12), np.uint16), photometric=2, t277=("H", 3), t284=("H", 2)), "separate planes"),
+        (tiff(np.zeros((1, 4), np.float16)), "floats of 16 bits"),
+        (tiff(np.zeros((1, 4), np.uint64)), "integers of 64 bits"),
+    ],
+)
+def test_a_variant_that_would_come_out_wrong_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        decode_image(data)
 
 
 @given(st.integers(0, 65535), st.integers(0, 65535), st.sampled_from(["png", "tiff", "ppm"]))

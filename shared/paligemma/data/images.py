@@ -127,7 +127,9 @@ def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange 
     except ImageError as error:
         raise ImageError(error.code, error.what, where) from None
     except UnidentifiedImageError:  # whose words have the address of a buffer
-        raise ImageError("image_unreadable", unreadable("its header is damaged").what, where) from None
+        raise ImageError(
+            "image_unreadable", unreadable("its header is damaged, or of a variant that is not decoded").what, where
+        ) from None
     except MemoryError:
         raise ImageError("image_too_large", "There is not enough memory to decode the image.", where) from None
     except Exception as error:  # Pillow's decoders raise nearly every built-in type on broken files

@@ -38,6 +38,12 @@ _MORE_LAYOUTS = {
     (b"MM", 1, (1,), 1, (12,), ()): ("I;16", "I;12"),
     (b"MM", 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
     (b"MM", 1, (1,), 1, (32,), ()): ("I", "I;32B"),
+    (b"II", 0, (1,), 1, (32,), ()): ("I", "I;32N"),
+    (b"MM", 0, (1,), 1, (32,), ()): ("I", "I;32B"),
+    (b"II", 0, (2,), 1, (32,), ()): ("I", "I;32S"),
+    (b"MM", 0, (2,), 1, (32,), ()): ("I", "I;32BS"),
+    (b"II", 0, (2,), 1, (16,), ()): ("I", "I;16S"),
+    (b"MM", 0, (2,), 1, (16,), ()): ("I", "I;16BS"),
     **{(b"II", photometric, (3,), 1, (64,), ()): ("F", "F;64F") for photometric in (0, 1)},
     **{(b"MM", photometric, (3,), 1, (64,), ()): ("F", "F;64BF") for photometric in (0, 1)},
 }
@@ -69,6 +75,12 @@ def survey_tiff(data: bytes) -> Survey:
         raise ImageError("image_too_large", f"The image has {strips:,} strips or tiles; {MAX_STRIPS:,} at most.")
     core = {1: 1, 2: 1, 4: 1, 8: 1, 12: 2, 16: 2}.get(bits, 4) if channels == 1 and kind != _SIGNED else 4
     packed = tags.number(_COMPRESSION, 1) != 1
+    if tags.number(_PLANAR, 1) == 2 and channels > 1 and bits > 8 and not packed:
+        raise unreadable(f"its {bits}-bit colours are in separate planes, not packed; save it with PlanarConfiguration 1")
+    if bits in (16, 24) and kind == _FLOAT:
+        raise unreadable(f"its samples are floats of {bits} bits; save it with 32")
+    if bits > 32 and kind != _FLOAT:
+        raise unreadable(f"its samples are integers of {bits} bits; save it with 32")
     if tags.number(_ORIENTATION, 1) in range(2, 9):
         core *= 2  # Pillow turns the whole picture
     grey = _grey(tags, bits, kind) if channels == 1 and (bits >= 8 or kind == _FLOAT) else None
