@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from paligemma.checkpoints.open import TOKENIZER_FILE, Checkpoint
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
 from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import Recipe
+from paligemma.yaml_text import dump_yaml
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "training.html"
@@ -94,7 +94,7 @@ def render_training(summary: Mapping, recipe: Recipe, trained: Mapping[str, np.n
         "training.html",
         summary=summary,
         recipe=recipe,
-        recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        recipe_text=dump_yaml(recipe.model_dump(mode="json")),
         trained=[
             {"name": name, "shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
             for name, array in trained.items()

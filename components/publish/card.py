@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import yaml
-
 from paligemma.checkpoints.tuned import TunedDescription
 from paligemma.lineage.record import Input, Record
+from paligemma.yaml_text import dump_yaml
 
 LICENCE = """The terms that the base checkpoint came with apply to this model too. Those of Google's PaliGemma are the
 [Gemma Terms of Use](https://ai.google.dev/gemma/terms): who passes the model on passes on the terms, a notice of the changes
@@ -46,7 +45,7 @@ def render_card(
     primary, trainer = metrics["primary"], training.producer
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        dump_yaml(header).rstrip(),
         "---",
         "",
         f"# PaliGemma, fine-tuned: release {version}",
@@ -83,7 +82,7 @@ def render_card(
         f"{' (changed)' if trainer.git_dirty else ''}, on {training.finished[:10]}. The recipe:",
         "",
         "```yaml",
-        yaml.safe_dump({key: value for key, value in recipe.items() if value is not None}, sort_keys=False).rstrip(),
+        dump_yaml({key: value for key, value in recipe.items() if value is not None}).rstrip(),
         "```",
         "",
         "## Use",

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import yaml
-
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
+from paligemma.yaml_text import dump_yaml, parse_documents, read_yaml
 from pipelines.compile import compile_pipeline
 from pipelines.placement import PlaceTask, find_profile
 
@@ -78,7 +77,7 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
     checked = {"target": find_profile(profile).target, **check_parameters(parameters, inputs)}
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         compile_pipeline(Path(folder) / "pipeline.yaml", place_task=place_task)
-        documents = tuple(yaml.safe_load_all((Path(folder) / "pipeline.yaml").read_text()))
+        documents = tuple(parse_documents((Path(folder) / "pipeline.yaml").read_bytes(), "pipeline.yaml", "The pipeline"))
     root = root or f"{str(checked['artifact_root']).rstrip('/')}/runner"
     return Job(name, documents, checked, service_account, root)
 
@@ -92,10 +91,7 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     from paligemma.training.recipe import parse_recipe
     from pipelines.presets import read_preset
 
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"The parameters cannot be read: {error}.", where=path, expected="a YAML file") from None
+    values = read_yaml(path, "The parameters file")
     if not isinstance(values, dict):
         raise InputError("The parameters are not names and values.", where=path, expected="train_data: gs://...")
     for name in values:
@@ -105,7 +101,7 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     if missing:
         raise InputError(f"{', '.join(missing)} is missing.", where=path, expected="a value")
     if isinstance(recipe := values.get("recipe"), dict):
-        values["recipe"] = yaml.safe_dump(recipe, sort_keys=False)
+        values["recipe"] = dump_yaml(recipe)
     elif recipe:
         values["recipe"] = read_preset(recipe)
     if values.get("recipe"):
@@ -126,7 +122,7 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
 
 def difference(before: Mapping, after: Mapping) -> str:
     """What changes, as a unified diff of YAML; empty if nothing does."""
-    old, new = (yaml.safe_dump(canonical(value), sort_keys=True, width=200).splitlines() for value in (before, after))
+    old, new = (dump_yaml(canonical(value), sort_keys=True, width=200).splitlines() for value in (before, after))
     return "\n".join(difflib.unified_diff(old, new, "scheduled", "new", lineterm=""))
 
 

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
 from paligemma.launch.rest import BackendError, BackendUnavailableError
+from paligemma.yaml_text import dump_documents
 from pipelines.backends.job import Job, difference
 
 TOKEN_VARIABLE = "KFP_TOKEN"
@@ -150,7 +149,7 @@ def _of_server(found) -> dict:
 def _package(job: Job) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         path = Path(folder) / "pipeline.yaml"
-        path.write_text(yaml.safe_dump_all(job.documents, sort_keys=False))
+        path.write_text(dump_documents(job.documents))
         yield path
 
 

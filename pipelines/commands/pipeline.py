@@ -259,11 +259,10 @@ def run(
     root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
-    import yaml
-
     from paligemma.foreign_json import read_json
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
+    from paligemma.yaml_text import dump_yaml
     from pipelines.presets import read_preset
     from pipelines.run_local import run_pipeline
 
@@ -278,7 +277,7 @@ def run(
             "precision": precision,
             "image_size": image_size,
             "images": absolute(images),
-            "recipe": yaml.safe_dump(parsed.model_dump(exclude_none=True), sort_keys=False),
+            "recipe": dump_yaml(parsed.model_dump(exclude_none=True)),
             "target": target,
             "max_text_tokens": max_text_tokens,
             "max_reject_fraction": max_reject_fraction,

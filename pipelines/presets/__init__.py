@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paligemma.errors import InputError, did_you_mean
+from paligemma.yaml_text import read_yaml_text
 
 FOLDER = Path(__file__).parent
 
@@ -19,4 +20,4 @@ def read_preset(name: str) -> str:
     path = presets.get(name, Path(name))
     if not path.is_file():
         raise InputError(f"There is no recipe {name!r}.", expected=f"a YAML file, or a preset; {did_you_mean(name, presets)}")
-    return path.read_text()
+    return read_yaml_text(path, "The recipe")

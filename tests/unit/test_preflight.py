@@ -264,6 +264,6 @@ def test_every_device_has_a_price_and_a_target_is_found(tmp_path: Path) -> None:
     assert {target.device for target in TARGETS.values()} - {"cpu"} == prices.keys()
     assert find_target("v5e-4").devices == 4
     (tmp_path / "x.yaml").write_text("- 1")
-    with pytest.raises(InputError, match="prices cannot be read"):
+    with pytest.raises(InputError, match="The prices cannot be read"):
         read_prices(tmp_path / "x.yaml")
     assert "paligemma2-10b-pt-224" in VARIANTS

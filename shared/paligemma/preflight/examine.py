@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import yaml
-
 from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.errors import InputError, PaliGemmaError
@@ -21,6 +19,7 @@ from paligemma.preflight.targets import GIB, Target, find_target
 from paligemma.training.flops import step_flops
 from paligemma.training.recipe import Recipe
 from paligemma.training.trainable import compile_pattern, is_trainable
+from paligemma.yaml_text import read_yaml
 
 PRICES_FILE = Path(__file__).parent / "prices.yaml"
 MEMORY_VARIABLE = "PALIGEMMA_MEMORY_BYTES"
@@ -183,12 +182,14 @@ def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
     Raises:
         InputError: it is not one.
     """
+    values = read_yaml(path, "The list of prices")
     try:
-        values = yaml.safe_load(path.read_text())
         return str(values["as_of"]), {str(name): float(price) for name, price in values["per_hour"].items()}
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         raise InputError(
-            "The prices cannot be read.", where=path, expected="as_of: a date, per_hour: {device: dollars}"
+            "The prices cannot be read: they are not what is expected.",
+            where=path,
+            expected="as_of: a date, per_hour: {device: dollars}",
         ) from None
 
 

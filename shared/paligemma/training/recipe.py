@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paligemma.data.augment import Augmentation
@@ -16,6 +15,7 @@ from paligemma.models.layers import LayerPlan, Remat
 from paligemma.models.lora import LoraConfig
 from paligemma.precision import ComputeDtype, FrozenDtype
 from paligemma.training.trainable import compile_pattern
+from paligemma.yaml_text import parse_yaml, read_yaml_text
 
 OPERATIONAL = {"log_every", "save_every", "keep_last"}
 """Keys that change nothing about the parameters that come out; a run can be resumed with other values of them."""
@@ -144,10 +144,8 @@ def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = 
     Raises:
         InputError: not YAML, an unknown key (with the nearest known one), or a wrong value.
     """
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError("The recipe is not YAML.", where=f"{where}: {error}") from None
+    values = parse_yaml(text, where, "The recipe")
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError("The recipe is not a mapping.", where=where, expected="lines like `learning_rate: 0.03`")
     for item in overrides:
@@ -162,11 +160,7 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     """A recipe from a YAML file, or the default one for None, with overrides; see `parse_recipe`."""
     if path is None:
         return parse_recipe(overrides=overrides)
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The recipe cannot be read: {error}.", expected="a YAML file") from None
-    return parse_recipe(text, overrides, path)
+    return parse_recipe(read_yaml_text(path, "The recipe"), overrides, path)
 
 
 def _override(values: dict, item: str) -> None:
@@ -179,7 +173,4 @@ def _override(values: dict, item: str) -> None:
         if not isinstance(below, dict):
             raise InputError(f"The override {item!r} goes below {parent}, which is a plain value.")
         values = below
-    try:
-        values[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"The override {item!r} has a value that is not YAML: {error}.") from None
+    values[key] = parse_yaml(value, f"--set {item}", f"The value of {path.strip()}")
