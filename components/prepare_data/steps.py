@@ -206,6 +206,13 @@ def finish(
         shutil.rmtree(folder)
         raise _too_many_rejects(facts, max_reject_fraction, inputs.data, output, rejected)
     dataset = assemble(parts, folder, draft.folder, facts, job, split, inputs.tokenizer_sha256, other)
+    if dataset.truncated:
+        log.warning(
+            "text_truncated: %d of %d rows had their suffix cut to fit --max-text-tokens %d",
+            dataset.truncated,
+            dataset.rows,
+            job.max_text_tokens,
+        )
     draft.rows, draft.hashes = dataset.rows, {shard.file: shard.sha256 for shard in dataset.shards}
     write_page(draft.folder / "report.html", lambda: render_report(dataset, facts, job, inputs.data))
     return dataset

@@ -41,8 +41,12 @@ def examples(folder: Path) -> list[dict]:
     return rows
 
 
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def rejects(folder: Path) -> list[tuple[int, str]]:
-    return [(entry["line"], entry["code"]) for entry in map(json.loads, (folder / "rejected.jsonl").read_text().splitlines())]
+    return [(entry["line"], entry["code"]) for entry in json_lines(folder / "rejected.jsonl")]
 
 
 @pytest.fixture
@@ -140,6 +144,33 @@ def test_suffix_eos_survives_truncation(small_data: SmallData, prepare) -> None:
     assert example["tokens"][len(prefix) : -1] == TINY.encode(row["suffix"])[: 9 - len(prefix)]
     assert example["tokens"][-1] == TINY.eos_id
     assert open_records(folder).dataset.truncated == 1
+
+
+def test_a_cut_suffix_is_warned_of_counted_and_logged(small_data: SmallData, prepare, caplog) -> None:
+    name = small_data.add_image("a.png")
+    rows = [{"image": name, "prefix": "ocr", "suffix": suffix} for suffix in ("7", "one two three four five six seven")]
+    folder = prepare(rows, over_long="truncate", max_text_tokens=10)
+    assert open_records(folder).dataset.warnings["text_truncated"] == 1
+    (remark,) = [one for one in json_lines(folder / "warnings.jsonl") if one["code"] == "text_truncated"]
+    suffix = len(TINY.suffix_ids(rows[1]["suffix"]))
+    prefix = len(TINY.prefix_ids("ocr"))
+    assert remark["line"] == 2
+    assert remark["message"] == (
+        f"the suffix has {suffix} tokens, {10 - prefix} were kept: prefix and suffix have {prefix + suffix}, "
+        "--max-text-tokens is 10"
+    )
+    assert "text_truncated: 1 of 2 rows had their suffix cut to fit --max-text-tokens 10" in caplog.text
+
+
+def test_a_text_that_is_too_long_is_told_what_it_needs(small_data: SmallData, prepare) -> None:
+    name = small_data.add_image("a.png")
+    texts = [("ocr", "one two three four five six seven"), ("ocr", "7"), ("p " * 50, "7")]
+    rows = [{"image": name, "prefix": prefix, "suffix": suffix} for prefix, suffix in texts]
+    folder = prepare(rows, max_text_tokens=10, max_reject_fraction=0.9)
+    first, second = (one["message"] for one in json_lines(folder / "rejected.jsonl"))
+    needed = [len(TINY.prefix_ids(prefix)) + len(TINY.suffix_ids(suffix)) for prefix, suffix in texts]
+    assert f"10 tokens at most: pass --max-text-tokens {needed[0]} or more, or let prepare_data cut the suffix" in first
+    assert f"pass --max-text-tokens {needed[2]} or more; cutting the suffix leaves none of it" in second
 
 
 def test_a_prefix_that_leaves_no_room_is_rejected_even_then(small_data: SmallData, prepare) -> None:

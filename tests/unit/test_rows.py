@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,68 @@ def test_paths_out_of_the_folder_are_unsafe(tmp_path: Path, name: str) -> None:
     with pytest.raises(RowError) as caught:
         image_path(folder, name)
     assert caught.value.code == "image_path_unsafe"
+
+
+def said_of(folder: Path, name: str) -> str:
+    with pytest.raises(RowError) as caught:
+        image_path(folder, name)
+    return f"{caught.value.code}: {caught.value.message}"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """An image folder with three files."""
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    for name in ("a/b.png", "caf\u00e9 1.png", "Cat.JPG"):
+        (tmp_path / "pictures" / name).write_bytes(b"")
+    (tmp_path / "other.png").write_bytes(b"")
+    (tmp_path / "pictures" / "out.png").symlink_to(tmp_path / "other.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a\\b.png", r"image_missing: 'a\\\\b.png' has backslashes.*write / between folders: there is 'a/b.png'"),
+        ("a\\c.png", r"backslashes.*there is no 'a/c.png' either"),
+        (r"C:\data\b.png", r"image_path_unsafe: .*absolute path of Windows; .*--images.*with /.*'data/b.png'"),
+        (r"\\server\share\b.png", "absolute path of Windows"),
+        ("C:/data/b.png", "absolute path of Windows"),
+        ("https://host/b.png", "image_path_unsafe: 'https://host/b.png' is an address outside the image folder"),
+        ("gs://bucket/b.png", "is an address outside"),
+        ("../other.png", r"image_path_unsafe: '../other.png' leads out of the image folder .*pictures; .*without \.\."),
+        ("out.png", "image_path_unsafe: 'out.png' leads out of the image folder .* through a link"),
+        ("cat.jpg", "image_missing: there is no file 'cat.jpg' in the image folder; did you mean 'Cat.JPG'\\?"),
+        ("cat", "did you mean 'Cat.JPG'"),
+        ("cafe\u0301 1.png", "did you mean 'caf\u00e9 1.png'"),
+        ("caf%C3%A9%201.png", "did you mean 'caf\u00e9 1.png'"),
+        (" a/b.png ", "did you mean 'a/b.png'"),
+        ("pictures/a/b.png", "did you mean 'a/b.png'"),
+        ("%2e%2e/other.png", "there is no file '%2e%2e/other.png' in the image folder$"),
+        ("a", "image_missing: 'a' is a folder, not a file"),
+        ("none.png", "image_missing: there is no file 'none.png' in the image folder$"),
+    ],
+)
+def test_a_name_of_no_image_is_answered_with_what_is_wrong_with_it(pictures: Path, name: str, said: str) -> None:
+    assert re.search(said, said_of(pictures, name))
+
+
+def test_an_absolute_path_is_told_from_where_it_is(pictures: Path) -> None:
+    inside = said_of(pictures, str(pictures / "a" / "b.png"))
+    assert "image_path_unsafe" in inside
+    assert "is an absolute path; rows name images relative to the image folder (--images): write 'a/b.png'" in inside
+    assert "write 'a/b.png'" in said_of(pictures, f"file://{pictures}/a/b.png")
+    outside = said_of(pictures, str(pictures.parent / "other.png"))
+    assert f"is an absolute path outside the image folder {pictures}; " in outside
+    assert "write '" not in outside
+    (pictures.parent / "link").symlink_to(pictures)
+    assert "write 'a/b.png'" in said_of(pictures.parent / "link", str(pictures / "a" / "b.png"))
+    assert "write 'a/b.png'" in said_of(pictures, str(pictures.parent / "link" / "a" / "b.png"))
+
+
+def test_a_file_whose_name_has_a_backslash_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a\\b.png").write_bytes(b"")
+    assert image_path(tmp_path, "a\\b.png").name == "a\\b.png"
 
 
 @given(st.text(max_size=300))

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.images import MAX_BYTES, ImageError, read_image_file
 from paligemma.data.rows import RowError, image_path
 from paligemma.errors import InputError
@@ -129,12 +130,16 @@ class _Bucket:
         if not name or "\0" in name:
             raise RowError("image_missing", f"{name!r} is not an object name")
         if path.is_absolute() or ".." in path.parts:
-            raise RowError("image_path_unsafe", f"{name!r} is not below the image prefix")
+            raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
         archive, member = split_archive(name)
         if archive:
             path = self._archive(archive)  # once it is on this machine, its files are near
             return read_member(path, member) if has_room(name, MOST_AHEAD + 1) else None
         found = gcs.stat(self._root / name)
+        if found is None and is_foreign(name):
+            raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
+        if found is None and "\\" in name:
+            raise RowError("image_missing", missing_name(name, lambda near: gcs.stat(self._root / near) is not None))
         if found is None:
             raise RowError("image_missing", f"there is no object {self._root / name}")
         if found.size > MAX_BYTES:

@@ -269,6 +269,11 @@ class Preparer:
         found = dict(picture.warnings)
         for where, text in (("suffix", row.suffix), ("prefix", row.prefix)):
             found.update((code, f"{where}: {message}") for code, message in text_warnings(text))
+        if cut:
+            found["text_truncated"] = (
+                f"the suffix has {len(suffix) + 1} tokens, {len(suffix_ids)} were kept: prefix and suffix have "
+                f"{len(prefix_ids) + len(suffix) + 1}, --max-text-tokens is {self._job.max_text_tokens}"
+            )
         remarks = [
             Remark(line=row.line, row_id=example.row_id, code=code, message=message, image=row.image)
             for code, message in found.items()
@@ -276,13 +281,23 @@ class Preparer:
         return example, picture, remarks
 
     def _fit(self, prefix_ids: list[int], suffix_ids: list[int]) -> tuple[list[int], list[int], bool]:
-        excess = len(prefix_ids) + len(suffix_ids) - self._job.max_text_tokens
+        total = len(prefix_ids) + len(suffix_ids)
+        excess = total - self._job.max_text_tokens
         if excess <= 0:
             return prefix_ids, suffix_ids, False
         # Cutting must leave the prefix, one token of the suffix, and eos: without eos the model never learns to stop.
         if self._job.over_long == "reject" or excess > len(suffix_ids) - 2:
             parts = f"{len(prefix_ids)} of the prefix and {len(suffix_ids)} of the suffix"
-            raise RowError("text_too_long", f"{parts}, {self._job.max_text_tokens} tokens at most")
+            room = excess <= len(suffix_ids) - 2
+            cut = (
+                ", or let prepare_data cut the suffix (--over-long truncate)"
+                if room
+                else "; cutting the suffix leaves none of it"
+            )
+            raise RowError(
+                "text_too_long",
+                f"{parts}, {self._job.max_text_tokens} tokens at most: pass --max-text-tokens {total} or more{cut}",
+            )
         return prefix_ids, [*suffix_ids[: -1 - excess], suffix_ids[-1]], True
 
     def _picture(self, name: str) -> _Picture:

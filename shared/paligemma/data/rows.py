@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.errors import DamagedError, InputError
 from paligemma.storage.space import check_space
 
@@ -36,11 +37,11 @@ REASONS = {
     "key_missing": "image, prefix or suffix is missing",
     "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
-    "image_path_unsafe": "the image path is absolute or leads out of the image folder",
+    "image_path_unsafe": "the image path is absolute, an address, or leads out of the image folder",
     "image_missing": "there is no such image file, or it cannot be read",
     "image_unreadable": "the file is not an image that can be decoded",
     "image_too_large": "the image has too many pixels, or bytes, to decode safely",
-    "text_too_long": "prefix and suffix have more tokens than the budget",
+    "text_too_long": "prefix and suffix have more tokens than --max-text-tokens",
     "text_unspellable": "the tokenizer does not give the text back: the model would learn another one",
 }
 """Reason codes of `rejected.jsonl`, and what each means."""
@@ -231,12 +232,24 @@ def image_path(folder: Path, name: str) -> Path:
         root = os.path.realpath(folder)
         path = os.path.realpath(os.path.join(root, name))
         if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
-            raise RowError("image_path_unsafe", f"{name!r} is not inside the image folder")
+            raise RowError("image_path_unsafe", unsafe_name(name, str(folder)))
         if not os.path.isfile(path):
-            raise RowError("image_missing", f"there is no file {name!r} in the image folder")
+            raise _no_file(name, path, root)
     except (OSError, RuntimeError) as error:  # name too long; a loop of links
         raise RowError("image_missing", f"{name!r}: {error}") from None
     return Path(path)
+
+
+def _no_file(name: str, path: str, root: str) -> RowError:
+    def exists(near: str) -> bool:
+        other = os.path.realpath(os.path.join(root, near))
+        return os.path.commonpath([root, other]) == root and os.path.isfile(other)
+
+    if os.path.exists(path):
+        return RowError("image_missing", f"{name!r} is {'a folder' if os.path.isdir(path) else 'something else'}, not a file")
+    if is_foreign(name):
+        return RowError("image_path_unsafe", unsafe_name(name, root))
+    return RowError("image_missing", missing_name(name, exists, root))
 
 
 def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
