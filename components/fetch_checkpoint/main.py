@@ -33,7 +33,10 @@ def run(
     ] = "",
     tokenizer: Annotated[
         str,
-        typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights"),
+        typer.Option(
+            help="SentencePiece model, when it is not beside the weights.",
+            show_default="beside the weights",
+        ),
     ] = "",
     precision: Annotated[
         Literal["float16", "bfloat16", "float32"],
@@ -53,10 +56,11 @@ def run(
 
     from paligemma.checkpoints.hashes import known_sha256
     from paligemma.checkpoints.npz import verify_weights
-    from paligemma.checkpoints.open import CONFIG_FILE, TOKENIZER_FILE, open_checkpoint
+    from paligemma.checkpoints.open import CONFIG_FILE, open_checkpoint
     from paligemma.checkpoints.sources.fetch import fetch_first
     from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
     from paligemma.checkpoints.sources.remote import is_remote, redacted
+    from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import DamagedError, InputError
     from paligemma.lineage.artifact import input_of, localize, produce
@@ -73,9 +77,16 @@ def run(
         values = config.model_dump()
         values["img"]["image_size"] = image_size
         config = parse_config(values)
-    tokenizer_file = localize(tokenizer) if tokenizer else checkpoint.tokenizer
-    if tokenizer_file is None:
-        raise InputError("The checkpoint has no tokenizer beside it.", where=checkpoint.weights, fix="pass --tokenizer")
+    given = localize(tokenizer) if tokenizer else checkpoint.tokenizer_file
+    if given is not None and given.is_dir():
+        given = find_tokenizer(given)
+    if given is None:
+        raise InputError(
+            "There is no tokenizer.model, and no tokenizer.json.",
+            where=tokenizer or checkpoint.weights.parent,
+            fix="pass --tokenizer",
+        )
+    tokenizer_file = as_sentencepiece(given)
     pieces = Tokenizer(tokenizer_file).vocab_size
     rows = config.llm.vocab_size
     if pieces > rows:
@@ -99,7 +110,7 @@ def run(
         weights_input = Input(role="weights", uri=pinned(redacted(had), folder), sha256=checkpoint.weights_sha256)
     else:
         weights_input = input_of("weights", checkpoint.location)
-    inputs = [weights_input, input_of("tokenizer", tokenizer or tokenizer_file)]
+    inputs = [weights_input, input_of("tokenizer", tokenizer or given)]
     with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
         check_space(draft.folder, sum(path.stat().st_size for path in files.values()))
         for name, path in files.items():

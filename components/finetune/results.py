@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma.checkpoints.open import TOKENIZER_FILE, Checkpoint
+from paligemma.checkpoints.open import Checkpoint
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
 from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress

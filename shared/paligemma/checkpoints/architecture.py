@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from paligemma.checkpoints.lazy import FirstRows, LazyArray
 from paligemma.errors import DamagedError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.models.lora import LoraConfig
 from paligemma.models.paligemma import PaliGemma
 from paligemma.precision import FLOAT32, Precision
+
+EMBEDDING = "llm/embedder/input_embedding"
+PADDING = 64
+"""Most rows that transformers adds to the embedding: for its image token, and up to a multiple of this."""
 
 _ATTENTION = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0"
 
@@ -82,7 +87,7 @@ def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGe
         mlp_dim=shape("img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel", 3)[2],
         num_heads=num_heads,
     )
-    vocab_size, width = shape("llm/embedder/input_embedding", 2)
+    vocab_size, width = shape(EMBEDDING, 2)
     depth, num_heads, head_dim, _ = shape("llm/layers/attn/attn_vec_einsum/w", 4)
     kv = "llm/layers/attn/kv_einsum/w"
     post_norms = "llm/layers/post_attention_norm/scale" in arrays
@@ -97,8 +102,25 @@ def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGe
         post_norms=post_norms,
         attn_logits_softcap=50.0 if post_norms else 0.0,
     )
-    published = (variant.llm for variant in VARIANTS.values() if _same_shapes(variant.llm, decoder))
+    published = (
+        variant.llm for variant in VARIANTS.values() if _same_shapes(variant.llm, decoder) or _padded(variant.llm, decoder)
+    )
     return PaliGemmaConfig(img=vision, llm=next(published, decoder))
+
+
+def without_padding(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) -> dict[str, LazyArray]:
+    """The arrays, with no more rows of the embedding than the vocabulary has: files that come from transformers' have more."""
+    result = dict(arrays)
+    rows, found = config.llm.vocab_size, result.get(EMBEDDING)
+    if found is not None and len(found.shape) == 2 and rows < found.shape[0] <= rows + PADDING:
+        result[EMBEDDING] = FirstRows(found, rows)
+    return result
+
+
+def _padded(one: DecoderConfig, other: DecoderConfig) -> bool:
+    """Whether the other is the one with rows for transformers' image token, and up to a multiple of 64."""
+    padded = one.model_copy(update={"vocab_size": (one.vocab_size // PADDING + 1) * PADDING})
+    return _same_shapes(padded, other)
 
 
 def _same_shapes(one: DecoderConfig, other: DecoderConfig) -> bool:

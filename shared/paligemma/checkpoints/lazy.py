@@ -73,6 +73,29 @@ class Stacked:
             verify(part)
 
 
+class FirstRows:
+    """The first rows of an array, for files whose vocabulary is padded."""
+
+    def __init__(self, array: LazyArray, rows: int) -> None:
+        self._array = array
+        self.shape = (rows, *array.shape[1:])
+        self.dtype = np.dtype(array.dtype)
+
+    def __getitem__(self, index) -> np.ndarray:
+        """Values at `index`; no other row is read."""
+        slices, rest = split_index(index, self.shape)
+        return self._array[slices][rest]
+
+    def read_into(self, to: np.ndarray) -> None:
+        """As `Checked`; the checksum is of all rows."""
+        copy(self[...], to)
+        self.verify()
+
+    def verify(self) -> None:
+        """As `Checked`."""
+        verify(self._array)
+
+
 def read(array: LazyArray, index: Any, dtype: np.dtype) -> np.ndarray:
     """Values at an index, in a dtype; in memory of their own if they are a file's, for JAX on a CPU to take over.
 

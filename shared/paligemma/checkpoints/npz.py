@@ -6,10 +6,12 @@ Nothing is unpickled, and nothing is allocated beyond what a member's header dec
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,8 +21,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from paligemma.checkpoints.checksum import combine, crc32, read_values
+from paligemma.checkpoints.identify import no_file, refuse_other
 from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, copy, empty, lengths, split_index
-from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.errors import DamagedError, PaliGemmaError
 
 _PIECE = 8 * 1024 * 1024  # bytes that are inflated at once; zipfile holds them about three times
 _MOST_HEADER = 10_000  # bytes, NumPy's own limit
@@ -28,12 +31,24 @@ _LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # of a header's length, by ver
 _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
 
 
+LEFT_OUT = (
+    (re.compile(r"(?:opt|opt_state|optimizer)/"), "the optimizer's state (opt/)"),
+    (re.compile(r"chrono/"), "the clock of big_vision's trainer (chrono/)"),
+    (re.compile(r"img/MAPHead_0/"), "SigLIP's pooling head (img/MAPHead_0/), which PaliGemma has no use for"),
+)
+"""Beginnings of the names of arrays that are no parameters of the network (big_vision `train.py` saves params, opt, chrono).
+
+Any other array that the network has no parameter for is refused."""
+
+log = logging.getLogger("paligemma.checkpoints")
+
+
 class Member:
     """One array of the file: shape and dtype now, values when indexed.
 
     Attributes:
         shape: as declared by the member's header.
-        dtype: likewise; two-byte void, which is how numpy stores bfloat16, is bfloat16.
+        dtype: likewise, in this machine's byte order; two-byte void, which is how numpy stores bfloat16, is bfloat16.
     """
 
     def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
@@ -43,10 +58,11 @@ class Member:
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
             header = _read_header(stream)
         self.shape, stored_dtype, self._fortran = _parse_header(header, self._where)
-        self._header_bytes, self._header_crc = len(header), zlib.crc32(header)
-        self._stored_dtype = stored_dtype
         is_bfloat16 = stored_dtype == np.dtype("V2")
-        self.dtype = np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else stored_dtype
+        self.dtype = np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else stored_dtype.newbyteorder("=")
+        self._header_bytes, self._header_crc = len(header), zlib.crc32(header)
+        self._stored_dtype = stored_dtype  # of either byte order
+        self._file_dtype = self.dtype if is_bfloat16 else stored_dtype
         declared = self._header_bytes + stored_dtype.itemsize * int(np.prod(self.shape, dtype=object))
         stored = info.compress_size if info.compress_type == zipfile.ZIP_STORED else declared
         if not declared == info.file_size == stored:
@@ -64,11 +80,11 @@ class Member:
     def __getitem__(self, index) -> np.ndarray:
         """Values at `index`. Of a stored member nothing else is read; a deflated one is decompressed block by block."""
         if self._is_stored:
-            return self._mapped()[index]
+            return self._native(self._mapped()[index])
         slices, rest = split_index(index, self.shape)
         if self._fortran:  # what is first in the file is the last axis
-            return self._inflate(self.shape[::-1], slices[::-1]).view(self.dtype).T[rest]
-        return self._inflate(self.shape, slices).view(self.dtype)[rest]
+            return self._native(self._inflate(self.shape[::-1], slices[::-1]).view(self._file_dtype)).T[rest]
+        return self._native(self._inflate(self.shape, slices).view(self._file_dtype))[rest]
 
     def read_into(self, to: np.ndarray) -> None:
         """All values, to where they are wanted, compared with the member's CRC-32; `to` may be of another dtype.
@@ -83,7 +99,7 @@ class Member:
             self.verify()
         else:
             try:
-                found = read_values(self._path, self._data_offset(), self.dtype, to)
+                found = read_values(self._path, self._data_offset(), self._file_dtype, to)
             except (OSError, EOFError) as error:
                 raise _damaged(self._where, error) from None
             self._compare(found)
@@ -105,13 +121,17 @@ class Member:
 
     def _mapped(self) -> np.ndarray:
         if not math.prod(self.shape):
-            return np.empty(self.shape, self.dtype)
+            return np.empty(self.shape, self._file_dtype)
         order = "F" if self._fortran else "C"
         try:
             values = np.memmap(self._path, self._stored_dtype, "r", self._data_offset(), self.shape, order)
         except (OSError, ValueError) as error:  # the file has become shorter
             raise _damaged(self._where, error) from None
-        return values.view(self.dtype)
+        return values.view(self._file_dtype)
+
+    def _native(self, values: np.ndarray) -> np.ndarray:
+        """Values in this machine's byte order; others are swapped, which copies them."""
+        return values if values.dtype == self.dtype else values.astype(self.dtype)
 
     def _compare(self, crc: int) -> None:
         size = self._info.file_size - self._header_bytes
@@ -157,24 +177,26 @@ class Member:
 def read_npz(path: str | Path) -> dict[str, LazyArray]:
     """Every array of a checkpoint by its parameter name (`llm/...`, `img/...`).
 
-    A leading `params/` is dropped; `encoderblock_0`, `encoderblock_1`, ... become one stacked `encoderblock`.
+    A leading `params/` is dropped; `encoderblock_0`, `encoderblock_1`, ... become one stacked `encoderblock`. What a training
+    run saves beside the parameters (`LEFT_OUT`) is left out, with a warning.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it is of another format.
         DamagedError: it is not a whole npz file, or a member is a pickle.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"There is no checkpoint file {path}.", fix="check the path, or run fetch_checkpoint")
+        raise no_file(path, "checkpoint file")
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
+            infos = _parameters(archive.infolist())
         members = {_parameter_name(info.filename): Member(path, info) for info in infos}
         if len(members) < len(infos):
             raise DamagedError("The checkpoint has two arrays of one name.", where=path, fix="fetch it again")
     except PaliGemmaError:
         raise
     except Exception as error:  # parsing damaged headers raises nearly anything: ValueError, tokenize.TokenError, ...
+        refuse_other(path, "The checkpoint")
         raise _damaged(path, error) from None
     return _stack_layers(members)
 
@@ -219,6 +241,22 @@ def verify_weights(path: Path) -> None:
         raise DamagedError(f"The weight file is damaged: {error}.", where=path, fix="fetch it again") from None
     if bad is not None:
         raise DamagedError("The weight file is damaged: a member's bytes do not match its checksum.", where=f"{path}, {bad}")
+
+
+def _parameters(infos: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """Members that may be parameters: all but those of `LEFT_OUT`, which are counted in a warning."""
+    kept: list[zipfile.ZipInfo] = []
+    unused: Counter[str] = Counter()
+    for info in infos:
+        name = _parameter_name(info.filename)
+        what = next((what for pattern, what in LEFT_OUT if pattern.match(name)), None)
+        if what is None:
+            kept.append(info)
+        else:
+            unused[what] += 1
+    for what, count in unused.items():
+        log.warning("%d arrays are not used: %s", count, what)
+    return kept
 
 
 def _parameter_name(filename: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from paligemma.checkpoints import npz, safetensors
-from paligemma.checkpoints.architecture import check_dtypes, check_parameters, infer_config
+from paligemma.checkpoints.architecture import check_dtypes, check_parameters, infer_config, without_padding
 from paligemma.checkpoints.hashes import checked_sha256, known_sha256
 from paligemma.checkpoints.huggingface.config import is_huggingface_config, parse_huggingface_config
 from paligemma.checkpoints.huggingface.mapping import from_tensors
+from paligemma.checkpoints.identify import refuse_folder, refuse_other
 from paligemma.checkpoints.lazy import LazyArray
 from paligemma.checkpoints.resample import resampled
+from paligemma.checkpoints.tokenizer_file import as_sentencepiece, find_tokenizer
 from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
@@ -22,9 +25,10 @@ from paligemma.models.config import PaliGemmaConfig, parse_config, read_config
 from paligemma.storage.location import SCHEME
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folders that come with the package; see `pipelines/demo/pretrain.py`."""
+
+log = logging.getLogger("paligemma.checkpoints")
 
 _PREFERRED = ("checkpoint.npz", "ckpt.npz", "model.npz")
 _HUGGINGFACE = (safetensors.INDEX_FILE, safetensors.SINGLE_FILE)
@@ -40,14 +44,23 @@ class Checkpoint:
         weights: the weight file; of shards, their index.
         config: its architecture.
         arrays: every parameter by name, lazily.
-        tokenizer: the SentencePiece model beside it, if there is one.
+        tokenizer_file: the tokenizer beside it, a SentencePiece model or a `tokenizer.json`, if there is one.
     """
 
     location: str
     weights: Path
     config: PaliGemmaConfig
     arrays: Mapping[str, LazyArray]
-    tokenizer: Path | None
+    tokenizer_file: Path | None
+
+    @cached_property
+    def tokenizer(self) -> Path | None:
+        """The SentencePiece model, if there is a tokenizer; of a `tokenizer.json` it is made when it is first asked for.
+
+        Raises:
+            InputError: `tokenizer.json` is of another kind than Gemma's.
+        """
+        return as_sentencepiece(self.tokenizer_file) if self.tokenizer_file else None
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -99,15 +112,15 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
     else:
         arrays = npz.read_npz(weights)
         config = config or infer_config(arrays, weights)
+        arrays = without_padding(arrays, config)
     arrays = resampled(arrays, config)
     check_parameters(config, arrays, weights)
     check_dtypes(arrays, weights)
-    tokenizer = weights.parent / TOKENIZER_FILE
     location = str(weights.absolute())
     if in_storage:  # an artifact goes by its own address, a weight file in a plain prefix by the file's
         in_prefix = weights.name != str(path).rsplit("/", 1)[-1] and not (weights.parent / RECORD_FILE).is_file()
         location = f"{str(path).rstrip('/')}/{weights.name}" if in_prefix else str(path)
-    return Checkpoint(location, weights, config, arrays, tokenizer if tokenizer.is_file() else None)
+    return Checkpoint(location, weights, config, arrays, find_tokenizer(weights.parent))
 
 
 def open_model(
@@ -162,7 +175,11 @@ def _config_beside(weights: Path) -> PaliGemmaConfig | None:
     beside = weights.parent / CONFIG_FILE
     if not beside.is_file():
         return None
-    values = read_config(beside, DamagedError)
+    try:
+        values = read_config(beside, DamagedError)
+    except DamagedError:
+        refuse_other(beside, "The model configuration")
+        raise
     return parse_huggingface_config(values, beside) if is_huggingface_config(values) else parse_config(beside)
 
 
@@ -181,16 +198,24 @@ def _read_huggingface(weights: Path, config: PaliGemmaConfig | None) -> tuple[di
 def _find_weights(path: Path) -> Path:
     if not path.is_dir():
         return path
-    candidates = sorted(path.glob("*.npz"))
-    for name in _PREFERRED:
-        if path / name in candidates:
-            return path / name
-    if not candidates:
-        candidates = [path / name for name in _HUGGINGFACE if (path / name).is_file()][:1]
+    archives = sorted(path.glob("*.npz"))
+    huggingface = [path / name for name in _HUGGINGFACE if (path / name).exists()]
+    preferred = [path / name for name in _PREFERRED if path / name in archives]
+    candidates = preferred[:1] or archives or huggingface
     if len(candidates) == 1:
+        if others := [entry.name for entry in [*archives, *huggingface] if entry != candidates[0]]:
+            log.warning("%s is used, of the weights in %s; these are not: %s", candidates[0].name, path, ", ".join(others))
         return candidates[0]
+    expected = f"one .npz file, one called {' or '.join(_PREFERRED)}, or Hugging Face's {' or '.join(_HUGGINGFACE)}"
+    if candidates:
+        names = ", ".join(entry.name for entry in candidates)
+        raise InputError(
+            f"The folder {path} holds {len(candidates)} weight files: {names}.", expected=expected, fix="name the file itself"
+        )
+    refuse_folder(path)
+    found = sorted(entry.name for entry in path.glob("*.safetensors"))
     raise InputError(
-        f"The folder {path} holds {len(candidates)} weight files.",
-        expected=f"one .npz file, one called {' or '.join(_PREFERRED)}, or Hugging Face's {' or '.join(_HUGGINGFACE)}",
-        fix="name the file itself" if candidates else "check the path, or run fetch_checkpoint",
+        f"The folder {path} holds no weights under a name that is looked for.",
+        expected=expected,
+        fix=f"name the file itself: {', '.join(found)}" if found else "check the path",
     )

@@ -6,8 +6,10 @@ The format: https://github.com/huggingface/safetensors#format. What a header dec
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from paligemma.checkpoints.identify import no_file, refuse_other
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import parse_json, read_json
 from paligemma.safe_names import relative_path_fault
@@ -30,7 +33,12 @@ _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+_UNREAD = re.compile(r"F[468](_\w+)?|U16|U32|U64|C64")
+"""Dtypes of the format that no parameter of ours has."""
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+
+log = logging.getLogger("paligemma.checkpoints")
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,22 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         DamagedError: a file is not whole, its header lies, or the index does not agree with the files.
     """
     if not path.is_file():
-        raise InputError(f"There is no checkpoint file {path}.", fix="check the path, or run fetch_checkpoint")
+        raise no_file(path, "checkpoint file")
     if path.suffix != ".json":
         return _read_file(path)
     weight_map = read_index(path)
+    names = sorted(set(weight_map.values()))
+    if missing := [name for name in names if not os.path.exists(path.parent / name)]:
+        raise DamagedError(
+            f"{len(missing)} of the {len(names)} files that the index names are missing: {_shortened(missing)}.",
+            where=path,
+            expected="an index and all its shards in one folder",
+            fix="fetch the missing files from where the index is from",
+        )
+    if others := sorted(set(entry.name for entry in path.parent.glob("*.safetensors")) - set(names)):
+        log.warning("%s does not name these files, which are not used: %s", path.name, _shortened(others))
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(weight_map.values())):
+    for name in names:
         found = _read_file(path.parent / name)
         if differing := found.keys() ^ {key for key, file in weight_map.items() if file == name}:
             raise DamagedError(
@@ -89,9 +107,13 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         DamagedError: it cannot be read, or names anything but safetensors files beside it.
     """
-    weight_map = read_json(path, "The index of the weights", fix="download it again").get("weight_map")
     try:
-        valid = all(
+        weight_map = read_json(path, "The index of the weights", fix="download it again").get("weight_map")
+    except DamagedError:
+        refuse_other(path, "The index of the weights")
+        raise
+    try:
+        valid = bool(weight_map) and all(
             name.endswith(".safetensors") and "/" not in name and not relative_path_fault(name) for name in weight_map.values()
         )
     except (TypeError, AttributeError):
@@ -181,6 +203,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise DamagedError("A file of the checkpoint is missing.", where=path, fix="fetch the checkpoint again") from None
     except (DamagedError, ValueError, TypeError, AttributeError, LookupError, OSError) as error:
+        refuse_other(path, "The checkpoint")
         raise DamagedError(
             f"The checkpoint cannot be read: {getattr(error, 'what', error)}".removesuffix(".") + ".",
             where=path,
@@ -197,6 +220,13 @@ def _entries(path: Path, header: Mapping, start: int, size: int) -> Iterator[tup
         (first, last), shape = entry["data_offsets"], entry["shape"]
         if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
             raise ValueError(f"{name} has a shape or offsets that are no natural numbers")
+        if _UNREAD.fullmatch(entry["dtype"]):
+            raise InputError(
+                f"{name} is of dtype {entry['dtype']}, which is not read.",
+                where=path,
+                expected="float32, float16 or bfloat16",
+                fix="take the weights as trained, or those of `model.dequantize()`: these are quantized, or no model's",
+            )
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name} is of dtype {entry['dtype']}, which is not read")
         dtype = np.dtype(_DTYPES[entry["dtype"]])
@@ -206,3 +236,7 @@ def _entries(path: Path, header: Mapping, start: int, size: int) -> Iterator[tup
         yield name, Tensor(path, start + first, tuple(shape), dtype)
     if start + end != size:
         raise ValueError(f"it is {size} bytes long, its header declares {start + end}")
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

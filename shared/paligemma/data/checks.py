@@ -27,7 +27,7 @@ WARNINGS = {
     "loc_incomplete": "a box has other than 4 <loc> tokens, or a mask other than 16 <seg> tokens",
     "loc_empty": "a box has no height or no width: it ends where it begins",
     "loc_order": "a box ends before it begins; the order is y1 x1 y2 x2",
-    "text_truncated": "the suffix was cut to fit --max-text-tokens, as --over-long truncate asks: the model learns to stop early",
+    "text_truncated": "the suffix was cut to fit --max-text-tokens (--over-long truncate): the model learns to stop early",
     "row_duplicate": "an earlier row has the same image bytes, prefix and suffix",
     "image_duplicate": "another file has the same bytes",
     "image_near_duplicate": "another image looks the same",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import sentencepiece
 
+from paligemma.checkpoints.identify import no_file, refuse_other
 from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import read_bounded
 
 SEPARATOR = "\n"
 NUM_LOC, NUM_SEG = 1024, 128
@@ -32,14 +34,15 @@ class Tokenizer:
         """
         path = Path(path)
         if not path.is_file():
-            raise InputError(f"There is no tokenizer at {path}.", expected="a SentencePiece model, tokenizer.model")
-        data = path.read_bytes()
+            raise no_file(path, "tokenizer")
+        data = read_bounded(path, "The tokenizer", error=InputError)
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(data)
         except RuntimeError:
+            refuse_other(path, "The tokenizer")
             raise DamagedError(
-                "The tokenizer is not a SentencePiece model.", where=path, fix="fetch the checkpoint again"
+                "The tokenizer is not a SentencePiece model.", where=path, fix="fetch tokenizer.model again"
             ) from None
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.pad_id, self.eos_id, self.bos_id = self._model.pad_id(), self._model.eos_id(), self._model.bos_id()

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from paligemma.checkpoints.huggingface.mapping import PADDING
+from paligemma.checkpoints.architecture import PADDING
+from paligemma.checkpoints.huggingface.names import DEQUANTIZE
 from paligemma.errors import InputError
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, describe_validation_error
 
@@ -50,9 +51,17 @@ def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGe
     """
     text_values, vision_values = values.get("text_config"), values.get("vision_config")
     kind = text_values.get("model_type", "gemma") if isinstance(text_values, Mapping) else None
+    if quantized := values.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
+        raise InputError(
+            f"The model is quantized{f', by {method}' if isinstance(method, str) else ''}.",
+            where=where,
+            expected="weights as trained, without quantization_config in config.json",
+            fix=DEQUANTIZE,
+        )
     if values.get("model_type") != "paligemma" or kind not in _TEXT or not isinstance(vision_values, Mapping):
         raise InputError(
-            "The configuration is not of a PaliGemma.",
+            f"The configuration is not of a PaliGemma: it is of {_kind_of(values.get('model_type'), kind)}.",
             where=where,
             expected="model_type paligemma, its text_config gemma or gemma2",
         )
@@ -68,6 +77,12 @@ def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGe
         raise InputError(f"The model configuration is wrong: {message}.", where=where) from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"The model configuration is wrong: {error}.", where=where) from None
+
+
+def _kind_of(kind: object, text: object) -> str:
+    if kind != "paligemma":
+        return repr(kind)
+    return f"one whose text_config is {text!r}" if text else "one without text_config and vision_config"
 
 
 def _check_computed(values: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any], where: object) -> None:

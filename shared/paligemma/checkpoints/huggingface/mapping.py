@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paligemma.checkpoints.architecture import HasShape, check_shapes, nearest_variant, parameter_shapes
+from paligemma.checkpoints.architecture import PADDING, HasShape, check_shapes, nearest_variant, parameter_shapes
+from paligemma.checkpoints.huggingface.names import EMBEDDING, LANGUAGE, TOWER, published_names
 from paligemma.checkpoints.lazy import BLOCK, LazyArray, Stacked, copy, empty
 from paligemma.checkpoints.safetensors import Tensor
 from paligemma.models.config import PaliGemmaConfig
@@ -32,15 +33,14 @@ class Row(NamedTuple):
     post_norms: bool | None = None  # only in decoders that have them, or have not
 
 
-_TOWER, _LANGUAGE = "vision_tower.vision_model", "language_model.model"
-_OURS, _THEIRS = "img/Transformer/encoderblock", f"{_TOWER}.encoder.layers.{{l}}"
+_OURS, _THEIRS = "img/Transformer/encoderblock", f"{TOWER}.encoder.layers.{{l}}"
 _ATTENTION = f"{_OURS}/MultiHeadDotProductAttention_0"
-_LAYERS, _LAYER = "llm/layers", f"{_LANGUAGE}.layers.{{l}}"
+_LAYERS, _LAYER = "llm/layers", f"{LANGUAGE}.layers.{{l}}"
 
 TABLE = (
-    Row("img/embedding/kernel", "y x i d", f"{_TOWER}.embeddings.patch_embedding.weight", "d i y x"),
-    Row("img/embedding/bias", "d", f"{_TOWER}.embeddings.patch_embedding.bias", "d"),
-    Row("img/pos_embedding", "o p d", f"{_TOWER}.embeddings.position_embedding.weight", "(o p) d"),
+    Row("img/embedding/kernel", "y x i d", f"{TOWER}.embeddings.patch_embedding.weight", "d i y x"),
+    Row("img/embedding/bias", "d", f"{TOWER}.embeddings.patch_embedding.bias", "d"),
+    Row("img/pos_embedding", "o p d", f"{TOWER}.embeddings.position_embedding.weight", "(o p) d"),
     Row(f"{_OURS}/LayerNorm_0/scale", "l d", f"{_THEIRS}.layer_norm1.weight", "d"),
     Row(f"{_OURS}/LayerNorm_0/bias", "l d", f"{_THEIRS}.layer_norm1.bias", "d"),
     Row(f"{_OURS}/LayerNorm_1/scale", "l d", f"{_THEIRS}.layer_norm2.weight", "d"),
@@ -57,11 +57,11 @@ TABLE = (
     Row(f"{_ATTENTION}/value/bias", "l n h", f"{_THEIRS}.self_attn.v_proj.bias", "(n h)"),
     Row(f"{_ATTENTION}/out/kernel", "l n h d", f"{_THEIRS}.self_attn.out_proj.weight", "d (n h)"),
     Row(f"{_ATTENTION}/out/bias", "l d", f"{_THEIRS}.self_attn.out_proj.bias", "d"),
-    Row("img/Transformer/encoder_norm/scale", "d", f"{_TOWER}.post_layernorm.weight", "d"),
-    Row("img/Transformer/encoder_norm/bias", "d", f"{_TOWER}.post_layernorm.bias", "d"),
+    Row("img/Transformer/encoder_norm/scale", "d", f"{TOWER}.post_layernorm.weight", "d"),
+    Row("img/Transformer/encoder_norm/bias", "d", f"{TOWER}.post_layernorm.bias", "d"),
     Row("img/head/kernel", "d w", "multi_modal_projector.linear.weight", "w d"),
     Row("img/head/bias", "w", "multi_modal_projector.linear.bias", "w"),
-    Row("llm/embedder/input_embedding", "v d", f"{_LANGUAGE}.embed_tokens.weight", "v d"),
+    Row("llm/embedder/input_embedding", "v d", f"{LANGUAGE}.embed_tokens.weight", "v d"),
     Row(f"{_LAYERS}/attn/q_einsum/w", "l n d h", f"{_LAYER}.self_attn.q_proj.weight", "(n h) d"),
     Row(f"{_LAYERS}/attn/kv_einsum/w", "l c n d h", f"{_LAYER}.self_attn.{{c}}_proj.weight", "(n h) d", ("k", "v")),
     Row(f"{_LAYERS}/attn/qkv_einsum/w", "l c n d h", f"{_LAYER}.self_attn.{{c}}_proj.weight", "(n h) d", ("q", "k", "v")),
@@ -74,17 +74,11 @@ TABLE = (
     Row(f"{_LAYERS}/post_attention_norm/scale", "l d", f"{_LAYER}.post_attention_layernorm.weight", "d", post_norms=True),
     Row(f"{_LAYERS}/pre_ffw_norm/scale", "l d", f"{_LAYER}.pre_feedforward_layernorm.weight", "d", post_norms=True),
     Row(f"{_LAYERS}/post_ffw_norm/scale", "l d", f"{_LAYER}.post_feedforward_layernorm.weight", "d", post_norms=True),
-    Row("llm/final_norm/scale", "d", f"{_LANGUAGE}.norm.weight", "d"),
+    Row("llm/final_norm/scale", "d", f"{LANGUAGE}.norm.weight", "d"),
 )
 """Their names are those of the published checkpoints, which every release of transformers reads."""
 
-EMBEDDING = f"{_LANGUAGE}.embed_tokens.weight"
-_POSITIONS = f"{_TOWER}.embeddings.position_embedding.weight"
-PADDING = 64
-"""transformers' embedding has rows for the image token behind the vocabulary, up to a multiple of this."""
-
-# The output is tied to the embedding (a checkpoint that says otherwise is refused with its configuration); some have it twice.
-_IGNORED = re.compile(r"(language_model\.)?lm_head\.weight|.*\.position_ids")
+_POSITIONS = f"{TOWER}.embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -108,18 +102,6 @@ def tensor_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:
     return {link.theirs: link.shape for link in _links(config)}
 
 
-def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names in the published checkpoints, whichever release of transformers wrote them; no second head."""
-    named = {}
-    for name, tensor in tensors.items():
-        name = re.sub(r"^model\.(?=vision_tower|multi_modal_projector|language_model)", "", name)
-        name = re.sub(r"^vision_tower\.(?!vision_model\.)", f"{_TOWER}.", name)
-        name = re.sub(r"^language_model\.(?!model\.|lm_head\.)", f"{_LANGUAGE}.", name)
-        if not _IGNORED.fullmatch(name):
-            named[name] = tensor
-    return named
-
-
 def from_tensors(config: PaliGemmaConfig, tensors: Mapping[str, Tensor], where: object) -> dict[str, LazyArray]:
     """Every parameter of ours, made of memory-mapped tensors where it is indexed.
 
@@ -129,9 +111,10 @@ def from_tensors(config: PaliGemmaConfig, tensors: Mapping[str, Tensor], where: 
         where: they are.
 
     Raises:
-        DamagedError: names the missing, unexpected and mis-shaped tensors.
+        InputError: the weights are quantized, or adapters are not merged.
+        DamagedError: names the missing, unexpected and mis-shaped tensors, and those that differ from what takes their place.
     """
-    named = published_names(tensors)
+    named = published_names(config, tensors, where)
     rows = config.llm.vocab_size
     found = named[EMBEDDING].shape[:1] if EMBEDDING in named else ()
     if found and rows < found[0] <= rows + PADDING:

@@ -12,8 +12,8 @@ from paligemma.models.config import VisionConfig
 
 IMAGE_TOKEN = "<image>"
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_BPE = 2
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+BPE = 2
 
 
 class Piece(NamedTuple):
@@ -38,11 +38,11 @@ def read_pieces(path: Path) -> list[Piece]:
         pieces = []
         for row in (dict(_fields(value)) for number, value in fields if number == 1):
             score = struct.unpack("<f", row[2])[0] if 2 in row else 0.0
-            pieces.append(Piece(row[1].decode(), score, row.get(3, _NORMAL)))
+            pieces.append(Piece(row[1].decode(), score, row.get(3, NORMAL)))
         trainer = dict(_fields(next(value for number, value in fields if number == 2)))
     except (IndexError, ValueError, LookupError, StopIteration, AttributeError, TypeError, struct.error):
         raise DamagedError("The tokenizer is not a SentencePiece model.", where=path) from None
-    if trainer.get(3) != _BPE:
+    if trainer.get(3) != BPE:
         raise InputError("The tokenizer is not of Gemma's kind.", where=path, expected="a SentencePiece model of type BPE")
     return pieces
 
@@ -53,7 +53,7 @@ def tokenizer_json(pieces: list[Piece]) -> dict[str, Any]:
     SentencePiece joins the two neighbours whose whole has the best score; here every pair of normal pieces that make a normal
     one is a merge, ranked by that score. User-defined pieces are never split and never joined, as there.
     """
-    scores = {piece.text: piece.score for piece in pieces if piece.kind == _NORMAL}
+    scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     merges = [
         (score, text[:cut], text[cut:])
         for text, score in scores.items()
@@ -63,9 +63,9 @@ def tokenizer_json(pieces: list[Piece]) -> dict[str, Any]:
     merges.sort(key=lambda merge: -merge[0])
     added = [
         # Those with spaces are looked for in the text in which spaces are "▁".
-        _added(number, piece.text, special=piece.kind != _USER_DEFINED, normalized="▁" in piece.text)
+        _added(number, piece.text, special=piece.kind != USER_DEFINED, normalized="▁" in piece.text)
         for number, piece in enumerate(pieces)
-        if piece.kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+        if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     space = {"String": " "}
     return {
@@ -87,7 +87,7 @@ def tokenizer_json(pieces: list[Piece]) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": next(piece.text for piece in pieces if piece.kind == _UNKNOWN),
+            "unk_token": next(piece.text for piece in pieces if piece.kind == UNKNOWN),
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,

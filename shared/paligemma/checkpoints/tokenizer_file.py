@@ -1,0 +1,42 @@
+"""The SentencePiece model of a checkpoint folder: `tokenizer.model`, else made from `tokenizer.json` and cached."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from paligemma.checkpoints.huggingface.sentencepiece_model import sentencepiece_model
+from paligemma.lineage.record import file_sha256
+from paligemma.storage.cache import cache_folder
+from paligemma.storage.files import write_file
+
+TOKENIZER_FILE = "tokenizer.model"
+TOKENIZER_JSON = "tokenizer.json"
+
+_RULES = 1
+"""Number of the rules of conversion: models that other rules made are not taken from the cache."""
+
+log = logging.getLogger("paligemma.checkpoints")
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The file of a folder that has its tokenizer; None if there is none. Converts nothing."""
+    return next((folder / name for name in (TOKENIZER_FILE, TOKENIZER_JSON) if (folder / name).is_file()), None)
+
+
+def as_sentencepiece(path: Path) -> Path:
+    """A tokenizer's file as a SentencePiece model: the file itself, or the model that a `tokenizer.json` was made from.
+
+    Raises:
+        InputError: a `tokenizer.json` that cannot be converted exactly.
+        DamagedError: a `tokenizer.json` that cannot be read.
+    """
+    if path.suffix != ".json":
+        return path
+    made = cache_folder() / "tokenizers" / f"{file_sha256(path)}-{_RULES}.model"
+    if not made.is_file():
+        model = sentencepiece_model(path)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        write_file(made, model)
+        log.info("made a SentencePiece model with the same tokens from %s", path)
+    return made
