@@ -152,7 +152,7 @@ class Member:
                 stream.read(self._header_bytes)
                 if not shape or not row:
                     data = stream.read()
-                    return np.frombuffer(data, self._stored_dtype).reshape(shape)[slices]
+                    return np.frombuffer(data, self._stored_dtype).reshape(shape)[(*slices, ...)]
                 for first in range(0, shape[0], step := max(1, _PIECE // row)):
                     last = min(first + step, shape[0])
                     block = np.frombuffer(stream.read((last - first) * row), self._stored_dtype)

@@ -27,7 +27,8 @@ from paligemma.checkpoints.huggingface.tokenizer import (
     USER_DEFINED,
     Piece,
 )
-from paligemma.errors import InputError
+from paligemma.checkpoints.identify import refuse_other
+from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_json
 
 _OTHER_SYMBOLS = re.compile(r"<loc\d{4}>|<seg\d{3}>")  # transformers' PaliGemmaProcessor adds them when it is made
@@ -58,10 +59,14 @@ def sentencepiece_model(path: Path) -> bytes:
         InputError: it cannot be converted so that every text has the same tokens.
         DamagedError: it is not JSON.
     """
-    values = read_json(path, "The tokenizer", fix="fetch it again")
+    try:
+        values = read_json(path, "The tokenizer", fix="fetch it again")
+    except DamagedError:
+        refuse_other(path, "The tokenizer")
+        raise
     try:
         pieces = _pieces(values)
-    except (_InexactError, KeyError, TypeError, AttributeError) as error:
+    except (_InexactError, LookupError, TypeError, ValueError, AttributeError) as error:
         why = str(error) if isinstance(error, _InexactError) else f"it is not laid out as one ({error!r})"
         raise InputError(
             f"tokenizer.json cannot be converted to a SentencePiece model with the same tokens: {why}.",
