@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 import paligemma
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.npz import read_npz, write_npz
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.data.tokenizer import Tokenizer
+from paligemma.errors import DamagedError
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 
 torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
@@ -166,3 +171,62 @@ def test_the_exported_processor_gives_the_tokens_and_pixels_of_ours(tmp_path: Pa
         answer = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, len(expected) :]
         text = processor.decode(answer, skip_special_tokens=True)
         assert text == model.generate([pixels], [prompt], max_new_tokens=8)[0]
+
+
+def state_of(theirs) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone().contiguous() for name, tensor in theirs.state_dict().items()}
+
+
+def embedding_as_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tied weights as some exporters write them."""
+    return {name: tensor for name, tensor in tensors.items() if "embed_tokens" not in name}
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3:2])
+@pytest.mark.parametrize(
+    ("layout", "change"),
+    [
+        ("both", lambda tensors: tensors),
+        ("head alone", embedding_as_head),
+        ("wrapped", lambda tensors: {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}),
+    ],
+)
+def test_what_torch_saves_of_the_model_in_memory_is_read(config: PaliGemmaConfig, layout: str, change, tmp_path: Path) -> None:
+    theirs = their_model(config)
+    theirs.save_pretrained(tmp_path / "x")
+    tensors = change(state_of(theirs))
+    assert ("lm_head.weight" in tensors) == (layout != "wrapped")
+    save_file(tensors, tmp_path / "x" / "model.safetensors", metadata={"format": "pt"})
+    if layout != "wrapped":
+        again = transformers.PaliGemmaForConditionalGeneration.from_pretrained(tmp_path / "x")
+        assert torch.equal(again.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
+    assert_equal_outputs(paligemma.load(tmp_path / "x"), theirs)
+
+
+def test_an_output_that_is_not_tied_is_refused(tmp_path: Path) -> None:
+    theirs = their_model(CONFIGS[0].values[0])
+    theirs.save_pretrained(tmp_path / "x")
+    tensors = state_of(theirs)
+    tensors["lm_head.weight"][5, 3] += 1
+    save_file(tensors, tmp_path / "x" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"lm_head\.weight is tied to the embedding"):
+        paligemma.load(tmp_path / "x")
+
+
+def test_the_tokenizer_that_transformers_saves_becomes_the_model_that_it_was(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PALIGEMMA_CACHE", str(tmp_path / "cache"))
+    export("embedded:tiny", tmp_path / "out", "huggingface")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    processor.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "tokenizer.model").exists()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "saved" / name).write_bytes((tmp_path / "out" / name).read_bytes())
+    made = Tokenizer(open_checkpoint(tmp_path / "saved").tokenizer)
+    original = Tokenizer(open_checkpoint("embedded:tiny").tokenizer)
+    assert made.vocab_size == original.vocab_size
+    choose = random.Random(0)
+    pieces = [piece.replace("▁", " ") for piece in original.pieces(range(4, original.vocab_size))]
+    for _ in range(3000):
+        text = "".join(choose.choice([*pieces, "é", "\U0001f600", "\t", "漢"]) for _ in range(choose.randrange(12)))
+        assert made.encode(text) == original.encode(text)
+        assert made.encode(text) == processor.tokenizer.encode(text, add_special_tokens=False)

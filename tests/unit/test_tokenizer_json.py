@@ -160,7 +160,7 @@ def behind_the_image(values: dict) -> None:
         (change("normalizer", to=None), "normalizer does other"),
         (change("pre_tokenizer", to={"type": "ByteLevel"}), "'ByteLevel', which splits"),
         (change("model", "unk_token", to="none"), "unknown token is no piece"),
-        (change("model", "vocab", "<0x41>", to=5), "do not count from 0"),
+        (change("model", "vocab", "<0x41>", to=len(PIECES) - 1), "do not count from 0"),
         (change("model", "merges", 0, to=["a", "qqqqqq"]), "to do with no piece"),
         (change("model", "merges", 0, to=["a"]), "not laid out as one|to do with no piece"),
         (without_a_merge, "SentencePiece makes it in"),
