@@ -76,7 +76,9 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
         raise InputError("The checkpoint has no tokenizer.", where=checkpoint, fix="run fetch_checkpoint with --tokenizer")
     rows_file = localize(data)
     if not rows_file.is_file():
-        raise InputError(f"There is no data file {data}.", expected="a JSONL file")
+        if rows_file.exists():
+            raise InputError(f"{data} is not a file.", expected="a JSONL file", fix="name the file in it")
+        raise InputError(f"There is no data file {data}.", expected="a JSONL file", fix="check --data")
     image_folder = absolute_uri(parse_location(images or parent_of(data)))
     open_images(image_folder)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", split):

@@ -110,7 +110,8 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
         expected = inputs[name].type
         wrong_bool = isinstance(value, bool) and expected != "Boolean"
         if wrong_bool or not isinstance(value, _TYPES[expected]):
-            raise InputError(f"{name} is {value!r}.", where=path, expected=f"a value of the type {expected}")
+            fix = "put it in quotes" if expected == "String" and value is not None else None
+            raise InputError(f"{name} is {value!r}.", where=path, expected=f"a value of the type {expected}", fix=fix)
         if expected == "Float":
             values[name] = float(value)
     if not str(values.get("artifact_root", "")).startswith(SCHEME):

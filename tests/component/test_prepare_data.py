@@ -179,6 +179,19 @@ def test_a_prefix_that_leaves_no_room_is_rejected_even_then(small_data: SmallDat
     assert rejects(prepare(rows, over_long="truncate", max_text_tokens=20)) == [(1, "text_too_long")]
 
 
+def test_a_folder_in_place_of_the_data_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a file"):
+        run(data=str(tmp_path), checkpoint="embedded:tiny", output=str(tmp_path / "out"))
+
+
+def test_a_text_that_tokens_do_not_spell_is_told_where(small_data: SmallData, prepare) -> None:
+    name = small_data.add_image("a.png")
+    rows = [{"image": name, "prefix": "p", "suffix": suffix} for suffix in ("a\u2581b", "s")]
+    (reject,) = json_lines(prepare(rows, max_reject_fraction=0.9) / "rejected.jsonl")
+    assert reject["code"] == "text_unspellable"
+    assert reject["message"] == "character 2 of the suffix is '\u2581', its tokens give ' '"
+
+
 def test_equal_input_gives_equal_bytes(small_data: SmallData, prepare) -> None:
     rows = [{"image": small_data.add_image(f"{n}.png", n), "prefix": "p", "suffix": str(n)} for n in range(5)]
     one, two = (read_record(prepare([*rows, b"{"], output)).artifact for output in ("one", "two"))
@@ -220,7 +233,8 @@ def test_the_report_opens_offline_and_escapes_what_it_shows(small_data: SmallDat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": "/nonexistent"}, "no image folder"),
+        ({"images": "/nonexistent"}, r"no image folder(.|\n)*check --images"),
+        ({"images": __file__}, "is a file, not a folder of images"),
         ({"split": "../x"}, "split's name"),
         ({"checkpoint": "embedded:none"}, "no embedded checkpoint"),
     ],

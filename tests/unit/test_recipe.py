@@ -64,3 +64,19 @@ def test_epochs_count_rows() -> None:
 def test_constant_schedule_warms_up_and_stays() -> None:
     schedule = learning_rate_schedule(Recipe(schedule="constant", learning_rate=1.0, warmup_fraction=0.5), steps=9)
     assert [round(float(schedule(count)), 3) for count in range(9)] == [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "where"),
+    [
+        ("steps: 1", ["batch_size=0"], "--set batch_size=0"),
+        ("stepz: 1", ["batch_size=4"], "the file"),
+        ("stepz: 1", ["batch_size=0"], "the file, --set batch_size=0"),
+        ("", ["lora.rank=0", "seed=1"], "--set lora.rank=0"),
+        ("steps: 1", ["epochs=1"], "the file"),
+    ],
+)
+def test_a_mistake_is_found_where_it_was_made(text: str, overrides: list[str], where: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_recipe(text, overrides, "the file")
+    assert f"  where:    {where}" in str(caught.value).split("\n")

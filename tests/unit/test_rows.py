@@ -245,3 +245,23 @@ def test_a_gzip_file_that_does_not_fit_is_refused_before_the_disk_is_full(tmp_pa
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
     with pytest.raises(InputError, match="not enough room"):
         unpack(tmp_path / "rows.jsonl.gz", tmp_path / "rows")
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (b'[{"image": "a"}]', "not_an_object: the line is an array; the file looks like one JSON array"),
+        (b'[\n{"image": "a"}\n]', "json_invalid: .* at character 3 of the line; the file looks like one JSON array"),
+        ('{"image": "a"}'.encode("utf-16"), "encoding_invalid: the file is UTF-16; save it as UTF-8"),
+        (b"image,prefix,suffix\n", "json_invalid: Expecting value at character 1 of the line$"),
+        (b"null", "not_an_object: the line is null$"),
+        (b'{"image": null, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is null, not a string"),
+        (b'{"image": 7, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is a number, not a string"),
+        (b'{"image": ["a"], "prefix": "", "suffix": "s"}', "type_wrong: 'image' is an array, not a string"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_in_words_of_json(tmp_path: Path, contents: bytes, said: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes(contents)
+    _, first = next(read_rows(tmp_path / "x.jsonl"))
+    assert isinstance(first, RowError)
+    assert re.search(said, f"{first.code}: {first.message}")

@@ -175,7 +175,7 @@ def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
             f"Parameters are no floating-point numbers: {_shortened(others)}.",
             where=where,
             expected="float32, float16 or bfloat16",
-            fix="fetch the checkpoint again",
+            fix="take the weights as trained: integers are of a quantized or damaged checkpoint",
         )
 
 

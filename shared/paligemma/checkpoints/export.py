@@ -77,7 +77,7 @@ def _caster(dtype: ExportDtype) -> Callable[[str, np.ndarray], np.ndarray]:
             raise InputError(
                 f"{name} has values that {dtype} cannot hold.",
                 expected=f"none beyond {jnp.finfo(wanted).max}",
-                fix="use bfloat16",
+                fix="export with --dtype bfloat16 or float32",
             )
         return result
 

@@ -64,7 +64,8 @@ def no_file(path: Path, what: str) -> PaliGemmaError:
     except (OSError, ValueError):
         link = path.is_symlink()
         return InputError(
-            f"There is no {what} {path}{', only a link to one' if link else ''}.", fix="check the path, or run fetch_checkpoint"
+            f"There is no {what} {path}{', only a link to one' if link else ''}.",
+            fix="check the path; fetch_checkpoint writes checkpoints",
         )
     kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device"
     return InputError(f"{path} is {kind}, not a {what}.", fix="name the file itself")
@@ -103,7 +104,7 @@ def identify_folder(path: Path) -> Found | None:
     except OSError:
         return None
     if not names:
-        return Found("an empty folder", "check the path, or run fetch_checkpoint")
+        return Found("an empty folder", "check the path")
     return next((found for rule in _FOLDERS if (found := rule(path, names))), None)
 
 

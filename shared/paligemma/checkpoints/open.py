@@ -154,7 +154,7 @@ def check_base(tuned: TunedModel, checkpoint: Checkpoint) -> None:
             "This is not the checkpoint that the model was tuned from.",
             where=checkpoint.weights,
             expected=f"sha256 {expected}, found {found}",
-            fix=f"pass the base checkpoint; it was {tuned.description.base.uri}",
+            fix=f"name the base checkpoint itself (--base); it was {tuned.description.base.uri}",
         )
 
 

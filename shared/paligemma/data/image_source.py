@@ -59,7 +59,12 @@ def open_images(location: str | Path | GcsLocation) -> ImageSource:
 class _Folder:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise InputError(f"There is no image folder {root}.", fix="pass --images")
+            if root.exists():
+                raise InputError(
+                    f"{root} is a file, not a folder of images.",
+                    fix="pass its folder as --images; rows name images as FILE.tar/NAME",
+                )
+            raise InputError(f"There is no image folder {root}.", fix="check --images")
         self._root = os.path.realpath(root)
         self._inside: set[str] = set()  # folders, as rows name them, whose links were followed
 

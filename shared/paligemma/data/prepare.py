@@ -249,7 +249,7 @@ class Preparer:
     ) -> tuple[Example, _Picture, list[Remark]]:
         picture = self._picture(row.image)
         if not spelt:
-            raise RowError("text_unspellable", "decoding the tokens of prefix and suffix gives other texts")
+            raise RowError("text_unspellable", self._misspelt(row, prefix, suffix))
         prefix_ids, suffix_ids, cut = self._fit(
             self._tokenizer.with_prefix_marks(prefix), self._tokenizer.with_suffix_marks(suffix)
         )
@@ -279,6 +279,17 @@ class Preparer:
             for code, message in found.items()
         ]
         return example, picture, remarks
+
+    def _misspelt(self, row: Row, prefix: list[int], suffix: list[int]) -> str:
+        """Where a text differs from what its tokens give."""
+        for where, text, ids in (("prefix", row.prefix, prefix), ("suffix", row.suffix, suffix)):
+            back = self._tokenizer.decode(ids)
+            if back != text:
+                pairs = enumerate(zip(text, back, strict=False))
+                same = next((place for place, (one, other) in pairs if one != other), min(len(text), len(back)))
+                there, here = (repr(one[same : same + 1]) if one[same:] else "nothing" for one in (text, back))
+                return f"character {same + 1} of the {where} is {there}, its tokens give {here}"
+        return "decoding the tokens of prefix and suffix gives other texts"
 
     def _fit(self, prefix_ids: list[int], suffix_ids: list[int]) -> tuple[list[int], list[int], bool]:
         total = len(prefix_ids) + len(suffix_ids)

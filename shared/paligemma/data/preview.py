@@ -51,7 +51,11 @@ def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows
 def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> Iterator[dict]:
     records = open_records(data)
     if records.dataset.tokenizer_sha256 != tokenizer.sha256:
-        raise InputError("The records were made with another tokenizer.", where=data, fix="pass --model as prepare_data had it")
+        raise InputError(
+            "The records were made with another tokenizer.",
+            where=data,
+            fix="pass as --model what prepare_data had as --checkpoint",
+        )
     reader = RowReader(records)
     for number in range(min(rows, len(reader))):
         row = reader.read(number)

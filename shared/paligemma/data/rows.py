@@ -190,20 +190,27 @@ def parse_row(line: bytes, number: int) -> Row:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise RowError("encoding_invalid", f"byte {error.start} is not UTF-8") from None
+        wide = number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff")
+        what = "the file is UTF-16; save it as UTF-8" if wide else f"byte {error.start + 1} of the line is not UTF-8"
+        raise RowError("encoding_invalid", what) from None
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RowError("json_invalid", str(error) or "nested too deeply") from None
+    except json.JSONDecodeError as error:
+        whole = number == 1 and text.lstrip().startswith("[")
+        what = "; the file looks like one JSON array, and is to have an object in each line" if whole else ""
+        raise RowError("json_invalid", f"{error.msg} at character {error.pos + 1} of the line{what}") from None
+    except RecursionError:
+        raise RowError("json_invalid", "nested too deeply") from None
     except ValueError as error:  # integers of more than 4,300 digits
         raise RowError("json_invalid", str(error)) from None
     if not isinstance(values, dict):
-        raise RowError("not_an_object", f"found {type(values).__name__}")
+        many = "; the file looks like one JSON array, and is to have an object in each line" if number == 1 else ""
+        raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")
     for key in ("image", "prefix", "suffix"):
         if key not in values:
             raise RowError("key_missing", f"{key!r} is missing; the row has {', '.join(map(repr, values)) or 'no keys'}")
         if not isinstance(values[key], str):
-            raise RowError("type_wrong", f"{key!r} is {type(values[key]).__name__}, not a string")
+            raise RowError("type_wrong", f"{key!r} is {_kind(values[key])}, not a string")
         try:
             values[key].encode()
         except UnicodeEncodeError:
@@ -218,6 +225,12 @@ def parse_row(line: bytes, number: int) -> Row:
     except UnicodeEncodeError:
         raise RowError("encoding_invalid", "'answers' has half a surrogate pair") from None
     return Row(number, values["image"], values["prefix"], values["suffix"], tuple(answers))
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def image_path(folder: Path, name: str) -> Path:

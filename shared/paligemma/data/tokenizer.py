@@ -52,6 +52,7 @@ class Tokenizer:
                 f"The tokenizer's pad, eos and bos are {self.pad_id}, {self.eos_id}, {self.bos_id}.",
                 where=path,
                 expected="0, 1, 2, as in PaliGemma's tokenizer",
+                fix="take the tokenizer.model of the PaliGemma that the weights come from",
             )
         wanted = [SEPARATOR, *(f"<loc{i:04d}>" for i in range(NUM_LOC)), *(f"<seg{i:03d}>" for i in range(NUM_SEG))]
         unknown = self._model.unk_id()
@@ -61,6 +62,7 @@ class Tokenizer:
                 f"The tokenizer lacks {len(missing)} of PaliGemma's symbols, the first {missing[0]!r}.",
                 where=path,
                 expected=r"'\n', <loc0000> to <loc1023> and <seg000> to <seg127> as single pieces",
+                fix="take the tokenizer.model of a PaliGemma: Gemma's own has no <loc> and no <seg>",
             )
         self._separator = [self._model.PieceToId(SEPARATOR)]
 

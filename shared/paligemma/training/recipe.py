@@ -153,7 +153,11 @@ def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = 
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError("The recipe is wrong: " + describe_validation_error(error, Recipe), where=where) from None
+        wrong = {str(mistake["loc"][0]) for mistake in error.errors() if mistake["loc"]}
+        blamed = [f"--set {item}" for item in overrides if item.partition("=")[0].strip().partition(".")[0] in wrong]
+        places = blamed if wrong and len(blamed) >= len(wrong) else [str(where), *blamed]
+        message = describe_validation_error(error, Recipe)
+        raise InputError(f"The recipe is wrong: {message}.", where=", ".join(places)) from None
 
 
 def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:

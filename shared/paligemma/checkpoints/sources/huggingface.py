@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from paligemma.checkpoints.identify import refuse_folder
 from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, weight_files
 from paligemma.errors import DamagedError, InputError
 
@@ -54,6 +55,8 @@ def snapshot_folder(source: str) -> Path:
     if not (_COMMIT.fullmatch(commit) and folder.is_dir()):
         raise InputError(f"{source} has not been downloaded.", where=repository, expected="a snapshot of it", fix=fix)
     files = checkpoint_files(folder)
+    if not any(name.endswith(".safetensors") and file.is_file() for name, file in files.items()):
+        refuse_folder(folder)
     if missing := sorted(name for name, file in files.items() if not file.is_file()):
         raise InputError(f"The download of {source} is not complete.", where=folder, expected=", ".join(missing), fix=fix)
     return folder
