@@ -57,6 +57,7 @@ def run(
     from paligemma.checkpoints.hashes import known_sha256
     from paligemma.checkpoints.npz import verify_weights
     from paligemma.checkpoints.open import CONFIG_FILE, open_checkpoint
+    from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE
     from paligemma.checkpoints.sources.fetch import fetch_first
     from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
     from paligemma.checkpoints.sources.remote import is_remote, redacted
@@ -104,6 +105,9 @@ def run(
     folder = checkpoint.weights.parent
     is_npz = checkpoint.weights.suffix == ".npz"
     files = {checkpoint.weights.name: checkpoint.weights} if is_npz else checkpoint_files(folder)
+    if checkpoint.weights.suffix == ".safetensors":  # one file, under the name that later steps look for
+        others = {name: path for name, path in files.items() if name != INDEX_FILE and not name.endswith(".safetensors")}
+        files = {**others, SINGLE_FILE: checkpoint.weights.resolve()}
     expected = {name: known_sha256(path) for name, path in files.items()}
     parameters = {"source": redacted(had), "sha256": sha256, "precision": precision, "image_size": image_size}
     if is_remote(had):

@@ -41,6 +41,15 @@ def test_a_file_that_is_no_model_is_damaged(tmp_path) -> None:
         Tokenizer(tmp_path / "tokenizer.model")
 
 
+@pytest.mark.parametrize("piece", [b"\xff\xfe\xff", b"\xed\xa0\x80"], ids=["bytes", "half a surrogate pair"])
+def test_a_piece_that_is_not_utf_8_is_damage(tmp_path, piece: bytes) -> None:
+    data = (resolve_embedded("embedded:tiny") / "tokenizer.model").read_bytes()
+    assert data.count(b"\x0a\x03ans") == 1
+    (tmp_path / "tokenizer.model").write_bytes(data.replace(b"\x0a\x03ans", b"\x0a\x03" + piece))
+    with pytest.raises(DamagedError, match="a piece that is not UTF-8"):
+        Tokenizer(tmp_path / "tokenizer.model")
+
+
 def test_a_model_without_the_special_symbols_is_refused(tmp_path) -> None:
     import sentencepiece
 

@@ -244,3 +244,11 @@ def test_runs_of_spaces_and_lines_are_pieces_of_their_own(tmp_path: Path) -> Non
         made = converted(tmp_path, write(pieces))
         found = made.EncodeAsPieces("a\n\n\nb" + " " * 8 + "c" + " " * 11)
         assert found == ["a", "\n\n\n", "b", "▁" * 8, "c", "▁" * 8, "▁" * 3]
+
+
+def test_weights_under_another_name_get_the_one_that_later_steps_look_for(json_only: Path, tmp_path: Path) -> None:
+    (json_only / "model.safetensors").rename(json_only / "consolidated.safetensors")
+    (json_only / "adapter_model.safetensors").write_bytes(b"of something else")
+    fetch_checkpoint.run(str(tmp_path / "out"), str(json_only / "consolidated.safetensors"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == ["model.safetensors"]
+    assert open_checkpoint(tmp_path / "out").weights_sha256

@@ -44,6 +44,7 @@ class Tokenizer:
             raise DamagedError(
                 "The tokenizer is not a SentencePiece model.", where=path, fix="fetch tokenizer.model again"
             ) from None
+        self._check_texts(path)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.pad_id, self.eos_id, self.bos_id = self._model.pad_id(), self._model.eos_id(), self._model.bos_id()
         self.vocab_size = self._model.GetPieceSize()
@@ -65,6 +66,15 @@ class Tokenizer:
                 fix="take the tokenizer.model of a PaliGemma: Gemma's own has no <loc> and no <seg>",
             )
         self._separator = [self._model.PieceToId(SEPARATOR)]
+
+    def _check_texts(self, path: Path) -> None:
+        """The library takes pieces of any bytes, and fails when one of them is decoded."""
+        try:
+            self._model.IdToPiece(list(range(self._model.GetPieceSize())))
+        except UnicodeDecodeError:
+            raise DamagedError(
+                "The tokenizer has a piece that is not UTF-8.", where=path, fix="fetch tokenizer.model again"
+            ) from None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special symbols."""
