@@ -290,3 +290,17 @@ def test_arrays_of_either_byte_order_are_read(tmp_path: Path, save, dtype: str) 
     to = np.empty((1, 3, 4), np.float32)
     first.read_into(to)
     np.testing.assert_array_equal(to, values[:1])
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_control_characters_in_an_arrays_name_do_not_reach_the_terminal(tmp_path: Path, form: str) -> None:
+    name, values = "a\x1b[2J\x07b", np.zeros(3, np.float32)
+    if form == "npz":
+        write_npz(tmp_path / "x.npz", ARRAYS[ONE] | {name: values})
+        path, config = tmp_path / "x.npz", ONE
+    else:
+        rewrite(tmp_path / "x", {**published(tmp_path / "x"), name: values})
+        path, config = tmp_path / "x", None
+    with pytest.raises(DamagedError, match="unexpected: a") as caught:
+        open_checkpoint(path, config)
+    assert not {"\x1b", "\x07"} & set(str(caught.value))
