@@ -81,12 +81,12 @@ def message(data: bytes) -> str:
     ],
 )
 def test_a_file_is_named_in_words(data: bytes, words: str, monkeypatch) -> None:
-    monkeypatch.setattr(naming, "heif_can_be_read", lambda: False)
+    monkeypatch.setattr(naming, "heif_is_read", lambda: False)
     assert words in message(data)
 
 
 def test_a_heic_photo_is_named_with_two_ways_to_use_it(monkeypatch) -> None:
-    monkeypatch.setattr(naming, "heif_can_be_read", lambda: False)
+    monkeypatch.setattr(naming, "heif_is_read", lambda: False)
     said = message(HEIC)
     assert "heif-convert" in said
     assert "paligemma[heif]" in said

@@ -113,7 +113,7 @@ def _zip(path: Path) -> Found | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # a damaged one, of which its reader says more
+    except Exception:  # zipfile raises nearly anything on a damaged one, of which its reader says more
         return None
     if any(name.endswith("data.pkl") for name in names):
         return _PICKLE

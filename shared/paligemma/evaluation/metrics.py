@@ -218,7 +218,7 @@ def _own_score(name: str, function: Callable, answer: str, references: Sequence[
         found = function(answer, list(references))
     except PaliGemmaError:
         raise
-    except Exception as error:
+    except Exception as error:  # a function of the user's own can raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"The metric {name!r} failed: {type(error).__name__}: {error} ({place.filename}:{place.lineno})."
         raise InputError(what, where=row, expected=expected, fix=fix) from error

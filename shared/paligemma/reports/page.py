@@ -34,7 +34,7 @@ def write_page(path: Path, make: Callable[[], str]) -> None:
         text = make()
     except StoppedError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a template or a chart raises: the artifact is worth more than its page
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
         log.error("%s cannot be rendered, and says so; the files beside it are whole: %s", path.name, what)

@@ -6,10 +6,10 @@ Signatures are those of the formats' own specifications, as collected in the `ma
 
 from __future__ import annotations
 
-import importlib.util
 import re
 
 from paligemma.data.pictures.errors import ImageError
+from paligemma.data.suffixes import heif_is_read
 
 _PHOTO = "save it as JPEG or PNG"
 _RAW = "develop it to JPEG or TIFF, e.g. with darktable, RawTherapee or dcraw"
@@ -115,11 +115,6 @@ def recognize(data: bytes) -> str:
     raise _other(*_in_words(data))
 
 
-def heif_can_be_read() -> bool:
-    """Whether `pillow-heif` is installed."""
-    return importlib.util.find_spec("pillow_heif") is not None
-
-
 def _of_brands(data: bytes) -> str:
     """The format of an ISO base media file: its own brand decides, and of a container's, the first compatible one that does."""
     size = int.from_bytes(data[:4], "big")
@@ -130,7 +125,7 @@ def _of_brands(data: bytes) -> str:
     if kind == "AVIF":
         return "AVIF"
     if kind == "HEIC":
-        if heif_can_be_read():
+        if heif_is_read():
             return "HEIF"
         raise _other("a HEIC photo, as iPhones and other phones take them, whatever its name ends in", _HEIC)
     if kind:
