@@ -149,6 +149,15 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_process_that_is_there_before_the_first_has_made_the_folder_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with StateStore(tmp_path / "state", RUN) as store:
+        assert store.restore(abstract_of(a_state(1))) is None
+    assert not (tmp_path / "state").exists()
+
+
 def test_two_processes_do_not_share_a_state(tmp_path: Path) -> None:
     with StateStore(tmp_path, RUN), pytest.raises(InputError, match="Another process"), StateStore(tmp_path, RUN):
         pass

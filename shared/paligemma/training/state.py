@@ -359,8 +359,9 @@ def remove_state(location: str | Path) -> None:
 
 def _checkpoint_folders(place: Location) -> set[str]:
     """Names of the folders of checkpoints, finished or not."""
-    if isinstance(place, Path):  # a folder can be empty here
-        return {path.name for path in place.iterdir() if _FOLDER.fullmatch(path.name) and folders.kind_of(path) == "folder"}
+    if isinstance(place, Path):  # a folder can be empty here, and of several processes only the first makes the place
+        entries = place.iterdir() if place.is_dir() else ()
+        return {path.name for path in entries if _FOLDER.fullmatch(path.name) and folders.kind_of(path) == "folder"}
     return {first for first in (name.partition("/")[0] for name in folders.list_files(place)) if _FOLDER.fullmatch(first)}
 
 
