@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from components.finetune.main import run
-from conftest import ONE_DEVICE, REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.errors import InputError
 from paligemma.training import fit as fit_module
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
@@ -137,7 +137,7 @@ def test_two_processes_train_as_one(records: Path, tmp_path: Path) -> None:
     settings = ["batch_size=8", "steps=4", "learning_rate=0.1", "remat=none", "frozen_dtype=float32", "save_every=2"]
     settings += ["validate_every=4", "vision_cache=memory"]
     validated = ["--validation", str(records)]
-    devices = {**ONE_DEVICE, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    devices = {**ONE_DEVICE, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {XLA_FLAGS}"}
     alone = [*command(records, tmp_path / "one", settings), *validated]
     subprocess.run(alone, check=True, cwd=REPOSITORY, env=devices)
     with socket.socket() as free:
@@ -149,7 +149,7 @@ def test_two_processes_train_as_one(records: Path, tmp_path: Path) -> None:
             cwd=REPOSITORY,
             env={
                 **ONE_DEVICE,
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}",
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(index),

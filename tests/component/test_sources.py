@@ -305,7 +305,7 @@ main()
     for number, (name, accepted, code) in enumerate([(SECRET, True, 0), (SECRET, False, 2), (NO_JSON, True, 2)]):
         kaggle.accepted = accepted
         environment = {
-            **os.environ, "XLA_FLAGS": "", SECRET_VARIABLE: name, "HOME": str(tmp_path), "KAGGLE_LOGGING_ENABLED": "true",
+            **ONE_DEVICE, SECRET_VARIABLE: name, "HOME": str(tmp_path), "KAGGLE_LOGGING_ENABLED": "true",
             "KAGGLEHUB_VERBOSITY": "debug", "KAGGLEHUB_CACHE": str(tmp_path / f"kagglehub{number}"),
         }  # fmt: skip
         done = subprocess.run(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from kfp import dsl
 
-from conftest import ONE_DEVICE, REPOSITORY, SmallData
+from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS, SmallData
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
@@ -27,7 +27,7 @@ from pipelines.run_local import StepFailedError, run_pipeline
 
 @pytest.fixture(autouse=True)
 def _steps_see_this_machine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from components.evaluate.main import run as evaluate
 from components.finetune.main import fine_tune
 from components.prepare_data.main import run as prepare
 from components.publish.model_registry import VertexModel
-from conftest import SmallData
+from conftest import XLA_FLAGS, SmallData
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
@@ -47,7 +47,7 @@ def server() -> Iterator[GcsServer]:
 
 @pytest.fixture(autouse=True)
 def _storage(server: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # it reads the variable once, when it is imported

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from conftest import ONE_DEVICE, REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.errors import DamagedError, InputError
 from paligemma.sharding import fsdp_sharding, make_mesh
 from paligemma.storage import space
@@ -407,7 +407,7 @@ print(began, step)
 
 
 def test_two_processes_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path) -> None:
-    environment = {**ONE_DEVICE, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**ONE_DEVICE, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}"}
     ended = 0
     for _ in range(2):
         with socket.socket() as probe:

@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 30
 def histogram(counts: Mapping[int, int], label: str, most_bars: int = 48) -> Markup:
     """Bars of counts by integer value; neighbouring values share a bar when there are too many."""
     if not counts:
-        return Markup("<p>none</p>")
+        return Markup("<p>{}: none</p>").format(label)
     low, high = min(counts), max(counts)
     per_bar = -(-(high - low + 1) // most_bars)
     bars: dict[int, int] = {}
@@ -38,7 +38,7 @@ def line_chart(points: Sequence[tuple[float, float]], label: str) -> Markup:
     """A line through finite points `(x, y)`, with the range of each axis written out."""
     finite = [(x, y) for x, y in points if y == y and abs(y) != float("inf")]
     if not finite:
-        return Markup("<p>none</p>")
+        return Markup("<p>{}: no finite value</p>").format(label)
     (x0, x1), (y0, y1) = ((min(axis), max(axis)) for axis in zip(*finite, strict=True))
     if len(finite) > 1000:  # more than the pixels there are
         finite = finite[:: -(-len(finite) // 1000)]
