@@ -158,6 +158,8 @@ def impact(
         return _print(found)
     for row in found.get("rows", ()):
         _say(f"row {row['row']}, line {row['line']}, image {row['image']}")
+    for one in found.get("rejected", ()):
+        _say(f"line {one['line']} was rejected in {one['run']}/{one['task']}: {one['code']}, {one['message']}")
     titles = {
         "models": "Models made from it",
         "validated": "Models only validated with it",

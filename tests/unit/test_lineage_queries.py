@@ -90,6 +90,55 @@ def test_a_row_names_exactly_the_models_trained_on_it(root: str, data: Path) -> 
             impact(index, "f" * 64)
 
 
+def make_records(root: str, run: str, data: Path, rejected: list[tuple[int, str, str]], rows: list[tuple[str, str]]) -> str:
+    """Records of a file some of whose lines were rejected."""
+    output = f"{root}/{run}/train/records"
+    remarks = [{"line": line, "row_id": None, "code": code, "message": said, "image": None} for line, code, said in rejected]
+    with at_place(run, "train", root), produce(output, "records", "prepare_data", {}, [input_of("data", data)]) as draft:
+        (draft.folder / "rejected.jsonl").write_text("".join(f"{json.dumps(remark)}\n" for remark in remarks))
+        entries = [row_entry(image, words, line) for line, (image, words) in enumerate(rows, start=1)]
+        (draft.folder / "rows.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    return output
+
+
+def test_a_line_that_was_rejected_says_where_and_why(root: str, data: Path) -> None:
+    one = make_records(root, "one", data, [(3, "json_invalid", "Expecting value"), (4, "suffix_empty", "it is empty")], GOOD)
+    make_records(root, "two", data, [], [*GOOD, BAD])  # the file was mended, or the reader
+    with Index(root) as index:
+        of_both = impact(index, f"{data}:3")
+        rejected = {
+            "run": "one",
+            "task": "train",
+            "output": one,
+            "line": 3,
+            "code": "json_invalid",
+            "message": "Expecting value",
+        }
+        assert of_both["rejected"] == [rejected]
+        assert of_both["rows"][0]["image"] == "bad.png"
+        of_one = impact(index, f"{data}:4")
+        assert (of_one["kind"], of_one["rows"], of_one["models"], of_one["others"]) == ("row", [], [], [])
+        assert [found["code"] for found in of_one["rejected"]] == ["suffix_empty"]
+        assert impact(index, f"{data}:1")["rejected"] == []
+        with pytest.raises(InputError, match="no artifact, row or image"):
+            impact(index, f"{data}:5")
+
+
+def test_a_list_of_rejected_rows_that_was_altered_answers_nothing(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_records(str(tmp_path / "root"), "one", data, [(3, "json_invalid", "Expecting value")], GOOD)
+    list_ = Path(made) / "rejected.jsonl"
+    list_.write_text(list_.read_text().replace('"line": 3', '"line": 9'))
+    with Index(tmp_path / "root") as index, pytest.raises(InputError, match="no artifact, row or image"):
+        impact(index, f"{data}:9")
+    assert "rejected.jsonl was altered" in caplog.text
+    list_.unlink()
+    with Index(tmp_path / "root") as index, pytest.raises(InputError, match="no artifact, row or image"):
+        impact(index, f"{data}:3")
+    assert "rejected.jsonl is gone" in caplog.text
+
+
 def test_an_image_file_is_found_by_its_contents(root: str, data: Path, tmp_path: Path) -> None:
     made = make_run(root, "one", [*GOOD, BAD], data)
     (tmp_path / "renamed.png").write_bytes(b"bad.png")  # what row_entry hashes

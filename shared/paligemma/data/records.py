@@ -18,7 +18,6 @@ from paligemma.lineage.record import ROWS_FILE, read_record
 from paligemma.safe_names import RelativePath, Sha256
 
 DATASET_FILE = "dataset.json"
-REJECTED_FILE = "rejected.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
 ARTIFACT_TYPE = "records"
 Compression = Literal["none", "gzip"]

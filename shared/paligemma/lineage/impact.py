@@ -9,6 +9,7 @@ from pathlib import Path
 from paligemma.errors import InputError
 from paligemma.lineage.index import KEY_BYTES, Index
 from paligemma.lineage.queries import RELEASE_COMPONENT, find_numbers, find_record, reference, users, users_of
+from paligemma.lineage.rejected import rejections
 
 MODEL_TYPES = ("tuned-model",)
 EVALUATION_TYPES = ("evaluation",)
@@ -18,7 +19,7 @@ _SHOWN_ROWS = 20
 
 
 def impact(index: Index, name: str) -> dict:
-    """What an artifact, a data row or an image went into: models, evaluations and releases.
+    """What an artifact, a data row or an image went into: models, evaluations and releases; and where a row was rejected.
 
     Args:
         index: the index.
@@ -73,7 +74,8 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     if found:
         return dict(found), {"kind": "source", "source": name}
     kind, rows = _find_rows(index, name)
-    if not rows:
+    rejected = rejections(index, *at) if (at := _line_of(name)) else []
+    if not rows and not rejected:
         raise InputError(
             f"{name!r} is no artifact, row or image below {index.root}.",
             expected="an artifact's address or hash, a row id, FILE:LINE of the data, or an image's file, name or hash",
@@ -87,22 +89,30 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
         "kind": kind,
         "rows": shown,
         "lists": len(sets),
+        "rejected": rejected,
     }
+
+
+def _line_of(name: str) -> tuple[str, int] | None:
+    """The data file's address and the number of the line in it, if that is what a name says."""
+    file, _, line = name.rpartition(":")
+    if not file or not re.fullmatch(r"[0-9]{1,18}", line):
+        return None
+    return file if "://" in file else str(Path(file).absolute()), int(line)
 
 
 def _find_rows(index: Index, name: str) -> tuple[str, list]:
     """The places of a row in all lists of rows, or of an image; and which it is."""
     index.refresh_rows()
     select = "SELECT rows.*, row_sets.sha256 FROM rows JOIN row_sets ON row_sets.id = row_set WHERE "
-    file, _, line = name.rpartition(":")
-    if line.isdigit() and file:
-        address = file if "://" in file else str(Path(file).absolute())
+    if at := _line_of(name):
+        address, line = at
         holders = index.ask(
             "SELECT DISTINCT rows_sha256 FROM records JOIN inputs ON inputs.record = records.id"
             " WHERE inputs.role = 'data' AND inputs.uri = ? AND rows_sha256 NOT NULL", address
         )  # fmt: skip
         at_line = select + "row_sets.sha256 = ? AND line = ?"
-        keys = {row["row"] for (sha,) in holders for row in index.ask(at_line, sha, int(line))}
+        keys = {row["row"] for (sha,) in holders for row in index.ask(at_line, sha, line)}
         return "row", [row for key in sorted(keys) for row in index.ask(select + "row = ?", key)]
     if Path(name).is_file():
         with Path(name).open("rb") as opened:

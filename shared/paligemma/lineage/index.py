@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import sqlite3
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from paligemma.progress import WorkProgress
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.cache import cache_folder, exclusive
-from paligemma.storage.files import exists
+from paligemma.storage.files import exists, local_file
 from paligemma.storage.folders import kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
@@ -162,10 +161,7 @@ class Index:
     def _rows(self, number: int, sha256: str) -> Iterator[tuple]:
         place = self.file(f"{ROWS_FOLDER}/{sha256}.jsonl")
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = place if isinstance(place, Path) else Path(folder) / "rows"
-                if not isinstance(place, Path):
-                    gcs.download(place, path)
+            with local_file(place) as path:
                 if file_sha256(path) != sha256:
                     raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
                 for entry in read_json_lines(path, "A list of rows"):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.places import version_folder
 from paligemma.lineage.record import RECORD_FILE, Record, file_sha256, parse_record, render_record
-from paligemma.storage import gcs
+from paligemma.storage.files import local_file
 from paligemma.storage.folders import Entry, kind_of, read_file, walk
 from paligemma.storage.location import Location
 
@@ -71,11 +69,8 @@ def location_sha256(file: Location) -> str:
         OSError: it is no file, or not there.
         PaliGemmaError: the object cannot be had.
     """
-    if isinstance(file, Path):
-        return file_sha256(file)
-    with tempfile.TemporaryDirectory() as folder:  # an object may be larger than memory
-        gcs.download(file, Path(folder) / "object")
-        return file_sha256(Path(folder) / "object")
+    with local_file(file) as path:
+        return file_sha256(path)
 
 
 def _hash(file: Location) -> str:

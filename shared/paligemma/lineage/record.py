@@ -25,6 +25,8 @@ from paligemma.storage.regular import open_regular
 RECORD_FILE = "lineage.json"
 ROWS_FILE = "rows.jsonl"
 """In an artifact that has one, the list of its data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
+REJECTED_FILE = "rejected.jsonl"
+"""In an artifact that has one, the list of rows that were left out: lines with `line`, `code`, `message`."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from paligemma.storage import atomic, gcs
@@ -48,6 +51,18 @@ def copy_new_file(source: Path, location: str | Path | Location) -> bool:
     except ChangedError:
         return False
     return True
+
+
+@contextmanager
+def local_file(location: Location) -> Iterator[Path]:
+    """Yields a file's path; of an object, a copy on this machine, which is gone afterwards: it may be larger than memory."""
+    if isinstance(location, Path):
+        yield location
+        return
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        path = Path(folder) / "object"
+        gcs.download(location, path)
+        yield path
 
 
 def exists(location: str | Path, name: str) -> bool:

@@ -1,0 +1,71 @@
+"""Rows that prepare_data rejected: they are in no list of rows, but in a file of the artifact that says why."""
+
+from __future__ import annotations
+
+import logging
+
+from paligemma.errors import DamagedError, PaliGemmaError
+from paligemma.foreign_json import read_json_lines
+from paligemma.lineage.index import Index
+from paligemma.lineage.places import Made, Places, version_folder
+from paligemma.lineage.record import REJECTED_FILE, file_sha256
+from paligemma.storage.files import local_file
+from paligemma.storage.folders import kind_of
+
+log = logging.getLogger("paligemma.lineage")
+
+
+def rejections(index: Index, data: str, line: int) -> list[dict]:
+    """Where a line of a data file was rejected, and why, by every run that read the file.
+
+    The list is a part of the artifact and goes with it. One that is gone, or is not what its record says, is warned of.
+
+    Args:
+        index: the index.
+        data: the file's address, as records have it.
+        line: from 1.
+    """
+    found = index.ask(
+        "SELECT DISTINCT records.id FROM records JOIN inputs ON inputs.record = records.id"
+        " WHERE inputs.role = 'data' AND inputs.uri = ? AND tree NOT NULL ORDER BY started, path", data
+    )  # fmt: skip
+    if not found:
+        return []
+    made = index.ask("SELECT component, sha256, output, started FROM records WHERE tree NOT NULL")
+    places = Places(index.root, (Made(*row) for row in made))
+    answer: list[dict] = []
+    for (number,) in found:
+        record = index.body(number)
+        if record["cached_from"] is None:
+            answer += _rejections(index, places, record, line)
+    return answer
+
+
+def _rejections(index: Index, places: Places, record: dict, line: int) -> list[dict]:
+    listed = next((file for file in record["artifact"]["files"] if file["path"] == REJECTED_FILE), None)
+    if listed is None or not listed["bytes"]:
+        return []
+    named = {"run": record["run"], "task": record["task"], "output": record["output"]}
+    try:
+        return [
+            {**named, "line": line, "code": str(remark["code"]), "message": str(remark["message"])}
+            for remark in _remarks(index, places, record, listed["sha256"])
+            if remark["line"] == line
+        ]
+    except (OSError, LookupError, PaliGemmaError) as error:
+        why = error.what if isinstance(error, PaliGemmaError) else f"{REJECTED_FILE} cannot be read: {error}"
+        log.warning("what %s/%s rejected is not known: %s", record["run"], record["task"], why)
+        return []
+
+
+def _remarks(index: Index, places: Places, record: dict, sha256: str) -> list[dict]:
+    """The lines of an artifact's list. Only what is below the root is looked at: a record may name any place."""
+    path = places.below_root(record["output"])
+    place = None if path is None else index.root / path
+    file = place and place / f"{version_folder(record['artifact']['version'], place)}{REJECTED_FILE}"
+    if file is None or kind_of(file) is None:
+        raise DamagedError(f"{REJECTED_FILE} is gone.", where=file)
+    with local_file(file) as copy:
+        if file_sha256(copy) != sha256:
+            raise DamagedError(f"{REJECTED_FILE} was altered, or another artifact took its place.", where=file)
+        return list(read_json_lines(copy, "The list of rejected rows"))
