@@ -5,11 +5,11 @@ The binary (1.54) alone would lose data that a correct client has sent, so no te
 - A resumable session's status query (`Content-Range: bytes */*`) commits what has arrived as the object and ends the session.
 - A chunk that is sent twice, because its answer got lost, is appended twice; a chunk after a gap is accepted.
 - The last chunk, sent again, is answered 404 instead of the object.
-- Preconditions are enforced for multipart uploads only, not for resumable and media ones.
+- Preconditions are enforced for multipart uploads only, not for resumable and media ones, nor for deletions.
 
 The front holds the sessions itself, and every upload reaches the binary as one multipart upload. Everything else is passed on
-as it is, so that what the binary does not check (preconditions on get, delete, patch, rewrite and compose; crc32c and md5Hash
-of uploads) is not checked here either.
+as it is, so that what the binary does not check (preconditions on get, patch, rewrite and compose; crc32c and md5Hash of
+uploads) is not checked here either. A deletion with ifGenerationMatch is checked here, by a look just before it is passed on.
 """
 
 from __future__ import annotations
@@ -177,6 +177,8 @@ class _Uploads:
         elif kind == "media":
             metadata: dict[str, object] = {"name": query.pop("name", ""), "contentType": exchange.headers.get("Content-Type")}
             answer = self._store(exchange.headers["Host"], path, query, metadata, body)
+        elif exchange.command == "DELETE" and not self._is_at(exchange.headers["Host"], path, query.get("ifGenerationMatch")):
+            answer = _error(412, "At least one of the pre-conditions you specified did not hold.")
         else:
             with forward(exchange, self._emulator, body) as response:
                 exchange.relay(response, end_to_end(response.getheaders()))
@@ -215,6 +217,13 @@ class _Uploads:
                 session.answer = self._store(host, session.path, session.query, session.metadata, content)
                 session.content.clear()
             return session.answer
+
+    def _is_at(self, host: str, path: str, generation: str | None) -> bool:
+        """Whether an object is at this generation, or is not there, which is for the binary to say; any will do for None."""
+        if generation is None:
+            return True
+        found = self._ask(host, "GET", path, [], b"")
+        return found.status != 200 or json.loads(found.body)["generation"] == generation
 
     def _store(self, host: str, path: str, query: dict[str, str], metadata: dict[str, object], content: bytes) -> _Answer:
         """Makes the object by a multipart upload, the kind whose preconditions the binary enforces."""

@@ -17,8 +17,9 @@ import pytest
 
 from conftest import REPOSITORY
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
-from paligemma.storage import cache, gcs, retry, versions
+from paligemma.storage import cache, folders, gcs, retry, versions
 from paligemma.storage.location import GcsLocation, parse_location
+from paligemma.storage.retry import ChangedError
 from servers.fault_proxy import Corrupt, FaultProxy, Status, WrongChecksum, random_schedule
 from servers.gcs import GcsServer
 
@@ -192,6 +193,54 @@ def test_what_is_not_there_is_named(place: GcsLocation, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bucket no-such-bucket"):
         gcs.write_bytes(GcsLocation("no-such-bucket", "x"), b"")
     gcs.delete(place)
+
+
+def test_only_the_generation_that_was_looked_at_is_deleted(place: GcsLocation) -> None:
+    first = gcs.write_bytes(place, b"one")
+    second = gcs.write_bytes(place, b"another's")
+    with pytest.raises(ChangedError, match="was not deleted"):
+        gcs.delete(place, first.generation)
+    assert gcs.read_bytes(place)[0] == b"another's"
+    gcs.delete(place, second.generation)
+    assert gcs.stat(place) is None
+    gcs.delete(place, second.generation)  # as when the answer to the first request got lost
+
+
+def test_of_a_folder_nothing_is_removed_that_was_written_after_it_was_listed(
+    place: GcsLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "a", "b"):
+        gcs.write_bytes(place / name, b"ours")
+    real = gcs.list_objects
+
+    def then_somebody_writes(prefix: GcsLocation) -> list[gcs.Object]:
+        found = list(real(prefix))
+        gcs.write_bytes(place / "a", b"theirs")
+        return found
+
+    monkeypatch.setattr(gcs, "list_objects", then_somebody_writes)
+    with pytest.raises(ChangedError, match="was not deleted"):
+        folders.remove_folder(place, first="first")
+    assert [(found.location, gcs.read_bytes(found.location)[0]) for found in real(place)] == [(place / "a", b"theirs")]
+
+
+def test_an_older_version_that_somebody_wrote_into_meanwhile_is_kept_and_the_new_one_is_published(
+    place: GcsLocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        versions.publish(write_version(tmp_path / f"w{number}", number), place, MANIFEST, version_of)
+    real = gcs.list_objects
+
+    def then_somebody_writes(prefix: GcsLocation) -> list[gcs.Object]:
+        found = list(real(prefix))
+        gcs.write_bytes(place / "version-v1/part0", b"theirs")
+        return found
+
+    monkeypatch.setattr(gcs, "list_objects", then_somebody_writes)
+    versions.publish(write_version(tmp_path / "w3", 3), place, MANIFEST, version_of)
+    assert gcs.read_bytes(place / "version-v1/part0")[0] == b"theirs"
+    assert "version-v1/part0 was not deleted" in caplog.text
+    assert len([found for found in real(place) if "/version-v1/" in found.location.name]) == 1
 
 
 def test_a_cached_copy_is_used_and_a_damaged_one_is_fetched_again(

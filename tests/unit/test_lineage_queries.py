@@ -367,6 +367,34 @@ def test_only_what_no_release_was_made_from_is_pruned(root: str, data: Path) -> 
         assert len(queries.trace(index, released["publish"])["steps"]) == 6
 
 
+@pytest.mark.parametrize("root", ["cloud storage"], indirect=True)
+@pytest.mark.parametrize("replaced", ["lineage.json", "file"])
+def test_what_was_replaced_after_it_was_looked_at_is_kept_and_said(
+    root: str, data: Path, replaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(root, "one", GOOD, data, release=True)
+    other = make_step(root, "two", "fetch", "fetch_checkpoint", "checkpoint", text="weights")
+    (theirs,) = (found.location for found in gcs.list_objects(parse_location(other)) if found.location.name.endswith(replaced))
+    real = prune.keep_file
+
+    def then_somebody_writes(*arguments: object) -> object:
+        gcs.write_bytes(theirs, b"theirs")
+        return real(*arguments)
+
+    monkeypatch.setattr(prune, "keep_file", then_somebody_writes)
+    with Index(root) as index:
+        planned = prune.plan(index, older_than_days=0)
+        prune.delete(index, planned)
+    assert gcs.read_bytes(theirs)[0] == b"theirs"
+    left = [found.location for found in gcs.list_objects(parse_location(other))]
+    (kept,) = planned["not_ours"]
+    assert kept["why"] == "somebody wrote it anew meanwhile"
+    if replaced == "file":  # the rest of the artifact is gone
+        assert (left, kept["place"], len(planned["delete"])) == ([theirs], str(theirs), 1)
+    else:  # another artifact is there: nothing of it is touched
+        assert (len(left), kept["place"], planned["delete"], planned["bytes"]) == (2, other, [], 0)
+
+
 def test_releases_below_another_root_count(root: str, data: Path) -> None:
     made = make_run(root, "one", GOOD, data)
     other = make_run(root, "two", [BAD], data, steps=2)

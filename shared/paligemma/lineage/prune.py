@@ -16,10 +16,12 @@ from paligemma.lineage.index import Index, unpack
 from paligemma.lineage.kept import PRUNED_ENDING, PruneMark
 from paligemma.lineage.places import Made, Places, link_between, version_folder
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
-from paligemma.lineage.record import RECORD_FILE, Record, parse_record
+from paligemma.lineage.record import RECORD_FILE, parse_record
 from paligemma.lineage.sign import sign
-from paligemma.storage.folders import kind_of, read_file, remove_files, walk
+from paligemma.storage.folders import Entry, kind_of, read_file, remove_files, walk
 from paligemma.storage.location import GcsLocation, Location
+
+_WRITTEN_ANEW = "somebody wrote it anew meanwhile"
 
 
 def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ()) -> dict:
@@ -80,7 +82,8 @@ def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ())
 def delete(index: Index, planned: dict) -> None:
     """Deletes what a plan says, leaving for each artifact a mark with its record that says so.
 
-    Each place is looked at again; what is not ours any more is moved to the plan's `not_ours`.
+    Each place is looked at again; what is not ours any more is moved to the plan's `not_ours`. In Cloud Storage, an object goes
+    only if it is still the one that was looked at.
 
     Raises:
         InputError: nothing is released, so that the plan would be to delete everything.
@@ -101,8 +104,11 @@ def delete(index: Index, planned: dict) -> None:
         if entry["record"] not in gone:
             mark = prune_mark(entry["record"], datetime.now(UTC).isoformat(timespec="seconds"))
             keep_file(index.root, f"{record['run']}/{record['task']}/{attempt_name()}{PRUNED_ENDING}", mark.render())
-        inside = version_folder(record["artifact"]["version"], found.location)
-        remove_files(found.location, [f"{inside}{file['path']}" for file in record["artifact"]["files"]], last=RECORD_FILE)
+        kept = remove_files(found.location, found.files, last=RECORD_FILE)
+        if RECORD_FILE in kept:
+            planned["not_ours"].append(entry | {"why": _WRITTEN_ANEW})
+            continue
+        planned["not_ours"] += [entry | {"place": str(found.location / path), "why": _WRITTEN_ANEW} for path in kept]
         done.append(entry)
     planned["delete"], planned["bytes"] = done, sum(entry["bytes"] for entry in done)
 
@@ -115,11 +121,16 @@ def prune_mark(sha256: str, at: str) -> PruneMark:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is at an artifact's place: a location, if it is the artifact; a fault, if it is something else; or nothing."""
+    """What is at an artifact's place: a location, if it is the artifact; a fault, if it is something else; or nothing.
+
+    Attributes:
+        files: of the artifact and its record, those that are there.
+    """
 
     place: str
     location: Location | None
     fault: str = ""
+    files: tuple[Entry, ...] = ()
 
 
 class _Ground:
@@ -149,10 +160,13 @@ class _Ground:
         if (link := link_between(self._root, path)) is not None:
             return _Found(str(place), None, f"{link} is a link, or no folder")
         try:
+            entries = list(walk(place))  # before the record is read: what is written after this is not what goes
             data = read_file(place / RECORD_FILE)
             beside = parse_record(data, place / RECORD_FILE) if data is not None else None
         except PaliGemmaError as error:
             return _Found(str(place), None, error.what)
+        except OSError as error:
+            return _Found(str(place), None, f"{error.filename} cannot be read: {error.strerror}")
         if beside is None and not (pruned and isinstance(place, GcsLocation)):
             return _Found(str(place), None, "there is no lineage.json")
         if beside is not None and beside.sha256 != record["sha256"]:
@@ -161,17 +175,17 @@ class _Ground:
             return _Found(str(place), None, "another artifact is in it")
         if any(other != path and path.startswith(f"{other}/") for other in self._known):
             return _Found(str(place), None, "it is in another artifact")
-        if beside is not None and (extra := _not_recorded(place, beside)):
+        inside = version_folder(record["artifact"]["version"], place)
+        own = {f"{inside}{file['path']}" for file in record["artifact"]["files"]} | {RECORD_FILE}
+        if beside is not None and (extra := _not_recorded(place, entries, own)):
             return _Found(str(place), None, f"it holds {extra}, which its record does not list")
-        return _Found(str(place), place)
+        return _Found(str(place), place, files=tuple(entry for entry in entries if entry.path in own))
 
 
-def _not_recorded(place: Location, record: Record) -> str:
+def _not_recorded(place: Location, entries: Sequence[Entry], own: set[str]) -> str:
     """The first file, link or other thing at an artifact's place that is none of its own; empty if there is none."""
-    inside = version_folder(record.artifact.version, place)
-    own = {f"{inside}{file.path}" for file in record.artifact.files} | {RECORD_FILE}
     folders = {path[:end] for path in own for end, letter in enumerate(path) if letter == "/"}
-    for entry in walk(place):
+    for entry in entries:
         if isinstance(place, GcsLocation) and entry.path.startswith("version-"):
             continue  # what earlier versions left; only this one's is deleted
         if entry.kind == "folder" and entry.path in folders:

@@ -16,6 +16,7 @@ from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation, Location
+from paligemma.storage.retry import ChangedError
 
 Checksums = dict[str, tuple[int, str]]
 """Of every file of a folder, by its path with forward slashes: its bytes, and their crc32c as Cloud Storage writes it."""
@@ -27,11 +28,16 @@ Kind = Literal["file", "folder", "link", "other"]
 
 @dataclass(frozen=True)
 class Entry:
-    """Something in a folder: its path in it with forward slashes, what it is, and the bytes of a file."""
+    """Something in a folder: its path in it with forward slashes, what it is, and the bytes of a file.
+
+    Attributes:
+        generation: of an object, which writing of it this is; 0 on a disk.
+    """
 
     path: str
     kind: Kind
     bytes: int = 0
+    generation: int = 0
 
 
 def kind_of(location: Location) -> Kind | None:
@@ -55,7 +61,7 @@ def walk(folder: Location) -> Iterator[Entry]:
             if path.endswith("/"):  # the Cloud Console's mark of a folder
                 yield Entry(path.rstrip("/"), "other" if found.size or relative_path_fault(path.rstrip("/")) else "folder")
             else:
-                yield Entry(path, "other" if relative_path_fault(path) else "file", found.size)
+                yield Entry(path, "other" if relative_path_fault(path) else "file", found.size, found.generation)
         return
     waiting = [""]
     while waiting:
@@ -108,20 +114,25 @@ def remove_file(location: Location) -> None:
         location.unlink(missing_ok=True)
 
 
-def remove_files(folder: Location, paths: Sequence[str], last: str) -> None:
+def remove_files(folder: Location, files: Sequence[Entry], last: str) -> list[str]:
     """Removes these files of a folder, then the folders that are empty without them; links are removed, not followed.
 
     Args:
         folder: where they are.
-        paths: their paths in it. Nothing else in it is touched.
-        last: another one, by which a local folder is known for what it is until the end. In Cloud Storage it goes first, so
-            that nobody begins to read what is being removed.
+        files: as `walk` found them. Nothing else in it is touched.
+        last: the path of one of them, by which a local folder is known for what it is until the end. In Cloud Storage it goes
+            first, so that nobody begins to read what is being removed.
+
+    Returns:
+        The paths of objects that are kept, as somebody wrote them anew since they were listed; of `last` alone, if it is one:
+        then it is another's folder, and nothing of it is touched.
     """
     if isinstance(folder, GcsLocation):
-        gcs.delete(folder / last)
-        with ThreadPoolExecutor(gcs.STREAMS) as pool:
-            list(pool.map(gcs.delete, [folder / path for path in paths]))
-        return
+        first = [file for file in files if file.path == last]
+        if kept := _delete_listed(folder, first):
+            return kept
+        return _delete_listed(folder, [file for file in files if file.path != last])
+    paths = [file.path for file in files if file.path != last]
     folders = {path[:end] for path in paths for end, letter in enumerate(path) if letter == "/"}
     for path in paths:
         (folder / path).unlink(missing_ok=True)
@@ -129,6 +140,21 @@ def remove_files(folder: Location, paths: Sequence[str], last: str) -> None:
         _remove_empty(folder / path)
     (folder / last).unlink(missing_ok=True)
     _remove_empty(folder)
+    return []
+
+
+def _delete_listed(folder: GcsLocation, files: Sequence[Entry]) -> list[str]:
+    """Deletes objects as they were listed; the paths of those that were written anew since, which stay."""
+
+    def is_kept(file: Entry) -> bool:
+        try:
+            gcs.delete(folder / file.path, file.generation)
+        except ChangedError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        return [file.path for file, kept in zip(files, pool.map(is_kept, files), strict=True) if kept]
 
 
 def _remove_empty(folder: Path) -> None:
@@ -137,10 +163,14 @@ def _remove_empty(folder: Path) -> None:
 
 
 def remove_folder(folder: Location, first: str) -> None:
-    """Removes a folder with all that is in it, beginning with the file without which it counts for nothing."""
+    """Removes a folder with all that is in it, beginning with the file without which it counts for nothing.
+
+    Raises:
+        ChangedError: an object was written anew since it was listed, and stays.
+    """
     remove_file(folder / first)
     if isinstance(folder, Path):
         shutil.rmtree(folder)
         return
     with ThreadPoolExecutor(gcs.STREAMS) as pool:
-        list(pool.map(gcs.delete, [found.location for found in gcs.list_objects(folder)]))
+        list(pool.map(lambda found: gcs.delete(found.location, found.generation), list(gcs.list_objects(folder))))

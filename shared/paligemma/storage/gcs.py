@@ -130,14 +130,31 @@ def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = 
     return _put(location, len(data), checksum, if_generation, send)
 
 
-def delete(location: GcsLocation) -> None:
-    """Deletes an object; one that is not there is fine."""
+def delete(location: GcsLocation, if_generation: int | None = None) -> None:
+    """Deletes an object; one that is not there is fine.
+
+    Args:
+        location: the object.
+        if_generation: delete only this generation: that which was looked at.
+
+    Raises:
+        ChangedError: the object is at another generation, and was kept.
+    """
 
     def remove() -> None:
         try:
-            _bucket(location).blob(location.name).delete(retry=None, timeout=60)
+            blob = _bucket(location).blob(location.name)
+            blob.delete(if_generation_match=if_generation, retry=None, timeout=60)
         except google_exceptions().NotFound:
             return
+        except google_exceptions().PreconditionFailed:
+            found = stat(location)
+            if found is not None and found.generation == if_generation:
+                raise BadBytesError("metadata that differs from one look to the next") from None
+            if found is not None:
+                raise ChangedError(
+                    f"{location} was not deleted, as somebody else wrote it.", expected=f"generation {if_generation}"
+                ) from None
 
     call("delete", location, remove)
 

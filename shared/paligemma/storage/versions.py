@@ -11,6 +11,7 @@ will ever name is deleted. What a killed writer left goes with the next publicat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -22,8 +23,11 @@ from paligemma.safe_names import parse_relative_path, parse_version_id, version_
 from paligemma.storage import gcs
 from paligemma.storage.atomic import clear
 from paligemma.storage.location import GcsLocation
+from paligemma.storage.retry import ChangedError
 
 _PREFIX = "version-"
+
+log = logging.getLogger("paligemma.storage")
 
 
 VersionOf = Callable[[bytes], tuple[str, list[str]]]
@@ -137,4 +141,7 @@ def _delete_versions_before(manifest: gcs.Object, location: GcsLocation, kept: s
     for found in gcs.list_objects(location):
         part = found.location.name.removeprefix(f"{location.name}/").partition("/")[0]
         if _is_version(found, location) and part.removeprefix(_PREFIX) not in kept and found.created < manifest.created:
-            gcs.delete(found.location)
+            try:
+                gcs.delete(found.location, found.generation)
+            except ChangedError as error:  # somebody else's now, and the publication is whole
+                log.warning("%s", error.what)
