@@ -35,12 +35,13 @@ def write_digits(folder: Path, validation_fraction: float = 0.2, seed: int = 0) 
     order = list(range(count))
     random.Random(seed).shuffle(order)
     held_out = set(order[: round(validation_fraction * count)])
-    with write_directory(folder, may_replace=MARKER) as partial:
+    own = {MARKER, "train.jsonl", "validation.jsonl", *map(_image_name, range(count))}
+    with write_directory(folder, may_replace=MARKER, files_of=lambda _: own) as partial:
         (partial / "images").mkdir()
         splits: dict[str, list[str]] = {"train": [], "validation": []}
         for index in order:
             pixels = np.round(255 - digits.images[index] * (255 / 16)).astype(np.uint8)  # dark ink on light paper
-            name = f"images/{index:04d}.png"
+            name = _image_name(index)
             Image.fromarray(pixels).save(partial / name)
             split = "validation" if index in held_out else "train"
             for prefix, suffix in questions(int(digits.target[index])):
@@ -48,3 +49,7 @@ def write_digits(folder: Path, validation_fraction: float = 0.2, seed: int = 0) 
         for split, lines in splits.items():
             (partial / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
         (partial / MARKER).write_text(SOURCE)
+
+
+def _image_name(index: int) -> str:
+    return f"images/{index:04d}.png"

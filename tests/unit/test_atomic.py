@@ -76,6 +76,62 @@ def test_what_a_user_keeps_there_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "thesis.txt").read_text() == "precious"
 
 
+OWN = {MARKER, "part/one"}
+
+
+def fill_own(target: Path, text: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+    with write_directory(target, may_replace=MARKER, files_of=lambda _: OWN) as folder:
+        (folder / "part").mkdir()
+        for name in OWN:
+            (folder / name).write_text(text)
+        meanwhile()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "part/notes.txt", "more/notes.txt"])
+def test_a_file_that_is_none_of_the_artifacts_keeps_it_from_being_replaced(tmp_path: Path, name: str) -> None:
+    fill_own(tmp_path / "x", "old")
+    (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "x" / name).write_text("precious")
+    first = name if name.startswith("part/") else name.partition("/")[0]
+    with pytest.raises(InputError, match=rf"holds {first}, which is none of the artifact's files.*\n.*\n.*move what is yours"):
+        fill_own(tmp_path / "x", "new", lambda: pytest.fail("it was refused too late"))
+    assert contents(tmp_path / "x") == {MARKER: "old", "part/one": "old", name: "precious"}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("/"), os.mkfifo])
+def test_so_do_an_empty_folder_a_link_and_a_fifo(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    fill_own(tmp_path / "x", "old")
+    make(tmp_path / "x" / "mine")
+    with pytest.raises(InputError, match="holds mine"):
+        fill_own(tmp_path / "x", "new")
+
+
+def test_what_a_user_adds_while_the_new_one_is_made_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = tmp_path / "x"
+    fill_own(target, "old")
+    for number in (1, 2):
+        fill_own(target, f"new {number}", lambda: (target / "notes.txt").write_text("precious"))
+        assert contents(target) == {MARKER: f"new {number}", "part/one": f"new {number}"}
+        assert contents(tmp_path / f"x.kept-{number}")["notes.txt"] == "precious"
+        assert f"x.kept-{number}" in caplog.text
+    fill_own(target, "newest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.kept-1", "x.kept-2"]
+
+
+def test_a_folder_that_a_user_makes_meanwhile_is_set_aside(tmp_path: Path) -> None:
+    def make() -> None:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "thesis.txt").write_text("precious")
+
+    fill_own(tmp_path / "x", "new", make)
+    assert contents(tmp_path / "x.kept-1") == {"thesis.txt": "precious"}
+    assert contents(tmp_path / "x")[MARKER] == "new"
+
+
 def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     fill(tmp_path / "x", "new")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError
-from paligemma.foreign_json import DOCUMENT_BYTES
+from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
 from paligemma.lineage.attempt import Attempt, attempt
 from paligemma.lineage.record import (
     RECORD_FILE,
@@ -77,7 +77,7 @@ def produce(
     with attempt(component, output, parameters) as current:
         current.parameters, current.inputs = dict(parameters), list(inputs)
         if isinstance(location, Path):
-            with write_directory(location, may_replace=RECORD_FILE) as folder:
+            with write_directory(location, may_replace=RECORD_FILE, files_of=_own_files) as folder:
                 draft = Draft(folder)
                 yield draft
                 record = _write_record(current, draft, type, component, location, None)
@@ -167,6 +167,25 @@ def input_of(role: str, location: str | Path) -> Input:
         record = record_of(parsed) if path.is_dir() else read_record(in_artifact.parent)
         uri = record.artifact.uri
     return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
+
+
+def _own_files(folder: Path) -> list[str]:
+    """The files of the artifact in a folder, by its record.
+
+    Raises:
+        InputError: there is no telling them from others.
+    """
+    path = folder / RECORD_FILE
+    try:
+        artifact = parse_record(read_bounded(path, "The lineage record"), path).artifact
+    except DamagedError as error:
+        raise InputError(
+            f"Nothing says what of {folder} is the artifact's that is to be replaced: {error.what}",
+            where=path,
+            expected="the record that the artifact was written with",
+            fix="choose another output path, or look through it, and remove it yourself",
+        ) from None
+    return [RECORD_FILE, *(file.path for file in (artifact.files if artifact else []))]
 
 
 def _write_record(current: Attempt, draft: Draft, type: str, component: str, location: Location, version: str | None) -> Record:

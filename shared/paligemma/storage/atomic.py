@@ -6,10 +6,12 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import itertools
+import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,9 +19,14 @@ from paligemma.errors import InputError
 from paligemma.storage.access import explain_refusal
 from paligemma.storage.space import explain_full_disk
 
+FilesOf = Callable[[Path], Iterable[str]]
+"""Which of the files in a folder are an artifact's own: their paths in it, with forward slashes."""
+
 _MOST_NAME = 255  # NAME_MAX of Linux and macOS
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
+
+log = logging.getLogger("paligemma.storage")
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
@@ -82,11 +89,19 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
+def write_directory(path: str | Path, may_replace: str, files_of: FilesOf | None = None) -> Iterator[Path]:
     """Yields an empty folder to fill; it takes the place of `path` when the block ends without an exception.
 
     What a killed predecessor left unfinished is removed. An existing `path` stays whole, and is exchanged for the new
-    folder in one step, only if it is empty or holds a file called `may_replace`: nothing of a user's is overwritten.
+    folder in one step, only if it is empty or holds a file called `may_replace`, and nothing that is none of its own files:
+    with a note, a plot or a copy that a user keeps there, the folder is refused before any work is done, and not emptied.
+    What comes into it while the block runs is too late for that, and the work is not lost either: the folder as it is then is
+    renamed to `path.kept-1` (or the first number that is free), and stays.
+
+    Args:
+        path: the folder.
+        may_replace: the file by which an older version is known.
+        files_of: the paths of an older version's own files, `may_replace` among them; without, all that is in it is ours.
 
     Raises:
         InputError: `path` holds something else, another process is writing it now, it may not be written, or the disk is full.
@@ -94,13 +109,12 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
     path = Path(path).absolute()
     with explain_refusal(path):
         path = path.resolve() if path.is_symlink() else path  # a link to a larger disk stays a link
-        free = not path.exists() or _replaceable(path, may_replace)
-    if not free:
-        raise InputError(
-            f"{path} exists and is not an artifact of this program.",
-            expected=f"no such path, an empty folder, or a folder with {may_replace}",
-            fix="choose another output path, or remove it yourself",
-        )
+        if path.exists() and not _replaceable(path, may_replace):
+            raise InputError(
+                f"{path} exists and is not an artifact of this program.",
+                expected=f"no such path, an empty folder, or a folder with {may_replace}",
+                fix="choose another output path, or remove it yourself",
+            )
     partial = hidden_beside(path, ".partial")
     with ExitStack() as locks:
         with explain_refusal(path):
@@ -108,6 +122,8 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
             locks.callback(os.close, _lock_draft(partial, path))
             clear(partial)
         try:
+            with explain_refusal(path):
+                own = _own_files(path, may_replace, files_of)
             with explain_full_disk(partial):
                 yield partial
                 sync_tree(partial)
@@ -115,7 +131,12 @@ def write_directory(path: str | Path, may_replace: str) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         with explain_refusal(path):
-            if path.exists():
+            if path.exists() and _foreign(path, own):
+                aside = next(name for n in itertools.count(1) if not os.path.lexists(name := Path(f"{path}.kept-{n}")))
+                path.rename(aside)
+                partial.rename(path)
+                log.warning("%s was changed by somebody while its new version was made; as it was, it is now %s", path, aside)
+            elif path.exists():
                 # What is exchanged becomes a draft under the draft's name. Unlocked, it would be another writer's.
                 handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
                 locks.callback(os.close, handle)
@@ -151,6 +172,42 @@ def expect_folder(path: Path) -> None:
 
 def _replaceable(path: Path, marker: str) -> bool:
     return path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))
+
+
+def _own_files(path: Path, may_replace: str, files_of: FilesOf | None) -> frozenset[str] | None:
+    """Which files of a folder that is perhaps there may go with it; None for all. No other writer of ours publishes now.
+
+    Raises:
+        InputError: it holds others.
+    """
+    own: frozenset[str] | None = frozenset()
+    if (path / may_replace).exists():
+        own = None if files_of is None else frozenset(files_of(path))
+    if foreign := _foreign(path, own):
+        raise InputError(
+            f"{path} holds {foreign}, which is none of the artifact's files, and would be lost.",
+            expected="a folder with nothing in it but what the step that made it wrote",
+            fix="move what is yours out of it, or choose another output path",
+        )
+    return own
+
+
+def _foreign(folder: Path, own: frozenset[str] | None) -> str:
+    """The first thing in a folder that is none of its own files, nor a folder with one; empty if there is none.
+
+    Args:
+        folder: it need not be there.
+        own: paths of its own files; None for whatever is there. A link with such a name is what replaced the file.
+    """
+    if own is None:
+        return ""
+    folders = {path[:end] for path in own for end, letter in enumerate(path) if letter == "/"}
+    for parent, inner, files in os.walk(folder):
+        for path in (Path(parent) / name for name in sorted([*inner, *files])):
+            known = folders if path.is_dir() and not path.is_symlink() else own
+            if (name := path.relative_to(folder).as_posix()) not in known:
+                return name
+    return ""
 
 
 def _lock_draft(partial: Path, path: Path) -> int:
