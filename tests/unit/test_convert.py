@@ -275,6 +275,8 @@ ODD_FILES = [
     (b"", "are empty", 2),
     (b"{", "are not JSON", 2),
     (b"[]", "are a list; is it a file of results?", 2),
+    (b'{"images": [], "annotations": [], "images": [1]}', "have 'images' twice", 2),
+    (b'{"images": ' + b"9" * 5000 + b"}", "are not JSON: Exceeds the limit", 2),
     (b"3", "are int, not an object", 2),
     (b'{"images": []}', "have no 'annotations'", 2),
     (b'{"images": {}, "annotations": []}', "'images' is dict", 2),
@@ -294,6 +296,42 @@ def test_other_files_are_refused_in_words(tmp_path: Path, content: bytes, words:
     done = run_convert(tmp_path / "out.jsonl", "coco-captions", "--annotations", tmp_path / "x.json")
     assert words in done.words
     assert done.exit_code == exit_code
+
+
+REPEATED = [
+    # the image, the annotation, as JSON text | codes of what is skipped | words
+    (
+        '{"id": 1, "file_name": "a.jpg"}',
+        '{"image_id": 1, "caption": "a cat", "caption": "a dog"}',
+        "key_repeated",
+        "'caption' is there twice",
+    ),
+    (
+        '{"id": 1, "id": 2, "file_name": "a.jpg"}',
+        '{"image_id": 1, "caption": "a cat"}',
+        "image_unlisted",
+        "images[0] is an object with 'id' twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("image", "annotation", "code", "words"), REPEATED)
+def test_an_object_with_a_key_twice_is_not_guessed_at(
+    tmp_path: Path, image: str, annotation: str, code: str, words: str
+) -> None:
+    (tmp_path / "x.json").write_text(f'{{"images": [{image}], "annotations": [{annotation}]}}')
+    done = run_convert(tmp_path / "out.jsonl", "coco-captions", "--annotations", tmp_path / "x.json")
+    assert (done.rows, done.codes, words in done.words) == ([], [code], True)
+
+
+def test_a_question_with_a_key_twice_is_none(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('{"questions": [{"question_id": 1, "question": "a?", "question": "b?", "image_id": 1}]}')
+    (tmp_path / "a.json").write_text('{"annotations": [{"question_id": 1, "answers": ["x"]}]}')
+    done = run_convert(
+        tmp_path / "out.jsonl", "vqav2", "--questions", tmp_path / "q.json", "--annotations", tmp_path / "a.json"
+    )
+    assert done.codes == ["question_unlisted"]
+    assert "questions[0] is an object with 'question' twice" in done.words
 
 
 def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path) -> None:

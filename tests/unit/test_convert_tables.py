@@ -204,6 +204,9 @@ ODD_JSONL = [
     ([1], [], ["not_an_object"], "the row is list"),
     (b"{not json", [], ["json_invalid"], "not JSON"),
     (b"[" * 100_000, [], ["json_invalid"], "not JSON"),
+    (b'{"file": "a.png", "q": "q", "a": "x", "a": "y"}', [], ["key_repeated"], "'a' is there twice"),
+    (b'{"file": "a.png", "q": "q", "a": {"b": 1, "b": 2}}', [], ["value_wrong"], "an object with 'b' twice"),
+    (b'{"file": {"path": "a.png", "path": "b.png"}, "q": "q", "a": "x"}', [], ["value_wrong"], "an object with 'path' twice"),
     (b'{"file": "a.png", "q": "q", "a": "\\ud800"}', [], ["encoding_invalid"], "half a surrogate pair"),
 ]  # fmt: skip
 

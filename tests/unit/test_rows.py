@@ -51,6 +51,9 @@ def code_of(line: bytes) -> str:
         (b'{"image": "a", "prefix": "p", "suffix": " "}', "suffix_empty"),
         (b'{"image": "a", "prefix": "\\ud800", "suffix": "s"}', "encoding_invalid"),
         (b"\xff\xfe", "encoding_invalid"),
+        (b'{"image": "a", "prefix": "p", "suffix": "s", "image": "b"}', "key_repeated"),
+        (b'{"image": "a", "prefix": "p", "suffix": "s", "\\u0073uffix": "t"}', "key_repeated"),
+        (b'{"image": "a", "prefix": "p", "suffix": "s", "note": 1, "note": 1}', "key_repeated"),
     ],
 )
 def test_what_is_wrong_has_a_code(line: bytes, code: str) -> None:
@@ -60,6 +63,13 @@ def test_what_is_wrong_has_a_code(line: bytes, code: str) -> None:
 def test_an_empty_prefix_and_further_keys_are_fine() -> None:
     row = parse_row(json.dumps({**GOOD, "prefix": "", "source": 7}).encode(), 3)
     assert row == Row(3, "a.png", "", "s")
+
+
+def test_a_key_that_is_there_twice_is_named_and_one_that_is_ignored_may_hold_anything() -> None:
+    with pytest.raises(RowError, match=r"^'suffix' is there twice$"):
+        parse_row(b'{"image": "a.png", "suffix": "s", "prefix": "p", "suffix": "other"}', 3)
+    row = parse_row(b'{"image": "a.png", "prefix": "p", "suffix": "s", "source": {"id": 1, "id": 2}, "score": NaN}', 3)
+    assert row == Row(3, "a.png", "p", "s")
 
 
 def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:

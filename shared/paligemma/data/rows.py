@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ REASONS = {
     "encoding_invalid": "the line is not UTF-8, or has half a surrogate pair",
     "json_invalid": "the line is not JSON",
     "not_an_object": "the line is JSON, but not an object",
+    "key_repeated": "a key is there twice: nobody knows which of its values is meant",
     "key_missing": "image, prefix or suffix is missing",
     "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
@@ -53,6 +55,30 @@ class RowError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Stands for a JSON object with a key that is there twice. Python takes the last of its values, other readers the first."""
+
+    key: str
+
+    @property
+    def what(self) -> str:
+        """What is wrong with it."""
+        return f"{self.key[:40]!r} is there twice"
+
+    def __repr__(self) -> str:
+        return f"an object with {self.key[:40]!r} twice"
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
+    """An object from its keys and values, for `json.loads`."""
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    seen: set[str] = set()
+    return Repeated(next(key for key, _ in pairs if key in seen or seen.add(key)))
 
 
 @dataclass(frozen=True)
@@ -194,7 +220,7 @@ def parse_row(line: bytes, number: int) -> Row:
         what = "the file is UTF-16; save it as UTF-8" if wide else f"byte {error.start + 1} of the line is not UTF-8"
         raise RowError("encoding_invalid", what) from None
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         whole = number == 1 and text.lstrip().startswith("[")
         what = "; the file looks like one JSON array, and is to have an object in each line" if whole else ""
@@ -203,6 +229,8 @@ def parse_row(line: bytes, number: int) -> Row:
         raise RowError("json_invalid", "nested too deeply") from None
     except ValueError as error:  # integers of more than 4,300 digits
         raise RowError("json_invalid", str(error)) from None
+    if isinstance(values, Repeated):
+        raise RowError("key_repeated", values.what)
     if not isinstance(values, dict):
         many = "; the file looks like one JSON array, and is to have an object in each line" if number == 1 else ""
         raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from paligemma.data.convert.boxes import Corners, box_of, place, reach
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.names import Index, image_name, number_of, text_of
-from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
 from paligemma.data.convert.photos import BoxPixels, Pictured, Size, find_frames, read_photo
 
 ListedImage = tuple[str, Size | None]
@@ -36,7 +36,7 @@ def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) ->
     images, with_any = _index_images(listed, folder, tally), set()
     for entry, annotation in _entries(entries):
         try:
-            annotation = _object(annotation)
+            annotation = object_of(annotation)
             key, (name, _) = images.find(annotation.get("image_id"), "image_id_missing")
             with_any.add(key)
             caption = text_of(annotation.get("caption"))
@@ -70,7 +70,7 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
     sizes: dict[str, ListedImage] = {}
     for entry, annotation in _entries(entries):
         try:
-            annotation = _object(annotation)
+            annotation = object_of(annotation)
             key, (name, size) = images.find(annotation.get("image_id"), "image_id_missing")
             with_any.add(key)
             if _is_crowd(annotation.get("iscrowd")):
@@ -115,12 +115,6 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
 def _entries(annotations: list) -> Iterator[tuple[Entry, object]]:
     for number, annotation in enumerate(annotations):
         yield Entry(f"annotations[{number}]", annotation.get("id") if isinstance(annotation, dict) else None), annotation
-
-
-def _object(annotation: object) -> dict:
-    if not isinstance(annotation, dict):
-        raise EntryError("not_an_object", f"the annotation is {shown(annotation)}")
-    return annotation
 
 
 def _index_images(listed: list, folder: Path, tally: Tally) -> Index[ListedImage]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import DamagedError, InputError
 
 MAX_JSON_BYTES = 2 << 30
@@ -71,7 +72,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_json(path: Path, what: str) -> object:
-    """A JSON file's value.
+    """A JSON file's value. An object with a key that is there twice is a `Repeated`.
 
     Args:
         path: the file.
@@ -92,7 +93,7 @@ def read_json(path: Path, what: str) -> object:
     if not data.strip():
         raise InputError(f"The {what} are empty.", where=path, expected="JSON")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=once_each)
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} is {data[error.start]:#04x}"
         raise InputError(f"The {what} are not UTF-8: {byte}.", where=path, fix="save the file as UTF-8, as JSON is") from None
@@ -109,6 +110,8 @@ def read_lists(path: Path, what: str, keys: tuple[str, ...]) -> list[list]:
         InputError: as of `read_json`, or it has no such lists.
     """
     data, expected = read_json(path, what), f"a JSON object with the lists {', '.join(keys)}"
+    if isinstance(data, Repeated):
+        raise InputError(f"The {what} have {data.key!r} twice.", where=path, expected=expected)
     if not isinstance(data, dict):
         kind = "a list; is it a file of results?" if isinstance(data, list) else f"{type(data).__name__}, not an object."
         raise InputError(f"The {what} are {kind}", where=path, expected=expected)

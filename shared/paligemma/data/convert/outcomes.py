@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from paligemma.data.convert.reasons import NOTES, ON_PURPOSE, REASONS
-from paligemma.data.rows import MAX_LINE_BYTES, RowError, parse_row
+from paligemma.data.rows import MAX_LINE_BYTES, Repeated, RowError, parse_row
 from paligemma.errors import InputError
 
 Converted = dict[str, str | list[str]]
@@ -38,6 +38,19 @@ class EntryError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
+
+
+def object_of(value: object) -> dict[str, Any]:
+    """An annotation as a JSON object.
+
+    Raises:
+        EntryError: it is none, or one with a key twice.
+    """
+    if isinstance(value, Repeated):
+        raise EntryError("key_repeated", value.what)
+    if not isinstance(value, dict):
+        raise EntryError("not_an_object", f"the annotation is {shown(value)}")
+    return value
 
 
 @dataclass(frozen=True)

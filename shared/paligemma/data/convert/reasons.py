@@ -42,7 +42,10 @@ REASONS = {
     "text_nul": "image, prefix or suffix has a NUL character",
     "format_other": "the file's format is not one that prepare_data reads (left out on purpose)",
     "label_missing": "the picture is in no label's folder (left out on purpose)",
-    **{code: rows.REASONS[code] for code in ("line_too_long", "encoding_invalid", "json_invalid", "suffix_empty")},
+    **{
+        code: rows.REASONS[code]
+        for code in ("line_too_long", "encoding_invalid", "json_invalid", "key_repeated", "suffix_empty")
+    },
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 

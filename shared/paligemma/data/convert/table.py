@@ -12,6 +12,7 @@ from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
 from paligemma.data.convert.table_files import read_table
 from paligemma.data.images import MAX_BYTES
+from paligemma.data.rows import Repeated
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.atomic import write_file
 
@@ -103,7 +104,7 @@ class Template(string.Formatter):
                 return value.decode(), first
             except UnicodeDecodeError:
                 raise EntryError("value_wrong", f"{field_name!r} is bytes, and not UTF-8") from None
-        if isinstance(value, list | tuple | dict):
+        if isinstance(value, list | tuple | dict | Repeated):
             raise EntryError("value_wrong", f"{field_name!r} is {shown(value)}: name a part of it, as {{{first}[0]}}")
         return value, first
 

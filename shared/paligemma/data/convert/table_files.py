@@ -14,6 +14,7 @@ from typing import IO, Any
 from paligemma.data.convert.class_labels import named_labels
 from paligemma.data.convert.files import BAD, open_binary, open_text, read_json
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally
+from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import InputError, did_you_mean
 
 MAX_CELL = 16 << 20
@@ -88,12 +89,14 @@ def _parse(line: str | None) -> object:
     if BAD in line:
         raise EntryError("encoding_invalid", "bytes of the line are not of the file's encoding")
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         raise EntryError("json_invalid", str(error) or "nested too deeply") from None
 
 
 def _object(value: object) -> dict[str, Any] | EntryError:
+    if isinstance(value, Repeated):
+        return EntryError("key_repeated", value.what)
     return value if isinstance(value, dict) else EntryError("not_an_object", f"the row is {type(value).__name__}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.names import Index, id_of, text_of
-from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
 from paligemma.errors import InputError
 
 Question = tuple[str | None, object]
@@ -37,8 +37,7 @@ def vqav2(questions: Path, annotations: Path, images: str, tally: Tally) -> Iter
         known = annotation.get("question_id") if isinstance(annotation, dict) else None
         entry = Entry(f"annotations[{number}]", known)
         try:
-            if not isinstance(annotation, dict):
-                raise EntryError("not_an_object", f"the annotation is {shown(annotation)}")
+            annotation = object_of(annotation)
             key, (text, image) = index.find(known, "question_id_missing")
             answered.add(key)
             if text is None:
