@@ -17,6 +17,7 @@ from paligemma.data.images import ImageError, load_image
 from paligemma.data.suffixes import SUFFIXES, is_image_name
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
+from paligemma.foreign_json import LINE_BYTES, read_json_lines
 from paligemma.model import Model
 
 log = logging.getLogger("paligemma.generate")
@@ -73,7 +74,7 @@ def answer_all(
         seed: samples are drawn from it, the image's name and the prompt, so that another batch size draws the same.
         output: a file to append to; questions it has answers to are left out. None for standard output.
     """
-    done = _answered(output) if output is not None and output.exists() else set()
+    done = answered_before(output) if output is not None and output.exists() else set()
     left = [question for question in questions if question[::2] not in done]
     with ExitStack() as stack:
         file = sys.stdout if output is None else stack.enter_context(output.open("a"))
@@ -130,34 +131,40 @@ def _images(folder: Path, output: Path | None) -> list[Path]:
     return sorted(images)
 
 
-def _answered(output: Path) -> set[tuple[str, str]]:
-    """Image and prompt of every answer in a file, whose last line is cut off if a run ended while it was written."""
-    data = output.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with output.open("r+b") as file:
-            file.truncate(len(whole))
+def answered_before(output: Path) -> set[tuple[str, str]]:
+    """Image and prompt of every answer in a file, whose last line is cut off if a run ended while it was written.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    fix = "name another file"
+    _cut_unfinished_line(output)
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return {(line["image"], line["prompt"]) for line in lines if "answer" in line}
-    except (ValueError, KeyError, TypeError):
-        raise InputError("The output holds other lines than answers.", where=output, fix="name another file") from None
+        lines = read_json_lines(output, "The output", nonfinite=True, error=InputError, fix=fix)
+        found = [((line["image"], line["prompt"]), "answer" in line) for line in lines]
+        return {asked for asked, is_answered in found if is_answered}
+    except (KeyError, TypeError):
+        raise InputError("The output holds other lines than answers.", where=output, fix=fix) from None
+
+
+def _cut_unfinished_line(output: Path) -> None:
+    """Cuts off what follows the last line feed. A file with none for longer than a line can be is left as it is."""
+    with output.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LINE_BYTES))
+        end = file.read()
+        left = len(end) - (end.rfind(b"\n") + 1)
+        if left and (b"\n" in end or len(end) == size):
+            file.truncate(size - left)
 
 
 def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
     questions = []
-    try:
-        with data.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    name, text = row["image"], prompt or row["prefix"]
-                    questions.append(Question(name, data.parent / name, ask(text)))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    expected = 'a line {"image": "file", "prefix": "question"}'
-                    raise InputError(f"Line {number} is no question: {error!r}.", where=data, expected=expected) from None
-    except OSError as error:
-        raise InputError(f"The data cannot be read: {error.strerror}.", where=data, expected="a JSONL file") from None
+    for row in read_json_lines(data, "The data", nonfinite=True, error=InputError):
+        try:
+            name, text = row["image"], prompt or row["prefix"]
+            questions.append(Question(name, data.parent / name, ask(text)))
+        except (KeyError, TypeError, AttributeError) as error:
+            expected = 'lines {"image": "file", "prefix": "question"}'
+            raise InputError(f"Row {len(questions) + 1} is no question: {error!r}.", where=data, expected=expected) from None
     return questions

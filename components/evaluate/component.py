@@ -71,6 +71,7 @@ def evaluate(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.evaluate.main import run as run_step
+    from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.lineage.artifact import localize
 
@@ -105,7 +106,7 @@ def evaluate(
     mirror_record(evaluation, output, tree_sha256)
     folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)
-    values = json.loads((folder / "metrics.json").read_text())
+    values = read_json(folder / "metrics.json", "The metrics", nonfinite=True)
     figures = {key: values[key] for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second")}
     figures |= {key: score["value"] for key, score in values["metrics"].items()}
     for key, value in figures.items():
@@ -118,4 +119,4 @@ def evaluate(
     Path(summary.path).write_text(json.dumps(values, indent=2))
     Path(confusion.path).write_text(json.dumps(table))
     gate = folder / "gate.json"
-    return gate.is_file() and json.loads(gate.read_text())["promote"]
+    return gate.is_file() and read_json(gate, "The decision")["promote"]

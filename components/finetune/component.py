@@ -42,6 +42,7 @@ def finetune(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.finetune.main import fine_tune
+    from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
@@ -62,7 +63,7 @@ def finetune(
     mirror_record(tuned, output, tree_sha256)
     folder = localize(output)
     shutil.copyfile(folder / "training.html", report.path)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json", "The summary of the training", nonfinite=True)
     for key in ("final_loss", "examples_per_second", "seconds"):
         metrics.log_metric(key, summary[key])
     # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.

@@ -32,6 +32,8 @@ def run(
     """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
     import json
 
+    from paligemma.errors import InputError
+    from paligemma.foreign_json import SMALL_BYTES, parse_json
     from paligemma.lineage.artifact import produce
     from paligemma.lineage.attempt import safe_name
     from paligemma.lineage.cached import record_cached
@@ -40,7 +42,8 @@ def run(
     from paligemma.lineage.webhook import notify
     from paligemma.reports.page import write_page
 
-    name, said = safe_name(run), json.loads(status) if status else {}
+    name = safe_name(run)
+    said = parse_json(status, "--status", "How the run ended", most=SMALL_BYTES, error=InputError) if status else {}
     with Index(root) as index:
         steps = bool(index.ask("SELECT 1 FROM records WHERE run = ? AND component != 'summarize' LIMIT 1", name))
         if steps:

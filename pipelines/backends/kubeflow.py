@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paligemma.errors import DamagedError
+from paligemma.foreign_json import parse_json
 from paligemma.launch.rest import BackendError, BackendUnavailableError
 from paligemma.yaml_text import dump_documents
 from pipelines.backends.job import Job, difference
@@ -153,6 +154,15 @@ def _package(job: Job) -> Iterator[Path]:
         yield path
 
 
+def refusal_of(body: str | bytes, reason: str) -> str:
+    """What the body of a refusal says; of one that says nothing, the status's name."""
+    try:
+        said = parse_json(body or "", "the refusal", "It")
+    except DamagedError:
+        return reason
+    return str(said.get("message") or said.get("error") or reason)
+
+
 @contextmanager
 def _errors(host: str) -> Iterator[None]:
     """Turns what the client raises into our own errors, and keeps what it prints for people off standard output."""
@@ -168,11 +178,7 @@ def _errors(host: str) -> Iterator[None]:
             raise BackendUnavailableError(
                 f"Kubeflow Pipelines answered {error.status}.", where=host, fix="run the same command later"
             ) from None
-        try:
-            said = json.loads(error.body)
-            said = said.get("message") or said.get("error") or error.reason
-        except (TypeError, ValueError, AttributeError):
-            said = error.reason
+        said = refusal_of(error.body, error.reason)
         fix = f"put a token into ${TOKEN_VARIABLE}" if error.status in (401, 403) else "see what it says"
         raise BackendError(f"Kubeflow Pipelines refused ({error.status}): {said}.", where=host, fix=fix) from None
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.errors import DamagedError
+from paligemma.foreign_json import read_json
 from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import read_record
 from paligemma.storage.atomic import write_file
 from pipelines.demo.digits import write_digits
 from pipelines.presets import read_preset
@@ -55,13 +57,9 @@ def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
 def summarize(outputs: RunOutputs, seconds: float) -> dict:
     """What the run came to, from its artifacts."""
     tuned_model, of_base, of_tuned = map(localize, (outputs.tuned, outputs.base_evaluation, outputs.tuned_evaluation))
-    training = json.loads((tuned_model / "summary.json").read_text())
-    base, tuned = (json.loads((folder / "metrics.json").read_text()) for folder in (of_base, of_tuned))
-    records = {
-        entry["role"]: Path(entry["uri"])
-        for folder in (tuned_model, of_tuned)
-        for entry in json.loads((folder / "lineage.json").read_text())["inputs"]
-    }
+    training = read_json(tuned_model / "summary.json", "The summary of the training", nonfinite=True)
+    base, tuned = (read_json(folder / "metrics.json", "The metrics", nonfinite=True) for folder in (of_base, of_tuned))
+    records = {entry.role: Path(entry.uri) for folder in (tuned_model, of_tuned) for entry in read_record(folder).inputs}
     return {
         "base": {"exact_match": base["exact_match"], "by_question": base["by_question"]},
         "tuned": {"exact_match": tuned["exact_match"], "by_question": tuned["by_question"]},
@@ -70,7 +68,7 @@ def summarize(outputs: RunOutputs, seconds: float) -> dict:
         "frozen_parameters_identical": training["frozen_parameters_identical"],
         "seconds": round(seconds, 1),
         "tuned_model": str(tuned_model),
-        "gate": json.loads((of_tuned / "gate.json").read_text())["why"],
+        "gate": read_json(of_tuned / "gate.json", "The decision")["why"],
         "release": outputs.release,
         "reports": {
             "train data": str(records["train records"] / "report.html"),

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from paligemma.errors import DamagedError, PaliGemmaError
+from paligemma.safe_names import shown
 from paligemma.storage.regular import open_regular
 
 SMALL_BYTES = 1 << 20
@@ -231,7 +232,9 @@ def _finite(text: str) -> float:
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key in it is there twice")
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(key[:40])} is there twice")
     return result
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 
 from paligemma.errors import InputError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """What Kubeflow Trainer's JAX runtime sets on every host."""
@@ -41,12 +41,13 @@ def described() -> Processes | None:
             ) from None
     if not os.environ.get(CLUSTER):
         return None
+    where, what = f"${CLUSTER}", "The description of the worker pools"
+    said = parse_json(os.environ[CLUSTER], where, what, most=SMALL_BYTES, error=InputError)
     try:
-        said = json.loads(os.environ[CLUSTER])
         pools = sorted(said["cluster"])
         hosts = [(pool, number, host) for pool in pools for number, host in enumerate(said["cluster"][pool])]
         here = (said["task"]["type"], int(said["task"]["index"]))
         index = [host[:2] for host in hosts].index(here)
     except (ValueError, LookupError, TypeError):
-        raise InputError("The description of the worker pools cannot be read.", where=f"${CLUSTER}") from None
+        raise InputError(f"{what} cannot be read: it lacks a part.", where=where) from None
     return Processes(hosts[0][2], len(hosts), index) if len(hosts) > 1 else None

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, UInt64
 
 from paligemma.data.prepare import Remark
 from paligemma.errors import DamagedError
+from paligemma.foreign_json import read_json_lines
 
 NEAR_BITS = 3
 """Each half of the difference hashes (`checks.difference_hash`) of pictures that look the same differs in so few of 64 bits."""
@@ -46,7 +47,7 @@ def read_listing(rows: Path) -> Listing:
     kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
     try:
         table = np.fromiter(_entries(rows), kind)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
     return Listing(table["line"], table["row"], table["image"], table["look"], table["name"])
 
@@ -120,12 +121,10 @@ def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remar
 
 
 def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int]]:
-    with rows.open("rb") as file:
-        for line in file:
-            entry = json.loads(line)
-            row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
-            look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
-            yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode())
+    for entry in read_json_lines(rows, "The list of rows", fix="run prepare_data again"):
+        row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
+        look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
+        yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode())
 
 
 def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from paligemma.errors import PaliGemmaError
+from paligemma.foreign_json import parse_json
 
 if TYPE_CHECKING:
     import requests
@@ -87,7 +88,7 @@ class Service:
                 why = f"{self.name} did not answer: {type(error).__name__}."
                 continue
             if answer.status_code < 300:
-                return answer.json() if answer.content else {}
+                return self._read(answer) if answer.content else {}
             if answer.status_code == 409 and made is not None and left < tries - 1:
                 return dict(made)
             if answer.status_code not in _TRANSIENT:
@@ -95,10 +96,14 @@ class Service:
             why = f"{self.name} answered {answer.status_code}."
         raise BackendUnavailableError(why, where=self.base, fix="run the same command later")
 
+    def _read(self, answer: requests.Response) -> dict:
+        what, fix = f"The answer of {self.name}", "see whether something else answers there, such as a page to log in at"
+        return parse_json(answer.content, self.base, what, error=BackendError, fix=fix)
+
     def _refusal(self, answer: requests.Response, path: str) -> BackendError:
         try:
-            said = self.said(answer.json())
-        except (ValueError, LookupError, TypeError):
+            said = self.said(self._read(answer))
+        except (BackendError, LookupError, TypeError, AttributeError):
             said = answer.reason
         fix = self.access if answer.status_code in (401, 403) else None
         error = BackendError(f"{self.name} refused ({answer.status_code}): {said}", where=path, fix=fix)

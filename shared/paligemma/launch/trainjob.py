@@ -8,7 +8,6 @@ three calls, for which its client would be a package of thousands of files.
 from __future__ import annotations
 
 import base64
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from paligemma.errors import InputError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.launch.rest import BackendError, Service
 from paligemma.launch.watch import Found
 
@@ -53,7 +53,7 @@ class TrainJobs:
             endpoint = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
         try:
             namespace = (ACCOUNT_FOLDER / "namespace").read_text().strip()
-            self._account = _account(_token())
+            self._account = account_of(_token())
         except OSError:
             endpoint = ""
         if not endpoint:
@@ -125,8 +125,17 @@ def _token() -> str:
     return (ACCOUNT_FOLDER / "token").read_text().strip()
 
 
-def _account(token: str) -> str:
-    """The service account that a token is of: `system:serviceaccount:NAMESPACE:NAME` is its subject."""
-    payload = token.split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return claims["sub"].rpartition(":")[2]
+def account_of(token: str) -> str:
+    """The service account that a token is of: `system:serviceaccount:NAMESPACE:NAME` is its subject.
+
+    Raises:
+        InputError: it is no such token.
+    """
+    where, what = ACCOUNT_FOLDER / "token", "The token of the service account"
+    try:
+        payload = token.split(".")[1]
+        data = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        subject = parse_json(data, where, what, most=SMALL_BYTES, error=InputError)["sub"]
+        return subject.rpartition(":")[2]
+    except (ValueError, LookupError, AttributeError):
+        raise InputError(f"{what} cannot be read.", where=where, expected="that of a pod's service account") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import signal
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal, Protocol
 
-from paligemma.errors import PaliGemmaError, StoppedError
+from paligemma.errors import InputError, PaliGemmaError, StoppedError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.lineage.attempt import (
     FOLDER,
     MARK_ENDING,
@@ -71,7 +71,10 @@ class Jobs(Protocol):
 def launched() -> dict | None:
     """What `LAUNCH_VARIABLE` says; None when the work is to be done here."""
     said = os.environ.get(LAUNCH_VARIABLE)
-    return json.loads(said) if said else None
+    if not said:
+        return None
+    where, what = f"${LAUNCH_VARIABLE}", "What says where the work is to be done"
+    return parse_json(said, where, what, most=SMALL_BYTES, error=InputError, fix="compile the pipeline again")
 
 
 def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], output: str) -> None:

@@ -14,6 +14,7 @@ import google_crc32c
 
 from paligemma.checkpoints.sources.remote import attempts
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.storage.retry import BadBytesError, StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -81,14 +82,18 @@ def secret_and_project(name: str) -> str:
 
 def _payload(response: requests.Response) -> bytes:
     try:
-        payload = response.json()["payload"]
+        payload = _read(response)["payload"]
         data = base64.b64decode(payload.get("data", ""), validate=True)
         checksum = int(payload["dataCrc32c"])
-    except (ValueError, LookupError, TypeError, AttributeError, binascii.Error):
+    except (DamagedError, ValueError, LookupError, TypeError, AttributeError, binascii.Error):
         raise BadBytesError("no answer of Secret Manager") from None
     if google_crc32c.value(data) != checksum:
         raise BadBytesError("its bytes do not match its checksum")
     return data
+
+
+def _read(response: requests.Response) -> dict:
+    return parse_json(response.content, ENDPOINT, "The answer", most=SMALL_BYTES)
 
 
 def _refused(name: str, response: requests.Response, account: str | None) -> PaliGemmaError:
@@ -120,8 +125,8 @@ def _refused(name: str, response: requests.Response, account: str | None) -> Pal
 
 def _message(response: requests.Response) -> str:
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
+        return str(_read(response)["error"]["message"])
+    except (DamagedError, LookupError, TypeError):
         return "no reason given"
 
 

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from paligemma.data.convert.outcomes import EntryError, shown
+from paligemma.errors import DamagedError
+from paligemma.foreign_json import parse_json
 
 
 def named_labels(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -20,8 +21,9 @@ def named_labels(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, 
     without a label, and becomes None.
     """
     try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        said = (metadata or {}).get(b"huggingface", b"{}")
+        features = parse_json(said, "the table's metadata", "The description of the columns")["info"]["features"]
+    except (DamagedError, KeyError, TypeError):
         features = None
     if not isinstance(features, dict):
         return lambda row: row
