@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import make_app, run_app
+from paligemma.terminal import say
 from pipelines.commands.convert import convert
 from pipelines.commands.lineage import app as lineage
 from pipelines.commands.pipeline import pipeline
@@ -82,7 +83,7 @@ def generate(
     loaded = load(model, base=base or None)
     loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
     if data is None and output is None and image is not None and image.is_file():
-        typer.echo(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text)
+        say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
         return
     answer_all(loaded, questions, settings, batch_size, seed, output)
 
@@ -181,7 +182,7 @@ def preview(
     page = preview_page(data, model, images, rows, grey_range)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
-    typer.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 app.add_typer(registry)

@@ -19,6 +19,7 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.foreign_json import LINE_BYTES, read_json_lines
 from paligemma.model import Model
+from paligemma.terminal import printable_json
 
 log = logging.getLogger("paligemma.generate")
 
@@ -95,7 +96,7 @@ def answer_all(
             answers = model.answer(images + images[:1] * missing, [question.prompt for question in filled], settings, seeds)
             for question, answer in zip(asked, answers, strict=False):
                 lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
+            file.writelines(printable_json(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines.values())
             file.flush()
 
 
@@ -118,7 +119,7 @@ def _images(folder: Path, output: Path | None) -> list[Path]:
         for path in (Path(parent) / name for name in files):
             if output is not None and path.absolute() == output.absolute():
                 continue
-            found = is_image_name(path.name) and not path.name.startswith(".") and path.is_file()
+            found = is_image_name(path.name) and not path.name.startswith(".") and path.is_file() and _is_text(path.name)
             (images if found else others).append(path)
     if others:
         endings = Counter(path.suffix.lower() or "no ending" for path in others)
@@ -129,6 +130,14 @@ def _images(folder: Path, output: Path | None) -> list[Path]:
             "%d entries of %s are no images by their names, and passed over (%s): %s", len(others), folder, counted, named
         )
     return sorted(images)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, so that JSON can hold it."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def answered_before(output: Path) -> set[tuple[str, str]]:

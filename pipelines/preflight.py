@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
 from paligemma.checkpoints.open import open_checkpoint
@@ -17,6 +15,7 @@ from paligemma.preflight.search import find_fitting
 from paligemma.preflight.show import grid_markdown, grid_table, tables, write
 from paligemma.preflight.targets import find_target, find_variant
 from paligemma.progress import WorkProgress
+from paligemma.terminal import say, show_table, table_width
 from paligemma.training.recipe import Recipe, parse_recipe
 from pipelines.presets import read_preset
 
@@ -91,10 +90,10 @@ def ask(question: Question, output: Path | None, warn_only: bool) -> None:
     jobs = [(recipe, target) for recipe in question.recipes() for target in question.targets("cpu")]
     reports = [question.examine(config, recipe, target) for recipe, target in jobs]
     title = f"{name}: one step, GiB a device (prices of {as_of})"
-    _print(title, *tables(reports, _console().width))
+    _print(title, *tables(reports, table_width()))
     override = ""
     if len(jobs) == 1 and not reports[0].fits:
-        typer.echo("It does not fit. Looking for the cheapest change that does; each trial is compiled.", err=True)
+        say("It does not fit. Looking for the cheapest change that does; each trial is compiled.", error=True)
         fitting = find_fitting(config, *jobs[0], question.text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
     _write(output, reports, title, as_of, override)
@@ -103,7 +102,7 @@ def ask(question: Question, output: Path | None, warn_only: bool) -> None:
         error = DoesNotFitError(f"The job does not fit {jobs[0][1]}.", fix=fix)
         if not warn_only:
             raise error
-        typer.echo(str(error), err=True)
+        say(error, lines=True, error=True)
 
 
 def tabulate(question: Question, output: Path | None, markdown: bool) -> None:
@@ -123,21 +122,16 @@ def tabulate(question: Question, output: Path | None, markdown: bool) -> None:
             progress.advance(facts=f"{name}, {target}")
     title = f"Peak of one step, GiB a device (prices of {as_of})"
     if markdown:
-        typer.echo(grid_markdown(reports))
+        say(grid_markdown(reports), lines=True)
     else:
         _print(title, grid_table(reports))
     _write(output, [report for several in reports.values() for report in several], title, as_of, "")
 
 
 def _print(title: str, *tables: Table) -> None:
-    typer.echo(title)
+    say(title)
     for table in tables:
-        _console().print(table)
-
-
-def _console() -> Console:
-    """As wide as the terminal; where there is none, as wide as a table is."""
-    return Console() if Console().is_terminal else Console(width=10_000)
+        show_table(table)
 
 
 def _write(output: Path | None, reports: list[Report], title: str, as_of: str, override: str) -> None:

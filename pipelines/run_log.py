@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from paligemma.terminal import printable
+
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
 _ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
@@ -82,5 +84,5 @@ class RunLog(io.TextIOBase):
                 self.error.append(line[4:])
 
     def _show(self, line: str) -> None:
-        self._screen.write(line + "\n")
+        self._screen.write(printable(line) + "\n")
         self._screen.flush()

@@ -75,7 +75,6 @@ def fine_tune(
     from functools import partial
 
     import jax
-    from rich.console import Console
 
     from components.finetune.results import final_figures, write_results
     from paligemma.checkpoints.open import open_checkpoint
@@ -88,6 +87,7 @@ def fine_tune(
     from paligemma.host_memory import trim_after_compiling
     from paligemma.lineage.artifact import input_of, produce
     from paligemma.sharding import check_batch_size, make_mesh
+    from paligemma.terminal import show_table
     from paligemma.training import distributed
     from paligemma.training.feed import feed
     from paligemma.training.fit import Loop, Progress, fit
@@ -133,7 +133,7 @@ def fine_tune(
     settings, optimizer = StepSettings.of(recipe), make_optimizer(recipe, steps)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if distributed.is_first():
-        Console(stderr=True).print(groups_table(groups))
+        show_table(groups_table(groups), error=True)
     log.info("training %d steps of %d examples on %s", steps, recipe.batch_size, device)
 
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,7 @@ from pathlib import Path
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
 from paligemma.launch.rest import BackendError, BackendUnavailableError
+from paligemma.terminal import printable
 from paligemma.yaml_text import dump_documents
 from pipelines.backends.job import Job, difference
 
@@ -101,7 +102,7 @@ class Kubeflow:
         tasks = (found.run_details.task_details or []) if found.run_details else []
         lines = [f"{found.display_name}: {found.state}"]
         lines += [f"  {task.display_name}: {task.state}" for task in tasks if task.display_name]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def cancel(self, run: str) -> None:
         """Terminates the run."""

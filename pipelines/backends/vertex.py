@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from paligemma.errors import InputError
 from paligemma.launch.vertex import VertexApi
+from paligemma.terminal import printable
 from pipelines.backends.job import Job, canonical, difference
 
 
@@ -49,7 +50,7 @@ class Vertex:
         if error := found.get("error"):
             lines.append(f"  {error.get('message', error)}")
         lines += [f"  {task['taskName']}: {task['state']}" for task in found.get("jobDetail", {}).get("taskDetails", ())]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def cancel(self, run: str) -> None:
         """Cancels the job."""

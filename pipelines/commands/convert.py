@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import make_app
+from paligemma.terminal import say
 
 convert = make_app("Convert a data set to the JSONL that prepare_data reads. Images stay where they are.")
 OutputFile = Annotated[Path, typer.Option(help="JSONL file to write; what is skipped is listed in OUTPUT.skipped.jsonl.")]
@@ -126,4 +127,4 @@ def _write(output: Path, outcomes, tally, source: Path, max_reject_fraction: flo
     refuse_sources(output, [source])
     write_rows(output, outcomes, tally, source, max_reject_fraction)
     for line in tally.lines(output):
-        typer.echo(line)
+        say(line)

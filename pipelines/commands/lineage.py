@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paligemma.command_line import make_app
-from paligemma.terminal import printable
+from paligemma.terminal import say, say_json, show_table
 
 if TYPE_CHECKING:
     from paligemma.lineage.index import Index
@@ -69,7 +69,7 @@ def show(
     if json:
         return _print(found)
     if found["kind"] == "run":
-        _say(f"{found['run']}: {_status(found)}, {found['seconds']:.1f} s, began {found['started'][:19]}")
+        say(f"{found['run']}: {_status(found)}, {found['seconds']:.1f} s, began {found['started'][:19]}")
         return _table(
             ("task", "status", "seconds", "artifact", "tree sha256", "rows"),
             (
@@ -86,7 +86,7 @@ def show(
         )
     record, used = found["record"], found["used_by"]
     made = record["artifact"] or {"type": "nothing", "tree_sha256": "", "bytes": 0, "rows": None, "files": []}
-    _say(f"{made['type']} {record['output']}")
+    say(f"{made['type']} {record['output']}")
     _fields(
         {
             "tree sha256": made["tree_sha256"],
@@ -120,24 +120,25 @@ def trace(
     if json:
         return _print(found)
     for step in found["steps"]:
-        typer.echo()
-        _say(f"{step['type'] or 'nothing'} {step['output']}")
-        _say(f"  tree sha256  {step['tree_sha256']}")
-        _say(f"  made by      {step['component']} in {step['run']}/{step['task']} ({step['status']})")
+        say()
+        say(f"{step['type'] or 'nothing'} {step['output']}")
+        say(f"  tree sha256  {step['tree_sha256']}")
+        say(f"  made by      {step['component']} in {step['run']}/{step['task']} ({step['status']})")
         for label, value in _code(step).items():
-            _say(f"  {label:<12} {value}")
+            say(f"  {label:<12} {value}")
         for path, sha256 in step["weights"].items():
-            _say(f"  weights      {path} sha256 {sha256}")
+            say(f"  weights      {path} sha256 {sha256}")
         if step["metrics"]:
-            _say(f"  metrics      {_figures(step['metrics'])}")
+            say(f"  metrics      {_figures(step['metrics'])}")
         for key, value in step["parameters"].items():
-            _say(f"  parameter    {key} = {value}")
+            say(f"  parameter    {key} = {value}")
         for one in step["inputs"]:
-            _say(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
-    typer.echo("\nMade by no step:")
+            say(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
+    say()
+    say("Made by no step:")
     _table(("role", "what", "sha256"), ((one["role"], one["uri"], one["sha256"]) for one in found["sources"]))
     for one in found["missing"]:
-        _say(f"The record {one['record'][:16]} of {one['uri']} is not below this root.")
+        say(f"The record {one['record'][:16]} of {one['uri']} is not below this root.")
 
 
 @app.command()
@@ -157,9 +158,9 @@ def impact(
     if json:
         return _print(found)
     for row in found.get("rows", ()):
-        _say(f"row {row['row']}, line {row['line']}, image {row['image']}")
+        say(f"row {row['row']}, line {row['line']}, image {row['image']}")
     for one in found.get("rejected", ()):
-        _say(f"line {one['line']} was rejected in {one['run']}/{one['task']}: {one['code']}, {one['message']}")
+        say(f"line {one['line']} was rejected in {one['run']}/{one['task']}: {one['code']}, {one['message']}")
     titles = {
         "models": "Models made from it",
         "validated": "Models only validated with it",
@@ -168,8 +169,8 @@ def impact(
         "others": "Other artifacts",
     }
     for group, title in titles.items():
-        typer.echo()
-        _say(f"{title}: {len(found[group])}")
+        say()
+        say(f"{title}: {len(found[group])}")
         if found[group]:
             _table(
                 ("run", "artifact", "tree sha256", "as"),
@@ -193,23 +194,23 @@ def diff(
         return _print(found)
     for task, sides in found["tasks"].items():
         if "only_in" in sides:
-            typer.echo()
-            _say(f"{task}: only in {sides['only_in']}")
+            say()
+            say(f"{task}: only in {sides['only_in']}")
             continue
-        typer.echo()
-        _say(f"{task}: " + ("" if sides else "the same"))
+        say()
+        say(f"{task}: " + ("" if sides else "the same"))
         rows = sides.pop("rows", None)
         for kind, changed in sides.items():
             for one in changed:
-                _say(f"  {kind:<11} {one['key']}: {one['before']} -> {one['after']}")
+                say(f"  {kind:<11} {one['key']}: {one['before']} -> {one['after']}")
         if rows:
-            _say(f"  rows        {rows['added']} added, {rows['removed']} removed, {rows['changed']} changed")
+            say(f"  rows        {rows['added']} added, {rows['removed']} removed, {rows['changed']} changed")
             for kind in ("added", "removed"):
                 for row in rows["examples"][kind]:
-                    _say(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
+                    say(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
             for pair in rows["examples"]["changed"]:
                 old, new = (f"line {row['line']}, row {row['row']}" for row in (pair["before"], pair["after"]))
-                _say(f"    changed   {pair['after']['image']}: {old} -> {new}")
+                say(f"    changed   {pair['after']['image']}: {old} -> {new}")
 
 
 @app.command()
@@ -241,9 +242,9 @@ def verify(
         _print(found.to_json())
     else:
         for problem in found.problems:
-            _say(f"{problem.kind}: {problem.where}")
-            _say(f"  {problem.what}")
-        _say(f"{found.records} records, {found.artifacts} artifacts, {found.bytes / 1e6:.1f} MB: "
+            say(f"{problem.kind}: {problem.where}")
+            say(f"  {problem.what}")
+        say(f"{found.records} records, {found.artifacts} artifacts, {found.bytes / 1e6:.1f} MB: "
                    + (f"{len(found.problems)} problems" if found.problems else "all as recorded"))  # fmt: skip
         notes = {
             "pruned": found.pruned,
@@ -252,7 +253,7 @@ def verify(
         }
         for what, named in (notes | {"without an end (under way, or killed)": found.unfinished}).items():
             if named:
-                _say(f"{what}: {len(named)}")
+                say(f"{what}: {len(named)}")
     if found.problems:
         raise typer.Exit(3)
     if seen is not None:
@@ -286,11 +287,11 @@ def prune(
         ((one["place"], one["type"], f"{one['bytes'] / 1e6:.1f}", one["run"]) for one in planned["delete"]),
     )
     for one in planned["not_ours"]:
-        _say(f"not ours, and left alone: {one['place']}: {one['why']}")
+        say(f"not ours, and left alone: {one['place']}: {one['why']}")
     verb = "could be deleted" if dry_run else "deleted"
     stay = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in planned["stay"].items())
-    _say(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
-    _say(f"{planned['releases']} releases; what stays: {stay}.")
+    say(f"{len(planned['delete'])} artifacts, {planned['bytes'] / 1e6:.1f} MB, {verb}.")
+    say(f"{planned['releases']} releases; what stays: {stay}.")
 
 
 @app.command()
@@ -324,14 +325,14 @@ def export(
         else:
             lines = [to_line(event) for event in found]
             count, where = len(lines), str(output or "standard output")
-            if output is None and not json:
-                return typer.echo("\n".join(lines))
             if output is None:
-                return _say(f"[{','.join(lines)}]")
+                for line in [f"[{','.join(lines)}]"] if json else lines:
+                    say_json(line)
+                return
             write_file(output, "".join(f"{line}\n" for line in lines))
     if json:
         return _print({"events": count, "runs": len(runs), "to": where})
-    _say(f"{count} events of {len(runs)} runs to {where}")
+    say(f"{count} events of {len(runs)} runs to {where}")
 
 
 @app.command()
@@ -351,7 +352,7 @@ def report(
     if json:
         return _print(data)
     write_file(output, render_page(data))
-    _say(f"wrote {output}: {len(data['runs'])} runs")
+    say(f"wrote {output}: {len(data['runs'])} runs")
 
 
 @contextmanager
@@ -362,49 +363,37 @@ def _opened(root: str) -> Iterator[Index]:
     with Index(root) as index:
         damaged = index.damaged()
         for where, why in damaged[:_SHOWN_DAMAGED]:
-            typer.echo(printable(f"no record: {where}: {why}"), err=True)
+            say(f"no record: {where}: {why}", error=True)
         if len(damaged) > _SHOWN_DAMAGED:
-            typer.echo(f"no records: {len(damaged) - _SHOWN_DAMAGED} more; `paligemma lineage verify` names all", err=True)
+            say(f"no records: {len(damaged) - _SHOWN_DAMAGED} more; `paligemma lineage verify` names all", error=True)
         yield index
-
-
-def _say(text: str) -> None:
-    """Prints one line."""
-    typer.echo(printable(text))
 
 
 def _print(answer: object) -> None:
     from paligemma.lineage.queries import to_json
 
-    typer.echo(to_json(answer))
+    say_json(to_json(answer))
 
 
 def _table(names: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> None:
     """Prints a table that is not cut where the output is no terminal; nothing without lines."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console() if Console().is_terminal else Console(width=10_000)
     table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(name, overflow="fold")
     for line in lines:
-        table.add_row(*(Text("" if value is None else printable(str(value), lines=True)) for value in line))
-    if not table.row_count:
-        return
-    with console.capture() as printed:
-        console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+        table.add_row(*("" if value is None else str(value) for value in line))
+    show_table(table)
 
 
 def _fields(values: dict[str, object]) -> None:
     for label, value in values.items():
         if isinstance(value, dict):
             for key, one in value.items():
-                _say(f"  {label:<12} {key} = {one}")
+                say(f"  {label:<12} {key} = {one}")
         elif value not in (None, ""):
-            _say(f"  {label:<12} {value}")
+            say(f"  {label:<12} {value}")
 
 
 def _code(producer: dict) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import make_app
+from paligemma.terminal import say
 
 pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
 ProfileName = Annotated[str, typer.Option(help="Machines that the steps run on: kfp-gpu-l4, vertex-cpu, ...")]
@@ -76,7 +77,7 @@ def compile_(
         service_account=service_account,
     )
     compile_pipeline(output, which, place_task)
-    typer.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 @pipeline.command()
@@ -115,7 +116,7 @@ def submit(
         service_account=service_account,
     )
     job = make_job(name, parameters, profile, place_task, service_account, root)
-    typer.echo(connect(backend, host, namespace, experiment, project, location).submit(job))
+    say(connect(backend, host, namespace, experiment, project, location).submit(job))
 
 
 @pipeline.command()
@@ -157,7 +158,7 @@ def schedule(
     )
     job = make_job(name, parameters, profile, place_task, service_account, root)
     connected = connect(backend, host, namespace, experiment, project, location)
-    connected.schedule(job, cron, dry_run, lambda changes: typer.echo(changes or "nothing changes"))
+    connected.schedule(job, cron, dry_run, lambda changes: say(changes or "nothing changes", lines=True))
 
 
 @pipeline.command()
@@ -172,7 +173,7 @@ def status(
     """Say how a run is, and its tasks."""
     from pipelines.backends.connect import connect
 
-    typer.echo(connect(backend, host, namespace, "", project, location).status(run))
+    say(connect(backend, host, namespace, "", project, location).status(run), lines=True)
 
 
 @pipeline.command()
@@ -188,7 +189,7 @@ def cancel(
     from pipelines.backends.connect import connect
 
     connect(backend, host, namespace, "", project, location).cancel(run)
-    typer.echo(f"asked to end {run}")
+    say(f"asked to end {run}")
 
 
 @pipeline.command()
@@ -296,11 +297,11 @@ def run(
         root,
     )
     evaluation = localize(outputs.tuned_evaluation)
-    typer.echo(f"tuned model: {outputs.tuned}")
-    typer.echo(f"report:      {evaluation / 'report.html'}")
-    typer.echo(read_json(evaluation / "gate.json", "The decision of the gate", nonfinite=True)["why"])
+    say(f"tuned model: {outputs.tuned}")
+    say(f"report:      {evaluation / 'report.html'}")
+    say(read_json(evaluation / "gate.json", "The decision of the gate", nonfinite=True)["why"], lines=True)
     if outputs.release:
-        typer.echo(f"release:     {outputs.release}")
+        say(f"release:     {outputs.release}")
 
 
 def absolute(location: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paligemma.command_line import make_app
+from paligemma.terminal import say
 
 app = make_app()
 Registry = Annotated[str, typer.Option(help="Folder or gs:// prefix of all releases.")]
@@ -40,9 +41,9 @@ def releases(registry: Registry = "runs/pipeline/registry") -> None:
             figures = f"{score.metric} {score.value:.4f} ({score.low:.4f} to {score.high:.4f})"
         except DamagedError as error:
             figures = error.what
-        typer.echo(f"{mark} {release.version}  {release.record.finished}  {figures}  {formats}")
+        say(f"{mark} {release.version}  {release.record.finished}  {figures}  {formats}")
     for name, error in faults:
-        typer.echo(f"{'*' if name == in_use else '!'} {name}  {error}")
+        say(f"{'*' if name == in_use else '!'} {name}  {error}", lines=True)
 
 
 @app.command()
@@ -56,7 +57,7 @@ def rollback(
     from paligemma.registry import roll_back
 
     before, champion = roll_back(registry, release)
-    typer.echo(f"the champion is {champion.release}, it was {before or 'damaged'}")
+    say(f"the champion is {champion.release}, it was {before or 'damaged'}")
 
 
 @app.command()
@@ -79,4 +80,4 @@ def verify(
     count = verify_artifact(release) if is_artifact else verify_release(read_release(registry, release))
     if key is not None:
         verify_signature(localize(location), key)
-    typer.echo(f"{count} files are as they were recorded" + (f", and signed with {key}" if key else ""))
+    say(f"{count} files are as they were recorded" + (f", and signed with {key}" if key else ""))

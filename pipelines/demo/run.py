@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from paligemma.checkpoints.tuned import read_tuned
@@ -17,6 +16,7 @@ from paligemma.foreign_json import read_json
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import read_record
 from paligemma.storage.atomic import write_file
+from paligemma.terminal import say, show_table
 from pipelines.demo.digits import write_digits
 from pipelines.presets import read_preset
 from pipelines.run_local import RunOutputs, run_pipeline
@@ -82,7 +82,6 @@ def summarize(outputs: RunOutputs, seconds: float) -> dict:
 
 def show(summary: dict, file: Path) -> None:
     """Prints base and tuned side by side, and where to look further."""
-    console = Console(soft_wrap=True)
     table = Table(title=f"Exact match on {summary['examples']} held-out questions")
     table.add_column("question")
     for name in ("base", "tuned"):
@@ -93,13 +92,13 @@ def show(summary: dict, file: Path) -> None:
         table.add_row(question["prefix"], *(f"{100 * value:.1f} %" for value in both))
     table.add_section()
     table.add_row("all", *(f"{100 * summary[name]['exact_match']:.1f} %" for name in ("base", "tuned")), style="bold")
-    console.print(table)
+    show_table(table)
     identical = "bit-identical to the base's" if summary["frozen_parameters_identical"] else "NOT the base's"
-    console.print(f"Frozen parameters: {identical}. {summary['seconds']:.0f} seconds.")
+    say(f"Frozen parameters: {identical}. {summary['seconds']:.0f} seconds.")
     for name, path in summary["reports"].items():
-        console.print(f"  {name}: {os.path.relpath(path)}")
-    console.print(f"Tuned model: {os.path.relpath(summary['tuned_model'])}")
-    console.print(summary["gate"])
+        say(f"  {name}: {os.path.relpath(path)}")
+    say(f"Tuned model: {os.path.relpath(summary['tuned_model'])}")
+    say(summary["gate"], lines=True)
     if summary["release"]:
-        console.print(f"Release: {os.path.relpath(summary['release'])}")
-    console.print(f"Summary: {os.path.relpath(file)}")
+        say(f"Release: {os.path.relpath(summary['release'])}")
+    say(f"Summary: {os.path.relpath(file)}")

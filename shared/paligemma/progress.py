@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from paligemma.terminal import printable
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -17,14 +19,14 @@ class WorkProgress:
 
     def __init__(self, what: str, unit: str, total: int | None = None) -> None:
         """Args: `what` is being done, in which `unit`, and how many there are, if known."""
-        self._what, self._unit, self._total = what, unit, total
+        self._what, self._unit, self._total = printable(what), unit, total
         self.done, self._facts, self._shown = 0, "", time.monotonic()
         self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
 
     def __enter__(self) -> WorkProgress:
         if sys.stderr.isatty():
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
+            columns = [_text("{task.description}"), BarColumn(), MofNCompleteColumn(), _text("{task.fields[facts]}")]
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task(self._what, total=self._total, facts="")
             self._bar.start()
@@ -39,7 +41,7 @@ class WorkProgress:
     def advance(self, count: int = 1, facts: str = "") -> None:
         """Adds to the units done; `facts` is shown beside them."""
         self.done += count
-        self._facts = facts
+        self._facts = facts = printable(facts)
         if self._first is None:
             self._first = time.monotonic(), self.done
         if self._bar is not None:
@@ -71,3 +73,7 @@ class WorkProgress:
                 line += f", {max(0, self._total - self.done) / self.rate:.0f} s left"
         sys.stderr.write(line + (f", {self._facts}" if self._facts else "") + "\n")
         sys.stderr.flush()
+
+
+def _text(form: str) -> TextColumn:
+    return TextColumn(form, markup=False)  # what is done has a name, which may have brackets

@@ -89,6 +89,13 @@ def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: Sma
         assert counted in line
 
 
+def test_a_file_whose_name_is_no_text_is_passed_over(small_data: SmallData, caplog) -> None:
+    small_data.add_image("a.png")
+    (small_data.folder / "b\udcff.png").write_bytes((small_data.folder / "a.png").read_bytes())
+    assert [question.name for question in find_questions(small_data.folder, None, "ocr", str)] == ["a.png"]
+    assert "1 entries" in caplog.text
+
+
 def test_a_folder_of_images_alone_needs_no_words(small_data: SmallData, caplog) -> None:
     small_data.add_image("a.png")
     assert len(find_questions(small_data.folder, None, "ocr", str)) == 1
