@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paligemma.data.records import Records
     from paligemma.training.feed import FedBatch
     from paligemma.training.recipe import Recipe
+    from paligemma.training.step import TrainState
 
 log = logging.getLogger("paligemma.finetune")
 
@@ -148,6 +149,7 @@ def fine_tune(
         if distributed.is_first():
             draft = stack.enter_context(produce(output, ARTIFACT_TYPE, "finetune", recipe.model_dump(mode="json"), inputs))
             folder = draft.folder
+            check_room(location, folder, current)
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.monotonic()
@@ -193,6 +195,27 @@ def fine_tune(
     if not state and distributed.is_first():
         remove_state(location)
     log.info("%d steps in %.0f s, in %s", steps - done, seconds, output)
+
+
+def check_room(location: str, folder: Path, current: TrainState) -> None:
+    """Confirms before any training that its result, and one saved state, fit on the disks that hold them.
+
+    Raises:
+        InputError: they do not; says how much room is needed.
+    """
+    import jax
+
+    from paligemma.storage.location import parse_location
+    from paligemma.storage.space import check_space
+
+    result, state = (sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for part in (current.trainable, current))
+    place = parse_location(location)
+    if isinstance(place, Path) and place.stat().st_dev == folder.stat().st_dev:
+        check_space(folder, result + state)
+        return
+    check_space(folder, result)
+    if isinstance(place, Path):
+        check_space(place, state)
 
 
 def check_compatible(base: Checkpoint, data: Records) -> None:

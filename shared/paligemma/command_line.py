@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
 from paligemma.errors import PaliGemmaError
 from paligemma.redaction import without_passwords
+from paligemma.storage.space import explain_full_disk
 from paligemma.terminal import printable
 
 
@@ -27,7 +29,8 @@ def run_app(app: typer.Typer) -> None:
     handler.setFormatter(_Printable("%(message)s"))
     log.addHandler(handler)
     try:
-        app()
+        with explain_full_disk(Path()):  # steps name their own disks; this is for what is no step
+            app()
     except PaliGemmaError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None

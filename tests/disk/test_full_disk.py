@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from components.fetch_checkpoint.main import run as fetch_checkpoint
+from paligemma.checkpoints.export import export
 from paligemma.errors import InputError
 from paligemma.training import state as state_module
 from paligemma.training.state import StateStore
@@ -41,3 +43,22 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_one_before(disk: Path, mo
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), small)
     with StateStore(disk / "state", RUN) as store:
         assert store.restore(abstract).step == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "write"),
+    [
+        ("paligemma.storage.space", lambda place: fetch_checkpoint(output=str(place))),
+        ("paligemma.checkpoints.export", lambda place: export("embedded:tiny", place, "big_vision", "float32")),
+        ("paligemma.checkpoints.export", lambda place: export("embedded:tiny", place, "huggingface", "float32")),
+    ],
+    ids=["fetch_checkpoint", "big_vision", "huggingface"],
+)
+def test_what_fills_the_disk_leaves_nothing_and_says_what_was_free(
+    disk: Path, module: str, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{module}.check_space", lambda *_: None)
+    (disk / "other").write_bytes(bytes(2_000_000))
+    with pytest.raises(InputError, match=rf"not enough room in {disk}.*\n.*more than the 1\.\d MB that were free"):
+        write(disk / "out")
+    assert {path.name for path in disk.iterdir()} <= {"other", "lineage"}

@@ -22,6 +22,7 @@ import pytest
 from paligemma.errors import InputError
 from paligemma.storage import atomic
 from paligemma.storage.atomic import write_directory, write_file
+from paligemma.storage.space import explain_full_disk
 
 MARKER = "marker"
 
@@ -280,6 +281,18 @@ def test_a_full_disk_is_an_error_that_says_how_much_was_not_enough(tmp_path: Pat
     with pytest.raises(InputError, match=r"not enough room .*\n.*more than the 3\.0 MB that were free"):
         fill_up()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_copy_the_disk_is_named_that_it_goes_to(tmp_path: Path) -> None:
+    for folder in ("from", "to"):
+        (tmp_path / folder).mkdir()
+
+    def copy() -> None:
+        with explain_full_disk(tmp_path):
+            raise OSError(errno.ENOSPC, "full", str(tmp_path / "from/x"), None, str(tmp_path / "to/x"))  # as shutil does
+
+    with pytest.raises(InputError, match=f"not enough room in {tmp_path}/to:"):
+        copy()
 
 
 def test_readers_see_whole_versions_while_the_writer_is_killed(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from paligemma.storage import folders, gcs
 from paligemma.storage.files import write_file
 from paligemma.storage.location import parse_location
 from paligemma.storage.retry import StorageUnavailableError
+from paligemma.storage.space import explain_full_disk
 
 log = logging.getLogger("paligemma.evaluate")
 
@@ -99,7 +100,8 @@ class KeptPredictions:
         """Keeps a batch: predictions by row number, and the seconds that decoding it took."""
         lines = "".join(json.dumps([number, dataclasses.asdict(p)]) + "\n" for number, p in batch).encode()
         head = {"key": self._key, "seconds": seconds, "rows": len(batch), "crc32c": google_crc32c.value(lines)}
-        write_file(self.location / f"{_PREFIX}{secrets.token_hex(8)}.jsonl", json.dumps(head).encode() + b"\n" + lines)
+        with explain_full_disk(*[self.location] if isinstance(self.location, Path) else []):
+            write_file(self.location / f"{_PREFIX}{secrets.token_hex(8)}.jsonl", json.dumps(head).encode() + b"\n" + lines)
         self.seconds += seconds
 
     def remove(self) -> None:

@@ -100,7 +100,13 @@ class Index:
         self._files: dict[str, float] = {}
         self.database = self._open()
         try:
-            self._refresh()
+            try:
+                self._refresh()
+            except sqlite3.OperationalError as error:  # such as a full disk
+                self.database.close()
+                self._files.clear()
+                self.database = _in_memory(error)
+                self._refresh()
         except BaseException:
             self.database.close()
             raise
@@ -190,8 +196,7 @@ class Index:
                     _forget_others(path.parent)
                 return _open_database(path)
         except (sqlite3.Error, OSError) as error:
-            log.warning("the index is not kept, as the cache folder cannot be written to: %s", error)
-            return _with_schema(sqlite3.connect(":memory:"))
+            return _in_memory(error)
 
     def _identity(self) -> str:
         """Differs between roots, also between two that were at the same path one after the other."""
@@ -315,6 +320,11 @@ class Index:
             self.database.execute("DELETE FROM records WHERE id = ?", (number,))
         for table in ("damaged", "pruned"):
             self.database.execute(f"DELETE FROM {table} WHERE path = ?", (path,))
+
+
+def _in_memory(error: Exception) -> sqlite3.Connection:
+    log.warning("the index is not kept, as the cache folder cannot be written to: %s", error)
+    return _with_schema(sqlite3.connect(":memory:"))
 
 
 def _open_database(path: Path) -> sqlite3.Connection:

@@ -15,7 +15,6 @@ from paligemma.errors import InputError
 MARGIN = 64 * 1024 * 1024
 """Bytes that are left free."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FIX = "free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk"
 
 
@@ -25,13 +24,18 @@ def check_space(folder: Path, wanted: int) -> None:
     Raises:
         InputError: they do not.
     """
-    free = shutil.disk_usage(folder).free
-    if wanted + MARGIN > free:
-        raise InputError(
-            f"There is not enough room in {folder}.",
-            expected=f"{_size(wanted + MARGIN)} free, found {_size(free)}",
-            fix=_FIX,
-        )
+    if wanted + MARGIN > _free(folder):
+        raise InputError(f"There is not enough room in {folder}.", expected=room_for(wanted, folder), fix=_FIX)
+
+
+def room_for(wanted: int, folder: Path) -> str:
+    """How much is to be free on a folder's disk for so many bytes, and how much is, for a message."""
+    return f"{_size(wanted + MARGIN)} free, found {_size(_free(_existing(folder)))}"
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the operating system says that the disk is full, or the user's share of it used up."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -50,10 +54,10 @@ def explain_full_disk(*folders: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full_disk(error):
             raise
-        named = error.filename if isinstance(error.filename, str) else None
-        place = _existing(Path(named)) if named else min(places, key=_free)
+        named = error.filename2 or error.filename  # of a copy, the first is where it comes from
+        place = _existing(Path(named)) if isinstance(named, str) else min(places, key=_free)
         had = max((free for one, free in before.items() if _same_disk(one, place)), default=_free(place))
         raise InputError(
             f"There was not enough room in {place}: {os.strerror(error.errno or errno.ENOSPC)}.",
@@ -64,7 +68,10 @@ def explain_full_disk(*folders: Path) -> Iterator[None]:
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest above it that is there."""
-    folder = folder.absolute()
+    try:
+        folder = folder.absolute()
+    except FileNotFoundError:  # the working folder is gone
+        return Path("/")
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 

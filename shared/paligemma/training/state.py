@@ -12,7 +12,6 @@ flipped bit without a word (0.12.8, measured; TensorStore keeps checksums of its
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -40,7 +39,7 @@ from paligemma.storage.files import exists, write_file
 from paligemma.storage.gcs import crc32c_of
 from paligemma.storage.location import Location, parse_location
 from paligemma.storage.retry import StorageUnavailableError
-from paligemma.storage.space import check_space
+from paligemma.storage.space import check_space, is_full_disk, room_for
 from paligemma.training.fingerprint import FINGERPRINT_FILE, claim, describe_changes
 
 log = logging.getLogger(__name__)
@@ -107,6 +106,7 @@ class StateStore:
         self._keep_last, self._keep_best = keep_last, keep_best
         self._checkpoints: list[_Checkpoint] = []  # by step
         self._damaged: list[str] = []
+        self._size = 0  # bytes of the newest state
         self._pending: Future[None] | None = None
         self._lock: int | None = None
 
@@ -133,16 +133,24 @@ class StateStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        failed: PaliGemmaError | None = None
         try:
-            self.wait()
-        except PaliGemmaError as failed:
-            if error is None:
-                raise
-            log.warning("The last save failed, too: %s", failed)
+            for end in (self.wait, self._close):  # what went wrong in Orbax's own threads shows in the latter, perhaps
+                try:
+                    end()
+                except PaliGemmaError as one:
+                    failed = failed or one
         finally:
             self._background.shutdown()
-            self._checkpointer.close()
             self._unlock()
+        if failed is not None and error is None:
+            raise failed
+        if failed is not None:
+            log.warning("The last save failed, too: %s", failed)
+
+    def _close(self) -> None:
+        with self._explained():
+            self._checkpointer.close()
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint; None if there is none."""
@@ -213,8 +221,9 @@ class StateStore:
         metric = metric if metric is not None and math.isfinite(metric) else None
         checkpoint = _Checkpoint(name, step, metric, json.loads(json.dumps(extra or {})), _describe(arrays))
         with self._explained():
+            self._size = sum(array.nbytes for array in arrays.values())
             if isinstance(self._location, Path):
-                check_space(self._location, sum(array.nbytes for array in arrays.values()))
+                check_space(self._location, self._size)
             self._checkpointer.save(str(self._location / name / _ARRAYS), args=_orbax().args.PyTreeSave(arrays))
         self._pending = self._background.submit(self._publish, checkpoint)
 
@@ -313,10 +322,12 @@ class StateStore:
             Exception
         ) as error:  # Orbax, TensorStore, gcsfs and aiohttp have no type in common; what is not storage's goes on
             text = str(error)
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+            if is_full_disk(error) or "No space left" in text:
+                place = self._location
                 raise InputError(
-                    f"There is no room left in {self._location}. What was saved before is whole.",
+                    f"There is no room left in {place}. What was saved before is whole.",
                     where=text[:300],
+                    expected=room_for(self._size, place) if isinstance(place, Path) else None,
                     fix="free some and run the same command again; it goes on from the last save",
                 ) from None
             if isinstance(error, PermissionError) or any(code in text for code in _REFUSALS):

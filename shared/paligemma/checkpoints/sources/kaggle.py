@@ -13,6 +13,7 @@ from paligemma.checkpoints.sources.remote import attempts, unavailable
 from paligemma.checkpoints.sources.secret_manager import read_secret, secret_and_project
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.storage.space import explain_full_disk
 
 Precision = Literal["float16", "bfloat16", "float32"]
 _FILES = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
@@ -24,6 +25,7 @@ SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
 def fetch(source: str, precision: Precision) -> Path:
     """`kaggle://owner/model/framework/variation/version[/file]`, through kagglehub and its cache."""
     import kagglehub
+    from kagglehub.config import get_cache_folder
     from kagglehub.exceptions import KaggleApiHTTPError
     from requests import RequestException
 
@@ -36,7 +38,7 @@ def fetch(source: str, precision: Precision) -> Path:
     model, framework, variation, version = rest[:4]
     handle = f"{owner}/{model}/{framework}/{variation}/{version}"
     name = rest[4] if len(rest) == 5 else variation + _FILES[precision]
-    with _credentials():
+    with _credentials(), explain_full_disk(Path(get_cache_folder())):
         for again in attempts():
             try:
                 path = Path(kagglehub.model_download(handle, path=name))
