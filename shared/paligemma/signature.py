@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.extras import how_to_install
 from paligemma.lineage.record import RECORD_FILE
 
 SIGNATURE_FILE = "model.sig"
@@ -95,6 +96,4 @@ def _password() -> str | None:
 
 def _need_library() -> None:
     if importlib.util.find_spec("model_signing") is None:
-        raise InputError(
-            "Signatures need the library model-signing, which is not installed.", fix="pip install 'paligemma[signing]'"
-        )
+        raise InputError("Signatures need the library model-signing, which is not installed.", fix=how_to_install("signing"))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from paligemma.errors import InputError, PaliGemmaError
+from paligemma.extras import how_to_install
 from paligemma.lineage.diff import changes
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import by_hash, run_tasks, worst
@@ -108,7 +109,7 @@ def _client() -> None:
     try:
         import openlineage.client  # noqa: F401
     except ImportError:
-        raise InputError("OpenLineage's client is not installed.", fix="pip install 'paligemma[lineage]'") from None
+        raise InputError("OpenLineage's client is not installed.", fix=how_to_install("lineage")) from None
 
 
 class _Writer:

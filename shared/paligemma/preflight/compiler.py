@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
+from paligemma.extras import how_to_install
 from paligemma.foreign_json import read_json
 from paligemma.lineage.record import canonical_sha256
 from paligemma.models.config import PaliGemmaConfig
@@ -50,7 +51,7 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
         raise InputError(
             f"The compiler for {target} is not installed.",
             expected=f"the package {module}",
-            fix="pip install 'paligemma[preflight]'",
+            fix=how_to_install("preflight"),
         )
     job = {
         "config": config.model_dump(mode="json"),

@@ -10,12 +10,13 @@ import re
 
 from paligemma.data.pictures.errors import ImageError
 from paligemma.data.suffixes import heif_is_read
+from paligemma.extras import how_to_install
 
 _PHOTO = "save it as JPEG or PNG"
 _RAW = "develop it to JPEG or TIFF, e.g. with darktable, RawTherapee or dcraw"
 _HEIC = (
     "convert it to JPEG (heif-convert IN.heic OUT.jpg; on a Mac, sips -s format jpeg IN.heic --out OUT.jpg), "
-    "or install pillow-heif (pip install 'paligemma[heif]'), and it is read"
+    f"or install pillow-heif ({how_to_install('heif')}), and it is read"
 )
 
 _DECODED = (
