@@ -34,7 +34,8 @@ def train_job(machine: Machine, image: str, timeout: int, tolerations: list[dict
             "resourcesPerNode": {"requests": resources, "limits": resources},
         },
     }
-    return {"kind": "TrainJob", "image": image, "spec": spec, "pod": {"nodeSelector": selectors, "tolerations": tolerations}}
+    pod = {"nodeSelector": selectors, "tolerations": tolerations}
+    return {"kind": "TrainJob", "image": image, "accelerator": str(machine.given), "spec": spec, "pod": pod}
 
 
 def custom_job(machine: Machine, image: str, timeout: int, spot: bool, project: str, location: str, account: str) -> dict:
@@ -65,5 +66,5 @@ def custom_job(machine: Machine, image: str, timeout: int, spot: bool, project: 
     }
     if account:
         job["service_account"] = account
-    where = {"project": project, "location": location}
-    return {"kind": "CustomJob", "image": image, "job_spec": job, **{key: value for key, value in where.items() if value}}
+    where = {key: value for key, value in (("project", project), ("location", location)) if value}
+    return {"kind": "CustomJob", "image": image, "accelerator": str(machine.given), "job_spec": job, **where}

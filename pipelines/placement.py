@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from paligemma.accelerator import ACCELERATOR_VARIABLE, Accelerator
 from paligemma.errors import InputError, did_you_mean
 from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.launch.watch import LAUNCH_VARIABLE
@@ -61,6 +62,11 @@ class Machine:
     def is_launched(self) -> bool:
         """Whether a task cannot be this machine, but only have one made: a task is one container."""
         return self.hosts > 1 or bool(self.machine_type)
+
+    @property
+    def given(self) -> Accelerator | None:
+        """What a process on one of its hosts is to find."""
+        return Accelerator(self.image, self.count) if self.count else None
 
 
 @dataclass(frozen=True)
@@ -291,6 +297,9 @@ def placer(
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
         if machine.accelerator:
             task.set_accelerator_type(machine.accelerator).set_accelerator_limit(machine.count)
+            task.set_env_variable(ACCELERATOR_VARIABLE, str(machine.given))
+        if step == "preflight":  # it has the accelerator's image, and no accelerator
+            task.set_env_variable("JAX_PLATFORMS", "cpu")
         task.set_env_variable("PALIGEMMA_IMAGE", images[machine.image])  # for the lineage record
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)

@@ -85,6 +85,7 @@ def run(
     from components.evaluate.decoding import Decoding, check_compatible, decode, kept_predictions
     from components.evaluate.report import render_report
     from components.evaluate.results import judge, write_results
+    from paligemma.accelerator import expect_accelerator
     from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
     from paligemma.data.records import open_records
@@ -95,6 +96,7 @@ def run(
     from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.reports.page import write_page
 
+    expect_accelerator()
     judged_as = TASKS[task]
     decoding = Decoding(DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams), batch_size, seed)
     decoder = str(localize(mask_decoder)) if mask_decoder else ""

@@ -78,6 +78,7 @@ def fine_tune(
     import jax
 
     from components.finetune.results import final_figures, write_results
+    from paligemma.accelerator import expect_accelerator
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.checkpoints.parameters import build_module, parameters_by_name
     from paligemma.compile_cache import use_compile_cache
@@ -102,6 +103,7 @@ def fine_tune(
     from paligemma.training.vision_cache import make_vision_cache
 
     distributed.join_processes()
+    expect_accelerator()
     use_compile_cache()
     trim_after_compiling()
     base, data = open_checkpoint(checkpoint), open_records(records)

@@ -94,7 +94,7 @@ def test_a_train_job_as_kubernetes_takes_it(kubernetes: TrainerServer) -> None:
             "numNodes": 4,
             "resourcesPerNode": {"requests": resources, "limits": resources},
             "command": COMMAND,
-            "env": [{"name": "PALIGEMMA_IMAGE", "value": IMAGE}],
+            "env": [{"name": "PALIGEMMA_IMAGE", "value": IMAGE}, {"name": "PALIGEMMA_ACCELERATOR", "value": "tpu 4"}],
         },
         "runtimePatches": [{"manager": "paligemma.pipeline/launcher", "trainingRuntimeSpec": {"template": template}}],
     }
@@ -148,7 +148,7 @@ def test_what_a_cluster_refuses_is_said(kubernetes: TrainerServer, tmp_path: Pat
 
 def test_fine_tuning_on_two_hosts_of_a_cluster(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step of a pipeline, whose TrainJob is run here by a process for each node."""
-    machines = {**TPUS, "spec": {**TPUS["spec"], "trainer": {**TPUS["spec"]["trainer"], "numNodes": 2}}}
+    machines = {**TPUS, "accelerator": "", "spec": {**TPUS["spec"], "trainer": {**TPUS["spec"]["trainer"], "numNodes": 2}}}
     monkeypatch.setenv(LAUNCH_VARIABLE, json.dumps(machines))
     monkeypatch.setattr("kfp.dsl.types.artifact_types._GCS_LOCAL_MOUNT_PREFIX", f"{tmp_path}/gcs/")
     made = {
@@ -181,7 +181,8 @@ def test_a_custom_job_as_vertex_takes_it(google: VertexServer, monkeypatch: pyte
     google.state_of_new = "JOB_STATE_SUCCEEDED"
     run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
     (made,) = google.custom_jobs.values()
-    container = {"imageUri": IMAGE, "command": COMMAND, "env": [{"name": "PALIGEMMA_IMAGE", "value": IMAGE}]}
+    told = {"PALIGEMMA_IMAGE": IMAGE, "PALIGEMMA_ACCELERATOR": "tpu 4"}
+    container = {"imageUri": IMAGE, "command": COMMAND, "env": [{"name": name, "value": told[name]} for name in told]}
     assert made["jobSpec"] == {
         "workerPoolSpecs": [
             {

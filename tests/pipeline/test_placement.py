@@ -76,6 +76,11 @@ def test_only_training_and_evaluation_get_accelerators(compiled: dict[str, list[
         assert bool(machine.accelerator or machine.topology) == (step in ACCELERATED and not name.endswith("-cpu"))
         assert (launch(container) is not None) == machine.is_launched
         assert container["image"] == IMAGES["cpu" if machine.is_launched else machine.image]
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        # Each process that is to compute checks that it has what is paid for; preflight, on the same image, is to have none.
+        told = launch(container)["accelerator"] if machine.is_launched else environment.get("PALIGEMMA_ACCELERATOR")
+        assert told == (f"{machine.image} {machine.count}" if machine.count else None)
+        assert environment.get("JAX_PLATFORMS") == ("cpu" if step == "preflight" else None)
         accelerator = container["resources"].get("accelerator")
         if machine.accelerator and not machine.is_launched:
             assert accelerator["resourceType"] == machine.accelerator
@@ -184,6 +189,9 @@ def test_what_the_environment_says(tmp_path: Path) -> None:
     for name, environment in environments.items():
         assert environment.pop("PALIGEMMA_IMAGE") == containers[name]["image"]
     assert environments.pop("fetch-checkpoint") == {"PALIGEMMA_KAGGLE_SECRET": "projects/p/secrets/kaggle"}
+    assert environments.pop("preflight") == {"JAX_PLATFORMS": "cpu"}
+    for name in ("finetune", "evaluate", "evaluate-2"):
+        assert environments.pop(name) == {"PALIGEMMA_ACCELERATOR": "gpu 1"}
     assert not any(environments.values())
 
 

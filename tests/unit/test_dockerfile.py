@@ -75,6 +75,12 @@ def test_a_target_ends_as_a_user_without_rights(target: str) -> None:
     assert f"COPY --from=packages-{target} /opt/venv /opt/venv" in stages()[target]
 
 
+def test_the_gpu_image_finds_the_driver_that_a_node_mounts() -> None:
+    """GKE's GPU documentation: /usr/local/nvidia/lib64, of which no loader knows (keras-team/kinetic#269)."""
+    (environment,) = [line for line in stages()["gpu"] if line.startswith("ENV ")]
+    assert {"LD_LIBRARY_PATH=/usr/local/nvidia/lib64", "JAX_PLATFORMS=cuda,cpu"} <= set(environment.split())
+
+
 def test_nothing_is_added_from_the_web_and_every_package_by_hash() -> None:
     instructions = [line for stage in stages().values() for line in stage]
     assert not [line for line in instructions if line.startswith("ADD ") or re.search(r"\b(curl|wget)\b|https?://", line)]

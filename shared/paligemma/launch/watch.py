@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal, Protocol
 
+from paligemma.accelerator import ACCELERATOR_VARIABLE
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.lineage.attempt import (
@@ -95,7 +96,7 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
     jobs = _connect(machines)
     name = f"paligemma-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
     command = ["python", "-m", module, *(word for flag, value in flags.items() for word in _words(flag, value))]
-    environment = {**place_environment(), "PALIGEMMA_IMAGE": machines["image"]}
+    environment = {**place_environment(), "PALIGEMMA_IMAGE": machines["image"], ACCELERATOR_VARIABLE: machines["accelerator"]}
     with _stoppable():
         found = jobs.find(name)
         if found is not None and found.state == "failed":

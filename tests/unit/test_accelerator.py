@@ -1,0 +1,64 @@
+"""A step that was given an accelerator does not train on the CPU."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from components.evaluate.main import run as evaluate
+from components.finetune.main import fine_tune
+from paligemma import accelerator
+from paligemma.accelerator import ACCELERATOR_VARIABLE, expect_accelerator
+from paligemma.errors import InputError
+from paligemma.training.recipe import parse_recipe
+
+
+class Device:
+    platform = "gpu"
+    device_kind = "NVIDIA L4"
+
+
+def test_a_step_with_a_profile_refuses_to_start_without_its_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv(ACCELERATOR_VARIABLE, "gpu 1")
+    places = {"checkpoint": "embedded:tiny", "records": str(tmp_path / "none"), "output": str(tmp_path / "out")}
+    for step in (lambda: fine_tune(**places, recipe=parse_recipe("")), lambda: evaluate(**places)):
+        with pytest.raises(InputError, match="gives it gpu 1, but JAX has 0 of that kind") as caught:
+            step()
+        assert caught.value.exit_code == 2
+        assert "The library libcuda.so.1 cannot be loaded" in str(caught.value)
+        assert "/usr/local/nvidia/lib64" in str(caught.value)
+
+
+def test_it_starts_with_all_its_devices_and_not_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(), Device()])
+    monkeypatch.setattr(accelerator, "_DRIVER", "libc.so.6")
+    for enough in ("gpu 1", "gpu 2"):
+        monkeypatch.setenv(ACCELERATOR_VARIABLE, enough)
+        expect_accelerator()
+    for too_much in ("gpu 4", "tpu 1"):
+        monkeypatch.setenv(ACCELERATOR_VARIABLE, too_much)
+        with pytest.raises(InputError, match=r"NVIDIA L4") as caught:
+            expect_accelerator()
+        assert "cannot be loaded" not in str(caught.value)
+
+
+def test_what_jax_says_of_its_backend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list:
+        raise RuntimeError("Unable to initialize backend 'tpu': no chips")
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setenv(ACCELERATOR_VARIABLE, "tpu 4")
+    with pytest.raises(InputError, match="no chips"):
+        expect_accelerator()
+
+
+@pytest.mark.parametrize("text", ["gpu", "gpu 0", "gpu one", "cpu 1", "1 gpu"])
+def test_what_no_profile_says(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(ACCELERATOR_VARIABLE, text)
+    with pytest.raises(InputError, match="no accelerator"):
+        expect_accelerator()
+
+
+def test_without_a_profile_a_step_takes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ACCELERATOR_VARIABLE, raising=False)
+    expect_accelerator()
