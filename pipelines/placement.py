@@ -31,6 +31,15 @@ ACCELERATED = ("finetune", "evaluate")
 _HOUR = 3600
 _SIGNING_FOLDER = "/etc/paligemma/signing"
 
+_PAUSES: dict[str, dict] = {
+    # What Argo calls maxDuration is the time, from the first attempt's start, in which all attempts have to begin and end: so long
+    # here that it does not matter. It knows no longest pause, and by a factor of 2 the twentieth would be half a year.
+    "kfp": {"backoff_duration": "60s", "backoff_factor": 1, "backoff_max_duration": f"{365 * 24}h"},
+    # Vertex AI takes the same field for the longest pause.
+    "vertex": {"backoff_duration": "30s", "backoff_factor": 2, "backoff_max_duration": "600s"},
+}
+"""Between a step's attempts, by what the backend makes of KFP's settings."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -294,7 +303,7 @@ def placer(
         task.set_container_image(images[machine.image])
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
         retries = robustness.spot_retries if spot and step in ACCELERATED else robustness.retries
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+        task.set_retry(retries, **_PAUSES[profile.backend])
         if machine.accelerator:
             task.set_accelerator_type(machine.accelerator).set_accelerator_limit(machine.count)
             task.set_env_variable(ACCELERATOR_VARIABLE, str(machine.given))
