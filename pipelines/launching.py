@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipelines.placement import Machine
 
-RUNTIME = "jax-distributed"
-"""The ClusterTrainingRuntime that Kubeflow Trainer brings for JAX."""
+RUNTIME = "paligemma-jax"
+"""Our ClusterTrainingRuntime, of pipelines/kubernetes/training-runtime.yaml."""
 
 
-def train_job(machine: Machine, image: str, timeout: int, tolerations: list[dict], selectors: dict[str, str]) -> dict:
+def train_job(
+    machine: Machine, image: str, timeout: int, retries: int, tolerations: list[dict], selectors: dict[str, str]
+) -> dict:
     """A TrainJob with a process on each of the machine's hosts.
 
     Args:
         machine: one host, and how many of it.
         image: with its digest.
         timeout: seconds that it may be active.
+        retries: how often it is made again when it has failed.
         tolerations: of each pod.
         selectors: of its node.
     """
@@ -35,16 +38,19 @@ def train_job(machine: Machine, image: str, timeout: int, tolerations: list[dict
         },
     }
     pod = {"nodeSelector": selectors, "tolerations": tolerations}
-    return {"kind": "TrainJob", "image": image, "accelerator": str(machine.given), "spec": spec, "pod": pod}
+    return {"kind": "TrainJob", **_common(machine, image, retries), "spec": spec, "pod": pod}
 
 
-def custom_job(machine: Machine, image: str, timeout: int, spot: bool, project: str, location: str, account: str) -> dict:
+def custom_job(
+    machine: Machine, image: str, timeout: int, retries: int, spot: bool, project: str, location: str, account: str
+) -> dict:
     """A custom job with a worker pool for the first host, and one for all others.
 
     Args:
         machine: one host, and how many of it.
         image: with its digest.
         timeout: seconds that it may run.
+        retries: how often it is made again when it has failed.
         spot: whether it may be taken away, for a lower price.
         project: empty: that of the step.
         location: likewise, its region.
@@ -67,4 +73,8 @@ def custom_job(machine: Machine, image: str, timeout: int, spot: bool, project: 
     if account:
         job["service_account"] = account
     where = {key: value for key, value in (("project", project), ("location", location)) if value}
-    return {"kind": "CustomJob", "image": image, "accelerator": str(machine.given), "job_spec": job, **where}
+    return {"kind": "CustomJob", **_common(machine, image, retries), "job_spec": job, **where}
+
+
+def _common(machine: Machine, image: str, retries: int) -> dict:
+    return {"image": image, "accelerator": str(machine.given), "retries": retries}

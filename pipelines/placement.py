@@ -32,8 +32,8 @@ _HOUR = 3600
 _SIGNING_FOLDER = "/etc/paligemma/signing"
 
 _PAUSES: dict[str, dict] = {
-    # What Argo calls maxDuration is the time, from the first attempt's start, in which all attempts have to begin and end: so long
-    # here that it does not matter. It knows no longest pause, and by a factor of 2 the twentieth would be half a year.
+    # What Argo calls maxDuration is the time, from the first attempt's start, in which all attempts have to begin and end: here
+    # so long that it does not matter. It knows no longest pause, and by a factor of 2 the twentieth would be half a year.
     "kfp": {"backoff_duration": "60s", "backoff_factor": 1, "backoff_max_duration": f"{365 * 24}h"},
     # Vertex AI takes the same field for the longest pause.
     "vertex": {"backoff_duration": "30s", "backoff_factor": 2, "backoff_max_duration": "600s"},
@@ -292,17 +292,17 @@ def placer(
         wanted, robustness = profile.machine(step), ROBUSTNESS[step]
         tolerations, selectors = _nodes(wanted, spot and step in ACCELERATED) if profile.backend == "kfp" else ([], {})
         machine = SMALL if wanted.is_launched else wanted
+        retries = robustness.spot_retries if spot and step in ACCELERATED else robustness.retries
         if wanted.is_launched:
             image, seconds = images[wanted.image], robustness.timeout
             if profile.backend == "kfp":
-                launch = train_job(wanted, image, seconds, tolerations, selectors)
+                launch = train_job(wanted, image, seconds, retries, tolerations, selectors)
             else:
-                launch = custom_job(wanted, image, seconds, spot, project, location, service_account)
+                launch = custom_job(wanted, image, seconds, retries, spot, project, location, service_account)
             task.set_env_variable(LAUNCH_VARIABLE, json.dumps(launch))
-            tolerations, selectors = [], {}
+            tolerations, selectors, retries = [], {}, robustness.retries
         task.set_container_image(images[machine.image])
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
-        retries = robustness.spot_retries if spot and step in ACCELERATED else robustness.retries
         task.set_retry(retries, **_PAUSES[profile.backend])
         if machine.accelerator:
             task.set_accelerator_type(machine.accelerator).set_accelerator_limit(machine.count)

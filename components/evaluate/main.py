@@ -93,9 +93,11 @@ def run(
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.metrics import find_metric
     from paligemma.evaluation.tasks import TASKS
+    from paligemma.launch.heartbeat import end_when_abandoned
     from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.reports.page import write_page
 
+    end_when_abandoned()
     expect_accelerator()
     judged_as = TASKS[task]
     decoding = Decoding(DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams), batch_size, seed)

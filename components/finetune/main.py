@@ -55,8 +55,10 @@ def run(
     ] = "",
 ) -> None:
     """Trains the recipe's parameters and writes them, with metrics.jsonl, training.html and summary.json."""
+    from paligemma.launch.heartbeat import end_when_abandoned
     from paligemma.training.recipe import read_recipe
 
+    end_when_abandoned()
     fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []), validation, state, state_root)
 
 

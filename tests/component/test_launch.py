@@ -6,10 +6,12 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
+import yaml
 from kfp import dsl
 
 from components.evaluate.component import evaluate
@@ -26,11 +28,12 @@ from paligemma.lineage.record import read_record
 from paligemma.processes import Processes, described
 from pipelines.launching import custom_job, train_job
 from pipelines.placement import PROFILES
+from servers.schema import read_schema, violations
 from servers.trainer import TrainerServer, repository_environment
 from servers.vertex import VertexServer
 
 IMAGE = f"pkg.dev/p/tpu@sha256:{'0' * 64}"
-TPUS = train_job(PROFILES["kfp-tpu-v5e-16"].accelerated, IMAGE, 60, [], {"cloud.google.com/gke-tpu-topology": "4x4"})
+TPUS = train_job(PROFILES["kfp-tpu-v5e-16"].accelerated, IMAGE, 60, 0, [], {"cloud.google.com/gke-tpu-topology": "4x4"})
 FLAGS = {"records": "gs://b/r", "set": ["steps=1", 'remat="none"'], "state": "", "seed": 0}
 COMMAND = [
     "python",
@@ -50,8 +53,10 @@ COMMAND = [
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr("paligemma.lineage.attempt._place", ContextVar("place", default=None))
-    for name in (PROJECT_VARIABLE, REGION_VARIABLE, "PALIGEMMA_RUN", "PALIGEMMA_TASK", "PALIGEMMA_LINEAGE_ROOT"):
+    known = ("PALIGEMMA_RUN", "PALIGEMMA_TASK", "PALIGEMMA_LINEAGE_ROOT", trainjob.POD_NAME, trainjob.POD_UID)
+    for name in (PROJECT_VARIABLE, REGION_VARIABLE, *known):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -74,6 +79,18 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
         yield server
 
 
+@contextmanager
+def vanishing() -> Iterator[None]:
+    """A step that is gone as soon as it waits, and tells nobody."""
+
+    def vanish(seconds: float) -> None:
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", vanish)
+        yield
+
+
 def ended(kind: str, message: str = "") -> list[dict]:
     return [{"type": kind, "status": "True", "message": message}]
 
@@ -88,7 +105,7 @@ def test_a_train_job_as_kubernetes_takes_it(kubernetes: TrainerServer) -> None:
     template = {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": {"spec": pod}}}}]}}
     assert job["spec"] == {
         "activeDeadlineSeconds": 60,
-        "runtimeRef": {"name": "jax-distributed"},
+        "runtimeRef": {"name": "paligemma-jax"},
         "trainer": {
             "image": IMAGE,
             "numNodes": 4,
@@ -136,11 +153,93 @@ def test_no_accelerator_outlives_a_step_that_is_told_to_stop(kubernetes: Trainer
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_job_belongs_to_the_pod_that_waits_for_it_and_goes_with_it(
+    kubernetes: TrainerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kubernetes' garbage collection has it; a pod that vanished tells its job nothing."""
+    monkeypatch.setenv(trainjob.POD_NAME, "finetune-1")
+    monkeypatch.setenv(trainjob.POD_UID, "pod-1")
+
+    with vanishing(), pytest.raises(SystemExit):
+        run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
+    (job,) = kubernetes.jobs.values()
+    assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "finetune-1", "uid": "pod-1"}]
+    monkeypatch.setenv(trainjob.POD_NAME, "finetune-2")
+    monkeypatch.setenv(trainjob.POD_UID, "pod-2")
+
+    def lose_the_first_and_end(seconds: float) -> None:
+        kubernetes.lose_pod("pod-1")
+        job["status"] = {"conditions": ended("Complete")}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", lose_the_first_and_end)
+        run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")  # the second attempt adopts it, then the first pod goes
+    assert [method for method, _, _ in kubernetes.log].count("POST") == 1
+    kubernetes.lose_pod("pod-2")
+    assert kubernetes.jobs == {}
+
+
+def test_a_job_that_fails_is_made_again_as_often_as_its_profile_says(kubernetes: TrainerServer, tmp_path: Path) -> None:
+    """A spot slice of four hosts that loses one of them seven times: more than Job's default of six failures."""
+    kubernetes.outcomes = [ended("Failed", "a host was taken away")] * 7
+    kubernetes.conditions = ended("Complete")
+    with at_place("1234", "finetune", str(tmp_path)):
+        run_elsewhere({**TPUS, "retries": 7}, "components.x.main", FLAGS, "gs://b/out")
+        assert [method for method, _, _ in kubernetes.log].count("POST") == 8
+        (job,) = kubernetes.jobs.values()
+        told = {entry["name"]: entry["value"] for entry in job["spec"]["trainer"]["env"]}
+        heard = Path(told["PALIGEMMA_HEARTBEAT"])
+        assert heard.parent == tmp_path / "launched"
+        assert not heard.exists()  # what it made is there
+        kubernetes.outcomes = [ended("Failed", "a host was taken away")] * 8
+        for _ in range(3):  # the step itself is tried again too, which does not multiply: the tries are counted beside the job
+            with pytest.raises(LaunchedError, match="at the last of 3 tries"):
+                run_elsewhere({**TPUS, "retries": 2}, "components.x.main", FLAGS, "gs://b/another")
+    assert [method for method, _, _ in kubernetes.log].count("POST") == 11
+
+
+def test_wrong_input_is_not_tried_again(kubernetes: TrainerServer, tmp_path: Path) -> None:
+    kubernetes.conditions = ended("Failed", "BackoffLimitExceeded")
+    with at_place("1234", "finetune", str(tmp_path)):
+        with pytest.raises(InputError), attempt("finetune", "gs://b/out", {}):
+            raise InputError("The records are of another image size.")
+        with pytest.raises(LaunchedError, match="another image size"):
+            run_elsewhere({**TPUS, "retries": 20}, "components.x.main", FLAGS, "gs://b/out")
+    assert len(kubernetes.jobs) == 1
+
+
+def test_our_runtime_is_one_that_trainer_takes_and_ends_all_hosts_with_the_first() -> None:
+    runtime = yaml.safe_load((REPOSITORY / "pipelines/kubernetes/training-runtime.yaml").read_text())
+    assert [*violations(runtime, read_schema("clustertrainingruntime"), "runtime")] == []
+    assert runtime["metadata"]["name"] == TPUS["spec"]["runtimeRef"]["name"]
+    template = runtime["spec"]["template"]["spec"]
+    (job,) = template["replicatedJobs"]
+    assert template["failurePolicy"] == {"maxRestarts": 0}
+    assert job["template"]["spec"]["backoffLimit"] == 0
+    assert job["template"]["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    bad = {**runtime, "spec": {**runtime["spec"], "failurePolicy": {}}}
+    assert [*violations(bad, read_schema("clustertrainingruntime"), "runtime")] == [
+        "runtime.spec.failurePolicy: there is no such field"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, profile in PROFILES.items() if (profile.backend, profile.accelerated.hosts > 1) == ("kfp", True)]
+)
+def test_trainer_takes_the_train_job_of_every_profile(kubernetes: TrainerServer, name: str) -> None:
+    kubernetes.conditions = ended("Complete")
+    machine = PROFILES[name].accelerated
+    toleration = [{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
+    run_elsewhere(train_job(machine, IMAGE, 60, 3, toleration, dict(machine.selectors)), "components.x.main", FLAGS, "gs://b/o")
+    (job,) = kubernetes.jobs.values()
+    assert job["spec"]["trainer"]["numNodes"] == machine.hosts
+
+
 def test_what_a_cluster_refuses_is_said(kubernetes: TrainerServer, tmp_path: Path) -> None:
     (tmp_path / "account/namespace").write_text("default")
     with pytest.raises(BackendError, match=r"refused \(403\).*forbidden") as caught:
         run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
-    assert "create, get and delete trainjobs" in str(caught.value)
+    assert "create, get, patch and delete trainjobs" in str(caught.value)
     (tmp_path / "account/token").unlink()
     with pytest.raises(InputError, match="no pod of one"):
         run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
@@ -177,7 +276,7 @@ def test_fine_tuning_on_two_hosts_of_a_cluster(records: Path, tmp_path: Path, mo
 
 def test_a_custom_job_as_vertex_takes_it(google: VertexServer, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = PROFILES["vertex-tpu-v5e-4"].accelerated
-    job = custom_job(machine, IMAGE, 60, True, "my-project", "us-central1", "r@p.iam.gserviceaccount.com")
+    job = custom_job(machine, IMAGE, 60, 0, True, "my-project", "us-central1", "r@p.iam.gserviceaccount.com")
     google.state_of_new = "JOB_STATE_SUCCEEDED"
     run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
     (made,) = google.custom_jobs.values()
@@ -198,6 +297,7 @@ def test_a_custom_job_as_vertex_takes_it(google: VertexServer, monkeypatch: pyte
     run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
     assert len(google.custom_jobs) == 1
     (number,) = google.custom_jobs
+    assert not google.unlisted
     google.custom_jobs[number] |= {"state": "JOB_STATE_FAILED", "error": {"code": 8, "message": "no capacity"}}
     run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
     assert [one["state"] for one in google.custom_jobs.values()] == ["JOB_STATE_FAILED", "JOB_STATE_SUCCEEDED"]
@@ -212,13 +312,13 @@ def test_vertex_takes_the_custom_job_of_every_profile(google: VertexServer, name
     monkeypatch.setenv(REGION_VARIABLE, "us-central1")
     google.state_of_new = "JOB_STATE_SUCCEEDED"
     machine = PROFILES[name].accelerated
-    run_elsewhere(custom_job(machine, IMAGE, 60, False, "", "", ""), "components.x.main", FLAGS, "gs://b/out")
+    run_elsewhere(custom_job(machine, IMAGE, 60, 0, False, "", "", ""), "components.x.main", FLAGS, "gs://b/out")
     (made,) = google.custom_jobs.values()
     assert sum(pool["replicaCount"] for pool in made["jobSpec"]["workerPoolSpecs"]) == machine.hosts
 
 
 def test_a_custom_job_is_cancelled_with_the_step_and_needs_a_place(google: VertexServer) -> None:
-    job = custom_job(PROFILES["vertex-gpu-a100-16"].accelerated, IMAGE, 60, False, "", "", "")
+    job = custom_job(PROFILES["vertex-gpu-a100-16"].accelerated, IMAGE, 60, 0, False, "", "", "")
     with pytest.raises(InputError, match="project and region"):
         run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
     job |= {"project": "my-project", "location": "us-central1"}
@@ -233,10 +333,36 @@ def test_a_custom_job_is_cancelled_with_the_step_and_needs_a_place(google: Verte
     assert [one["state"] for one in google.custom_jobs.values()] == ["JOB_STATE_CANCELLING"]
 
 
+def test_a_custom_job_that_fails_is_made_again_and_the_one_that_was_just_made_is_asked_for_by_name(
+    google: VertexServer, tmp_path: Path
+) -> None:
+    job = custom_job(PROFILES["vertex-tpu-v5e-4"].accelerated, IMAGE, 60, 2, True, "my-project", "us-central1", "")
+    google.states = ["JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_SUCCEEDED"]
+    with at_place("1234", "finetune", str(tmp_path)):
+        run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    assert len(google.custom_jobs) == 3
+    searched = [path for method, path, _, _ in google.log if method == "GET" and path.endswith("/customJobs")]
+    assert len(searched) == 1  # before anything was made: a list lags behind
+
+
+def test_an_attempt_that_follows_another_finds_its_custom_job_though_no_list_has_it(
+    google: VertexServer, tmp_path: Path
+) -> None:
+    job = custom_job(PROFILES["vertex-tpu-v5e-4"].accelerated, IMAGE, 60, 2, True, "my-project", "us-central1", "")
+    with at_place("1234", "finetune", str(tmp_path)):
+        with vanishing(), pytest.raises(SystemExit):
+            run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+        (made,) = google.custom_jobs.values()
+        google.unlisted = {*google.custom_jobs}
+        made["state"] = "JOB_STATE_SUCCEEDED"
+        run_elsewhere(job, "components.x.main", FLAGS, "gs://b/out")
+    assert len(google.custom_jobs) == 1
+
+
 def test_an_evaluation_is_sent_with_all_its_flags(
     google: VertexServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    job = custom_job(PROFILES["vertex-tpu-v6e-1"].accelerated, IMAGE, 60, False, "my-project", "us-central1", "")
+    job = custom_job(PROFILES["vertex-tpu-v6e-1"].accelerated, IMAGE, 60, 0, False, "my-project", "us-central1", "")
     monkeypatch.setenv(LAUNCH_VARIABLE, json.dumps(job))
     google.state_of_new = "JOB_STATE_FAILED"
     made = {name: dsl.Artifact(name=name, uri=str(tmp_path / name), metadata={}) for name in ("evaluation", "summary")}

@@ -116,7 +116,7 @@ def test_several_hosts(compiled: dict[str, list[dict]], tmp_path: Path) -> None:
     """A TrainJob on Kubernetes, and worker pools on Vertex AI; one host evaluates."""
     pipeline, platform = compiled["kfp-tpu-v5e-16"]
     job = launch(executors(pipeline)["finetune"])
-    assert (job["kind"], job["spec"]["runtimeRef"]["name"]) == ("TrainJob", "jax-distributed")
+    assert (job["kind"], job["spec"]["runtimeRef"]["name"]) == ("TrainJob", "paligemma-jax")
     assert (job["spec"]["trainer"]["numNodes"], job["spec"]["trainer"]["image"]) == (4, IMAGES["tpu"])
     assert job["spec"]["trainer"]["resourcesPerNode"]["limits"]["google.com/tpu"] == "4"
     assert job["pod"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
@@ -127,7 +127,11 @@ def test_several_hosts(compiled: dict[str, list[dict]], tmp_path: Path) -> None:
     assert [pool["machine_spec"] for pool in job["job_spec"]["worker_pool_specs"]] == [machine, machine]
     path = tmp_path / "p.yaml"
     compile_pipeline(path, place_task=placer("kfp-tpu-v5e-16", IMAGES, spot=True))
-    job = launch(executors(next(yaml.safe_load_all(path.read_text())))["finetune"])
+    pipeline = next(yaml.safe_load_all(path.read_text()))
+    job = launch(executors(pipeline)["finetune"])
+    # The machines are tried again by the step that waits, which itself is on a small one that nobody takes away.
+    waiting = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]["finetune"]["retryPolicy"]["maxRetryCount"]
+    assert (job["retries"], waiting) == (20, 3)
     assert [one["key"] for one in job["pod"]["tolerations"]] == ["google.com/tpu", "cloud.google.com/gke-spot"]
     assert job["pod"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     place_task = placer("vertex-tpu-v5e-4", IMAGES, spot=True, **VERTEX)

@@ -1,8 +1,8 @@
 """Kubernetes' API on 127.0.0.1, as far as a pod asks it for TrainJobs; they are run, as Kubeflow Trainer does, or only kept.
 
-Fields, which of them are needed, and their types are those of manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml (v2.3) in
-https://github.com/kubeflow/trainer. The processes get what pkg/runtime/framework/plugins/jax gives them. Nothing unknown is let
-pass, which the real one would only warn of.
+Fields, which of them are needed, and their types are those of the published schema (`schemas/trainjob.json`). The processes get
+what pkg/runtime/framework/plugins/jax gives them. Nothing unknown is let pass, which the real one would only warn of. What is
+owned by a pod goes when the pod does, and a patch is taken as a merge patch only.
 """
 
 from __future__ import annotations
@@ -20,37 +20,20 @@ from types import TracebackType
 from typing import Self
 
 from servers.local_http import Exchange, LocalServer
+from servers.schema import read_schema, violations
 from servers.vertex import JSON, RefusedError, check_fields
 
-RESOURCES = {"requests": dict, "limits": dict}
-POD = {"nodeSelector": dict, "tolerations": list, "serviceAccountName": str, "affinity": dict, "volumes": list}
-JOB = {"name!": str, "template": {"metadata": dict, "spec": {"template": {"metadata": dict, "spec": POD}}}}
-PATCH = {"manager!": str, "trainingRuntimeSpec": {"template": {"metadata": dict, "spec": {"replicatedJobs": list}}}}
-SPEC = {
-    "activeDeadlineSeconds": int,
-    "runtimeRef!": {"name!": str, "apiGroup": str, "kind": str},
-    "runtimePatches": list,
-    "suspend": bool,
-    "trainer": {
-        "image": str,
-        "command": list,
-        "args": list,
-        "env": list,
-        "numNodes": int,
-        "numProcPerNode": int,
-        "resourcesPerNode": RESOURCES,
-    },
-}
-TRAIN_JOB = {"apiVersion!": str, "kind!": str, "metadata!": {"name!": str, "labels": dict, "annotations": dict}, "spec!": SPEC}
-TOLERATION = {"key": str, "operator": str, "value": str, "effect": str}
-RUNTIMES = ("jax-distributed", "torch-distributed", "mpi-distributed")
+RUNTIMES = {"torch-distributed", "jax-distributed", "mpi-distributed"}
+"""What Kubeflow Trainer brings; `runtimes` of a server are those that were applied besides."""
+SCHEMA = read_schema("trainjob")
+OWNER = {"apiVersion!": str, "kind!": str, "name!": str, "uid!": str, "controller": bool, "blockOwnerDeletion": bool}
 
 
 class TrainerServer:
     """Keeps the TrainJobs of the namespace `kubeflow` for the length of a `with`.
 
-    `conditions` is what a new one has as its status; with `environment`, it is run instead, with a process for each node.
-    `polled` is called for every GET.
+    `conditions` is what a new one has as its status, and `outcomes`, as long as there are any, that of the next ones; with
+    `environment`, it is run instead, with a process for each node. `polled` is called for every GET.
     """
 
     url: str
@@ -65,6 +48,9 @@ class TrainerServer:
         self.jobs: dict[str, dict] = {}
         self.log: list[tuple[str, str, dict | None]] = []
         self.conditions: list[dict] = []
+        self.outcomes: list[list[dict]] = []
+        self.pods = {"pod-1", "pod-2"}  # their uids
+        self.runtimes = RUNTIMES | {"paligemma-jax"}
         self.polled: Callable[[], None] = lambda: None
         self._environment = environment
         self._processes: dict[str, list[subprocess.Popen]] = {}
@@ -88,6 +74,8 @@ class TrainerServer:
         try:
             if exchange.headers.get("Authorization") != f"Bearer {self.token}":
                 raise RefusedError(401, "Unauthorized")
+            if exchange.command == "PATCH" and exchange.headers.get("Content-Type") != "application/merge-patch+json":
+                raise RefusedError(415, "the body of the request was in an unknown format")
             exchange.answer(200, JSON, json.dumps(self._answer(exchange.command, exchange.target, body)).encode())
         except RefusedError as error:
             said = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": str(error), "code": error.status}
@@ -101,16 +89,25 @@ class TrainerServer:
         if namespace != "kubeflow":
             raise RefusedError(403, f"trainjobs is forbidden in the namespace {namespace!r}")
         if method == "POST" and name is None:
-            check_train_job(body)
+            check_train_job(body, self.runtimes)
             name = body["metadata"]["name"]
             if name in self.jobs:
                 raise RefusedError(409, f'trainjobs "{name}" already exists')
-            self.jobs[name] = {**body, "status": {"conditions": self.conditions}}
+            conditions = self.outcomes.pop(0) if self.outcomes else self.conditions
+            self.jobs[name] = {**body, "status": {"conditions": conditions}}
+            self._collect_garbage()
             if self._environment is not None:
                 self._start(name, body["spec"]["trainer"])
-            return self.jobs[name]
+            return body
         if name not in self.jobs:
             raise RefusedError(404, f'trainjobs "{name}" not found')
+        if method == "PATCH":
+            check_fields(body, {"metadata!": {"ownerReferences": list}}, "patch")
+            check_owners(body["metadata"])
+            self.jobs[name]["metadata"].update(body["metadata"])
+            found = self.jobs[name]
+            self._collect_garbage()
+            return found
         if method == "DELETE":
             check_fields(body, {"apiVersion": str, "kind!": str, "propagationPolicy": str}, "options")
             del self.jobs[name]
@@ -118,6 +115,18 @@ class TrainerServer:
         self.polled()
         self._see(name)
         return self.jobs[name]
+
+    def lose_pod(self, uid: str) -> None:
+        """A pod is deleted, by whom or what it may."""
+        self.pods.discard(uid)
+        self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        """What had owners goes with the last of them."""
+        for name, job in list(self.jobs.items()):
+            owners = job["metadata"].get("ownerReferences") or ()
+            if owners and self.pods.isdisjoint(owner["uid"] for owner in owners):
+                del self.jobs[name]
 
     def _start(self, name: str, trainer: dict) -> None:
         with socket.socket() as free:
@@ -139,32 +148,28 @@ class TrainerServer:
             self.jobs[name]["status"] = {"conditions": [{"type": "Suspended", "status": "False"}, ended]}
 
 
-def check_train_job(body: dict) -> None:
+def check_train_job(body: dict, runtimes: set[str]) -> None:
     """Raises RefusedError for what is no TrainJob."""
-    check_fields(body, TRAIN_JOB, "TrainJob")
+    if found := [*violations(body, SCHEMA, "TrainJob")]:
+        raise RefusedError(422, "; ".join(found))
     if (body["apiVersion"], body["kind"]) != ("trainer.kubeflow.org/v1alpha1", "TrainJob"):
         raise RefusedError(400, "no TrainJob")
     name, spec = body["metadata"]["name"], body["spec"]
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > 63:
         raise RefusedError(422, "metadata.name must match RFC 1035 DNS label format")
-    if spec["runtimeRef"]["name"] not in RUNTIMES:
+    check_owners(body["metadata"])
+    if spec["runtimeRef"]["name"] not in runtimes:
         raise RefusedError(422, f"ClusterTrainingRuntime {spec['runtimeRef']['name']} is not found")
-    trainer = spec["trainer"]
-    if len(trainer.get("command", ())) > 128 or not all(isinstance(word, str) for word in trainer.get("command", ())):
-        raise RefusedError(422, "spec.trainer.command")
-    for entry in trainer.get("env", ()):
-        check_fields(entry, {"name!": str, "value": str, "valueFrom": dict}, "env")
-    for amounts in trainer.get("resourcesPerNode", {}).values():
-        if not all(re.fullmatch(r"[0-9.]+([KMGT]i?|m)?", amount) for amount in amounts.values()):
-            raise RefusedError(400, f"quantities must match: {amounts}")
     for patch in spec.get("runtimePatches", ()):
-        check_fields(patch, PATCH, "runtimePatches")
         for job in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
-            check_fields(job, JOB, "replicatedJobs")
             if job["name"] != "node":
                 raise RefusedError(422, "the runtime has no such job")
-            for toleration in job["template"]["spec"]["template"]["spec"].get("tolerations", ()):
-                check_fields(toleration, TOLERATION, "tolerations")
+
+
+def check_owners(metadata: dict) -> None:
+    """Raises RefusedError for what is no owner."""
+    for owner in metadata.get("ownerReferences", ()):
+        check_fields(owner, OWNER, "ownerReferences")
 
 
 def repository_environment(repository: Path, environment: dict[str, str]) -> dict[str, str]:

@@ -3,7 +3,8 @@
 Fields, which of them are needed, and their types are those of the REST reference (projects.locations.pipelineJobs,
 projects.locations.schedules and projects.locations.customJobs of
 https://cloud.google.com/vertex-ai/docs/reference/rest/v1). Like the real one it rejects what it
-does not know; 64-bit integers may be strings, as in all of protocol buffers' JSON.
+does not know; 64-bit integers may be strings, as in all of protocol buffers' JSON. It calls the project by its number in the
+names of jobs that it makes, and a job that was just made is in no list before somebody has asked for it by its name.
 """
 
 from __future__ import annotations
@@ -92,12 +93,15 @@ class VertexServer:
 
     url: str
     parent = "projects/my-project/locations/us-central1"
+    numbered = "projects/123456789/locations/us-central1"
 
     def __init__(self) -> None:
         self.jobs: dict[str, dict] = {}
         self.schedules: dict[str, dict] = {}
         self.custom_jobs: dict[str, dict] = {}
+        self.unlisted: set[str] = set()
         self.state_of_new = "JOB_STATE_PENDING"
+        self.states: list[str] = []  # of the next ones, as long as there are any
         self.models: dict[str, list[dict]] = {}
         self.operations: dict[str, dict] = {}
         self.log: list[tuple[str, str, str, dict | None]] = []
@@ -135,9 +139,9 @@ class VertexServer:
             exchange.answer(error.status, JSON, json.dumps(said).encode())
 
     def _answer(self, method: str, path: str, query: dict, body: dict | None) -> dict:
-        if not path.startswith(f"{self.parent}/"):
+        if not path.startswith((f"{self.parent}/", f"{self.numbered}/")):
             raise RefusedError(403, f"Permission denied on resource {path}")
-        rest = path.removeprefix(f"{self.parent}/")
+        rest = path.removeprefix(f"{self.parent}/").removeprefix(f"{self.numbered}/")
         match method, *rest.split("/"):
             case "POST", "pipelineJobs":
                 identity = query.get("pipelineJobId", ["x-1"])[0]
@@ -161,11 +165,18 @@ class VertexServer:
                 check_custom_job(body)
                 identity = str(next(self._numbers))
                 times = {"createTime": f"2026-01-01T00:00:{int(identity):02d}.000000Z"}
-                self.custom_jobs[identity] = {**body, "name": f"{path}/{identity}", "state": self.state_of_new, **times}
+                state = self.states.pop(0) if self.states else self.state_of_new
+                name = f"{self.numbered}/customJobs/{identity}"
+                self.custom_jobs[identity] = {**body, "name": name, "state": state, **times}
+                self.unlisted.add(identity)
                 return self.custom_jobs[identity]
             case "GET", "customJobs":
                 wanted = re.fullmatch(r'display_name="([^"]*)"', query["filter"][0])
-                return {"customJobs": [one for one in self.custom_jobs.values() if one["displayName"] == wanted[1]]}
+                listed = [one for number, one in self.custom_jobs.items() if number not in self.unlisted]
+                return {"customJobs": [one for one in listed if one["displayName"] == wanted[1]]}
+            case "GET", "customJobs", identity:
+                self.unlisted.discard(identity)
+                return self._find(self.custom_jobs, identity)
             case "POST", "customJobs", call if call.endswith(":cancel"):
                 self._find(self.custom_jobs, call.removesuffix(":cancel"))["state"] = "JOB_STATE_CANCELLING"
                 return {}

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from paligemma.errors import InputError
+from paligemma.launch.rest import BackendError
 from paligemma.launch.vertex import VertexApi
 from paligemma.launch.watch import Found
 
@@ -45,30 +46,38 @@ class CustomJobs:
         self._path = f"{self._api.parent}/customJobs"
         self.logs = "https://console.cloud.google.com/vertex-ai/training/custom-jobs, job "
 
-    def find(self, name: str) -> Found | None:
-        """The last one of this name."""
-        job = self._last(name)
-        return None if job is None else Found(_STATES.get(job["state"], "running"), job.get("error", {}).get("message", ""))
+    def search(self, name: str) -> str | None:
+        """The last one of this name. The list lags behind what was made, so it is not asked about what was just made."""
+        found = self._api.find(self._path, "customJobs", f'display_name="{name}"')
+        return max(found, key=lambda job: job["createTime"], default={"name": None})["name"]
 
-    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Makes one."""
+    def find(self, job: str) -> Found | None:
+        """How one is, by its full name."""
+        try:
+            found = self._api.get(job)
+        except BackendError as error:
+            if error.status == 404:
+                return None
+            raise
+        return Found(_STATES.get(found["state"], "running"), found.get("error", {}).get("message", ""))
+
+    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Makes one; returns its full name."""
         spec = copy.deepcopy(dict(self._spec))
         for pool in spec["worker_pool_specs"]:
             pool["container_spec"]["command"] = list(command)
             pool["container_spec"]["env"] = [{"name": key, "value": value} for key, value in environment.items()]
-        self._api.post(
-            self._path, {"displayName": name, "jobSpec": as_json(spec), "labels": {"pipeline": "paligemma-finetune"}}
-        )
+        body = {"displayName": name, "jobSpec": as_json(spec), "labels": {"pipeline": "paligemma-finetune"}}
+        return self._api.post(self._path, body)["name"]
 
-    def remove(self, name: str) -> None:
+    def adopt(self, job: str) -> None:
+        """Vertex AI's jobs belong to nobody: only what the job hears of whoever waits counts (`paligemma.launch.heartbeat`)."""
+
+    def remove(self, job: str) -> None:
         """Cancels it, if it runs."""
-        job = self._last(name)
-        if job is not None and _STATES.get(job["state"], "running") == "running":
-            self._api.post(f"{job['name']}:cancel", {})
-
-    def _last(self, name: str) -> dict | None:
-        found = self._api.find(self._path, "customJobs", f'display_name="{name}"')
-        return max(found, key=lambda job: job["createTime"], default=None)
+        found = self.find(job)
+        if found is not None and found.state == "running":
+            self._api.post(f"{job}:cancel", {})
 
 
 def as_json(spec: object) -> object:

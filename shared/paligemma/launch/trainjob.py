@@ -1,8 +1,8 @@
 """Several hosts on Kubernetes, as a TrainJob of Kubeflow Trainer (2.2 or later), made and watched from inside the cluster.
 
-https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml, and the runtime `jax-distributed`,
-which starts a process on each node with the variables that `paligemma.processes` reads. Kubernetes is asked by its REST API:
-three calls, for which its client would be a package of thousands of files.
+https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml. The runtime that the specification
+names starts a process on each node with the variables that `paligemma.processes` reads. Kubernetes is asked by its REST API:
+four calls, for which its client would be a package of thousands of files.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ ENDPOINT_VARIABLE = "PALIGEMMA_KUBERNETES_ENDPOINT"
 """Address of the API for tests on this machine; else the cluster says where it is."""
 ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """What Kubernetes gives a pod to act as its service account."""
+
+POD_NAME, POD_UID = "KFP_POD_NAME", "KFP_POD_UID"
+"""What Kubeflow Pipelines tells a step of the pod that it runs in."""
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
 JOB_OF_RUNTIME = "node"
@@ -67,22 +70,29 @@ class TrainJobs:
         session.verify = str(ACCOUNT_FOLDER / "ca.crt")
 
         def send(method: str, url: str, **options: object) -> requests.Response:
-            return session.request(method, url, headers={"Authorization": f"Bearer {_token()}"}, **options)  # it is renewed
+            headers = {"Authorization": f"Bearer {_token()}"}  # it is renewed
+            if method == "PATCH":
+                headers["Content-Type"] = "application/merge-patch+json"
+            return session.request(method, url, headers=headers, **options)
 
         self._spec, self._pod = spec, pod
         self._service = Service(
             "Kubernetes",
             f"{endpoint}/apis/{API_VERSION}/namespaces/{namespace}/trainjobs",
             send,
-            "let the pipeline's service account create, get and delete trainjobs: see the README",
+            "let the pipeline's service account create, get, patch and delete trainjobs: see the README",
             lambda answer: answer["message"],
         )
         self.logs = f"kubectl logs --namespace={namespace} --selector=jobset.sigs.k8s.io/jobset-name="
 
-    def find(self, name: str) -> Found | None:
-        """A TrainJob by its name."""
+    def search(self, name: str) -> str:
+        """What it is called is its name."""
+        return name
+
+    def find(self, job: str) -> Found | None:
+        """How a TrainJob is."""
         try:
-            found = self._service.call("GET", f"/{name}", again=True)
+            found = self._service.call("GET", f"/{job}", again=True)
         except BackendError as error:
             if error.status == 404:
                 return None
@@ -93,8 +103,8 @@ class TrainJobs:
             return Found("failed", ended["Failed"].get("message", ""))
         return Found("done" if "Complete" in ended else "running")
 
-    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Makes one."""
+    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Makes one that belongs to this pod: when the pod is deleted, Kubernetes deletes it too."""
         trainer = {**self._spec["trainer"], "command": list(command)}
         trainer["env"] = [{"name": key, "value": value} for key, value in environment.items()]
         pod = {**self._pod, "serviceAccountName": self._account}
@@ -103,22 +113,37 @@ class TrainJobs:
         body = {
             "apiVersion": API_VERSION,
             "kind": "TrainJob",
-            "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "paligemma"}},
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "paligemma"}, "ownerReferences": _owners()},
             "spec": {**self._spec, "trainer": trainer, "runtimePatches": [patch]},
         }
         self._service.call("POST", "", body, again=True, made={})
+        return name
 
-    def remove(self, name: str) -> None:
+    def adopt(self, job: str) -> None:
+        """Has it belong to this pod, and no longer to the one of the attempt before, which may be deleted any time."""
+        try:
+            self._service.call("PATCH", f"/{job}", {"metadata": {"ownerReferences": _owners()}}, again=True)
+        except BackendError as error:
+            if error.status != 404:  # it is gone, which is seen next
+                raise
+
+    def remove(self, job: str) -> None:
         """Deletes one and waits until its pods are gone, so that another may have its name."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         try:
-            self._service.call("DELETE", f"/{name}", options, again=True)
+            self._service.call("DELETE", f"/{job}", options, again=True)
         except BackendError as error:
             if error.status != 404:
                 raise
         deadline = time.monotonic() + _DELETE_SECONDS
-        while self.find(name) is not None and time.monotonic() < deadline:
+        while self.find(job) is not None and time.monotonic() < deadline:
             time.sleep(1)
+
+
+def _owners() -> list[dict[str, object]]:
+    """This pod, as an owner of what it makes; nobody outside of Kubeflow Pipelines."""
+    name, uid = os.environ.get(POD_NAME), os.environ.get(POD_UID)
+    return [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}] if name and uid else []
 
 
 def _token() -> str:

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from paligemma.accelerator import ACCELERATOR_VARIABLE
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from paligemma.lineage.attempt import (
     FOLDER,
     MARK_ENDING,
@@ -26,13 +27,18 @@ from paligemma.lineage.attempt import (
     place_environment,
     safe_name,
 )
-from paligemma.lineage.record import parse_record
+from paligemma.lineage.record import Failure, parse_record
 from paligemma.storage.folders import list_files, read_file
 from paligemma.storage.location import parse_location
 
 LAUNCH_VARIABLE = "PALIGEMMA_LAUNCH"
 """JSON that says on which machines a step's work is to run, when that is not the step's own; the pipeline's profile sets it."""
 POLL_SECONDS = 10.0
+PAUSE_SECONDS = 30.0
+"""Before a job that failed is made again."""
+
+_FINAL = ("InputError", "DamagedError", "DivergedError")
+"""Kinds of failure that another try would end with too."""
 
 log = logging.getLogger("paligemma.launch")
 
@@ -52,19 +58,30 @@ class Found:
 
 
 class Jobs(Protocol):
-    """A service that runs jobs. Each call raises `BackendError` or `BackendUnavailableError`; `logs` says where logs are."""
+    """A service that runs jobs. Each call raises `BackendError` or `BackendUnavailableError`; `logs` says where logs are.
+
+    A name is ours; what `create` and `search` return is the service's own, by which it finds a job at once.
+    """
 
     logs: str
 
-    def find(self, name: str) -> Found | None:
-        """A job by its name."""
+    def search(self, name: str) -> str | None:
+        """The last job of a name; a service's list may lag behind what it has made."""
         ...
 
-    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def find(self, job: str) -> Found | None:
+        """How a job is; None if it is gone."""
+        ...
+
+    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
         """Makes one."""
         ...
 
-    def remove(self, name: str) -> None:
+    def adopt(self, job: str) -> None:
+        """Makes one that another attempt of this step had made this attempt's."""
+        ...
+
+    def remove(self, job: str) -> None:
         """Ends one, so that another may be made of its name."""
         ...
 
@@ -79,10 +96,10 @@ def launched() -> dict | None:
 
 
 def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], output: str) -> None:
-    """Runs a step's command on machines of its own and waits until it has ended.
+    """Runs a step's command on machines of its own and waits until it has ended; one that fails is made again.
 
-    A job is known by what it makes: a step that is started again finds the one of the attempt before. It is ended when the step
-    is told to stop (SIGTERM), so that no accelerator outlives the pipeline that wants it.
+    A job is known by what it makes: a step that is started again finds the one of the attempt before. It is ended when the
+    step is told to stop (SIGTERM), and ends itself when the step is gone: no accelerator outlives the pipeline that wants it.
 
     Args:
         machines: from `launched`.
@@ -91,46 +108,74 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
         output: where the artifact is to be.
 
     Raises:
-        LaunchedError: the command failed there.
+        LaunchedError: the command failed there, as often as it was to be tried, or by what another try would not mend.
     """
     jobs = _connect(machines)
     name = f"paligemma-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
     command = ["python", "-m", module, *(word for flag, value in flags.items() for word in _words(flag, value))]
     environment = {**place_environment(), "PALIGEMMA_IMAGE": machines["image"], ACCELERATOR_VARIABLE: machines["accelerator"]}
+    heart = Heartbeat.open(environment.get(ROOT_VARIABLE, ""), name)
+    if heart.place:
+        environment[HEARTBEAT_VARIABLE] = heart.place
     with _stoppable():
-        found = jobs.find(name)
-        if found is not None and found.state == "failed":
-            jobs.remove(name)
-            found = None
+        job = ""
         try:
-            if found is None:
-                jobs.create(name, command, environment)
-            log.info("%s %s; logs: %s%s", "waiting for" if found else "started", name, jobs.logs, name)
-            while (found := jobs.find(name)) is None or found.state == "running":
-                if found is None:
-                    raise LaunchedError(f"{name} is gone.", fix="run the same again")
-                time.sleep(POLL_SECONDS)
+            job = heart.job or jobs.search(name) or ""
+            found = jobs.find(job) if job else None
+            if found is not None and found.state == "running":
+                heart.beat(now=True)
+                jobs.adopt(job)
+                log.info("waiting for %s; logs: %s%s", job, jobs.logs, name)
+            while found is None or found.state != "done":
+                if found is not None and found.state == "running":
+                    time.sleep(POLL_SECONDS)
+                    heart.beat()
+                else:
+                    if heart.tries:
+                        _check_another_try(found, heart.tries, machines["retries"], module, environment, f"{jobs.logs}{name}")
+                        time.sleep(PAUSE_SECONDS)
+                    if found is not None:
+                        jobs.remove(job)
+                    heart.tries += 1
+                    heart.beat(now=True)  # the job is to hear it when it begins
+                    job = jobs.create(name, command, environment)
+                    heart.made(job)
+                    log.info("started %s, try %d; logs: %s%s", job, heart.tries, jobs.logs, name)
+                found = jobs.find(job)
         except (StoppedError, KeyboardInterrupt):
-            jobs.remove(name)
+            if job:
+                jobs.remove(job)
             raise
-    if found.state == "failed":
-        why = _own_words(environment) or found.message
-        raise LaunchedError(f"{module} failed on its machines. {why}", where=name, fix=f"see {jobs.logs}{name}")
+    heart.remove()
 
 
-def _own_words(environment: Mapping[str, str]) -> str:
-    """What the last process there left on record of its failure, if anything."""
+def _check_another_try(
+    found: Found | None, tries: int, retries: int, module: str, environment: Mapping[str, str], logs: str
+) -> None:
+    """Raises LaunchedError if a job that failed, or is gone, is not to be made again."""
+    failure = _last_failure(environment)
+    why = failure.message if failure else found.message if found else "It is gone."
+    final = failure is not None and failure.kind in _FINAL
+    if final or tries > retries:
+        times = "" if final or tries == 1 else f", at the last of {tries} tries"
+        raise LaunchedError(
+            f"{module} failed on its machines{times}. {why}", where=environment.get(RUN_VARIABLE), fix=f"see {logs}"
+        )
+    log.warning("%s failed on its machines, try %d of %d: %s", module, tries, retries + 1, why)
+
+
+def _last_failure(environment: Mapping[str, str]) -> Failure | None:
+    """What the last process there left on record of its failure; None if it was killed, or left no word."""
     root, run, task = (environment.get(name, "") for name in (ROOT_VARIABLE, RUN_VARIABLE, TASK_VARIABLE))
     if not root:
-        return ""
+        return None
     folder = parse_location(root) / FOLDER / safe_name(run) / safe_name(task)
     try:
-        kept = sorted(name for name in list_files(folder) if not name.endswith(MARK_ENDING))
-        data = read_file(folder / kept[-1]) if kept else None
-        failure = parse_record(data, folder / kept[-1]).error if data else None
+        last = max(list_files(folder), default=MARK_ENDING)
+        data = None if last.endswith(MARK_ENDING) else read_file(folder / last)
+        return parse_record(data, folder / last).error if data else None
     except PaliGemmaError:  # that the job failed is what matters
-        return ""
-    return failure.message if failure else ""
+        return None
 
 
 def _connect(machines: Mapping) -> Jobs:
