@@ -121,6 +121,14 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     return values
 
 
+def step_names(pipeline: Mapping) -> set[str]:
+    """Names of a compiled pipeline's tasks that run a container: not of DAGs in it."""
+    components = pipeline.get("components", {})
+    dags = [pipeline.get("root", {}), *components.values()]
+    tasks = [task for component in dags for task in component.get("dag", {}).get("tasks", {}).items()]
+    return {name for name, task in tasks if "executorLabel" in components[task["componentRef"]["name"]]}
+
+
 def difference(before: Mapping, after: Mapping) -> str:
     """What changes, as a unified diff of YAML; empty if nothing does."""
     old, new = (dump_yaml(canonical(value), sort_keys=True, width=200).splitlines() for value in (before, after))

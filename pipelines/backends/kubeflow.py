@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,14 @@ from paligemma.foreign_json import parse_json
 from paligemma.launch.rest import BackendError, BackendUnavailableError
 from paligemma.terminal import printable
 from paligemma.yaml_text import dump_documents
-from pipelines.backends.job import Job, difference
+from pipelines.backends.job import Job, difference, step_names
 
 TOKEN_VARIABLE = "KFP_TOKEN"
 """A bearer token for the API, where it asks for one; never a flag."""
+
+_FILLED_IN = ("pipeline-runner", "default-editor")
+"""Service accounts that KFP fills in where none is asked for: of an installation for one user, and for several."""
+_ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
 class Kubeflow:
@@ -66,13 +70,17 @@ class Kubeflow:
         return run.run_id
 
     def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
-        """Makes a recurring run, one at a time, without catching up, unless there is just this one."""
+        """Makes a recurring run, one at a time, without catching up, unless there is just this one.
+
+        A run of the one that it replaces goes on to its end, which might be after the new one's first has begun.
+        """
         wanted = _canonical(job, cron)
         with _errors(self._host):
             experiment = self._experiment_id()
-            there = [one for one in self._recurring_runs(experiment) if one.display_name == job.name]
-            same = [one for one in there if not difference(_of_server(one), wanted)]
-            changes = difference(_of_server(there[0]) if there else {}, wanted) if not same else ""
+            recurring = self._all(self._client.list_recurring_runs, "recurring_runs", experiment)
+            there = [one for one in recurring if one.display_name == job.name]
+            same = [one for one in there if not difference(_of_server(one, wanted), wanted)]
+            changes = difference(_of_server(there[0], wanted) if there else {}, wanted) if not same else ""
         show(changes)
         if dry_run:
             return
@@ -91,17 +99,21 @@ class Kubeflow:
                         service_account=job.service_account or None,
                     )
             # The old one goes last: a crash in between leaves one too many, which the next call removes.
-            for one in there:
-                if not same or one is not same[0]:
-                    self._client.delete_recurring_run(one.recurring_run_id)
+            old = [one.recurring_run_id for one in there if not same or one is not same[0]]
+            for one in old:
+                self._delete(one)
+            going_on = [*self._under_way(experiment, old)] if old else []
+        for run in going_on:
+            show(f"the run {run} of the schedule before goes on to its end")
 
     def status(self, run: str) -> str:
         """The run's state and that of its tasks."""
         with _errors(self._host):
             found = self._client.get_run(run)
-        tasks = (found.run_details.task_details or []) if found.run_details else []
-        lines = [f"{found.display_name}: {found.state}"]
-        lines += [f"  {task.display_name}: {task.state}" for task in tasks if task.display_name]
+        steps = step_names(_documents(found.pipeline_spec)[0])
+        nodes = (found.run_details.task_details or []) if found.run_details else []  # drivers, attempts and DAGs are among them
+        tasks = sorted((node for node in nodes if node.display_name in steps), key=lambda node: str(node.start_time))
+        lines = [f"{found.display_name}: {found.state}", *(f"  {task.display_name}: {task.state}" for task in tasks)]
         return "\n".join(map(printable, lines))
 
     def cancel(self, run: str) -> None:
@@ -112,11 +124,22 @@ class Kubeflow:
     def _experiment_id(self) -> str:
         return self._client.create_experiment(self._experiment, namespace=self._namespace or None).experiment_id
 
-    def _recurring_runs(self, experiment: str) -> Iterator:
+    def _under_way(self, experiment: str, recurring: Collection[str]) -> Iterator[str]:
+        """Runs of recurring runs that have not ended."""
+        for run in self._all(self._client.list_runs, "runs", experiment):
+            if run.recurring_run_id in recurring and run.state not in _ENDED:
+                yield run.run_id
+
+    def _delete(self, recurring: str) -> None:
+        """Deletes a recurring run, but not those runs of it that are under way, which belong to it and would go with it."""
+        api = self._client._recurring_run_api  # delete_recurring_run of the client has no such argument
+        api.recurring_run_service_delete_recurring_run(recurring_run_id=recurring, propagation_policy="ORPHAN")
+
+    def _all(self, call: Callable, kind: str, experiment: str) -> Iterator:
         token = ""
         while True:
-            page = self._client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
-            yield from page.recurring_runs or ()
+            page = call(page_token=token, page_size=100, experiment_id=experiment)
+            yield from getattr(page, kind) or ()
             token = page.next_page_token
             if not token:
                 return
@@ -134,17 +157,25 @@ def _canonical(job: Job, cron: str) -> dict:
     }
 
 
-def _of_server(found) -> dict:
-    specification, settings = found.pipeline_spec or {}, found.runtime_config
-    both = "pipeline_spec" in specification
+def _of_server(found, wanted: dict) -> dict:
+    """A recurring run as `_canonical` has it, without what the server filled in where nothing was wanted."""
+    (pipeline, platform), settings = _documents(found.pipeline_spec), found.runtime_config
+    account = found.service_account or ""
     return {
         "cron": found.trigger.cron_schedule.cron if found.trigger and found.trigger.cron_schedule else None,
         "parameters": (settings.parameters if settings else None) or {},
         "root": (settings.pipeline_root if settings else None) or "",
-        "service_account": found.service_account or "",
-        "pipeline": specification["pipeline_spec"] if both else specification,
-        "platform": specification.get("platform_spec") if both else None,
+        "service_account": "" if account in _FILLED_IN and not wanted["service_account"] else account,
+        "pipeline": pipeline,
+        "platform": platform,
     }
+
+
+def _documents(specification: dict | None) -> tuple[dict, dict | None]:
+    """The pipeline, and its platform's settings if it has any, as the API has both in one field."""
+    specification = specification or {}
+    both = "pipeline_spec" in specification
+    return (specification["pipeline_spec"], specification.get("platform_spec")) if both else (specification, None)
 
 
 @contextmanager

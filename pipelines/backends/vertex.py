@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from paligemma.errors import InputError
 from paligemma.launch.vertex import VertexApi
 from paligemma.terminal import printable
-from pipelines.backends.job import Job, canonical, difference
+from pipelines.backends.job import Job, canonical, difference, step_names
+
+_DEFAULT_ACCOUNT = "-compute@developer.gserviceaccount.com"
 
 
 class Vertex:
@@ -31,14 +33,16 @@ class Vertex:
     def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
         """Makes a schedule, one run at a time, or changes the one of this name if it differs. Vertex never catches up."""
         request = {"parent": self._parent, "pipelineJob": _pipeline_job(job)}
-        wanted = {"displayName": job.name, "cron": cron, "maxConcurrentRunCount": "1", "createPipelineJobRequest": request}
+        # The first count limits how many are started at a time, and the second one how many are under way.
+        counts = {"maxConcurrentRunCount": "1", "maxConcurrentActiveRunCount": "1"}
+        wanted = {"displayName": job.name, "cron": cron, **counts, "createPipelineJobRequest": request}
         there = self._find_schedule(job.name)
-        before = {key: there.get(key) for key in wanted} if there else {}
+        before = _asked_for(there, wanted) if there else {}
         changes = difference(before, wanted)
         show(changes)
         if changes and not dry_run:
             if there:
-                fields = ",".join(key for key in wanted if canonical(before[key]) != canonical(wanted[key]))
+                fields = ",".join(key for key in wanted if canonical(before.get(key)) != canonical(wanted[key]))
                 self._api.patch(there["name"], {"name": there["name"], **wanted}, fields)
             else:
                 self._api.post(f"{self._parent}/schedules", wanted)
@@ -49,7 +53,9 @@ class Vertex:
         lines = [f"{found['displayName']}: {found['state']}"]
         if error := found.get("error"):
             lines.append(f"  {error.get('message', error)}")
-        lines += [f"  {task['taskName']}: {task['state']}" for task in found.get("jobDetail", {}).get("taskDetails", ())]
+        steps = step_names(found["pipelineSpec"])
+        tasks = [task for task in found.get("jobDetail", {}).get("taskDetails", ()) if task["taskName"] in steps]
+        lines += [f"  {task['taskName']}: {task['state']}" for task in tasks]
         return "\n".join(map(printable, lines))
 
     def cancel(self, run: str) -> None:
@@ -65,6 +71,19 @@ class Vertex:
         """The schedule of this name that has not ended."""
         found = self._api.find(f"{self._parent}/schedules", "schedules", f'display_name="{name}"')
         return next((one for one in found if one["displayName"] == name and one.get("state") != "COMPLETED"), None)
+
+
+def _asked_for(found: Mapping, wanted: Mapping) -> dict:
+    """What a schedule was asked to be, without what Vertex AI filled in besides: fields, labels and its own service account."""
+    kept = {}
+    for key, value in found.items():
+        if key in ("pipelineSpec", "parameterValues"):  # all of it was ours
+            kept[key] = value
+        elif key == "serviceAccount":
+            kept |= {} if key not in wanted and value.endswith(_DEFAULT_ACCOUNT) else {key: value}
+        elif key in wanted:
+            kept[key] = _asked_for(value, wanted[key]) if isinstance(value, Mapping) else value
+    return kept
 
 
 def _pipeline_job(job: Job) -> dict:

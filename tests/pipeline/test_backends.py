@@ -51,6 +51,31 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
         yield server
 
 
+ARGO_NODES = [
+    {"display_name": name, "state": state, "start_time": f"2026-01-01T00:{minute:02d}:00Z"}
+    for name, state, minute in [
+        ("paligemma-finetune-x7b2p", "RUNNING", 0),
+        ("root-driver", "SUCCEEDED", 1),
+        ("root", "RUNNING", 2),
+        ("root(0)", "RUNNING", 2),
+        ("exit-handler-1-driver", "SUCCEEDED", 3),
+        ("exit-handler-1", "RUNNING", 4),
+        ("finetune", "RUNNING", 20),
+        ("finetune-driver", "SUCCEEDED", 19),
+        ("finetune(0)", "RUNNING", 20),
+        ("executor", "RUNNING", 21),
+        ("executor(0)", "FAILED", 21),
+        ("executor(1)", "RUNNING", 25),
+        ("fetch-checkpoint-driver", "SUCCEEDED", 5),
+        ("fetch-checkpoint", "SUCCEEDED", 6),
+        ("prepare-data", "FAILED", 10),
+        ("summarize", "PENDING", 30),
+        ("", "PENDING", 31),
+    ]
+]
+"""What KFP shows as a run's tasks: all of Argo's nodes (NodeStatuses of backend/src/common/util/workflow.go:906)."""
+
+
 def call(command: str, *arguments: object) -> str:
     result = CliRunner().invoke(app, ["pipeline", command, *map(str, arguments)])
     if result.exception is not None:
@@ -91,13 +116,19 @@ def test_a_run_on_kubeflow(folder: Path, kubeflow: KubeflowServer) -> None:
         "experiment_id": "experiment-1",
         "runtime_config": {"parameters": sent_parameters(), "pipeline_root": "gs://b/artifacts/runner"},
         "service_account": "runner",
-        "state": "PENDING",
-        "run_details": {"task_details": []},
+        "recurring_run_id": "",
         "run_id": run,
+        **{name: posted[name] for name in ("state", "storage_state", "run_details", "created_at", "updated_at")},
     }
-    kubeflow.runs[run]["run_details"]["task_details"] = [{"display_name": "finetune", "state": "RUNNING"}]
     where = ["--backend", "kfp", "--host", kubeflow.url]
-    assert call("status", run, *where) == "monday: PENDING\n  finetune: RUNNING"
+    kubeflow.runs[run]["run_details"]["task_details"] = ARGO_NODES
+    assert call("status", run, *where).splitlines() == [
+        "monday: PENDING",
+        "  fetch-checkpoint: SUCCEEDED",
+        "  prepare-data: FAILED",
+        "  finetune: RUNNING",
+        "  summarize: PENDING",
+    ]
     call("cancel", run, *where)
     assert kubeflow.runs[run]["state"] == "CANCELING"
 
@@ -109,6 +140,8 @@ def test_a_schedule_on_kubeflow_is_replaced_only_when_something_changed(folder: 
     call("schedule", *command)
     ((first, made),) = kubeflow.recurring_runs.items()
     made = dict(made)
+    for filled_in in ("namespace", "status", "created_at", "updated_at"):
+        made.pop(filled_in)
     pipeline, platform = compiled(folder, "kfp-gpu-l4")
     assert canonical(made.pop("pipeline_spec")) == canonical({"pipeline_spec": pipeline, "platform_spec": platform})
     assert made == {
@@ -136,6 +169,42 @@ def test_a_schedule_on_kubeflow_is_replaced_only_when_something_changed(folder: 
     assert list(kubeflow.recurring_runs) == [second]
 
 
+def test_a_schedule_without_a_service_account_is_the_one_that_the_server_filled_it_in_for(
+    folder: Path, kubeflow: KubeflowServer
+) -> None:
+    command = on_kubeflow(folder, kubeflow)
+    account = command.index("--service-account")
+    with_account = [*command, "--name", "weekly", "--cron", "0 0 3 * * 1"]
+    without = [*with_account[:account], *with_account[account + 2 :]]
+    call("schedule", *without)
+    ((first, made),) = kubeflow.recurring_runs.items()
+    assert made["service_account"] == "pipeline-runner"
+    assert call("schedule", *without) == "nothing changes"
+    assert list(kubeflow.recurring_runs) == [first]
+    assert "+service_account: runner" in call("schedule", *with_account)
+    assert "-service_account: runner" in call("schedule", *without)
+
+
+def test_a_schedule_is_replaced_without_killing_the_run_that_is_under_way(folder: Path, kubeflow: KubeflowServer) -> None:
+    command = [*on_kubeflow(folder, kubeflow), "--name", "weekly", "--cron", "0 0 3 * * 1"]
+    call("schedule", *command)
+    (first,) = kubeflow.recurring_runs
+    before = []
+    for state in ("SUCCEEDED", "FAILED", "CANCELED"):
+        before.append(kubeflow.fire(first))
+        assert kubeflow.fire(first) is None  # one at a time
+        kubeflow.runs[before[-1]]["state"] = state
+    under_way = kubeflow.fire(first)
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "batch_size": 7}, sort_keys=False))
+    said = call("schedule", *command)
+    assert f"the run {under_way} of the schedule before goes on" in said
+    assert not [run for run in before if run in said]
+    assert kubeflow.collected == []
+    assert kubeflow.runs[under_way]["state"] == "RUNNING"
+    (second,) = kubeflow.recurring_runs
+    assert second != first
+
+
 def test_a_run_on_vertex(folder: Path, google: VertexServer) -> None:
     run = call("submit", *on_vertex(folder), "--name", "monday")
     job = dict(google.jobs[run])
@@ -149,9 +218,10 @@ def test_a_run_on_vertex(folder: Path, google: VertexServer) -> None:
         "serviceAccount": "r@p.iam.gserviceaccount.com",
         "state": "PIPELINE_STATE_PENDING",
     }
-    google.jobs[run]["jobDetail"] = {"taskDetails": [{"taskName": "finetune", "state": "RUNNING"}]}
+    names = ("paligemma-finetune-1", "exit-handler-1", "fetch-checkpoint", "finetune", "condition-2")
+    google.jobs[run]["jobDetail"] = {"taskDetails": [{"taskName": name, "state": "RUNNING"} for name in names]}
     where = ["--backend", "vertex", "--project", "my-project", "--location", "us-central1"]
-    assert call("status", run, *where) == "monday: PIPELINE_STATE_PENDING\n  finetune: RUNNING"
+    assert call("status", run, *where) == "monday: PIPELINE_STATE_PENDING\n  fetch-checkpoint: RUNNING\n  finetune: RUNNING"
     call("cancel", run, *where)
     assert google.jobs[run]["state"] == "PIPELINE_STATE_CANCELLING"
 
@@ -171,9 +241,9 @@ def test_a_schedule_on_vertex_is_changed_only_when_something_changed(folder: Pat
         "serviceAccount": "r@p.iam.gserviceaccount.com",
     }
     request = {"parent": google.parent, "pipelineJob": job}
-    assert canonical(made.pop("createPipelineJobRequest")) == canonical(request)
-    name = f"{google.parent}/schedules/1"
-    assert made == {"name": name, "displayName": "weekly", "cron": "0 3 * * 1", "maxConcurrentRunCount": "1", "state": "ACTIVE"}
+    sent = next(body for method, path, _, body in google.log if (method, path[-9:]) == ("POST", "schedules"))
+    assert canonical(sent["createPipelineJobRequest"]) == canonical(request)
+    assert (made["cron"], made["maxConcurrentRunCount"], made["maxConcurrentActiveRunCount"]) == ("0 3 * * 1", "1", "1")
     assert call("schedule", *command) == "nothing changes"
     command[-1] = "0 4 * * 1"
     changes = call("schedule", *command)
@@ -181,6 +251,33 @@ def test_a_schedule_on_vertex_is_changed_only_when_something_changed(folder: Pat
     assert google.log[-1][0] == "PATCH"
     assert google.log[-1][2] == "updateMask=cron"
     assert {schedule["cron"] for schedule in google.schedules.values()} == {"0 4 * * 1"}
+
+
+def test_a_schedule_on_vertex_never_has_two_runs_under_way(folder: Path, google: VertexServer) -> None:
+    command = [*on_vertex(folder), "--name", "weekly", "--cron", "0 3 * * 1"]
+    call("schedule", *command)
+    first = google.fire("1")
+    assert google.fire("1") is None
+    google.jobs[first]["state"] = "PIPELINE_STATE_FAILED"
+    assert google.fire("1") not in (None, first)
+    del google.schedules["1"]["maxConcurrentActiveRunCount"]  # as one that was made before
+    assert google.fire("1") is not None
+    assert "+maxConcurrentActiveRunCount: '1'" in call("schedule", *command)
+
+
+def test_what_vertex_fills_in_is_no_difference_and_what_is_taken_back_is_one(folder: Path, google: VertexServer) -> None:
+    command = on_vertex(folder)
+    account = command.index("--service-account")
+    with_account = [*command, "--name", "weekly", "--cron", "0 3 * * 1"]
+    without = [*with_account[:account], *with_account[account + 2 :]]
+    call("schedule", *without)
+    assert call("schedule", *without) == "nothing changes"
+    assert "serviceAccount: r@p.iam.gserviceaccount.com" in call("schedule", *with_account)
+    assert "-    serviceAccount: r@p.iam.gserviceaccount.com" in call("schedule", *without)
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "batch_size": 7}, sort_keys=False))
+    call("schedule", *without)
+    (folder / "parameters.yaml").write_text(yaml.safe_dump(PARAMETERS, sort_keys=False))
+    assert "-        batch_size: 7" in call("schedule", *without)
 
 
 def test_a_schedules_difference_is_shown_before_it_is_made(

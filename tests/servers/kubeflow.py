@@ -3,6 +3,11 @@
 It rejects what the real one rejects: fields that kfp-server-api's models (generated from the API's own protocol buffers) do not
 have, enumeration values that they do not allow, pipelines that are not KFP's IR, parameters that the pipeline does not have or
 whose values are of another type, and cron expressions without seconds (the API server uses robfig/cron with six fields).
+
+It fills in what the real one fills in (toApiRecurringRun and toApiRun of backend/src/apiserver/server/api_converter.go, 2.17.0;
+the service account: resource_manager.go:1414 and :751). A run belongs to the schedule that started it, and dies with that,
+unless it is deleted with the propagation policy ORPHAN (resource_manager.go:1458, util/scheduled_workflow.go:188). It starts
+none while as many as its max_concurrency run (util/scheduled_workflow.go:207). Lists come in pages.
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ from servers.struct import as_kept
 
 API = "/apis/v2beta1/"
 JSON = [("Content-Type", "application/json")]
+SERVICE_ACCOUNT = "pipeline-runner"
+"""DefaultPipelineRunnerServiceAccount of backend/src/apiserver/common/const.go:59."""
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _KINDS = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool}
 
 
@@ -42,6 +50,7 @@ class KubeflowServer:
     """
 
     url: str
+    page_size = 2
 
     def __init__(self, token: str = "") -> None:
         self.token = token
@@ -51,6 +60,7 @@ class KubeflowServer:
         self.log: list[tuple[str, str, dict | None]] = []
         self.refuse = ("", "")
         self.fail: list[int] = []
+        self.collected: list[str] = []  # runs that died with their schedule
         self._numbers = itertools.count(1)
         self._http = LocalServer(self._serve)
 
@@ -61,6 +71,22 @@ class KubeflowServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._http.__exit__(kind, error, trace)
+
+    def fire(self, identity: str) -> str | None:
+        """The time of a schedule has come: the run that it starts, if it does."""
+        schedule = self.recurring_runs[identity]
+        active = [run for run in self.runs.values() if run["recurring_run_id"] == identity and run["state"] not in ENDED]
+        if schedule["mode"] != "ENABLE" or len(active) >= int(schedule["max_concurrency"]):
+            return None
+        kept = ("experiment_id", "pipeline_spec", "runtime_config", "service_account")
+        run = {key: schedule[key] for key in kept} | {"display_name": f"{schedule['display_name']} {len(self.runs)}"}
+        return self._keep(self.runs, "run", {**run, "recurring_run_id": identity, **self._new_run()})["run_id"]
+
+    def _new_run(self) -> dict:
+        return {"state": "RUNNING", "storage_state": "AVAILABLE", "run_details": {"task_details": []}, **self._times()}
+
+    def _times(self) -> dict:
+        return dict.fromkeys(("created_at", "updated_at"), f"2026-01-01T00:00:{next(self._numbers) % 60:02d}Z")
 
     def _serve(self, exchange: Exchange) -> None:
         path, _, query = exchange.target.partition("?")
@@ -90,8 +116,10 @@ class KubeflowServer:
                 return self._keep(self.experiments, "experiment", {**body, "storage_state": "AVAILABLE"})
             case "POST", "runs":
                 self._check_job(body, "V2beta1Run")
-                run = {**body, "state": "PENDING", "run_details": {"task_details": []}}
-                return self._keep(self.runs, "run", run)
+                filled = {"service_account": body.get("service_account") or SERVICE_ACCOUNT, "recurring_run_id": ""}
+                return self._keep(self.runs, "run", {**body, **filled, **self._new_run(), "state": "PENDING"})
+            case "GET", "runs":
+                return self._page(self.runs, "runs", query)
             case "GET", "runs/ID":
                 return self._find(self.runs, path.split("/")[1])
             case "POST", "runs/ID:terminate":
@@ -106,10 +134,18 @@ class KubeflowServer:
                     raise RefusedError(400, f"expected 6 fields, found {len(cron.split())}: [{cron}]")
                 if body.get("max_concurrency", 0) not in range(1, 11) and body.get("max_concurrency") != "1":
                     raise RefusedError(400, "max_concurrency must be 1 to 10")
-                return self._keep(self.recurring_runs, "recurring_run", body)
+                filled = {"service_account": body.get("service_account") or SERVICE_ACCOUNT, "namespace": "kubeflow"}
+                filled |= {"status": "ENABLED", **self._times()}
+                return self._keep(self.recurring_runs, "recurring_run", {**body, **filled})
             case "DELETE", "recurringruns/ID":
-                self._find(self.recurring_runs, path.split("/")[1])
-                del self.recurring_runs[path.split("/")[1]]
+                identity = path.split("/")[1]
+                self._find(self.recurring_runs, identity)
+                del self.recurring_runs[identity]
+                if query.get("propagation_policy") != ["ORPHAN"]:
+                    for name, run in self.runs.items():
+                        if run["recurring_run_id"] == identity and run["state"] not in ENDED:
+                            self.collected.append(name)
+                            run["state"] = "FAILED"
                 return {}
         raise RefusedError(404, f"{method} {path} is not there")
 
@@ -131,7 +167,13 @@ class KubeflowServer:
         if "filter" in query:
             (wanted,) = json.loads(query["filter"][0])["predicates"]
             found = [one for one in found if one[wanted["key"]] == wanted["stringValue"]]
-        return {key: found, "total_size": len(found)}
+        if "experiment_id" in query:
+            found = [one for one in found if one["experiment_id"] == query["experiment_id"][0]]
+        if query.get("sort_by") == ["created_at desc"]:
+            found.sort(key=lambda one: one["created_at"], reverse=True)
+        start = int(query.get("page_token", ["0"])[0] or 0)
+        stop = start + min(self.page_size, int(query.get("page_size", [10])[0]))
+        return {key: found[start:stop], "total_size": len(found), **({"next_page_token": str(stop)} if found[stop:] else {})}
 
     def _check_job(self, body: dict, model: str) -> None:
         check_model(body, model, ("display_name", "experiment_id", "runtime_config"))

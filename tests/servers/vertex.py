@@ -46,6 +46,7 @@ SCHEDULE = {
     "maxRunCount": (str, int),
     "allowQueueing": bool,
     "maxConcurrentRunCount!": (str, int),
+    "maxConcurrentActiveRunCount": (str, int),
     "cron!": str,
     "createPipelineJobRequest!": CREATE_PIPELINE_JOB,
 }
@@ -74,6 +75,10 @@ TPU_MACHINES = {  # https://cloud.google.com/vertex-ai/docs/training/configure-c
     "ct6e-standard-4t": {"2x2"},
     "ct6e-standard-8t": {"2x4"},
 }
+
+
+ENDED = ("PIPELINE_STATE_SUCCEEDED", "PIPELINE_STATE_FAILED", "PIPELINE_STATE_CANCELLED")
+SERVICE_ACCOUNT = "123456789-compute@developer.gserviceaccount.com"
 
 
 class RefusedError(Exception):
@@ -117,6 +122,23 @@ class VertexServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._http.__exit__(kind, error, trace)
+
+    def fire(self, identity: str) -> str | None:
+        """The time of a schedule has come: the run that it starts, if it does. Only one field limits runs that have not ended;
+        the other one is about starting them (google/cloud/aiplatform_v1/types/schedule.py:116-129 of google-cloud-aiplatform).
+        """
+        schedule = self.schedules[identity]
+        active = [
+            one for one in self.jobs.values() if one.get("scheduleName") == schedule["name"] and one["state"] not in ENDED
+        ]
+        limit = schedule.get("maxConcurrentActiveRunCount")
+        if limit is not None and len(active) >= int(limit):
+            return None
+        name = f"paligemma-finetune-{next(self._numbers)}"
+        job = schedule["createPipelineJobRequest"]["pipelineJob"]
+        full = f"{self.numbered}/pipelineJobs/{name}"
+        self.jobs[name] = {**job, "name": full, "state": "PIPELINE_STATE_RUNNING", "scheduleName": schedule["name"]}
+        return name
 
     def _serve(self, exchange: Exchange) -> None:
         path, _, query = exchange.target.partition("?")
@@ -193,7 +215,10 @@ class VertexServer:
             case "POST", "schedules":
                 self._check_schedule(body)
                 identity = str(next(self._numbers))
-                self.schedules[identity] = {**body, "name": f"{path}/{identity}", "state": "ACTIVE"}
+                times = dict.fromkeys(("createTime", "updateTime", "startTime"), "2026-01-01T00:00:00Z")
+                filled = {"name": f"{self.numbered}/schedules/{identity}", "state": "ACTIVE", "startedRunCount": "0", **times}
+                self.schedules[identity] = {**body, **filled}
+                self._fill_in(self.schedules[identity])
                 return self.schedules[identity]
             case "GET", "schedules":
                 wanted = re.fullmatch(r'display_name="([^"]*)"', query["filter"][0])
@@ -207,6 +232,7 @@ class VertexServer:
                     raise RefusedError(400, f"invalid updateMask: {unknown}")
                 self._check_schedule(body)
                 found.update({field: body[field] for field in fields})
+                self._fill_in(found)
                 return found
         raise RefusedError(404, f"{method} {path} is not there")
 
@@ -228,6 +254,14 @@ class VertexServer:
         response = {"model": name, "modelVersionId": versions[-1]["versionId"]}
         self.operations[number] = {**operation, "done": True, "response": response}
         return operation
+
+    def _fill_in(self, schedule: dict) -> None:
+        """As it is given back: with what was left to the service."""
+        request = schedule["createPipelineJobRequest"]
+        job = {"serviceAccount": SERVICE_ACCOUNT, **request["pipelineJob"]}
+        job["runtimeConfig"] = {"failurePolicy": "PIPELINE_FAILURE_POLICY_FAIL_SLOW", **job["runtimeConfig"]}
+        job["labels"] = {**job.get("labels", {}), "vertex-ai-pipelines-run-billing-id": "1"}
+        schedule["createPipelineJobRequest"] = {**request, "pipelineJob": job}
 
     def _find(self, place: dict[str, dict], identity: str) -> dict:
         if identity not in place:
