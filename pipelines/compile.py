@@ -16,13 +16,13 @@ def compile_pipeline(
     Args:
         output: the file.
         name: the DAG, or data preparation alone.
-        place_task: where the DAG's tasks run; None leaves that to whoever edits the file.
+        place_task: where its tasks run; None leaves that to whoever edits the file.
     """
     from kfp import compiler
 
     from pipelines.finetune import make_pipeline
-    from pipelines.prepare import prepare_pipeline
+    from pipelines.prepare import make_prepare_pipeline
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = prepare_pipeline if name == "prepare" else make_pipeline(place_task or placer("local"))
-    compiler.Compiler().compile(pipeline, str(output))
+    make = make_prepare_pipeline if name == "prepare" else make_pipeline
+    compiler.Compiler().compile(make(place_task or placer("local")), str(output))

@@ -58,12 +58,9 @@ def compile_(
     service_account: ServiceAccount = "",
 ) -> None:
     """Compile a pipeline to the YAML that a KFP cluster, or Vertex AI, runs."""
-    from paligemma.errors import InputError
     from pipelines.compile import compile_pipeline
     from pipelines.placement import placer, read_images
 
-    if which != "finetune" and profile != "local":
-        raise InputError("Only the DAG has profiles.", where="--which", expected="finetune")
     pinned = read_images(images) if images else None
     place_task = placer(
         profile,

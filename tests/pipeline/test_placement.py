@@ -155,6 +155,25 @@ def test_every_task_is_tried_again(compiled: dict[str, list[dict]], name: str) -
         assert task["retryPolicy"]["backoffMaxDuration"] == ("600s" if name.startswith("vertex") else "31536000s")
 
 
+@pytest.mark.parametrize("name", ["kfp-cpu", "vertex-cpu"])
+def test_preparation_on_many_pods_has_a_profile_too(tmp_path: Path, name: str) -> None:
+    """Its images can be pulled, and a pod that is lost is tried again."""
+    (tmp_path / "digests.json").write_text(json.dumps(IMAGES))
+    output = ["--images", str(tmp_path / "digests.json"), "--output", str(tmp_path / "p.yaml")]
+    done = CliRunner().invoke(app, ["pipeline", "compile", "--which", "prepare", "--profile", name, *output])
+    assert done.exception is None
+    pipeline, *platform = yaml.load_all((tmp_path / "p.yaml").read_text(), Loader=FAST)
+    assert {container["image"] for container in executors(pipeline).values()} == {IMAGES["cpu"]}
+    dags = [pipeline["root"]["dag"], *(c["dag"] for c in pipeline["components"].values() if "dag" in c)]
+    tasks = {key: task for dag in dags for key, task in dag["tasks"].items() if not key.startswith("for-loop")}
+    assert {key: task["retryPolicy"]["maxRetryCount"] for key, task in tasks.items()} == dict.fromkeys(
+        ("fetch-checkpoint", "list-groups", "prepare-group", "join-groups"), 3
+    )
+    for document in platform:
+        settings = document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+        assert {int(one["activeDeadlineSeconds"]) for one in settings} == {6 * 3600, 24 * 3600}
+
+
 def kubernetes(document: dict, executor: str) -> dict:
     return document["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{executor}"]
 
@@ -248,5 +267,4 @@ def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     assert "16 of four" in error("--profile", "kfp-tpu-v6e-256")
     assert "kfp-gpu-a100-16" in error("--profile", "kfp-multihost")
     assert "16 of four" not in error("--profile", "kfp-tpu-v5-4")
-    assert "Only the DAG has profiles" in error("--which", "prepare", "--profile", "kfp-cpu", "--images", str(digests))
     assert not (tmp_path / "p.yaml").exists()
