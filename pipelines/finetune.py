@@ -85,7 +85,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             "run_task": dsl.PIPELINE_TASK_NAME_PLACEHOLDER,
         }
-        at_exit = summarize(**place)
+        at_exit = summarize(expected=",".join(_ALWAYS), **place)
         with dsl.ExitHandler(at_exit, name="whatever happens"):
             fetched = fetch_checkpoint(
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
@@ -149,6 +149,10 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             place_task(step, placed)
 
     return finetune_pipeline
+
+
+_ALWAYS = ("fetch-checkpoint", "preflight", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2")
+"""Tasks of every run that succeeds."""
 
 
 def _made(name: str, task: dsl.PipelineTask, output: str) -> dict:

@@ -11,6 +11,7 @@ def summarize(
     summary: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
     root: str = "",
+    expected: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -19,6 +20,7 @@ def summarize(
 
     Args:
         root: Folder or gs:// prefix with the lineage of the run; empty: artifact_root, else where the runner puts artifacts.
+        expected: Tasks that the run has in any case, with commas: one without a record failed.
         artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         run: Name of the run; with artifact_root and run_task, where the artifact goes.
         run_task: Name of the task in it.
@@ -39,6 +41,7 @@ def summarize(
         root=root or str(default_root(parse_location(output))),
         run=run_name(summary, run),
         status=json.dumps(said),
+        expected=expected,
     )
     mirror_record(summary, output)
     shutil.copyfile(localize(output) / "report.html", report.path)

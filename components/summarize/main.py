@@ -11,6 +11,8 @@ from paligemma.command_line import run_command
 from paligemma.lineage.attempt import recorded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from paligemma.lineage.index import Index
     from paligemma.lineage.record import Input
 
@@ -27,6 +29,10 @@ def run(
     run: Annotated[str, typer.Option(help="Name of the run.")],
     status: Annotated[
         str, typer.Option(help="How the runner says that the run ended, as JSON: state and error.", show_default="not known")
+    ] = "",
+    expected: Annotated[
+        str,
+        typer.Option(help="Tasks that the run has in any case, with commas: one without a record failed.", show_default="none"),
     ] = "",
 ) -> None:
     """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
@@ -50,7 +56,7 @@ def run(
             record_cached(index, name)
     with Index(root) as index:  # which now has what was cached
         inputs = run_records(index, name)
-        summary = summarize(index, name, said, steps)
+        summary = summarize(index, name, said, steps, [safe_name(task) for task in expected.split(",") if task])
         with produce(output, ARTIFACT_TYPE, "summarize", {"run": name, "status": said}, inputs) as draft:
             (draft.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
             runs = [name] if steps else []
@@ -60,8 +66,12 @@ def run(
         log.info("a notification was sent")
 
 
-def summarize(index: Index, name: str, said: dict, steps: bool) -> dict:
-    """The run in one JSON value; `text` is for people, and what chat programs show."""
+def summarize(index: Index, name: str, said: dict, steps: bool, expected: Sequence[str] = ()) -> dict:
+    """The run in one JSON value; `text` is for people, and what chat programs show.
+
+    What the runner says is only believed where it says that the run failed: KFP gives the state that its metadata store has of
+    the DAG at that moment, be it RUNNING, and no error.
+    """
     from paligemma.lineage.queries import SUMMARY_COMPONENT, run_summary, run_tasks
 
     if not steps:
@@ -69,16 +79,21 @@ def summarize(index: Index, name: str, said: dict, steps: bool) -> dict:
         return {"run": name, "status": state, "error": said.get("error"), "text": f"{name}: {state}, and no step left a record"}
     found = run_summary(index, name)
     tasks = [task for task in run_tasks(index, name) if task["component"] != SUMMARY_COMPONENT]
-    status = "failed" if found["status"] == "succeeded" and said.get("state") == "FAILED" else found["status"]
+    without = [task for task in expected if task not in {one["task"] for one in tasks}]
+    failed = found["status"] == "succeeded" and (said.get("state") == "FAILED" or bool(without))
+    status = "failed" if failed else found["status"]
     text = f"{name}: {status}, {len(tasks)} steps in {found['seconds']:.0f} s"
     failures = [f"{task['task']}: {task['error']['message']}" for task in tasks if task["error"]]
     killed = [f"{task['task']}: killed, as it left no word" for task in tasks if task["status"] == "running"]
+    unheard = [f"no record of: {', '.join(without)}"] if without else []
     figures = [f"{key} {value:.4g}" for key, value in found["metrics"].items()]
-    lines = [text, *failures, *killed, *([", ".join(figures)] if figures else [])]
+    wrong = [*failures, *killed, *unheard]
+    lines = [text, *wrong, *([", ".join(figures)] if figures else [])]
     return {
         **found,
         "status": status,
-        "error": said.get("error"),
+        "error": said.get("error") or (wrong[0] if wrong else None),
+        "without_record": without,
         "text": "\n".join(lines),
         "steps": [{key: task[key] for key in _OF_A_STEP} for task in tasks],
     }

@@ -40,9 +40,9 @@ def _nobody_to_notify(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def summary_of(root: Path, name: str = "one", status: str = "") -> dict:
+def summary_of(root: Path, name: str = "one", status: str = "", expected: str = "") -> dict:
     output = root.parent / "summary"
-    run(output=str(output), root=str(root), run=name, status=status)
+    run(output=str(output), root=str(root), run=name, status=status, expected=expected)
     read_record(output, "summary")
     assert "<h1>Lineage</h1>" in (output / "report.html").read_text()
     return json.loads((output / "summary.json").read_text())
@@ -68,6 +68,26 @@ def test_a_run_that_failed_says_where_and_why(root: Path) -> None:
 
 def test_a_run_that_its_runner_calls_failed_is(root: Path) -> None:
     assert summary_of(root, status='{"state": "FAILED"}')["status"] == "failed"
+
+
+ON_KUBEFLOW = json.dumps({"state": "RUNNING", "error": None})
+"""What KFP's driver says of a run that has ended: the state that MLMD has of the DAG, and never an error's text
+(backend/src/v2/driver/resolve.go:471-477, 2.17.0)."""
+
+
+def test_what_failed_is_said_from_our_own_records_where_the_runner_says_nothing(root: Path) -> None:
+    fail(root, InputError("The loss is not finite."))
+    found = summary_of(root, status=ON_KUBEFLOW, expected="fetch,train,validation,finetune,evaluate,evaluate-2")
+    assert (found["status"], found["error"]) == ("failed", "finetune: The loss is not finite.")
+    assert found["without_record"] == ["evaluate-2"]
+    assert found["text"].splitlines()[1:3] == ["finetune: The loss is not finite.", "no record of: evaluate-2"]
+
+
+def test_a_run_whose_step_never_began_has_not_succeeded(root: Path) -> None:
+    """Its image could not be pulled, say: no process of ours was there to leave a record."""
+    assert summary_of(root, status=ON_KUBEFLOW, expected="fetch,train,validation,finetune,evaluate")["status"] == "succeeded"
+    found = summary_of(root, status=ON_KUBEFLOW, expected="fetch,train,validation,finetune,evaluate,evaluate-2")
+    assert (found["status"], found["error"]) == ("failed", "no record of: evaluate-2")
 
 
 def test_a_step_that_was_killed_is_named(root: Path) -> None:

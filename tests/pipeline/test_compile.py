@@ -66,6 +66,12 @@ def test_both_evaluations_are_judged_by_what_the_user_asks_for(specification: di
     assert asked | {"margin", "registry"} <= specification["root"]["inputDefinitions"]["parameters"].keys()
 
 
+def test_the_exit_step_is_told_which_tasks_every_run_has(specification: dict) -> None:
+    told = specification["root"]["dag"]["tasks"]["summarize"]["inputs"]["parameters"]["expected"]["runtimeValue"]["constant"]
+    inner = specification["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert set(told.split(",")) == {name for name in inner if not name.startswith("condition")}
+
+
 def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     inner = [component["dag"] for component in specification["components"].values() if "dag" in component]
     tasks = [task for dag in [specification["root"]["dag"], *inner] for task in dag["tasks"].items()]
