@@ -35,7 +35,7 @@ def summarize(
     from paligemma.storage.location import parse_location
 
     output = output_location(summary, artifact_root, run, run_task)
-    said = {"state": status.state, "error": status.error_message or None}
+    said = {"state": status.state, "error": status.error_message or None, "job": status.pipeline_job_resource_name}
     summarize_run(
         output=output,
         root=root or str(default_root(parse_location(output))),

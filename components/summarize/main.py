@@ -28,7 +28,10 @@ def run(
     root: Annotated[str, typer.Option(help="Folder or gs:// prefix with the folder `lineage` of the run.")],
     run: Annotated[str, typer.Option(help="Name of the run.")],
     status: Annotated[
-        str, typer.Option(help="How the runner says that the run ended, as JSON: state and error.", show_default="not known")
+        str,
+        typer.Option(
+            help="How the runner says that the run ended, as JSON: state, error, and job: its name.", show_default="not known"
+        ),
     ] = "",
     expected: Annotated[
         str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from paligemma.errors import InputError
@@ -55,6 +55,8 @@ class Vertex:
             lines.append(f"  {error.get('message', error)}")
         steps = step_names(found["pipelineSpec"])
         tasks = [task for task in found.get("jobDetail", {}).get("taskDetails", ()) if task["taskName"] in steps]
+        if run := _run_in_lineage(tasks):
+            lines.append(f"  run in lineage: {run}")
         lines += [f"  {task['taskName']}: {task['state']}" for task in tasks]
         return "\n".join(map(printable, lines))
 
@@ -71,6 +73,16 @@ class Vertex:
         """The schedule of this name that has not ended."""
         found = self._api.find(f"{self._parent}/schedules", "schedules", f'display_name="{name}"')
         return next((one for one in found if one["displayName"] == name and one.get("state") != "COMPLETED"), None)
+
+
+def _run_in_lineage(tasks: Iterable[Mapping]) -> str | None:
+    """The number by which a job's steps know their run, from the metadata of what the first of them made."""
+    for task in tasks:
+        for made in task.get("outputs", {}).values():
+            for artifact in made.get("artifacts", ()):
+                if run := artifact.get("metadata", {}).get("run"):
+                    return str(run)
+    return None
 
 
 def _asked_for(found: Mapping, wanted: Mapping) -> dict:

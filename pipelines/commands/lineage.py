@@ -45,9 +45,17 @@ def list_(
     if json:
         return _print(runs)
     _table(
-        ("run", "started", "status", "tasks", "seconds", "metrics"),
+        ("run", "job", "started", "status", "tasks", "seconds", "metrics"),
         (
-            (run["run"], run["started"][:19], _status(run), run["tasks"], f"{run['seconds']:.1f}", _figures(run["metrics"]))
+            (
+                run["run"],
+                run["job"],
+                run["started"][:19],
+                _status(run),
+                run["tasks"],
+                f"{run['seconds']:.1f}",
+                _figures(run["metrics"]),
+            )
             for run in runs
         ),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 from lineage_runs import make_run, make_step
+from typer.testing import CliRunner
 
 from components.summarize.component import summarize
 from components.summarize.main import run
@@ -20,8 +21,10 @@ from paligemma.lineage import webhook
 from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
+from paligemma.lineage.queries import list_runs
 from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
+from pipelines.cli import app
 from servers.local_http import Exchange, LocalServer
 
 ROWS = [("1.png", "one"), ("2.png", "two")]
@@ -88,6 +91,16 @@ def test_a_run_whose_step_never_began_has_not_succeeded(root: Path) -> None:
     assert summary_of(root, status=ON_KUBEFLOW, expected="fetch,train,validation,finetune,evaluate")["status"] == "succeeded"
     found = summary_of(root, status=ON_KUBEFLOW, expected="fetch,train,validation,finetune,evaluate,evaluate-2")
     assert (found["status"], found["error"]) == ("failed", "no record of: evaluate-2")
+
+
+def test_lineage_lists_a_run_with_what_its_runner_calls_it(root: Path) -> None:
+    name = "projects/1/locations/us-central1/pipelineJobs/paligemma-finetune-20260101-abc"
+    with at_place("one", "summarize", str(root)):
+        summary_of(root, status=json.dumps({"state": "SUCCEEDED", "error": None, "job": name}))
+    with Index(root) as index:
+        assert [(run["run"], run["job"]) for run in list_runs(index)] == [("one", "paligemma-finetune-20260101-abc")]
+    shown = CliRunner().invoke(app, ["lineage", "list", "--root", str(root)]).stdout.splitlines()
+    assert shown[1].split()[:2] == ["one", "paligemma-finetune-20260101-abc"]
 
 
 def test_a_step_that_was_killed_is_named(root: Path) -> None:

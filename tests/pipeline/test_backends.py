@@ -219,9 +219,14 @@ def test_a_run_on_vertex(folder: Path, google: VertexServer) -> None:
         "state": "PIPELINE_STATE_PENDING",
     }
     names = ("paligemma-finetune-1", "exit-handler-1", "fetch-checkpoint", "finetune", "condition-2")
-    google.jobs[run]["jobDetail"] = {"taskDetails": [{"taskName": name, "state": "RUNNING"} for name in names]}
+    details = [{"taskName": name, "state": "RUNNING"} for name in names]
+    # The name that `submit` printed is not the number by which the steps know their run, and by which lineage does.
+    details[2]["outputs"] = {"checkpoint": {"artifacts": [{"name": "x", "metadata": {"run": "8410072914"}}]}}
+    google.jobs[run]["jobDetail"] = {"taskDetails": details}
     where = ["--backend", "vertex", "--project", "my-project", "--location", "us-central1"]
-    assert call("status", run, *where) == "monday: PIPELINE_STATE_PENDING\n  fetch-checkpoint: RUNNING\n  finetune: RUNNING"
+    assert call("status", run, *where) == (
+        "monday: PIPELINE_STATE_PENDING\n  run in lineage: 8410072914\n  fetch-checkpoint: RUNNING\n  finetune: RUNNING"
+    )
     call("cancel", run, *where)
     assert google.jobs[run]["state"] == "PIPELINE_STATE_CANCELLING"
 
