@@ -47,7 +47,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         registry: str = "",
         formats: str = "big_vision",
         vertex_model: str = "",
-        serving_image: str = "",
+        serving: str = "",
         artifact_root: str = "",
     ):
         """Fine-tunes a checkpoint.
@@ -76,7 +76,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
-            serving_image: Image that Vertex AI is to serve it with; needed with vertex_model.
+            serving: How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with vertex_model.
             artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
         """
         place = {
@@ -136,7 +136,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     registry=registry,
                     formats=formats,
                     vertex_model=vertex_model,
-                    serving_image=serving_image,
+                    serving=serving,
                     **place,
                 )
 

@@ -17,7 +17,7 @@ def publish(
     dtype: str = "stored",
     promote: bool = True,
     vertex_model: str = "",
-    serving_image: str = "",
+    serving: str = "",
     checkpoint_sha256: str = "",
     tuned_sha256: str = "",
     evaluation_sha256: str = "",
@@ -33,7 +33,7 @@ def publish(
         dtype: Of every parameter; stored keeps each as it is.
         promote: Make it the champion; refused when its evaluation says no.
         vertex_model: Model of Vertex AI's Model Registry to make it a version of, by its full name; empty: none.
-        serving_image: Image that Vertex AI is to serve it with; needed with vertex_model.
+        serving: How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with vertex_model.
         checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
         tuned_sha256: Hash of tuned, as the step that made it gives it; empty: not compared.
         evaluation_sha256: Hash of evaluation, as the step that made it gives it; empty: not compared.
@@ -59,7 +59,7 @@ def publish(
         dtype=dtype,
         promote=promote,
         vertex_model=vertex_model,
-        serving_image=serving_image,
+        serving=serving,
     )
     location = release_part(registry, version, "release")
     release.metadata["version"] = version

@@ -34,8 +34,12 @@ def run(
             help="Model of Vertex AI's Model Registry to make it a version of, by its full name.", show_default="none"
         ),
     ] = "",
-    serving_image: Annotated[
-        str, typer.Option(help="Image that Vertex AI is to serve it with; needed with --vertex-model.", show_default="none")
+    serving: Annotated[
+        str,
+        typer.Option(
+            help="How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with --vertex-model.",
+            show_default="none",
+        ),
     ] = "",
 ) -> str:
     """Writes the merged model, its card and its manifest below REGISTRY/releases, then moves REGISTRY/champion.json."""
@@ -43,7 +47,7 @@ def run(
     from components.publish.release import read_candidate, write_release
     from paligemma import registry as releases
 
-    vertex = VertexModel.parse(vertex_model, serving_image, registry) if vertex_model else None
+    vertex = VertexModel.parse(vertex_model, serving, registry) if vertex_model else None
     candidate = read_candidate(checkpoint, tuned, evaluation, registry, formats, dtype)
     if promote:
         candidate.check_decision(releases.read_champion(registry))

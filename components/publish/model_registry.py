@@ -10,6 +10,7 @@ import re
 import time
 from dataclasses import dataclass
 
+from components.publish.serving import Serving, parse_serving
 from paligemma.errors import InputError
 from paligemma.launch.rest import BackendError
 from paligemma.launch.vertex import VertexApi
@@ -27,24 +28,24 @@ log = logging.getLogger("paligemma.publish")
 
 @dataclass(frozen=True)
 class VertexModel:
-    """A model of the Model Registry, and the image that is to serve it."""
+    """A model of the Model Registry, and how it is to be served."""
 
     project: str
     location: str
     identity: str
-    serving_image: str
+    serving: Serving
 
     @classmethod
-    def parse(cls, name: str, serving_image: str, registry: str) -> VertexModel:
+    def parse(cls, name: str, serving: str, registry: str) -> VertexModel:
         """Checks what is asked for, before anything is written.
 
         Args:
             name: `projects/PROJECT/locations/REGION/models/MODEL`.
-            serving_image: as Vertex AI needs it for every model that is uploaded.
+            serving: YAML text, which `components.publish.serving` reads; Vertex AI takes no model without it.
             registry: of the releases.
 
         Raises:
-            InputError: it is no such name, or there is no image, or Vertex AI could not reach the files.
+            InputError: it is no such name, or it is not said how to serve it, or Vertex AI could not reach the files.
         """
         found = _NAME.fullmatch(name)
         if found is None:
@@ -53,11 +54,9 @@ class VertexModel:
                 where="--vertex-model",
                 expected="projects/PROJECT/locations/REGION/models/MODEL",
             )
-        if not serving_image:
-            raise InputError("Vertex AI takes no model without the image that serves it.", where="--serving-image")
         if not registry.startswith(SCHEME):
             raise InputError("Vertex AI reaches files in Cloud Storage only.", where="--registry", expected="gs://BUCKET/...")
-        return cls(*found.groups(), serving_image)
+        return cls(*found.groups(), parse_serving(serving, "--serving"))
 
     def upload(self, release: Release) -> str:
         """Makes a release a version of the model; returns the version's name. The same release again changes nothing.
@@ -72,14 +71,15 @@ class VertexModel:
         if there is not None:
             return f"{name}@{there['versionId']}"
         part = _part(release)
+        files = _files(release, part)
         metrics = release.metrics
         score = metrics["metrics"][metrics["primary"]]
         model = {
             "displayName": self.identity,
             "versionDescription": f"{metrics['primary']} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})",
             "versionAliases": [alias],
-            "artifactUri": _files(release, part),
-            "containerSpec": {"imageUri": self.serving_image},
+            "artifactUri": files,
+            "containerSpec": self.serving.container(files),
             "labels": {"release": release.version, "format": part.replace("_", "-")},
         }
         place = {"parentModel": name} if _find(api, name) is not None else {"modelId": self.identity}

@@ -83,11 +83,13 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
 
 
 def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
-    """The parameters of a YAML file, as the pipeline takes them; `recipe` may be a preset's name, or keys and values.
+    """The parameters of a YAML file, as the pipeline takes them; `recipe` may be a preset's name, or keys and values, and
+    `serving` keys and values.
 
     Raises:
         InputError: names the first that is unknown, missing or of another type.
     """
+    from components.publish.serving import parse_serving
     from paligemma.training.recipe import parse_recipe
     from pipelines.presets import read_preset
 
@@ -106,6 +108,10 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
         values["recipe"] = read_preset(recipe)
     if values.get("recipe"):
         parse_recipe(values["recipe"], [], str(path))
+    if isinstance(values.get("serving"), dict):
+        values["serving"] = dump_yaml(values["serving"])
+    if values.get("vertex_model"):
+        parse_serving(str(values.get("serving", "")), path)
     for name, value in values.items():
         expected = inputs[name].type
         wrong_bool = isinstance(value, bool) and expected != "Boolean"

@@ -307,6 +307,8 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         ({"train_data": None}, "a value of the type String"),
         ({"artifact_root": "/tmp/x"}, "share no disk"),
         ({"recipe": {"stepz": 1}}, "stepz"),
+        ({"vertex_model": "projects/p/locations/r/models/m"}, "not said how the model is to be served"),
+        ({"vertex_model": "projects/p/locations/r/models/m", "serving": {"image": "x"}}, "ports: Field required"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_is_sent(

@@ -36,6 +36,8 @@ from servers.gcs import GcsServer
 from servers.vertex import VertexServer
 
 BUCKET = GcsLocation("bucket-of-the-dag", "")
+SERVING = """\
+{image: pkg.dev/p/server, ports: [80], predict_route: /p, health_route: /h, env: {CKPT_PATH: "{files}/checkpoint.npz"}}"""
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +106,10 @@ def check_model(google: VertexServer, release: Release) -> None:
     for bad in (("models/x", "i", "gs://b"), (model, "", "gs://b"), (model, "i", "runs/registry")):
         with pytest.raises(InputError):
             VertexModel.parse(*bad)
-    assert VertexModel.parse(model, "pkg.dev/p/vllm", str(BUCKET)).upload(release) == f"{model}@1"
+    assert VertexModel.parse(model, SERVING, str(BUCKET)).upload(release) == f"{model}@1"
     (made,) = google.models["paligemma"]
-    assert made["containerSpec"] == {"imageUri": "pkg.dev/p/vllm"}
+    assert made["containerSpec"]["imageUri"] == "pkg.dev/p/server"
+    assert made["containerSpec"]["env"] == [{"name": "CKPT_PATH", "value": f"{made['artifactUri']}/checkpoint.npz"}]
     assert made["versionAliases"] == [f"release-{release.version}"]
     assert made["labels"] == {"release": release.version, "format": "big-vision"}
     files = {one.location.name.rpartition("/")[2] for one in gcs.list_objects(parse_location(made["artifactUri"]))}
@@ -127,7 +130,7 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path) 
             "max_reject_fraction": 0.2,
             "registry": str(BUCKET / "registry"),
             "vertex_model": f"{google.parent}/models/paligemma",
-            "serving_image": "pkg.dev/p/vllm",
+            "serving": SERVING,
             "artifact_root": str(BUCKET / "artifacts"),
         },
         tmp_path / "root",

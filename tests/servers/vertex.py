@@ -58,13 +58,29 @@ WORKER_POOL = {"machineSpec!": MACHINE_SPEC, "replicaCount!": int, "containerSpe
 SCHEDULING = {"timeout": str, "strategy": str, "restartJobOnWorkerRestart": bool, "disableRetries": bool}
 CUSTOM_JOB_SPEC = {"workerPoolSpecs!": list, "scheduling": SCHEDULING, "serviceAccount": str, "network": str}
 CUSTOM_JOB = {"displayName!": str, "jobSpec!": CUSTOM_JOB_SPEC, "labels": dict, "encryptionSpec": dict}
+MODEL_CONTAINER_SPEC = {  # google/cloud/aiplatform_v1/types/model.py:1106-1167 of google-cloud-aiplatform 2.7.0
+    "imageUri!": str,
+    "command": list,
+    "args": list,
+    "env": list,
+    "ports": list,
+    "predictRoute": str,
+    "healthRoute": str,
+    "invokeRoutePrefix": str,
+    "grpcPorts": list,
+    "deploymentTimeout": str,
+    "sharedMemorySizeMb": (str, int),
+    "startupProbe": dict,
+    "healthProbe": dict,
+    "livenessProbe": dict,
+}
 MODEL = {
     "displayName!": str,
     "description": str,
     "versionDescription": str,
     "versionAliases": list,
     "artifactUri": str,
-    "containerSpec!": {"imageUri!": str, "args": list, "env": list, "ports": list},
+    "containerSpec!": MODEL_CONTAINER_SPEC,
     "labels": dict,
 }
 TPU_MACHINES = {  # https://cloud.google.com/vertex-ai/docs/training/configure-compute#tpu
@@ -243,6 +259,10 @@ class VertexServer:
             raise RefusedError(400, "artifactUri is not in Cloud Storage")
         if bad := [one for one in model["versionAliases"] if not re.fullmatch("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]", one)]:
             raise RefusedError(400, f"invalid alias: {bad}")
+        for entry in model["containerSpec"].get("env", ()):
+            check_fields(entry, {"name!": str, "value!": str}, "env")
+        for port in model["containerSpec"].get("ports", ()):
+            check_fields(port, {"containerPort!": int}, "ports")
         identity = body.get("modelId") or body["parentModel"].rpartition("/")[2]
         if ("modelId" in body) == (identity in self.models):
             raise RefusedError(400, f"{identity} is {'' if identity in self.models else 'not '}there")
