@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 RUNTIME = "paligemma-jax"
 """Our ClusterTrainingRuntime, of pipelines/kubernetes/training-runtime.yaml."""
 
+_SYSTEM_GB = 70
+"""Of a machine's boot disk, what its system and the image take."""
+
 
 def train_job(
     machine: Machine, image: str, timeout: int, retries: int, tolerations: list[dict], selectors: dict[str, str]
@@ -28,6 +31,7 @@ def train_job(
         selectors: of its node.
     """
     resources = {"cpu": machine.cpu, "memory": machine.memory, machine.accelerator: str(machine.count)}
+    resources["ephemeral-storage"] = f"{machine.disk}G"
     spec = {
         "activeDeadlineSeconds": timeout,
         "runtimeRef": {"name": RUNTIME},
@@ -61,8 +65,9 @@ def custom_job(
         spec["tpu_topology"] = machine.topology
     else:
         spec |= {"accelerator_type": machine.accelerator, "accelerator_count": machine.count}
+    disk = {"boot_disk_size_gb": machine.disk + _SYSTEM_GB}
     pools = [
-        {"machine_spec": spec, "replica_count": replicas, "container_spec": {"image_uri": image}}
+        {"machine_spec": spec, "replica_count": replicas, "container_spec": {"image_uri": image}, "disk_spec": disk}
         for replicas in (1, machine.hosts - 1)
         if replicas
     ]

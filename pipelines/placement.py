@@ -17,6 +17,7 @@ from paligemma.accelerator import ACCELERATOR_VARIABLE, Accelerator
 from paligemma.errors import InputError, did_you_mean
 from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.launch.watch import LAUNCH_VARIABLE
+from paligemma.storage.space import DISK_VARIABLE
 from pipelines.launching import custom_job, train_job
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ ACCELERATED = ("finetune", "evaluate")
 """Steps that use an accelerator; every other one runs on a plain machine."""
 
 _HOUR = 3600
+_SCRATCH_FOLDER = "/tmp"
+"""Where the images have everything that a step writes to a disk, caches too."""
 _SIGNING_FOLDER = "/etc/paligemma/signing"
 
 _PAUSES: dict[str, dict] = {
@@ -55,6 +58,7 @@ class Machine:
         hosts: how many of it work together, a process on each.
         machine_type: of a custom job on Vertex AI; empty: the task itself is given what is above.
         topology: of its TPU chips.
+        disk: GB for what a step holds: a checkpoint, records and a release.
     """
 
     image: Literal["cpu", "gpu", "tpu"]
@@ -66,6 +70,7 @@ class Machine:
     hosts: int = 1
     machine_type: str = ""
     topology: str = ""
+    disk: int = 80
 
     @property
     def is_launched(self) -> bool:
@@ -133,13 +138,21 @@ SMALL = Machine("cpu", cpu="4", memory="16G")
 """For steps that need no accelerator. Merging and decoding work on a block of one array at a time."""
 
 
-def _gke_gpu(name: str, cpu: str, memory: str, target: str, hosts: int = 1) -> Profile:
-    """One GPU; with several hosts, eight of each, and one of them to evaluate on."""
-    machine = Machine("gpu", cpu, memory, "nvidia.com/gpu", 1, {"cloud.google.com/gke-accelerator": name})
-    if hosts == 1:
-        return Profile("kfp", machine, target)
-    whole = replace(machine, cpu=str(8 * int(cpu)), memory=f"{8 * int(memory.removesuffix('G'))}G", count=8, hosts=hosts)
-    return Profile("kfp", whole, target, evaluating=machine)
+def _gke_gpu(name: str, cpu: int, memory: int, target: str, count: int = 1, hosts: int = 1) -> Profile:
+    """GPUs of one host, with what each of them brings of cores and GB; with several hosts, one GPU to evaluate on."""
+
+    def machine(count: int, hosts: int) -> Machine:
+        selectors = {"cloud.google.com/gke-accelerator": name}
+        return Machine("gpu", str(count * cpu), f"{count * memory}G", "nvidia.com/gpu", count, selectors, hosts)
+
+    if hosts > 1:  # preflight asks whether the job fits one of them
+        return Profile("kfp", machine(count, hosts), target, evaluating=machine(1, 1))
+    return Profile("kfp", machine(count, 1), _several(target, count))
+
+
+def _several(target: str, count: int) -> str:
+    """What preflight calls so many of a target in one machine."""
+    return target if count == 1 else f"{target}-{count}"
 
 
 _GKE_TPUS = {"v5e": "tpu-v5-lite-podslice", "v6e": "tpu-v6e-slice"}
@@ -160,8 +173,9 @@ def _gke_tpu(generation: str, chips: int, topology: str = "", hosts: int = 1) ->
     return Profile("kfp", training, f"{generation}-{chips}", evaluating)
 
 
-def _vertex_gpu(name: str, cpu: str, memory: str, target: str) -> Profile:
-    return Profile("vertex", Machine("gpu", cpu, memory, name, 1), target)
+def _vertex_gpu(name: str, cpu: int, memory: int, target: str, count: int = 1) -> Profile:
+    """GPUs of one host; cores and GB are those of Vertex AI's machine with so many."""
+    return Profile("vertex", Machine("gpu", str(cpu), f"{memory}G", name, count), _several(target, count))
 
 
 def _vertex_gpus(one: Profile, machine_type: str, hosts: int) -> Profile:
@@ -176,24 +190,34 @@ def _vertex_tpu(generation: str, chips: int) -> Profile:
     return Profile("vertex", machine, f"{generation}-{chips}")
 
 
-_VERTEX_A100 = _vertex_gpu("NVIDIA_TESLA_A100", cpu="12", memory="85G", target="a100-40")
-_VERTEX_H100 = _vertex_gpu("NVIDIA_H100_80GB", cpu="26", memory="234G", target="h100-80")
+_A100, _H100 = ("nvidia-tesla-a100", 11, 78, "a100-40"), ("nvidia-h100-80gb", 24, 200, "h100-80")
+_VERTEX_A100 = _vertex_gpu("NVIDIA_TESLA_A100", 12, 85, "a100-40")
+_VERTEX_H100 = _vertex_gpu("NVIDIA_H100_80GB", 26, 234, "h100-80")
 
 PROFILES: dict[str, Profile] = {
     "local": Profile("local", SMALL),
     "kfp-cpu": Profile("kfp", Machine("cpu", cpu="8", memory="32G")),
-    "kfp-gpu-t4": _gke_gpu("nvidia-tesla-t4", cpu="7", memory="26G", target="t4"),
-    "kfp-gpu-l4": _gke_gpu("nvidia-l4", cpu="7", memory="28G", target="l4"),
-    "kfp-gpu-a100": _gke_gpu("nvidia-tesla-a100", cpu="11", memory="78G", target="a100-40"),
-    "kfp-gpu-a100-16": _gke_gpu("nvidia-tesla-a100", cpu="11", memory="78G", target="a100-40", hosts=2),
-    "kfp-gpu-h100": _gke_gpu("nvidia-h100-80gb", cpu="24", memory="200G", target="h100-80"),
-    "kfp-gpu-h100-16": _gke_gpu("nvidia-h100-80gb", cpu="24", memory="200G", target="h100-80", hosts=2),
+    "kfp-gpu-t4": _gke_gpu("nvidia-tesla-t4", 7, 26, "t4"),
+    "kfp-gpu-l4": _gke_gpu("nvidia-l4", 7, 28, "l4"),
+    "kfp-gpu-l4-2": _gke_gpu("nvidia-l4", 11, 42, "l4", count=2),  # of g2-standard-24
+    "kfp-gpu-l4-4": _gke_gpu("nvidia-l4", 11, 42, "l4", count=4),  # of g2-standard-48
+    "kfp-gpu-a100": _gke_gpu(*_A100),
+    "kfp-gpu-a100-8": _gke_gpu(*_A100, count=8),
+    "kfp-gpu-a100-16": _gke_gpu(*_A100, count=8, hosts=2),
+    "kfp-gpu-h100": _gke_gpu(*_H100),
+    "kfp-gpu-h100-8": _gke_gpu(*_H100, count=8),
+    "kfp-gpu-h100-16": _gke_gpu(*_H100, count=8, hosts=2),
     **{f"kfp-tpu-{name}-{chips}": _gke_tpu(name, chips) for name in _GKE_TPUS for chips in _ONE_HOST},
     **{f"kfp-tpu-{name}-16": _gke_tpu(name, 16, "4x4", hosts=4) for name in _GKE_TPUS},
     "vertex-cpu": Profile("vertex", Machine("cpu", cpu="8", memory="32G")),
-    "vertex-gpu-t4": _vertex_gpu("NVIDIA_TESLA_T4", cpu="8", memory="30G", target="t4"),
-    "vertex-gpu-l4": _vertex_gpu("NVIDIA_L4", cpu="8", memory="32G", target="l4"),
+    "vertex-gpu-t4": _vertex_gpu("NVIDIA_TESLA_T4", 8, 30, "t4"),
+    "vertex-gpu-l4": _vertex_gpu("NVIDIA_L4", 8, 32, "l4"),
+    "vertex-gpu-l4-2": _vertex_gpu("NVIDIA_L4", 24, 96, "l4", count=2),
+    "vertex-gpu-l4-4": _vertex_gpu("NVIDIA_L4", 48, 192, "l4", count=4),
     "vertex-gpu-a100": _VERTEX_A100,
+    "vertex-gpu-a100-8": _vertex_gpu("NVIDIA_TESLA_A100", 96, 680, "a100-40", count=8),
+    "vertex-gpu-h100": _VERTEX_H100,
+    "vertex-gpu-h100-8": _vertex_gpu("NVIDIA_H100_80GB", 208, 1872, "h100-80", count=8),
     "vertex-gpu-a100-16": _vertex_gpus(_VERTEX_A100, "a2-highgpu-8g", hosts=2),
     "vertex-gpu-h100-16": _vertex_gpus(_VERTEX_H100, "a3-highgpu-8g", hosts=2),
     **{f"vertex-tpu-{name}-{chips}": _vertex_tpu(name, chips) for name in _TPU_MACHINES for chips in _ONE_HOST},
@@ -309,6 +333,7 @@ def placer(
             task.set_env_variable(ACCELERATOR_VARIABLE, str(machine.given))
         if step == "preflight":  # it has the accelerator's image, and no accelerator
             task.set_env_variable("JAX_PLATFORMS", "cpu")
+            task.set_env_variable(DISK_VARIABLE, str(min(SMALL.disk, profile.accelerated.disk) * 10**9))
         task.set_env_variable("PALIGEMMA_IMAGE", images[machine.image])  # for the lineage record
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)
@@ -320,7 +345,7 @@ def placer(
             kubernetes.use_secret_as_volume(task, signing_secret, mount_path=_SIGNING_FOLDER)
             task.set_env_variable("PALIGEMMA_SIGNING_KEY", f"{_SIGNING_FOLDER}/key.pem")
         if profile.backend == "kfp":
-            _place_on_kubernetes(task, robustness.timeout, tolerations, selectors)
+            _place_on_kubernetes(task, machine, robustness.timeout, tolerations, selectors)
 
     return place_task
 
@@ -337,10 +362,15 @@ def _nodes(machine: Machine, spot: bool) -> tuple[list[dict[str, str]], dict[str
     return tolerations, selectors
 
 
-def _place_on_kubernetes(task: dsl.PipelineTask, timeout: int, tolerations: list[dict], selectors: dict[str, str]) -> None:
+def _place_on_kubernetes(
+    task: dsl.PipelineTask, machine: Machine, timeout: int, tolerations: list[dict], selectors: dict[str, str]
+) -> None:
     from kfp import kubernetes
 
     kubernetes.set_timeout(task, timeout)
+    # KFP has no request for a node's disk. A limit keeps one step from having others evicted; how large the disks are is the
+    # README's.
+    kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=_SCRATCH_FOLDER, size_limit=f"{machine.disk}G")
     for key, value in selectors.items():
         kubernetes.add_node_selector(task, key, value)
     for toleration in tolerations:

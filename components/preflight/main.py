@@ -45,27 +45,37 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     """
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.lineage.artifact import input_of, produce
+    from paligemma.preflight.disk import examine_disk
     from paligemma.preflight.examine import DoesNotFitError, examine, in_gib, read_prices
     from paligemma.preflight.search import find_fitting
     from paligemma.preflight.show import write
 
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
+    disk = examine_disk(base, recipe)
     parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": text_tokens}
     with produce(output, ARTIFACT_TYPE, "preflight", parameters, [input_of("checkpoint", base.location)]) as draft:
         report = examine(base.config, recipe, target, text_tokens, prices)
         fitting = None if report.fits else find_fitting(base.config, recipe, target, text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
-        write(draft.folder, [report], f"Preflight: {target}", as_of, override)
+        write(draft.folder, [report], f"Preflight: {target}", as_of, override, disk)
     needs = "more than there is" if "out_of_memory" in report.found else f"{in_gib(report.peak)} GiB"
     said = f"a device of {target} has {in_gib(report.limit)} GiB to give, the job needs {needs}"
-    if report.fits:
+    log.info("disk: %s", disk)
+    if report.fits and disk.fits:
         log.info("it fits: %s", said)
         return
-    error = DoesNotFitError(
-        f"The job does not fit: {said}.",
-        where=target,
-        fix=f"what fits: {override}" if override else "no recipe was found that fits: choose a larger target",
-    )
+    if report.fits:
+        error = DoesNotFitError(
+            f"The job does not fit its machines' disks: {disk}.",
+            where="pipelines/placement.py",
+            fix="give the profile's machines a larger disk there, and the nodes",
+        )
+    else:
+        error = DoesNotFitError(
+            f"The job does not fit: {said}.",
+            where=target,
+            fix=f"what fits: {override}" if override else "no recipe was found that fits: choose a larger target",
+        )
     if not warn_only:
         raise error
     log.warning("%s", error)

@@ -99,7 +99,7 @@ def test_a_train_job_as_kubernetes_takes_it(kubernetes: TrainerServer) -> None:
     kubernetes.conditions = ended("Complete")
     run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
     ((name, job),) = kubernetes.jobs.items()
-    resources = {"cpu": "32", "memory": "128G", "google.com/tpu": "4"}
+    resources = {"cpu": "32", "memory": "128G", "google.com/tpu": "4", "ephemeral-storage": "80G"}
     pod = {"nodeSelector": {"cloud.google.com/gke-tpu-topology": "4x4"}, "tolerations": []}
     pod["serviceAccountName"] = "pipeline-runner"
     template = {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": {"spec": pod}}}}]}}
@@ -288,6 +288,7 @@ def test_a_custom_job_as_vertex_takes_it(google: VertexServer, monkeypatch: pyte
                 "machineSpec": {"machineType": "ct5lp-hightpu-4t", "tpuTopology": "2x2"},
                 "replicaCount": 1,
                 "containerSpec": container,
+                "diskSpec": {"bootDiskSizeGb": 150},
             }
         ],
         "scheduling": {"timeout": "60s", "strategy": "SPOT"},

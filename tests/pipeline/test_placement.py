@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
+from conftest import REPOSITORY
 from paligemma.errors import InputError
+from paligemma.preflight.targets import TARGETS
 from pipelines.cli import app
 from pipelines.compile import compile_pipeline
 from pipelines.placement import ACCELERATED, PROFILES, ROBUSTNESS, placer, read_images
@@ -108,8 +111,70 @@ def test_a_tpu_on_vertex_is_a_custom_job(compiled: dict, name: str, machine_type
             "machine_spec": {"machine_type": machine_type, "tpu_topology": topology},
             "replica_count": 1,
             "container_spec": {"image_uri": IMAGES["tpu"]},
+            "disk_spec": {"boot_disk_size_gb": 150},
         }
         assert (job["kind"], job["job_spec"]["scheduling"]["strategy"]) == ("CustomJob", "STANDARD")
+
+
+ONE_HOST = {
+    "kfp-gpu-l4-2": (2, "l4-2", "nvidia-l4"),
+    "kfp-gpu-l4-4": (4, "l4-4", "nvidia-l4"),
+    "kfp-gpu-a100-8": (8, "a100-40-8", "nvidia-tesla-a100"),
+    "kfp-gpu-h100-8": (8, "h100-80-8", "nvidia-h100-80gb"),
+    "vertex-gpu-l4-2": (2, "l4-2", "NVIDIA_L4"),
+    "vertex-gpu-l4-4": (4, "l4-4", "NVIDIA_L4"),
+    "vertex-gpu-a100-8": (8, "a100-40-8", "NVIDIA_TESLA_A100"),
+    "vertex-gpu-h100": (1, "h100-80", "NVIDIA_H100_80GB"),
+    "vertex-gpu-h100-8": (8, "h100-80-8", "NVIDIA_H100_80GB"),
+}
+"""Profiles of one host: GPUs, what preflight compiles for, and what the backend calls them."""
+
+
+@pytest.mark.parametrize("name", ONE_HOST)
+def test_several_gpus_of_one_host_are_the_tasks_own(compiled: dict[str, list[dict]], name: str) -> None:
+    count, target, kind = ONE_HOST[name]
+    assert PROFILES[name].target == target
+    assert target in TARGETS
+    pipeline, *platform = compiled[name]
+    for step in ACCELERATED:
+        container = executors(pipeline)[step]
+        accelerator = container["resources"]["accelerator"]
+        wanted = "nvidia.com/gpu" if platform else kind
+        assert (accelerator["resourceType"], accelerator["resourceCount"]) == (wanted, str(count))
+        assert launch(container) is None
+        for document in platform:
+            assert kubernetes(document, step)["nodeSelector"]["labels"]["cloud.google.com/gke-accelerator"] == kind
+
+
+def test_the_target_of_every_profile_is_one_that_preflight_knows() -> None:
+    assert {profile.target for profile in PROFILES.values()} <= TARGETS.keys()
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_every_profile_says_how_much_disk_a_step_has(compiled: dict[str, list[dict]], name: str) -> None:
+    pipeline, *platform = compiled[name]
+    environment = {entry["name"]: entry["value"] for entry in executors(pipeline)["preflight"]["env"]}
+    given = int(environment["PALIGEMMA_DISK_BYTES"]) // 10**9
+    for document in platform:
+        for settings in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+            assert settings["emptyDirMounts"] == [{"volumeName": "scratch", "mountPath": "/tmp", "sizeLimit": f"{given}G"}]
+    for step in ACCELERATED:
+        job = launch(executors(pipeline)[step])
+        if job and job["kind"] == "TrainJob":
+            assert job["spec"]["trainer"]["resourcesPerNode"]["requests"]["ephemeral-storage"] == f"{given}G"
+        if job and job["kind"] == "CustomJob":
+            assert all(pool["disk_spec"]["boot_disk_size_gb"] >= given + 50 for pool in job["job_spec"]["worker_pool_specs"])
+    assert given < 100  # of a task on Vertex AI: its machine's disk has 100 GB, which nothing can change
+
+
+def test_the_readmes_nodes_have_that_disk() -> None:
+    """Of a node's disk GKE keeps 35 % and 6 GB, or half of it if that is less, and 10 % more, for its system and for evictions:
+    https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes#local_ephemeral_storage_reservation."""
+    pools = re.findall(r"^gcloud container (?:clusters|node-pools) create .*$", (REPOSITORY / "README.md").read_text(), re.M)
+    assert len(pools) == 4
+    for pool in pools:
+        size = int(re.search(r"--disk-size=(\d+) ", f"{pool} ")[1])
+        assert size - min(size / 2, 6 + 0.35 * size, 100) - size / 10 > PROFILES["kfp-gpu-l4"].accelerated.disk
 
 
 def test_several_hosts(compiled: dict[str, list[dict]], tmp_path: Path) -> None:
@@ -212,7 +277,7 @@ def test_what_the_environment_says(tmp_path: Path) -> None:
     for name, environment in environments.items():
         assert environment.pop("PALIGEMMA_IMAGE") == containers[name]["image"]
     assert environments.pop("fetch-checkpoint") == {"PALIGEMMA_KAGGLE_SECRET": "projects/p/secrets/kaggle"}
-    assert environments.pop("preflight") == {"JAX_PLATFORMS": "cpu"}
+    assert environments.pop("preflight") == {"JAX_PLATFORMS": "cpu", "PALIGEMMA_DISK_BYTES": str(80 * 10**9)}
     for name in ("finetune", "evaluate", "evaluate-2"):
         assert environments.pop(name) == {"PALIGEMMA_ACCELERATOR": "gpu 1"}
     assert not any(environments.values())

@@ -54,7 +54,8 @@ SCHEDULE = {
 
 MACHINE_SPEC = {"machineType!": str, "acceleratorType": str, "acceleratorCount": int, "tpuTopology": str}
 CONTAINER_SPEC = {"imageUri!": str, "command": list, "args": list, "env": list}
-WORKER_POOL = {"machineSpec!": MACHINE_SPEC, "replicaCount!": int, "containerSpec!": CONTAINER_SPEC, "diskSpec": dict}
+DISK_SPEC = {"bootDiskType": str, "bootDiskSizeGb": int}
+WORKER_POOL = {"machineSpec!": MACHINE_SPEC, "replicaCount!": int, "containerSpec!": CONTAINER_SPEC, "diskSpec": DISK_SPEC}
 SCHEDULING = {"timeout": str, "strategy": str, "restartJobOnWorkerRestart": bool, "disableRetries": bool}
 CUSTOM_JOB_SPEC = {"workerPoolSpecs!": list, "scheduling": SCHEDULING, "serviceAccount": str, "network": str}
 CUSTOM_JOB = {"displayName!": str, "jobSpec!": CUSTOM_JOB_SPEC, "labels": dict, "encryptionSpec": dict}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from paligemma.preflight.disk import Disk
 from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render, write_page
 
@@ -103,14 +104,17 @@ def grid_markdown(by_job: Mapping[str, Sequence[Report]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, override: str) -> None:
-    """Writes `preflight.json` and `preflight.html` into an existing folder."""
+def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, override: str, disk: Disk | None = None) -> None:
+    """Writes `preflight.json` and `preflight.html` into an existing folder; with what is said of a disk, if anything is."""
     values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
+    values |= {"disk": disk.as_json()} if disk else {}
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
 
     def page() -> str:
         rows = [(cells(report), report) for report in reports]
-        return render("preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override)
+        return render(
+            "preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override, disk=disk
+        )
 
     write_page(folder / "preflight.html", page)
 

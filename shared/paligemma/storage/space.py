@@ -14,6 +14,8 @@ from paligemma.errors import InputError
 
 MARGIN = 64 * 1024 * 1024
 """Bytes that are left free."""
+DISK_VARIABLE = "PALIGEMMA_DISK_BYTES"
+"""What a pipeline's profile gives each step; unset, preflight does not judge it."""
 
 _FIX = "free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk"
 
