@@ -63,6 +63,14 @@ def test_the_locks_of_accelerators_have_their_runtime() -> None:
     assert not {"libtpu", "jax-cuda12-plugin"} & entries(LOCKS / "cpu.txt").keys()
 
 
+def test_preflights_compiler_is_the_images() -> None:
+    """libtpu 0.0.52 says 7.92 GiB where 0.0.42.1 says 9.29."""
+    pinned = {
+        Requirement(text).name: str(Requirement(text).specifier) for text in PROJECT["optional-dependencies"]["preflight"]
+    }
+    assert pinned["libtpu"] == f"=={entries(LOCKS / 'tpu.txt')['libtpu'][0]}"
+
+
 @pytest.mark.parametrize("lock", sorted(LOCKS.glob("*.txt")), ids=lambda lock: lock.name)
 def test_a_lock_has_hashes_and_names_no_host(lock: Path) -> None:
     assert all(hashes for _, hashes in entries(lock).values())

@@ -268,3 +268,18 @@ def test_every_device_has_a_price_and_a_target_is_found(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="The prices cannot be read"):
         read_prices(tmp_path / "x.yaml")
     assert "paligemma2-10b-pt-224" in VARIANTS
+
+
+def test_a_compiler_that_is_not_the_images_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    pretend_installed(monkeypatch)
+    monkeypatch.setattr(compiler, "_run", lambda job: {"out_of_memory": "x"})
+    monkeypatch.setattr(compiler.importlib.metadata, "requires", lambda name: ["jax", 'libtpu==0.0.42.1; extra == "preflight"'])
+    for version, said in (("0.0.42.1", False), ("0.0.52", True)):
+        monkeypatch.setattr(compiler.importlib.metadata, "version", lambda name, version=version: version)
+        for _ in range(2):  # what was kept from before is no better
+            caplog.clear()
+            compiler.compile_for(tiny(), recipe(), "v5e-1", TEXT)
+            assert ("libtpu 0.0.52, is not the image's (0.0.42.1)" in caplog.text) == said
+    caplog.clear()
+    compiler.compile_for(tiny(), recipe(), "l4", TEXT)  # the extra pins none for GPUs
+    assert "the image's" not in caplog.text

@@ -7,7 +7,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,6 +26,8 @@ from paligemma.preflight.worker import RESULT
 from paligemma.storage.atomic import expect_file, write_file
 from paligemma.storage.cache import cache_folder
 from paligemma.training.recipe import Recipe
+
+log = logging.getLogger("paligemma.preflight")
 
 TIMEOUT = 1800
 """Seconds that a compilation may take."""
@@ -53,6 +57,8 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
             expected=f"the package {module}",
             fix=how_to_install("preflight"),
         )
+    if distribution and (other := _other_than_images(distribution)):
+        log.warning("%s", other)
     job = {
         "config": config.model_dump(mode="json"),
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
@@ -75,6 +81,21 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
     expect_file(kept)
     write_file(kept, (json.dumps(found) + "\n").encode())
     return found
+
+
+def _other_than_images(distribution: str) -> str:
+    """What to say of a compiler that is not the one in the image that trains; empty if it is, or nothing is pinned.
+
+    The extra `preflight` pins what the image has.
+    """
+    pinned = [re.match(rf"{distribution}==([^;\s]+)", text) for text in importlib.metadata.requires("paligemma") or ()]
+    wanted, there = next((found[1] for found in pinned if found), ""), _version(distribution)
+    if not wanted or wanted == there:
+        return ""
+    return (
+        f"The compiler here, {distribution} {there or 'of an unknown version'}, is not the image's ({wanted}), whose figures "
+        f"may be others: pip install {distribution}=={wanted}"
+    )
 
 
 @cache
