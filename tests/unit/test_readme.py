@@ -55,3 +55,18 @@ def test_linked_files_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_on_gke_nodes_may_pull_images_and_kfps_page_may_read_reports() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    guide = text[text.index("## Schedule it on GKE") : text.index("## Schedule it on Vertex")]
+    lines = guide.splitlines()
+    made = next(number for number, line in enumerate(lines) if line.startswith("gcloud container clusters create"))
+    for role in ("roles/container.defaultNodeServiceAccount", "roles/artifactregistry.reader"):
+        # Before there are nodes. https://cloud.google.com/kubernetes-engine/docs/how-to/service-accounts#default-gke-service-agent
+        (number,) = [number for number, line in enumerate(lines) if f"--role={role}" in line]
+        assert number < made
+        assert "-compute@developer.gserviceaccount.com" in lines[number]
+    for account in ("pipeline-runner", "ml-pipeline-ui"):
+        assert f"svc.id.goog[kubeflow/{account}]" in guide
+        assert f"kubectl annotate serviceaccount {account} --namespace=kubeflow iam.gke.io/gcp-service-account=" in guide
