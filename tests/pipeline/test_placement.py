@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from google.protobuf import json_format
-from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
 from conftest import REPOSITORY
@@ -18,6 +17,7 @@ from paligemma.preflight.targets import TARGETS
 from pipelines.cli import app
 from pipelines.compile import compile_pipeline
 from pipelines.placement import ACCELERATED, PROFILES, ROBUSTNESS, placer, read_images
+from servers.compiled import check_compiled
 
 IMAGES = {
     target: f"europe-docker.pkg.dev/x/y/paligemma-{target}@sha256:{index * 64}"
@@ -59,10 +59,44 @@ def executors(document: dict) -> dict[str, dict]:
 def test_every_profile_is_the_same_dag_and_valid(compiled: dict[str, list[dict]], name: str) -> None:
     pipeline, *platform = compiled[name]
     assert len(platform) == (1 if PROFILES[name].backend == "kfp" else 0)  # Vertex cannot read a second document
-    json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
-    for document in platform:
-        json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec())
+    check_compiled(pipeline, *platform)
     assert shape(pipeline) == shape(compiled["local"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("kfp-tpu-v5e-16", {"spot": True, "signing_secret": "signing", "kaggle_secret": "k", "webhook_secret": "w"}),
+        ("kfp-gpu-l4", {"spot": True, "signing_secret": "signing"}),
+        ("vertex-gpu-a100-16", {"spot": True, "kaggle_secret": "k", "webhook_secret": "w", **VERTEX}),
+    ],
+)
+def test_with_every_option_it_is_valid_too(tmp_path: Path, name: str, more: dict) -> None:
+    compile_pipeline(tmp_path / "p.yaml", place_task=placer(name, IMAGES, **more))
+    check_compiled(*yaml.load_all((tmp_path / "p.yaml").read_text(), Loader=FAST))
+
+
+def test_no_field_that_a_server_would_not_know_passes(compiled: dict[str, list[dict]]) -> None:
+    """At depths, too, where KFP's own messages hold a Struct, which takes anything."""
+    good, platform = compiled["kfp-gpu-l4"]
+    for change in (
+        lambda document: document["root"].update(unknown=1),
+        lambda document: document["deploymentSpec"]["executors"]["exec-finetune"]["container"].update(unknown=1),
+        lambda document: document["deploymentSpec"]["executors"]["exec-finetune"]["container"]["resources"].update(disk="1G"),
+    ):
+        bad = json.loads(json.dumps(good))
+        change(bad)
+        with pytest.raises(json_format.ParseError):
+            check_compiled(bad, platform)
+    for change in (
+        lambda settings: settings["exec-finetune"].update(ephemeralStorage="1G"),
+        lambda settings: settings["exec-finetune"]["emptyDirMounts"][0].update(unknown=1),
+        lambda settings: settings.update({"exec-unknown": {}}),
+    ):
+        bad = json.loads(json.dumps(platform))
+        change(bad["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
+        with pytest.raises(json_format.ParseError):
+            check_compiled(good, bad)
 
 
 def launch(container: dict) -> dict | None:
@@ -234,6 +268,7 @@ def test_preparation_on_many_pods_has_a_profile_too(tmp_path: Path, name: str) -
     assert {key: task["retryPolicy"]["maxRetryCount"] for key, task in tasks.items()} == dict.fromkeys(
         ("fetch-checkpoint", "list-groups", "prepare-group", "join-groups"), 3
     )
+    check_compiled(pipeline, *platform)
     for document in platform:
         settings = document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
         assert {int(one["activeDeadlineSeconds"]) for one in settings} == {6 * 3600, 24 * 3600}

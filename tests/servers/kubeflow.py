@@ -21,8 +21,8 @@ from urllib.parse import parse_qs
 
 import kfp_server_api
 from google.protobuf import json_format
-from kfp.pipeline_spec import pipeline_spec_pb2
 
+from servers.compiled import check_compiled
 from servers.local_http import Exchange, LocalServer
 from servers.struct import as_kept
 
@@ -182,9 +182,7 @@ class KubeflowServer:
         both = "pipeline_spec" in specification
         pipeline = specification["pipeline_spec"] if both else specification
         try:
-            json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
-            if both:
-                json_format.ParseDict(specification["platform_spec"], pipeline_spec_pb2.PlatformSpec())
+            check_compiled(pipeline, specification["platform_spec"] if both else None)
         except json_format.ParseError as error:
             raise RefusedError(400, f"invalid pipeline spec: {error}") from None
         declared = pipeline["root"]["inputDefinitions"]["parameters"]

@@ -17,8 +17,8 @@ from typing import Self
 from urllib.parse import parse_qs
 
 from google.protobuf import json_format
-from kfp.pipeline_spec import pipeline_spec_pb2
 
+from servers.compiled import check_compiled
 from servers.local_http import Exchange, LocalServer
 from servers.struct import as_kept
 
@@ -307,7 +307,7 @@ def check_job(body: dict) -> None:
     if not body["runtimeConfig"]["gcsOutputDirectory"].startswith("gs://"):
         raise RefusedError(400, "gcsOutputDirectory is not in Cloud Storage")
     try:
-        json_format.ParseDict(body["pipelineSpec"], pipeline_spec_pb2.PipelineSpec())
+        check_compiled(body["pipelineSpec"])
     except json_format.ParseError as error:
         raise RefusedError(400, f"invalid pipelineSpec: {error}") from None
     declared = body["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]
