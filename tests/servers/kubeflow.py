@@ -60,6 +60,7 @@ class KubeflowServer:
         self.log: list[tuple[str, str, dict | None]] = []
         self.refuse = ("", "")
         self.fail: list[int] = []
+        self.knows_orphans = True  # from 2.16 on
         self.collected: list[str] = []  # runs that died with their schedule
         self._numbers = itertools.count(1)
         self._http = LocalServer(self._serve)
@@ -141,7 +142,7 @@ class KubeflowServer:
                 identity = path.split("/")[1]
                 self._find(self.recurring_runs, identity)
                 del self.recurring_runs[identity]
-                if query.get("propagation_policy") != ["ORPHAN"]:
+                if query.get("propagation_policy") != ["ORPHAN"] or not self.knows_orphans:
                     for name, run in self.runs.items():
                         if run["recurring_run_id"] == identity and run["state"] not in ENDED:
                             self.collected.append(name)

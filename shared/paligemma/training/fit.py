@@ -23,6 +23,9 @@ from paligemma.training.telemetry import Clock, Telemetry
 log = logging.getLogger("paligemma.finetune")
 
 SECONDS_BETWEEN_SAVES = 600.0
+SECONDS_TO_FIRST_SAVE = 30.0
+"""Of a run of which nothing is saved yet. Compiling takes longer on accelerators, so that their first step's state is saved:
+a machine that is taken away soon after it does not cost the run its beginning."""
 STEPS_BETWEEN_SAVES = 100
 """With several processes, whose clocks differ: all of them have to save at the same steps."""
 
@@ -100,7 +103,7 @@ def fit(
     """
     recipe, clock = loop.recipe, Clock()
     meter = _Meter(loop, clock, progress, telemetry, done)
-    last_save = time.monotonic()
+    last_save = _begin(done)
 
     def save(number: int, metric: float | None = None) -> None:
         nonlocal last_save
@@ -145,6 +148,12 @@ def _has_stalled(validations: list[tuple[int, float]], patience: int | None) -> 
         return False
     losses = [loss for _, loss in validations]
     return len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+def _begin(done: int) -> float:
+    """When the state was saved last, as far as the next time to save it goes."""
+    early = 0.0 if done else SECONDS_BETWEEN_SAVES - SECONDS_TO_FIRST_SAVE
+    return time.monotonic() - early
 
 
 def _is_due(recipe: Recipe, number: int, last_save: float) -> bool:
