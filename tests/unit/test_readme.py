@@ -70,3 +70,18 @@ def test_on_gke_nodes_may_pull_images_and_kfps_page_may_read_reports() -> None:
     for account in ("pipeline-runner", "ml-pipeline-ui"):
         assert f"svc.id.goog[kubeflow/{account}]" in guide
         assert f"kubectl annotate serviceaccount {account} --namespace=kubeflow iam.gke.io/gcp-service-account=" in guide
+
+
+def test_what_we_rely_on_elsewhere_is_held_to_by_tests_that_exist() -> None:
+    page = (REPOSITORY / "pipelines/README.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 25
+    for what, where, tests in rows:
+        assert where.strip(), what
+        named = re.findall(r"`(tests/\S+?\.py)?(?:::(\w+))?`", tests)
+        assert named, what
+        file = ""
+        for path, test in named:
+            file = path or file
+            assert (REPOSITORY / file).is_file(), file
+            assert not test or f"def {test}(" in (REPOSITORY / file).read_text(), test
