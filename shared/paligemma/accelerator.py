@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from paligemma.errors import InputError
 
 ACCELERATOR_VARIABLE = "PALIGEMMA_ACCELERATOR"
-"""What a pipeline's profile gives a process, as KIND COUNT: "gpu 1", "tpu 4". Unset, a step takes what there is."""
+"""What a process is to have, as KIND COUNT: "gpu 1", "tpu 4". The images for accelerators say one of their kind, a pipeline's
+profile how many. Unset or empty, a step takes what there is."""
 
 _DRIVER = "libcuda.so.1"
 """NVIDIA's library that comes with a node, not with an image; what a TPU needs is all in the image."""
@@ -67,9 +68,9 @@ def expect_accelerator() -> None:
     there = ", ".join(sorted({f"{device.platform} ({device.device_kind})" for device in found})) or "none"
     reasons = " ".join(f"{reason.rstrip('.')}." for reason in (missing, why) if reason)
     raise InputError(
-        f"This step's profile gives it {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
+        f"This step is to have {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
         where=f"devices of this process: {there}",
-        expected=f"{wanted.count} x {wanted.kind}",
+        expected=f"{wanted.count} x {wanted.kind}, by ${ACCELERATOR_VARIABLE}",
         fix=f"look at {_LOOK_AT[wanted.kind]}",
     )
 

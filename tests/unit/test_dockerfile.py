@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import REPOSITORY
+from paligemma.accelerator import Accelerator
 
 LOCKS = REPOSITORY / "docker/requirements"
 DOCKERFILE = (REPOSITORY / "docker/Dockerfile").read_text()
@@ -87,6 +88,13 @@ def test_the_gpu_image_finds_the_driver_that_a_node_mounts() -> None:
     """GKE's GPU documentation: /usr/local/nvidia/lib64, of which no loader knows (keras-team/kinetic#269)."""
     (environment,) = [line for line in stages()["gpu"] if line.startswith("ENV ")]
     assert {"LD_LIBRARY_PATH=/usr/local/nvidia/lib64", "JAX_PLATFORMS=cuda,cpu"} <= set(environment.split())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_for_an_accelerator_refuses_to_train_without_one(target: str) -> None:
+    said = re.findall(r'PALIGEMMA_ACCELERATOR="([^"]*)"', " ".join(stages()[target]))
+    assert said == ([] if target == "cpu" else [f"{target} 1"])
+    assert all(str(Accelerator.parse(text)) == text for text in said)
 
 
 def test_nothing_is_added_from_the_web_and_every_package_by_hash() -> None:
