@@ -235,6 +235,28 @@ def test_trainer_takes_the_train_job_of_every_profile(kubernetes: TrainerServer,
     assert job["spec"]["trainer"]["numNodes"] == machine.hosts
 
 
+def test_the_first_request_after_sigterm_ends_the_job(
+    kubernetes: TrainerServer, google: VertexServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no time for a second one: the container goes with KFP's launcher, in less than a second."""
+    custom = custom_job(PROFILES["vertex-tpu-v5e-4"].accelerated, IMAGE, 60, 0, True, "my-project", "us-central1", "")
+    for machines, log, wanted in ((TPUS, kubernetes.log, "DELETE"), (custom, google.log, "POST")):
+        before: list[int] = []
+
+        def stop(seconds: float, log: list = log, before: list = before) -> None:
+            if not before:
+                before.append(len(log))
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("time.sleep", stop)
+            with pytest.raises(StoppedError):
+                run_elsewhere(machines, "components.x.main", FLAGS, "gs://b/out")
+        assert log[before[0]][0] == wanted
+    assert kubernetes.jobs == {}
+    assert [one["state"] for one in google.custom_jobs.values()] == ["JOB_STATE_CANCELLING"]
+
+
 def test_what_a_cluster_refuses_is_said(kubernetes: TrainerServer, tmp_path: Path) -> None:
     (tmp_path / "account/namespace").write_text("default")
     with pytest.raises(BackendError, match=r"refused \(403\).*forbidden") as caught:

@@ -95,6 +95,7 @@ TPU_MACHINES = {  # https://cloud.google.com/vertex-ai/docs/training/configure-c
 
 
 ENDED = ("PIPELINE_STATE_SUCCEEDED", "PIPELINE_STATE_FAILED", "PIPELINE_STATE_CANCELLED")
+JOB_ENDED = ("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED")
 SERVICE_ACCOUNT = "123456789-compute@developer.gserviceaccount.com"
 
 
@@ -217,7 +218,10 @@ class VertexServer:
                 self.unlisted.discard(identity)
                 return self._find(self.custom_jobs, identity)
             case "POST", "customJobs", call if call.endswith(":cancel"):
-                self._find(self.custom_jobs, call.removesuffix(":cancel"))["state"] = "JOB_STATE_CANCELLING"
+                job = self._find(self.custom_jobs, call.removesuffix(":cancel"))
+                if job["state"] in JOB_ENDED:
+                    raise RefusedError(400, f"the job is in state {job['state']}")
+                job["state"] = "JOB_STATE_CANCELLING"
                 return {}
             case "POST", "models:upload":
                 return self._upload(body)
