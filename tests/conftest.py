@@ -7,19 +7,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
+import numpy as np
+import pytest
+from PIL import Image
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 # Tests spend their time in the compiler, not in what it compiles: code that is not optimized is there four times as soon. What
 # the environment says comes later and wins: `make parity` compares optimized code with the golden values.
 QUICK_TO_COMPILE = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
-_said = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in (EIGHT_DEVICES, *QUICK_TO_COMPILE)]
-XLA_FLAGS = " ".join((*QUICK_TO_COMPILE, *_said))
+_GIVEN = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in (EIGHT_DEVICES, *QUICK_TO_COMPILE)]
+XLA_FLAGS = " ".join((*QUICK_TO_COMPILE, *_GIVEN))
 os.environ["XLA_FLAGS"] = f"{EIGHT_DEVICES} {XLA_FLAGS}"
-
-import hypothesis
-import numpy as np
-import pytest
-from PIL import Image
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
@@ -27,6 +27,8 @@ hypothesis.settings.load_profile("shared machine")
 REPOSITORY = Path(__file__).parents[1]
 ONE_DEVICE = os.environ | {"XLA_FLAGS": XLA_FLAGS}
 """Environment of a process that sees this machine as it is: eight simulated devices on two cores are slow."""
+OPTIMIZED = os.environ | {"XLA_FLAGS": " ".join(_GIVEN)}
+"""Environment of a process that compiles as users' processes do: for work that takes many steps."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from components.fetch_checkpoint.main import run
-from conftest import ONE_DEVICE, REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.checkpoints.sources import secret_manager
@@ -305,8 +305,9 @@ main()
     for number, (name, accepted, code) in enumerate([(SECRET, True, 0), (SECRET, False, 2), (NO_JSON, True, 2)]):
         kaggle.accepted = accepted
         environment = {
-            **ONE_DEVICE, SECRET_VARIABLE: name, "HOME": str(tmp_path), "KAGGLE_LOGGING_ENABLED": "true",
-            "KAGGLEHUB_VERBOSITY": "debug", "KAGGLEHUB_CACHE": str(tmp_path / f"kagglehub{number}"),
+            **os.environ, "XLA_FLAGS": XLA_FLAGS, SECRET_VARIABLE: name, "HOME": str(tmp_path),
+            "KAGGLE_LOGGING_ENABLED": "true", "KAGGLEHUB_VERBOSITY": "debug",
+            "KAGGLEHUB_CACHE": str(tmp_path / f"kagglehub{number}"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments, "--output", str(tmp_path / f"out{number}")],

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ONE_DEVICE, REPOSITORY
+from conftest import OPTIMIZED, REPOSITORY
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.model import load
@@ -22,7 +22,7 @@ from pipelines.demo.digits import write_digits
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "demo"
     command = [sys.executable, "-m", "pipelines.cli", "demo", "--output", str(output)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, env=OPTIMIZED, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Exact match on 1077 held-out questions" in done.stdout
     return output
