@@ -68,9 +68,9 @@ openlineage: setup ## Check exported lineage against OpenLineage's published sch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'jsonschema[format]==4.26.0'
 	$(BIN)/pytest tests/openlineage
 
-parity: setup ## Compare with transformers on torch, both of which this installs
+parity: setup ## Compare optimized code with the golden values, and with transformers on torch, both of which this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[parity]'
-	$(BIN)/pytest tests/parity/test_transformers.py
+	XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" $(BIN)/pytest tests/parity
 
 lint: setup ## Check style and format
 	$(BIN)/ruff check .

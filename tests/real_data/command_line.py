@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import ONE_DEVICE, REPOSITORY
+from conftest import OPTIMIZED, REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CommandLine:
         for name, value in flags.items():
             for one in value if isinstance(value, list) else [value]:
                 arguments += [f"--{name.replace('_', '-')}"] + ([] if one is True else [str(one)])
-        environment = ONE_DEVICE | {"PYTHONPATH": str(REPOSITORY)} | self.environment
+        environment = OPTIMIZED | {"PYTHONPATH": str(REPOSITORY)} | self.environment
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=self.folder,
