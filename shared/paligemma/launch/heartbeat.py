@@ -6,7 +6,6 @@ and the container with it; Vertex AI tells a shell; and a machine that is lost t
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -15,7 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paligemma.errors import PaliGemmaError
+from pydantic import BaseModel
+
+from paligemma.errors import DamagedError, PaliGemmaError
+from paligemma.foreign_json import SMALL_BYTES, parse_model
 from paligemma.storage.files import write_file
 from paligemma.storage.folders import read_file, remove_file
 from paligemma.storage.location import parse_location
@@ -40,6 +42,14 @@ class AbandonedError(PaliGemmaError):
     exit_code = 2
 
 
+class _Said(BaseModel):
+    """What the file says: when somebody last waited, in seconds of Unix time, for which job, and how many were made."""
+
+    beat: float
+    job: str = ""
+    tries: int = 0
+
+
 @dataclass
 class Heartbeat:
     """The waiting side, and what an attempt at waiting has to know of those before it.
@@ -61,15 +71,15 @@ class Heartbeat:
         if not root:
             return cls("")
         place = f"{root.rstrip('/')}/{FOLDER}/{name}.json"
-        said = _read(place) or {}
-        return cls(place, str(said.get("job", "")), int(said.get("tries", 0)))
+        said = _read(place)
+        return cls(place, said.job, said.tries) if said else cls(place)
 
     def beat(self, now: bool = False) -> None:
         """Says that somebody waits, if that has not just been said, or has to be said `now`."""
         if self.place and (now or time.time() - self._beaten >= BEAT_SECONDS):
             self._beaten = time.time()
-            said = {"beat": self._beaten, "job": self.job, "tries": self.tries}
-            write_file(self.place, (json.dumps(said) + "\n").encode())
+            said = _Said(beat=self._beaten, job=self.job, tries=self.tries)
+            write_file(self.place, (said.model_dump_json() + "\n").encode())
 
     def made(self, job: str) -> None:
         """Notes a job that was just made."""
@@ -125,12 +135,13 @@ def _end() -> None:
 def _silence(place: str) -> float:
     """Seconds since somebody waited, by clocks that agree within some; without end, if nobody ever did."""
     said = _read(place)
-    return time.time() - float(said["beat"]) if said else float("inf")
+    return time.time() - said.beat if said else float("inf")
 
 
-def _read(place: str) -> dict | None:
+def _read(place: str) -> _Said | None:
+    """What was said last; None if that cannot be understood, which is as if nothing had been said."""
     data = read_file(parse_location(place))
     try:
-        return json.loads(data) if data else None
-    except ValueError:
+        return parse_model(data, place, _Said, "The heartbeat", most=SMALL_BYTES) if data else None
+    except DamagedError:
         return None
