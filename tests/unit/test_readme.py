@@ -149,6 +149,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_the_readme_is_one_screen_and_three_paths() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= 150
+    assert all((REPOSITORY / picture).stat().st_size < 100_000 for picture in re.findall(r"!\[.*?\]\((.*?)\)", text))
     assert [
         heading for heading in re.findall(r"^## (.*)$", text, re.MULTILINE) if heading in ("Tune", "Operate", "Review")
     ] == [
@@ -170,6 +171,16 @@ def test_on_gke_nodes_may_pull_images_and_kfps_page_may_read_reports() -> None:
     for account in ("pipeline-runner", "ml-pipeline-ui"):
         assert f"svc.id.goog[kubeflow/{account}]" in guide
         assert f"kubectl annotate serviceaccount {account} --namespace=kubeflow iam.gke.io/gcp-service-account=" in guide
+
+
+@pytest.mark.parametrize("guide", ["gke", "vertex"])
+def test_a_guide_says_of_every_role_that_it_gives_to_whom_and_why(guide: str) -> None:
+    text = (REPOSITORY / f"pipelines/guides/{guide}.md").read_text()
+    given = set(re.findall(r"--role=(roles/\S+)", text))
+    table = text[text.index("| account | role | on | why |") :].split("\n\n", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert all(len(row) == 4 and all(row) for row in rows)
+    assert {role for row in rows for role in re.findall(r"roles/[\w.]+", row[1])} == given
 
 
 def test_what_we_rely_on_elsewhere_is_held_to_by_tests_that_exist() -> None:
