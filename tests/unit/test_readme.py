@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipelines.cli import app
 README = REPOSITORY / "README.md"
 FOLDERS = ("components", "docker", "pipelines", "shared", "tests")
 PAGES = [README, *(page for folder in FOLDERS for page in sorted((REPOSITORY / folder).rglob("*.md")))]
+PALIGEMMA = typer.main.get_command(app)
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 
 
@@ -42,15 +45,20 @@ def check_module(words: list[str]) -> None:
     """What `python -m` starts: a step, or a module of ours."""
     if words[:2] == ["pip", "install"]:  # see test_extras.py
         return
-    module = __import__(words[0], fromlist=["run"])
+    check_flags(command_of_module(words[0]), words[1:])
+
+
+@functools.cache
+def command_of_module(name: str) -> TyperCommand:
+    """The command line of a step."""
     alone = typer.Typer(add_completion=False)
-    alone.command()(module.run)
-    check_flags(typer.main.get_command(alone), words[1:])
+    alone.command()(importlib.import_module(name).run)
+    return typer.main.get_command(alone)
 
 
 def check_paligemma(words: list[str]) -> None:
     """The command `paligemma` and its subcommands."""
-    command, words = typer.main.get_command(app), list(words)
+    command, words = PALIGEMMA, list(words)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert not hasattr(command, "commands") or words == ["--help"], words
