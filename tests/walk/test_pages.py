@@ -43,7 +43,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("page", "line"), lines())
+@pytest.mark.parametrize(("page", "line"), lines(), ids=lambda text: text[:70])
 def test_a_command_does_what_it_says(clone: Path, page: str, line: str) -> None:
     environment = OPTIMIZED | {"PALIGEMMA_CACHE": str(clone / "cache")}
     command = re.sub(
