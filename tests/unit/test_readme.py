@@ -100,6 +100,14 @@ def test_every_command_is_one_that_is_there() -> None:
             pytest.fail(f"{page.relative_to(REPOSITORY)}: {line}: {error}")
 
 
+@pytest.mark.parametrize(("command", "flag"), [("pipeline run", "--source"), ("preview", "--model"), ("generate", "--model")])
+def test_a_command_names_its_model(command: str, flag: str) -> None:
+    """So that nobody takes over a line that tunes or asks the demo's model without saying so."""
+    found = [line for _, line in commands() if f"paligemma {command} " in line]
+    assert found
+    assert [line for line in found if f" {flag} " not in line] == []
+
+
 @pytest.mark.parametrize(
     "line",
     [
