@@ -368,8 +368,8 @@ def _place_on_kubernetes(
     from kfp import kubernetes
 
     kubernetes.set_timeout(task, timeout)
-    # KFP has no request for a node's disk. A limit keeps one step from having others evicted; how large the disks are is the
-    # README's.
+    # KFP has no request for a node's disk. A limit keeps one step from having others evicted; how large the disks are is said
+    # in pipelines/guides/gke.md.
     kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=_SCRATCH_FOLDER, size_limit=f"{machine.disk}G")
     for key, value in selectors.items():
         kubernetes.add_node_selector(task, key, value)

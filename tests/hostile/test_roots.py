@@ -76,8 +76,8 @@ def test_verify_finds(case: Case, alteration: Alteration) -> None:
         assert found == (alteration.found, alteration.found_with_key), f"seed {seed}"
 
 
-def test_the_readme_has_the_table_of_what_is_found() -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_guide_has_the_table_of_what_is_found() -> None:
+    text = (REPOSITORY / "pipelines/guides/lineage.md").read_text()
     table = text[text.index(MARK) :].split("\n\n", 1)[0]
     assert table == render_table()
 

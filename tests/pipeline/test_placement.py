@@ -201,10 +201,12 @@ def test_every_profile_says_how_much_disk_a_step_has(compiled: dict[str, list[di
     assert given < 100  # of a task on Vertex AI: its machine's disk has 100 GB, which nothing can change
 
 
-def test_the_readmes_nodes_have_that_disk() -> None:
+def test_the_guides_nodes_have_that_disk() -> None:
     """Of a node's disk GKE keeps 35 % and 6 GB, or half of it if that is less, and 10 % more, for its system and for evictions:
     https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes#local_ephemeral_storage_reservation."""
-    pools = re.findall(r"^gcloud container (?:clusters|node-pools) create .*$", (REPOSITORY / "README.md").read_text(), re.M)
+    pools = re.findall(
+        r"^gcloud container (?:clusters|node-pools) create .*$", (REPOSITORY / "pipelines/guides/gke.md").read_text(), re.M
+    )
     assert len(pools) == 4
     for pool in pools:
         size = int(re.search(r"--disk-size=(\d+) ", f"{pool} ")[1])

@@ -78,13 +78,13 @@ def tasks(profile: str, spot: bool, folder: Path) -> dict[str, dict]:
 
 
 def server_defaults() -> dict:
-    """What the README's patch sets."""
+    """What the guide's patch sets."""
     return yaml.safe_load(yaml.safe_load(PATCH.read_text())["data"]["workflowDefaults"])["spec"]
 
 
 @pytest.mark.parametrize("spot", [False, True])
 @pytest.mark.parametrize("phase", ["Failed", "Error"])
-def test_on_kubeflow_every_step_is_tried_again_as_often_as_the_readme_says(tmp_path: Path, spot: bool, phase: str) -> None:
+def test_on_kubeflow_every_step_is_tried_again_as_often_as_the_guide_says(tmp_path: Path, spot: bool, phase: str) -> None:
     defaults = server_defaults()["templateDefaults"]["retryStrategy"]
     for step, policy in tasks("kfp-gpu-l4", spot, tmp_path).items():
         robustness = ROBUSTNESS[step]
@@ -101,7 +101,7 @@ def test_on_kubeflow_every_step_is_tried_again_as_often_as_the_readme_says(tmp_p
 def test_as_kubeflow_is_installed_an_exit_code_ends_a_step_and_the_dag_around_one_that_vanished_is_run_again(
     tmp_path: Path,
 ) -> None:
-    """Why the README has the patch; with it, a DAG and a driver, which have no strategy of their own, are not tried again."""
+    """Why the guide has the patch; with it, a DAG and a driver, which have no strategy of their own, are not tried again."""
     policy = tasks("kfp-gpu-l4", True, tmp_path)["finetune"]
     attempts, why = run(merged(strategy_of(policy), STOCK_DEFAULTS), lambda number, now: (HOUR, "Failed"))
     assert (len(attempts), why) == (1, "not retried by its policy")
@@ -113,9 +113,9 @@ def test_as_kubeflow_is_installed_an_exit_code_ends_a_step_and_the_dag_around_on
     )
 
 
-def test_the_readmes_step_sets_the_patch() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    assert f"--patch-file={PATCH.relative_to(REPOSITORY)}" in readme
+def test_the_guides_step_sets_the_patch() -> None:
+    guide = (REPOSITORY / "pipelines/guides/gke.md").read_text()
+    assert f"--patch-file={PATCH.relative_to(REPOSITORY)}" in guide
 
 
 def test_on_vertex_the_longest_pause_is_ten_minutes(tmp_path: Path) -> None:

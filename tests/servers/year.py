@@ -62,7 +62,7 @@ _PATCH = Path(__file__).parents[2] / "pipelines/kubernetes/workflow-defaults.yam
 PATCHED = yaml.safe_load(yaml.safe_load(_PATCH.read_text())["data"]["workflowDefaults"])["spec"]["templateDefaults"][
     "retryStrategy"
 ]
-"""templateDefaults.retryStrategy after the README's step."""
+"""templateDefaults.retryStrategy after the guide's step."""
 AS_IT_WAS = MappingProxyType({"backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"})
 """What every task had on KFP, as on Vertex AI, before Argo's source was read."""
 

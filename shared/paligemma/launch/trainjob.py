@@ -80,7 +80,7 @@ class TrainJobs:
             "Kubernetes",
             f"{endpoint}/apis/{API_VERSION}/namespaces/{namespace}/trainjobs",
             send,
-            "let the pipeline's service account create, get, patch and delete trainjobs: see the README",
+            "let the pipeline's service account create, get, patch and delete trainjobs: see pipelines/guides/gke.md",
             lambda answer: answer["message"],
         )
         self.logs = f"kubectl logs --namespace={namespace} --selector=jobset.sigs.k8s.io/jobset-name="
