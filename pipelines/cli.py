@@ -14,6 +14,11 @@ from pipelines.commands.lineage import app as lineage
 from pipelines.commands.pipeline import pipeline
 from pipelines.commands.releases import app as registry
 
+ModelName = Annotated[
+    str,
+    typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.", show_default="none; must be given"),
+]
+
 app = make_app("Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model.")
 app.add_typer(pipeline, name="pipeline")
 app.add_typer(lineage, name="lineage")
@@ -46,7 +51,7 @@ def generate(
         Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
         typer.Option(help="Puts the prompt into the words that PaliGemma was trained on.", show_default="as it is"),
     ] = "",
-    model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")] = "embedded:tiny",
+    model: ModelName = "",
     base: Annotated[
         str,
         typer.Option(help="A tuned model's base checkpoint, when it has moved.", show_default="where it was when tuned"),
@@ -72,15 +77,20 @@ def generate(
     ] = "",
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
+    from paligemma.checkpoints.describe import describe, named
+    from paligemma.checkpoints.open import open_model
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
-    from paligemma.model import load
+    from paligemma.model import build_model
     from pipelines.generate import answer_all, find_questions
 
+    model = named(model, "--model")
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
-    loaded = load(model, base=base or None)
+    opened, tuned = open_model(model, base=base or None)
+    say(f"model: {describe(model, opened)}", error=True)
+    loaded = build_model(opened, tuned)
     loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
     if data is None and output is None and image is not None and image.is_file():
         say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
@@ -162,7 +172,13 @@ def preflight(
 def preview(
     data: Annotated[str, typer.Option(help="Records from prepare_data, or a JSONL file; local or gs://.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("preview.html"),
-    model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to show a row for.")] = "embedded:tiny",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Checkpoint or tuned model whose tokenizer and image size to show a row for, or embedded:tiny.",
+            show_default="none; must be given",
+        ),
+    ] = "",
     images: Annotated[
         str,
         typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="the JSONL file's folder"),
@@ -177,11 +193,13 @@ def preview(
     ] = "",
 ) -> None:
     """Show what the model is fed for each row: image, tokens and masks, on one page that opens offline."""
-    from paligemma.data.preview import preview_page
+    from paligemma.checkpoints.describe import named
+    from paligemma.data.preview import make_preview
 
-    page = preview_page(data, model, images, rows, grey_range)
+    made = make_preview(data, named(model, "--model"), images, rows, grey_range)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    output.write_text(made.page, encoding="utf-8")
+    say(f"model: {made.model}")
     say(f"wrote {output}")
 
 

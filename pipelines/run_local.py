@@ -31,6 +31,7 @@ class StepFailedError(PaliGemmaError):
 class RunOutputs:
     """Where a finished run's artifacts are: local paths, or `gs://` addresses. No release if the model was not better."""
 
+    checkpoint: str
     tuned: str
     base_evaluation: str
     tuned_evaluation: str
@@ -68,7 +69,12 @@ def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerT
             raise _failure(log, error) from None
     # A pipeline gives nothing out from inside an exit handler; but every task says where it writes.
     folder = f"{str(parameters.get('artifact_root') or root.absolute()).rstrip('/')}/{log.run}"
-    outputs = RunOutputs(f"{folder}/finetune/tuned", f"{folder}/evaluate/evaluation", f"{folder}/evaluate-2/evaluation")
+    outputs = RunOutputs(
+        f"{folder}/fetch-checkpoint/checkpoint",
+        f"{folder}/finetune/tuned",
+        f"{folder}/evaluate/evaluation",
+        f"{folder}/evaluate-2/evaluation",
+    )
     missing = [location for location in vars(outputs).values() if location and not exists(location, RECORD_FILE)]
     if missing:  # the runner's word is not enough: what it reports as done must be there
         raise StepFailedError("The run left no whole artifact.", where=missing[0], fix=f"see {log.path}")

@@ -195,8 +195,11 @@ def run(
     validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
     source: Annotated[
         str,
-        typer.Option(help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny."),
-    ] = "embedded:tiny",
+        typer.Option(
+            help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny.",
+            show_default="none; must be given",
+        ),
+    ] = "",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     tokenizer: Annotated[
         str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
@@ -257,6 +260,8 @@ def run(
     root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
+    from paligemma.checkpoints.describe import describe, describe_source, named
+    from paligemma.checkpoints.open import open_checkpoint
     from paligemma.foreign_json import read_json
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
@@ -264,7 +269,9 @@ def run(
     from pipelines.presets import read_preset
     from pipelines.run_local import run_pipeline
 
+    source = named(source, "--source")
     parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
+    say(f"model:       {describe_source(source)}")
     outputs = run_pipeline(
         {
             "train_data": absolute(train_data),
@@ -294,6 +301,7 @@ def run(
         root,
     )
     evaluation = localize(outputs.tuned_evaluation)
+    say(f"model:       {describe(source, open_checkpoint(outputs.checkpoint))}")
     say(f"tuned model: {outputs.tuned}")
     say(f"report:      {evaluation / 'report.html'}")
     say(read_json(evaluation / "gate.json", "The decision of the gate", nonfinite=True)["why"], lines=True)

@@ -41,6 +41,7 @@ def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
     parameters = {
         "train_data": str((data / "train.jsonl").absolute()),
         "validation_data": str((data / "validation.jsonl").absolute()),
+        "source": "embedded:tiny",
         "recipe": read_preset("demo"),
         "max_new_tokens": 8,
         "batch_size": 128,

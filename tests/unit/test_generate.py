@@ -57,6 +57,8 @@ def test_a_folder_is_answered_on_standard_output_in_the_tasks_words(small_data: 
     small_data.add_image("a.png")
     asked = [
         "generate",
+        "--model",
+        "embedded:tiny",
         "--image",
         str(small_data.folder),
         "--prompt",

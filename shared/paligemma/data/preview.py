@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.describe import describe
+from paligemma.checkpoints.open import open_model
 from paligemma.data.image_source import open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
@@ -23,12 +25,30 @@ from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists, parent_of
 
 
-def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows: int = 24, grey_range: str = "") -> str:
-    """A self-contained HTML page; in a notebook, `IPython.display.HTML(preview_page(...))` shows it.
+@dataclass(frozen=True)
+class Preview:
+    """A self-contained HTML page, and what it is about in words.
+
+    Attributes:
+        page: HTML.
+        model: the model's name, size and resolution.
+    """
+
+    page: str
+    model: str
+
+
+def preview_page(data: str, model: str, images: str = "", rows: int = 24, grey_range: str = "") -> str:
+    """The page of `make_preview` alone; in a notebook, `IPython.display.HTML(preview_page(...))` shows it."""
+    return make_preview(data, model, images, rows, grey_range).page
+
+
+def make_preview(data: str, model: str, images: str = "", rows: int = 24, grey_range: str = "") -> Preview:
+    """Shows what the model is fed.
 
     Args:
         data: records, or a JSONL file, plain or gzip; local or `gs://`.
-        model: checkpoint whose tokenizer and image size to show a row for.
+        model: checkpoint or tuned model whose tokenizer and image size to show a row for.
         images: what a JSONL file's image paths are relative to; empty: the file's folder.
         rows: how many to show, from the first.
         grey_range: the samples that are black and white in grey pictures of a JSONL file, `LOW,HIGH`; empty: as each states.
@@ -36,7 +56,7 @@ def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows
     Raises:
         InputError: there is no such data, or it was prepared with another tokenizer.
     """
-    opened = open_checkpoint(model)
+    opened, _ = open_model(model)
     if opened.tokenizer is None:
         raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
     tokenizer = Tokenizer(opened.tokenizer)
@@ -45,7 +65,9 @@ def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows
     else:
         size = opened.config.img.image_size
         shown = islice(_of_rows(data, images or str(parent_of(data)), tokenizer, size, parse_grey_range(grey_range)), rows)
-    return render("preview.html", source=str(data).rstrip("/").rsplit("/", 1)[-1], rows=list(shown))
+    source = str(data).rstrip("/").rsplit("/", 1)[-1]
+    described = describe(model, opened)
+    return Preview(render("preview.html", source=source, model=described, rows=list(shown)), described)
 
 
 def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> Iterator[dict]:
