@@ -266,40 +266,41 @@ def run(
     from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
     from paligemma.yaml_text import dump_yaml
+    from pipelines.check_run import check_run
     from pipelines.presets import read_preset
     from pipelines.run_local import run_pipeline
 
     source = named(source, "--source")
     parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
+    parameters = {
+        "train_data": absolute(train_data),
+        "validation_data": absolute(validation_data),
+        "source": ",".join(absolute(part.strip()) for part in source.split(",")),
+        "sha256": sha256,
+        "tokenizer": absolute(tokenizer),
+        "precision": precision,
+        "image_size": image_size,
+        "images": absolute(images),
+        "recipe": dump_yaml(parsed.model_dump(exclude_none=True)),
+        "target": target,
+        "max_text_tokens": max_text_tokens,
+        "max_reject_fraction": max_reject_fraction,
+        "grey_range": grey_range,
+        "task": task,
+        "metrics": metrics,
+        "margin": margin,
+        "mask_decoder": absolute(mask_decoder),
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "beams": beams,
+        "registry": absolute(registry or str(root / "registry")),
+        "formats": formats,
+        "artifact_root": absolute(artifact_root),
+    }
+    for oddity in check_run(parameters):
+        say(f"warning: {oddity}", error=True)
     say(f"model:       {describe_source(source)}")
-    outputs = run_pipeline(
-        {
-            "train_data": absolute(train_data),
-            "validation_data": absolute(validation_data),
-            "source": ",".join(absolute(part.strip()) for part in source.split(",")),
-            "sha256": sha256,
-            "tokenizer": absolute(tokenizer),
-            "precision": precision,
-            "image_size": image_size,
-            "images": absolute(images),
-            "recipe": dump_yaml(parsed.model_dump(exclude_none=True)),
-            "target": target,
-            "max_text_tokens": max_text_tokens,
-            "max_reject_fraction": max_reject_fraction,
-            "grey_range": grey_range,
-            "task": task,
-            "metrics": metrics,
-            "margin": margin,
-            "mask_decoder": absolute(mask_decoder),
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "beams": beams,
-            "registry": absolute(registry or str(root / "registry")),
-            "formats": formats,
-            "artifact_root": absolute(artifact_root),
-        },
-        root,
-    )
+    outputs = run_pipeline(parameters, root)
     evaluation = localize(outputs.tuned_evaluation)
     say(f"model:       {describe(source, open_checkpoint(outputs.checkpoint))}")
     say(f"tuned model: {outputs.tuned}")

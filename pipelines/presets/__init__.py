@@ -19,5 +19,10 @@ def read_preset(name: str) -> str:
     presets = {path.stem: path for path in FOLDER.glob("*.yaml")}
     path = presets.get(name, Path(name))
     if not path.is_file():
-        raise InputError(f"There is no recipe {name!r}.", expected=f"a YAML file, or a preset; {did_you_mean(name, presets)}")
+        raise InputError(
+            f"There is no recipe {name!r}.",
+            where="--recipe",
+            expected="a YAML file, or a preset's name",
+            fix=did_you_mean(name, presets),
+        )
     return read_yaml_text(path, "The recipe")

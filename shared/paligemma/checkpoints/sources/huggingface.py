@@ -31,6 +31,18 @@ _SOURCE = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def parse_source(source: str) -> tuple[str, str, str]:
+    """Owner, name and revision of a model.
+
+    Raises:
+        InputError: the source is no such address.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None or ".." in source:
+        raise InputError(f"{source!r} is not a model on Hugging Face.", expected="hf://owner/name or hf://owner/name@revision")
+    return match["owner"], match["name"], match["revision"] or "main"
+
+
 def snapshot_folder(source: str) -> Path:
     """The folder of a downloaded snapshot that has all the files of a checkpoint.
 
@@ -41,10 +53,7 @@ def snapshot_folder(source: str) -> Path:
         InputError: it was not downloaded, or not to its end.
         DamagedError: a file in it is not one of the cache's, or the index of its weights cannot be read.
     """
-    match = _SOURCE.fullmatch(source)
-    if match is None or ".." in source:
-        raise InputError(f"{source!r} is not a model on Hugging Face.", expected="hf://owner/name or hf://owner/name@revision")
-    owner, name, revision = match["owner"], match["name"], match["revision"] or "main"
+    owner, name, revision = parse_source(source)
     page = f"https://huggingface.co/{owner}/{name}"
     fix = f"accept the licence at {page}, then: hf auth login && hf download {owner}/{name} --revision {revision}"
     repository = cache_folder() / f"models--{owner}--{name}"
