@@ -184,6 +184,7 @@ def preview(
         typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="the JSONL file's folder"),
     ] = "",
     rows: Annotated[int, typer.Option(help="Rows to show, from the first.", min=1)] = 24,
+    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row; longer ones are rejected.", min=4)] = 128,
     grey_range: Annotated[
         str,
         typer.Option(
@@ -192,14 +193,16 @@ def preview(
         ),
     ] = "",
 ) -> None:
-    """Show what the model is fed for each row: image, tokens and masks, on one page that opens offline."""
+    """Show what the model is fed for each row (image, boxes, tokens, masks), and which rows would be rejected, on one page."""
     from paligemma.checkpoints.describe import named
     from paligemma.data.preview import make_preview
 
-    made = make_preview(data, named(model, "--model"), images, rows, grey_range)
+    made = make_preview(data, named(model, "--model"), images, rows, grey_range, max_text_tokens)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(made.page, encoding="utf-8")
     say(f"model: {made.model}")
+    for line in made.counts:
+        say(line)
     say(f"wrote {output}")
 
 
