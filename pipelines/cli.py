@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from paligemma.command_line import make_app, run_app
+from paligemma.errors import InputError
 from paligemma.terminal import say
 from pipelines.commands.convert import convert
 from pipelines.commands.lineage import app as lineage
@@ -95,7 +96,13 @@ def generate(
     if data is None and output is None and image is not None and image.is_file():
         say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
         return
-    answer_all(loaded, questions, settings, batch_size, seed, output)
+    if unread := answer_all(loaded, questions, settings, batch_size, seed, output):
+        raise InputError(
+            f"{unread} of {len(questions)} images could not be read; the others are answered.",
+            where=output or "the lines above",
+            expected="an answer in every line",
+            fix='see "error" in the lines; run again with the same --output to ask only those',
+        )
 
 
 @app.command()

@@ -45,7 +45,7 @@ parameters
         """There is no HERE/row.jsonl.
   where:    --train-data
   expected: a JSONL file
-  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, photos, prose.jsonl
+  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, gone.jsonl, photos
 """,
     ),
     Mistake(
@@ -147,7 +147,7 @@ model.safetensors.index.json or model.safetensors
         """There is no HERE/paligemma_tokenizer.model.
   where:    --tokenizer
   expected: a SentencePiece model, or a folder with one
-  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, photos, prose.jsonl
+  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, gone.jsonl, photos
 """,
     ),
     Mistake(
@@ -202,7 +202,7 @@ model.safetensors.index.json or model.safetensors
         """There is no HERE/vae.npz.
   where:    --mask-decoder
   expected: big_vision's vae-oid.npz, of gs://big_vision/paligemma
-  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, photos, prose.jsonl
+  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, gone.jsonl, photos
 """,
     ),
     Mistake(
@@ -254,6 +254,95 @@ model.safetensors.index.json or model.safetensors
   expected: 64 hexadecimal digits
 """,
     ),
+    Mistake(
+        "generate --image photos/IMG_0.png --prompt ocr",
+        2,
+        """No model is named.
+  where:    --model
+  expected: a tuned model's folder, gs://..., a checkpoint's file or folder, or embedded:tiny
+  to do:    add --model, e.g. --model runs/paligemma-3b; --model embedded:tiny is the demo's toy of 1.2 million \
+parameters
+""",
+    ),
+    Mistake(
+        "generate --model embedded:tiny --image photos/IMG_9.png --prompt ocr",
+        2,
+        """There is no image photos/IMG_9.png.
+  where:    --image
+  expected: a file, or a folder
+  to do:    check the path
+""",
+    ),
+    Mistake(
+        "generate --model embedded:tiny --image photos/IMG_1.png",
+        2,
+        """There is no prompt.
+  where:    --prompt
+  expected: what to ask, in the words of the training data's prefixes
+  to do:    add --prompt, e.g. --prompt "caption en", or --task caption
+""",
+    ),
+    Mistake(
+        "generate --model embedded:tiny --prompt ocr",
+        2,
+        """There is nothing to ask about.
+  expected: either --image or --data
+  to do:    add --image, a file or a folder, or --data, a JSONL file; not both
+""",
+    ),
+    Mistake(
+        "generate --model embedded:tiny --image broken.png --prompt ocr",
+        2,
+        """The image cannot be decoded: the file ends inside its header, or begins with another chunk.
+  where:    broken.png
+  expected: a whole image, one of AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP
+""",
+    ),
+    Mistake(
+        "generate --model embedded:big --image photos/IMG_1.png --prompt ocr",
+        2,
+        """There is no embedded checkpoint 'embedded:big'.
+  expected: embedded:tiny
+""",
+    ),
+    Mistake(
+        "generate --model runs/pipeline --image photos/IMG_1.png --prompt ocr",
+        2,
+        """The folder runs/pipeline is no model, but holds tuned models.
+  where:    runs/pipeline
+  expected: a checkpoint's file or folder, or a tuned model's folder
+  to do:    name one of these, the newest first:
+    runs/pipeline/run-1/finetune/tuned
+""",
+    ),
+    Mistake(
+        "generate --model embedded:tiny --data gone.jsonl",
+        2,
+        """1 of 1 images could not be read; the others are answered.
+  where:    the lines above
+  expected: an answer in every line
+  to do:    see "error" in the lines; run again with the same --output to ask only those
+""",
+    ),
+    Mistake(
+        "preview --data rows.jsonl",
+        2,
+        """No model is named.
+  where:    --model
+  expected: a tuned model's folder, gs://..., a checkpoint's file or folder, or embedded:tiny
+  to do:    add --model, e.g. --model runs/paligemma-3b; --model embedded:tiny is the demo's toy of 1.2 million \
+parameters
+""",
+    ),
+    Mistake(
+        "preview --model embedded:tiny --data row.jsonl",
+        2,
+        """There is no data row.jsonl.
+  where:    --data
+  expected: records, or a JSONL file
+  to do:    check the path
+""",
+    ),
 ]
 
 
@@ -271,6 +360,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "table.csv").write_text("file,question,label\n" + "".join(f"IMG_{n},what is it?,thing {n}\n" for n in range(6)))
     (folder / "recipe.yaml").write_text("stepz: 3\n")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "runs/pipeline/run-1/finetune/tuned").mkdir(parents=True)
+    (folder / "runs/pipeline/run-1/finetune/tuned/tuned.json").touch()
+    (folder / "gone.jsonl").write_text(json.dumps({"image": "gone.png", "prefix": "ocr"}) + "\n")
     return folder
 
 

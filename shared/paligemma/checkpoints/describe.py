@@ -35,10 +35,11 @@ def named(source: str, flag: str) -> str:
     """
     if source.strip():
         return source
+    fetched = "hf://google/paligemma2-3b-pt-224, kaggle://..., " if flag == "--source" else "a tuned model's folder, "
     raise InputError(
         "No model is named.",
         where=flag,
-        expected="hf://google/paligemma2-3b-pt-224, kaggle://..., gs://..., a checkpoint's file or folder, or embedded:tiny",
+        expected=f"{fetched}gs://..., a checkpoint's file or folder, or embedded:tiny",
         fix=f"add {flag}, e.g. {flag} runs/paligemma-3b; {flag} embedded:tiny is the demo's toy of 1.2 million parameters",
     )
 
