@@ -260,18 +260,17 @@ def run(
     root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
+    from components.presets import read_recipe
     from paligemma.checkpoints.describe import describe, describe_source, named
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.foreign_json import read_json
     from paligemma.lineage.artifact import localize
-    from paligemma.training.recipe import parse_recipe
     from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run
-    from pipelines.presets import read_preset
     from pipelines.run_local import run_pipeline
 
     source = named(source, "--source")
-    parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
+    parsed = read_recipe(recipe, set_ or [])  # wrong recipes are refused before anything runs
     parameters = {
         "train_data": absolute(train_data),
         "validation_data": absolute(validation_data),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from components.presets import read_preset
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json
@@ -18,7 +19,6 @@ from paligemma.lineage.record import read_record
 from paligemma.storage.atomic import write_file
 from paligemma.terminal import say, show_table
 from pipelines.demo.digits import write_digits
-from pipelines.presets import read_preset
 from pipelines.run_local import RunOutputs, run_pipeline
 
 if TYPE_CHECKING:
