@@ -11,10 +11,12 @@ from paligemma.checkpoints.sources.fetch import check_sources
 from paligemma.data.image_source import open_images, split_archive
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.rows import Row, RowError, read_all_rows
+from paligemma.data.split import split_rows
 from paligemma.errors import InputError
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.tasks import TASKS
 from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import file_sha256
 from paligemma.preflight.targets import find_target
 from paligemma.registry import read_champion
 from paligemma.safe_names import parse_sha256
@@ -64,6 +66,29 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     if given["registry"]:
         read_champion(given["registry"])
     return [*_check_rows(given), *_too_few_rows(given["train_data"], recipe)]
+
+
+def split_data(parameters: Mapping[str, object], root: Path, fraction: float) -> dict[str, str]:
+    """Splits the training data by image, for a run that has no other data to judge by; the same data give the same files.
+
+    Args:
+        parameters: of the pipeline, checked.
+        root: the folder of what runs leave; the files go to `data` in it.
+        fraction: share of the images to judge by.
+
+    Returns:
+        The parameters that change: both files, and what image names are relative to.
+
+    Raises:
+        InputError: there are fewer than two images.
+    """
+    data = str(parameters["train_data"])
+    images = str(parameters["images"] or parent_of(data))
+    rows, place = localize(data), parse_location(images)
+    folder = root.absolute() / "data" / f"{Path(data).name.split('.')[0]}-{file_sha256(rows)[:12]}-{fraction:g}"
+    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+    split_rows(rows, place if isinstance(place, Path) else None, fraction, train, validation)
+    return {"train_data": str(train), "validation_data": str(validation), "images": images}
 
 
 def _flag(name: str) -> str:

@@ -192,7 +192,14 @@ def cancel(
 @pipeline.command()
 def run(
     train_data: Annotated[str, typer.Option(help="JSONL file of rows to train on, local or gs://.")],
-    validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
+    validation_data: Annotated[
+        str,
+        typer.Option(help="JSONL file of rows to evaluate on, local or gs://.", show_default="a part of --train-data"),
+    ] = "",
+    validation_fraction: Annotated[
+        float,
+        typer.Option(help="Share of the images of --train-data to evaluate on, without --validation-data.", min=0.01, max=0.9),
+    ] = 0.1,
     source: Annotated[
         str,
         typer.Option(
@@ -266,14 +273,14 @@ def run(
     from paligemma.foreign_json import read_json
     from paligemma.lineage.artifact import localize
     from paligemma.yaml_text import dump_yaml
-    from pipelines.check_run import check_run
+    from pipelines.check_run import check_run, split_data
     from pipelines.run_local import run_pipeline
 
     source = named(source, "--source")
     parsed = read_recipe(recipe, set_ or [])  # wrong recipes are refused before anything runs
     parameters = {
         "train_data": absolute(train_data),
-        "validation_data": absolute(validation_data),
+        "validation_data": absolute(validation_data or train_data),
         "source": ",".join(absolute(part.strip()) for part in source.split(",")),
         "sha256": sha256,
         "tokenizer": absolute(tokenizer),
@@ -296,7 +303,13 @@ def run(
         "formats": formats,
         "artifact_root": absolute(artifact_root),
     }
-    for oddity in check_run(parameters):
+    oddities = check_run(parameters)
+    if not validation_data:
+        split = split_data(parameters, root, validation_fraction)
+        parameters |= split
+        say(f"split by image: {split['train_data']}, {split['validation_data']}")
+        oddities = check_run(parameters)
+    for oddity in oddities:
         say(f"warning: {oddity}", error=True)
     say(f"model:       {describe_source(source)}")
     outputs = run_pipeline(parameters, root)

@@ -343,6 +343,68 @@ parameters
   to do:    check the path
 """,
     ),
+    Mistake(
+        "convert folder --folder photos --output out.jsonl",
+        2,
+        """The 6 pictures are in no folders of labels.
+  where:    photos
+  expected: photos/LABEL/IMG_0.png: the name of a picture's folder is its suffix
+  to do:    move the pictures into a folder for each label; or, with labels in a table: paligemma convert table \
+--table table.csv --images photos --image COLUMN --suffix '{COLUMN}' --prefix 'answer en what is this?'
+""",
+    ),
+    Mistake(
+        "convert table --table table.csv --output out.jsonl --image file --prefix question --suffix '{label}'",
+        2,
+        """--prefix 'question' would be the same text in every row, and is the name of a column.
+  where:    table.csv
+  expected: a text in which {name} stands for a column
+  to do:    --prefix '{question}'
+""",
+    ),
+    Mistake(
+        "convert table --table table.csv --output out.jsonl --prefix '{question}' --suffix '{label}'",
+        2,
+        """The table has no column 'image' (cells end at ',').
+  where:    table.csv
+  to do:    one of: file, label, question
+""",
+    ),
+    Mistake(
+        "convert table --table table.csv --output out.jsonl --image file --prefix '{question}' --suffix '{lable}'",
+        2,
+        """The table has no column 'lable' (cells end at ',').
+  where:    table.csv
+  to do:    did you mean 'label'?
+""",
+    ),
+    Mistake(
+        "convert table --table table.csv --output out.jsonl --image file --prefix '{question}' --suffix '{label}'",
+        2,
+        """6 of 6 rows name an image that is not there, e.g. 'IMG_0', 'IMG_1', 'IMG_2'.
+  where:    .
+  expected: names of images, relative to this folder
+  to do:    there is one in photos: --images photos --image '{file}.png'
+""",
+    ),
+    Mistake(
+        "convert table --table table.csv --output out.jsonl --image file --images photos --prefix ocr --suffix '{label}'",
+        2,
+        """6 of 6 rows name an image that is not there, e.g. 'IMG_0', 'IMG_1', 'IMG_2'.
+  where:    photos
+  expected: names of images, relative to this folder
+  to do:    the names lack their ending: --image '{file}.png'
+""",
+    ),
+    Mistake(
+        "pipeline run --source embedded:tiny --train-data row.jsonl --root new",
+        2,
+        """There is no HERE/row.jsonl.
+  where:    --train-data
+  expected: a JSONL file
+  to do:    HERE has broken.png, elsewhere.jsonl, empty.jsonl, gone.jsonl, photos
+""",
+    ),
 ]
 
 
