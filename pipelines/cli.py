@@ -126,6 +126,7 @@ def export(
     from paligemma.checkpoints.export import export
 
     export(model, output, format, dtype, base)
+    say(f"wrote {model} in the format {format} to {output}")
 
 
 @app.command()

@@ -268,12 +268,10 @@ def run(
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     from components.presets import read_recipe
-    from paligemma.checkpoints.describe import describe, describe_source, named
-    from paligemma.checkpoints.open import open_checkpoint
-    from paligemma.foreign_json import read_json
-    from paligemma.lineage.artifact import localize
+    from paligemma.checkpoints.describe import describe_source, named
     from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run, split_data
+    from pipelines.run_end import end_of_run
     from pipelines.run_local import run_pipeline
 
     source = named(source, "--source")
@@ -313,13 +311,8 @@ def run(
         say(f"warning: {oddity}", error=True)
     say(f"model:       {describe_source(source)}")
     outputs = run_pipeline(parameters, root)
-    evaluation = localize(outputs.tuned_evaluation)
-    say(f"model:       {describe(source, open_checkpoint(outputs.checkpoint))}")
-    say(f"tuned model: {outputs.tuned}")
-    say(f"report:      {evaluation / 'report.html'}")
-    say(read_json(evaluation / "gate.json", "The decision of the gate", nonfinite=True)["why"], lines=True)
-    if outputs.release:
-        say(f"release:     {outputs.release}")
+    for line in end_of_run(outputs, parameters):
+        say(line, lines=True)
 
 
 def absolute(location: str) -> str:

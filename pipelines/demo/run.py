@@ -19,6 +19,7 @@ from paligemma.lineage.record import read_record
 from paligemma.storage.atomic import write_file
 from paligemma.terminal import say, show_table
 from pipelines.demo.digits import write_digits
+from pipelines.run_end import ask_it
 from pipelines.run_local import RunOutputs, run_pipeline
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
     summary = summarize(outputs, time.monotonic() - started)
     write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     show(summary, folder / "summary.json")
+    say(f"Ask it: {ask_it(outputs.tuned, parameters)}")
     if not summary["frozen_parameters_identical"]:
         raise DamagedError("A parameter that should be frozen differs from the base checkpoint's.", where=outputs.tuned)
 
