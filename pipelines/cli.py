@@ -78,6 +78,7 @@ def generate(
     ] = "",
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
+    from paligemma.accelerator import expect_accelerator
     from paligemma.checkpoints.describe import describe, named
     from paligemma.checkpoints.open import open_model
     from paligemma.data.pictures.levels import parse_grey_range
@@ -87,6 +88,7 @@ def generate(
     from pipelines.generate import answer_all, find_questions
 
     model = named(model, "--model")
+    expect_accelerator()
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)

@@ -268,6 +268,7 @@ def run(
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     from components.presets import read_recipe
+    from paligemma.accelerator import idle_gpu
     from paligemma.checkpoints.describe import describe_source, named
     from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run, split_data
@@ -307,7 +308,7 @@ def run(
         parameters |= split
         say(f"split by image: {split['train_data']}, {split['validation_data']}")
         oddities = check_run(parameters)
-    for oddity in oddities:
+    for oddity in [*oddities, *filter(None, [idle_gpu()])]:
         say(f"warning: {oddity}", error=True)
     say(f"model:       {describe_source(source)}")
     outputs = run_pipeline(parameters, root)

@@ -11,6 +11,11 @@ from typing import Literal
 Extra = Literal["heif", "lineage", "preflight", "signing"]
 
 
+def how_to_accelerate(kind: Literal["gpu", "tpu"]) -> str:
+    """The command that adds what JAX needs for an accelerator of one's own, as one types it in that folder."""
+    return f"make setup ACCELERATOR={kind}"
+
+
 def how_to_install(extra: Extra) -> str:
     """The command, as one types it in the folder that README.md is in."""
     return f".venv/bin/python -m pip install --no-build-isolation --editable '.[{extra}]'"
