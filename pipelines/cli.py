@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,24 @@ ModelName = Annotated[
     typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.", show_default="none; must be given"),
 ]
 
-app = make_app("Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model.")
+app = make_app(completion=True)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"paligemma {importlib.metadata.version('paligemma')}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.", show_default=False)
+    ] = False,
+) -> None:
+    """Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model."""
+
+
 app.add_typer(pipeline, name="pipeline")
 app.add_typer(lineage, name="lineage")
 app.add_typer(convert, name="convert")
@@ -214,6 +232,19 @@ def preview(
     for line in made.counts:
         say(line)
     say(f"wrote {output}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has (JAX, devices, memory, disk, credentials, clock), and what is missing for which command."""
+    from pipelines.doctor import examine
+
+    wrong = []
+    for finding in examine():
+        say(finding, lines=True)
+        wrong += [finding.what] if finding.state == "wrong" else []
+    if wrong:
+        raise InputError(f"Nothing runs here yet: {', '.join(wrong)}.", where="the lines that begin with wrong", fix="see them")
 
 
 app.add_typer(registry)

@@ -36,6 +36,7 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u20
 
 NOTHING_FOREIGN = {
     "paligemma demo": "it reads what it wrote itself",
+    "paligemma doctor": "it names folders of the user's own",
     "paligemma rollback": "it names releases, which can be called nothing else than letters, digits, '_', '.' and '-'",
 }
 """Commands that are not asked, and why."""

@@ -106,6 +106,16 @@ def expected_sha256(path: Path) -> str | None:
     return path.name if path.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", path.name) else None
 
 
+def token_place() -> str:
+    """Where a token for Hugging Face is: a variable's name, or a file; empty if there is none. Reads none."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(variable):
+            return f"${variable}"
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
+    file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    return str(file) if file.is_file() else ""
+
+
 def cache_folder() -> Path:
     """`$HF_HUB_CACHE`, else `hub` in `$HF_HOME`, else in `huggingface` in the user's cache folder."""
     chosen, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
