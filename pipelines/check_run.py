@@ -8,6 +8,7 @@ from pathlib import Path
 from components.publish.formats import parse_formats
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.sources.fetch import check_sources
+from paligemma.checkpoints.tokenizer_file import PUBLISHED_ROWS
 from paligemma.data.image_source import open_images, split_archive
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.rows import Row, RowError, read_all_rows
@@ -100,7 +101,7 @@ def _check_checkpoint(source: str, tokenizer: str, image_size: int) -> None:
     if "://" in source or "," in source:
         return
     checkpoint = open_checkpoint(source)
-    if checkpoint.tokenizer_file is None and not tokenizer:
+    if checkpoint.tokenizer_file is None and not tokenizer and checkpoint.config.llm.vocab_size != PUBLISHED_ROWS:
         fix = "pass --tokenizer"
         raise InputError("There is no tokenizer.model, and no tokenizer.json.", where=checkpoint.weights.parent, fix=fix)
     patch = checkpoint.config.img.patch_size

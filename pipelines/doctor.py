@@ -23,6 +23,7 @@ from paligemma.storage.cache import cache_folder
 
 _EXTRAS: dict[Extra, tuple[str, str]] = {
     "heif": ("pillow_heif", "HEIC photos (prepare_data, preview, generate)"),
+    "huggingface": ("huggingface_hub", "downloads of hf:// sources (pipeline run, fetch_checkpoint)"),
     "lineage": ("openlineage", "paligemma lineage export --openlineage"),
     "preflight": ("libtpu", "paligemma preflight for TPUs and GPUs that are not there"),
     "signing": ("model_signing", "signed releases (publish, paligemma verify --key)"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Extra = Literal["heif", "lineage", "preflight", "signing"]
+Extra = Literal["heif", "huggingface", "lineage", "preflight", "signing"]
 
 
 def how_to_accelerate(kind: Literal["gpu", "tpu"]) -> str:

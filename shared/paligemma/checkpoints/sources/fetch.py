@@ -89,7 +89,7 @@ def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
     if is_web_address(source):
         return str(web.fetch(source, sha256))
     if source.startswith("hf://"):
-        return str(huggingface.snapshot_folder(source))
+        return str(huggingface.fetch(source))
     if source.startswith(SCHEME):
         localize(source)
         return source
