@@ -11,7 +11,15 @@ TARGETS ?= cpu gpu tpu
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
-setup: $(VENV)/.installed ## Create .venv with the locked, hashed dependencies and this project
+ifneq ($(filter-out gpu tpu,$(ACCELERATOR)),)
+$(error ACCELERATOR=$(ACCELERATOR) is none. Take gpu for NVIDIA GPUs, tpu for TPUs, or leave it out for the CPU)
+endif
+
+setup: $(VENV)/.installed $(ACCELERATOR:%=$(VENV)/.installed-%) ## Create .venv with the locked, hashed dependencies and this project (ACCELERATOR=gpu or tpu adds what JAX needs for one)
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[$*]'
+	@touch $@
 
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from paligemma.command_line import make_app, run_app
+from paligemma.errors import InputError
 from paligemma.terminal import say
 from pipelines.commands.convert import convert
 from pipelines.commands.lineage import app as lineage
 from pipelines.commands.pipeline import pipeline
 from pipelines.commands.releases import app as registry
 
-app = make_app("Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model.")
+ModelName = Annotated[
+    str,
+    typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.", show_default="none; must be given"),
+]
+
+app = make_app(completion=True)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"paligemma {importlib.metadata.version('paligemma')}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.", show_default=False)
+    ] = False,
+) -> None:
+    """Fine-tune PaliGemma with JAX: run the pipeline, compile it, ask a model."""
+
+
 app.add_typer(pipeline, name="pipeline")
 app.add_typer(lineage, name="lineage")
 app.add_typer(convert, name="convert")
@@ -46,7 +70,7 @@ def generate(
         Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
         typer.Option(help="Puts the prompt into the words that PaliGemma was trained on.", show_default="as it is"),
     ] = "",
-    model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")] = "embedded:tiny",
+    model: ModelName = "",
     base: Annotated[
         str,
         typer.Option(help="A tuned model's base checkpoint, when it has moved.", show_default="where it was when tuned"),
@@ -72,20 +96,33 @@ def generate(
     ] = "",
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
+    from paligemma.accelerator import expect_accelerator
+    from paligemma.checkpoints.describe import describe, named
+    from paligemma.checkpoints.open import open_model
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
-    from paligemma.model import load
+    from paligemma.model import build_model
     from pipelines.generate import answer_all, find_questions
 
+    model = named(model, "--model")
+    expect_accelerator()
     settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
-    loaded = load(model, base=base or None)
+    opened, tuned = open_model(model, base=base or None)
+    say(f"model: {describe(model, opened)}", error=True)
+    loaded = build_model(opened, tuned)
     loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
     if data is None and output is None and image is not None and image.is_file():
         say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
         return
-    answer_all(loaded, questions, settings, batch_size, seed, output)
+    if unread := answer_all(loaded, questions, settings, batch_size, seed, output):
+        raise InputError(
+            f"{unread} of {len(questions)} images could not be read; the others are answered.",
+            where=output or "the lines above",
+            expected="an answer in every line",
+            fix='see "error" in the lines; run again with the same --output to ask only those',
+        )
 
 
 @app.command()
@@ -109,6 +146,7 @@ def export(
     from paligemma.checkpoints.export import export
 
     export(model, output, format, dtype, base)
+    say(f"wrote {model} in the format {format} to {output}")
 
 
 @app.command()
@@ -162,12 +200,19 @@ def preflight(
 def preview(
     data: Annotated[str, typer.Option(help="Records from prepare_data, or a JSONL file; local or gs://.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("preview.html"),
-    model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to show a row for.")] = "embedded:tiny",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Checkpoint or tuned model whose tokenizer and image size to show a row for, or embedded:tiny.",
+            show_default="none; must be given",
+        ),
+    ] = "",
     images: Annotated[
         str,
         typer.Option(help="Folder or gs:// prefix that image paths are relative to.", show_default="the JSONL file's folder"),
     ] = "",
     rows: Annotated[int, typer.Option(help="Rows to show, from the first.", min=1)] = 24,
+    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row; longer ones are rejected.", min=4)] = 128,
     grey_range: Annotated[
         str,
         typer.Option(
@@ -176,13 +221,30 @@ def preview(
         ),
     ] = "",
 ) -> None:
-    """Show what the model is fed for each row: image, tokens and masks, on one page that opens offline."""
-    from paligemma.data.preview import preview_page
+    """Show what the model is fed for each row (image, boxes, tokens, masks), and which rows would be rejected, on one page."""
+    from paligemma.checkpoints.describe import named
+    from paligemma.data.preview import make_preview
 
-    page = preview_page(data, model, images, rows, grey_range)
+    made = make_preview(data, named(model, "--model"), images, rows, grey_range, max_text_tokens)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    output.write_text(made.page, encoding="utf-8")
+    say(f"model: {made.model}")
+    for line in made.counts:
+        say(line)
     say(f"wrote {output}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has (JAX, devices, memory, disk, credentials, clock), and what is missing for which command."""
+    from pipelines.doctor import examine
+
+    wrong = []
+    for finding in examine():
+        say(finding, lines=True)
+        wrong += [finding.what] if finding.state == "wrong" else []
+    if wrong:
+        raise InputError(f"Nothing runs here yet: {', '.join(wrong)}.", where="the lines that begin with wrong", fix="see them")
 
 
 app.add_typer(registry)

@@ -26,7 +26,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
     def finetune_pipeline(
         train_data: str,
         validation_data: str,
-        source: str = "embedded:tiny",
+        source: str,
         sha256: str = "",
         tokenizer: str = "",
         precision: str = "float16",

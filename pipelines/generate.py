@@ -48,12 +48,22 @@ def find_questions(
         output: the file of answers, which may be in the folder.
 
     Raises:
-        InputError: there is nothing to ask about, or a row is not one.
+        InputError: there is nothing to ask about or nothing asked, or a row is not one.
     """
     if (image is None) == (data is None):
-        raise InputError("There is nothing to ask about.", expected="either --image or --data")
+        fix = "add --image, a file or a folder, or --data, a JSONL file; not both"
+        raise InputError("There is nothing to ask about.", expected="either --image or --data", fix=fix)
     if data is not None:
         return _rows(data, prompt, ask)
+    if not ask(prompt):
+        raise InputError(
+            "There is no prompt.",
+            where="--prompt",
+            expected="what to ask, in the words of the training data's prefixes",
+            fix='add --prompt, e.g. --prompt "caption en", or --task caption',
+        )
+    if not image.exists():
+        raise InputError(f"There is no image {image}.", where="--image", expected="a file, or a folder", fix="check the path")
     if image.is_dir():
         files = _images(image, output)
         if not files:
@@ -64,7 +74,7 @@ def find_questions(
 
 def answer_all(
     model: Model, questions: Sequence[Question], settings: DecodeSettings, batch_size: int, seed: int, output: Path | None
-) -> None:
+) -> int:
     """Writes a JSON line for every question, as soon as its batch is done. An image that cannot be read has an `error`.
 
     Args:
@@ -74,7 +84,11 @@ def answer_all(
         batch_size: questions asked at once.
         seed: samples are drawn from it, the image's name and the prompt, so that another batch size draws the same.
         output: a file to append to; questions it has answers to are left out. None for standard output.
+
+    Returns:
+        How many images could not be read.
     """
+    unread = 0
     done = answered_before(output) if output is not None and output.exists() else set()
     left = [question for question in questions if question[::2] not in done]
     with ExitStack() as stack:
@@ -89,6 +103,7 @@ def answer_all(
                     asked.append(question)
                 except ImageError as error:
                     lines[question]["error"] = str(error)
+                    unread += 1
             # One shape for all batches: the last one is filled up.
             missing = batch_size - len(asked) if asked and len(left) > batch_size else 0
             filled = asked + asked[:1] * missing
@@ -98,6 +113,7 @@ def answer_all(
                 lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}
             file.writelines(printable_json(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines.values())
             file.flush()
+    return unread
 
 
 def _images(folder: Path, output: Path | None) -> list[Path]:

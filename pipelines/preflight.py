@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from components.presets import read_recipe
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
@@ -16,8 +17,7 @@ from paligemma.preflight.show import grid_markdown, grid_table, tables, write
 from paligemma.preflight.targets import find_target, find_variant
 from paligemma.progress import WorkProgress
 from paligemma.terminal import say, show_table, table_width
-from paligemma.training.recipe import Recipe, parse_recipe
-from pipelines.presets import read_preset
+from paligemma.training.recipe import Recipe
 
 ONE_OF_EACH = "t4,l4,a10g,a100-40,h100-80,v5e-1,v5e-4,v5e-8,v6e-1"
 """Targets of a sweep, unless told."""
@@ -68,7 +68,7 @@ class Question:
             InputError: the recipe or an override is wrong.
         """
         sizes = [[f"batch_size={size}"] for size in _listed(self.batch_size)] or [[]]
-        return [parse_recipe(read_preset(self.recipe), [*self.overrides, *size], self.recipe) for size in sizes]
+        return [read_recipe(self.recipe, [*self.overrides, *size]) for size in sizes]
 
     def examine(self, config: PaliGemmaConfig, recipe: Recipe, target: str) -> Report:
         """Compiles and judges one job."""

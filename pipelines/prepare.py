@@ -19,7 +19,7 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
     @dsl.pipeline(name="paligemma-prepare", description="Prepare a split on many pods.")
     def prepare_pipeline(
         data: str,
-        source: str = "embedded:tiny",
+        source: str,
         images: str = "",
         split: str = "train",
         pods: int = 8,

@@ -17,6 +17,7 @@ from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, read_record
 from paligemma.registry import read_champion_release
 from paligemma.storage.files import exists
+from paligemma.storage.location import SCHEME
 from pipelines.run_log import RunLog
 
 if TYPE_CHECKING:
@@ -27,14 +28,41 @@ class StepFailedError(PaliGemmaError):
     """A step of the DAG failed; has the exit code of the step's own error."""
 
 
+_PAGES = {
+    "training data": ("prepare-data/records", "report.html"),
+    "validation data": ("prepare-data-2/records", "report.html"),
+    "fit": ("preflight/preflight", "preflight.html"),
+    "training": ("finetune/tuned", "training.html"),
+    "base": ("evaluate/evaluation", "report.html"),
+    "base and tuned": ("evaluate-2/evaluation", "report.html"),
+    "run": ("summarize/summary", "report.html"),
+}
+
+
 @dataclass(frozen=True)
 class RunOutputs:
     """Where a finished run's artifacts are: local paths, or `gs://` addresses. No release if the model was not better."""
 
+    checkpoint: str
     tuned: str
     base_evaluation: str
     tuned_evaluation: str
     release: str = ""
+
+    @property
+    def root(self) -> str:
+        """What artifacts, and records of lineage, are below."""
+        return self.tuned.rsplit("/", 3)[0]
+
+    def pages(self) -> dict[str, str]:
+        """Every page of the run, by what it is about; on `gs://`, the artifact that it is in."""
+        run = self.tuned.rsplit("/", 2)[0]
+        places = {name: (f"{run}/{artifact}", page) for name, (artifact, page) in _PAGES.items()}
+        return {
+            name: folder if folder.startswith(SCHEME) else f"{folder}/{page}"
+            for name, (folder, page) in places.items()
+            if folder.startswith(SCHEME) or Path(folder, page).is_file()
+        }
 
 
 def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerType | None = None) -> RunOutputs:
@@ -68,7 +96,12 @@ def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerT
             raise _failure(log, error) from None
     # A pipeline gives nothing out from inside an exit handler; but every task says where it writes.
     folder = f"{str(parameters.get('artifact_root') or root.absolute()).rstrip('/')}/{log.run}"
-    outputs = RunOutputs(f"{folder}/finetune/tuned", f"{folder}/evaluate/evaluation", f"{folder}/evaluate-2/evaluation")
+    outputs = RunOutputs(
+        f"{folder}/fetch-checkpoint/checkpoint",
+        f"{folder}/finetune/tuned",
+        f"{folder}/evaluate/evaluation",
+        f"{folder}/evaluate-2/evaluation",
+    )
     missing = [location for location in vars(outputs).values() if location and not exists(location, RECORD_FILE)]
     if missing:  # the runner's word is not enough: what it reports as done must be there
         raise StepFailedError("The run left no whole artifact.", where=missing[0], fix=f"see {log.path}")

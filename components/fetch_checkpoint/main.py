@@ -54,10 +54,12 @@ def run(
     """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
     import json
 
+    from paligemma.checkpoints import tokenizer_file as published_tokenizer
     from paligemma.checkpoints.hashes import known_sha256
     from paligemma.checkpoints.npz import verify_weights
     from paligemma.checkpoints.open import CONFIG_FILE, open_checkpoint
     from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE
+    from paligemma.checkpoints.sources import web
     from paligemma.checkpoints.sources.fetch import fetch_first
     from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
     from paligemma.checkpoints.sources.remote import is_remote, redacted
@@ -81,6 +83,10 @@ def run(
     given = localize(tokenizer) if tokenizer else checkpoint.tokenizer_file
     if given is not None and given.is_dir():
         given = find_tokenizer(given)
+    published = given is None and config.llm.vocab_size == published_tokenizer.PUBLISHED_ROWS
+    if published:
+        log.info("there is no tokenizer beside the weights: fetching PaliGemma's own, %s", published_tokenizer.PUBLISHED)
+        given = web.fetch(published_tokenizer.PUBLISHED, published_tokenizer.PUBLISHED_SHA256)
     if given is None:
         raise InputError(
             "There is no tokenizer.model, and no tokenizer.json.",
@@ -114,7 +120,12 @@ def run(
         weights_input = Input(role="weights", uri=pinned(redacted(had), folder), sha256=checkpoint.weights_sha256)
     else:
         weights_input = input_of("weights", checkpoint.location)
-    inputs = [weights_input, input_of("tokenizer", tokenizer or given)]
+    tokenizer_input = (
+        Input(role="tokenizer", uri=published_tokenizer.PUBLISHED, sha256=published_tokenizer.PUBLISHED_SHA256)
+        if published
+        else input_of("tokenizer", tokenizer or given)
+    )
+    inputs = [weights_input, tokenizer_input]
     with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
         check_space(draft.folder, sum(path.stat().st_size for path in files.values()))
         for name, path in files.items():

@@ -34,7 +34,9 @@ def run(
     validation: Annotated[
         str, typer.Option(help="Records for the recipe's validate_every; local or gs://.", show_default="none")
     ] = "",
-    recipe: Annotated[str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="Training recipe: a preset's name or a YAML file.", show_default="the reference recipe")
+    ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
@@ -55,11 +57,11 @@ def run(
     ] = "",
 ) -> None:
     """Trains the recipe's parameters and writes them, with metrics.jsonl, training.html and summary.json."""
+    from components.presets import read_recipe
     from paligemma.launch.heartbeat import end_when_abandoned
-    from paligemma.training.recipe import read_recipe
 
     end_when_abandoned()
-    fine_tune(checkpoint, records, output, read_recipe(recipe or None, set_ or []), validation, state, state_root)
+    fine_tune(checkpoint, records, output, read_recipe(recipe, set_ or []), validation, state, state_root)
 
 
 @recorded("finetune")

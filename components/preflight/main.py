@@ -21,7 +21,9 @@ ARTIFACT_TYPE = "preflight"
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the report to.")],
-    recipe: Annotated[str, typer.Option(help="YAML file of the training recipe.", show_default="the reference recipe")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="Training recipe: a preset's name or a YAML file.", show_default="the reference recipe")
+    ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
@@ -31,9 +33,9 @@ def run(
     warn_only: Annotated[bool, typer.Option(help="Go on when it does not fit.")] = False,
 ) -> None:
     """Writes preflight.json and preflight.html; fails when the target cannot hold the job."""
-    from paligemma.training.recipe import read_recipe
+    from components.presets import read_recipe
 
-    check(checkpoint, output, read_recipe(recipe or None, set_ or []), target, text_tokens, warn_only)
+    check(checkpoint, output, read_recipe(recipe, set_ or []), target, text_tokens, warn_only)
 
 
 @recorded("preflight")

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.publish.card import render_card
+from components.publish.formats import parse_formats
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import InputError
 from paligemma.foreign_json import read_json
 from paligemma.lineage.artifact import input_of, localize, produce
 from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, read_record
@@ -36,7 +37,6 @@ from paligemma.storage.retry import ChangedError
 
 log = logging.getLogger("paligemma.publish")
 
-FORMATS = ("big_vision", "huggingface")
 _VERSION_LENGTH = 12
 
 
@@ -96,12 +96,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
     Raises:
         InputError: they do not, or a format is unknown.
     """
-    wanted = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
-    for name in wanted:
-        if name not in FORMATS:
-            raise InputError(f"There is no format {name!r}.", where="--formats", fix=did_you_mean(name, FORMATS))
-    if not wanted:
-        raise InputError("No format is named.", where="--formats", expected=", ".join(FORMATS))
+    wanted = parse_formats(formats)
     base, model = open_checkpoint(checkpoint), read_tuned(localize(tuned))
     check_base(model, base)
     evaluated = localize(evaluation)

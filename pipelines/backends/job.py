@@ -89,9 +89,9 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     Raises:
         InputError: names the first that is unknown, missing or of another type.
     """
+    from components.presets import read_preset
     from components.publish.serving import parse_serving
     from paligemma.training.recipe import parse_recipe
-    from pipelines.presets import read_preset
 
     values = read_yaml(path, "The parameters file")
     if not isinstance(values, dict):

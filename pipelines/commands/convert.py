@@ -15,6 +15,12 @@ OutputFile = Annotated[Path, typer.Option(help="JSONL file to write; what is ski
 MaxRejectFraction = Annotated[
     float, typer.Option(help="Fail when a larger share of the data set cannot be used.", min=0, max=1)
 ]
+ValidationFraction = Annotated[
+    float,
+    typer.Option(
+        help="Share of the images whose rows go to a second file, OUTPUT with .validation before its ending.", min=0, max=0.9
+    ),
+]
 ImageFolder = Annotated[
     Path | None, typer.Option(help="Folder that image names are relative to.", show_default="the folder of --output")
 ]
@@ -27,6 +33,7 @@ def convert_coco_captions(
     prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "caption en",
     images: ImageFolder = None,
     max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
 ) -> None:
     """One row for each caption."""
     from paligemma.data.convert.coco import coco_captions
@@ -34,7 +41,7 @@ def convert_coco_captions(
 
     tally = Tally("annotations", hint=_hint(images, output))
     outcomes = coco_captions(annotations, prefix, images or output.parent, tally)
-    _write(output, outcomes, tally, annotations, max_reject_fraction)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
 
 
 @convert.command("coco-detection")
@@ -47,6 +54,7 @@ def convert_coco_detection(
         typer.Option(help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."),
     ] = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
 ) -> None:
     """One row for each image: its boxes as <loc> tokens, with crowds left out."""
     from paligemma.data.convert.coco import coco_detection
@@ -54,7 +62,7 @@ def convert_coco_detection(
 
     tally = Tally("annotations", hint=_hint(images, output))
     outcomes = coco_detection(annotations, images or output.parent, tally, box_pixels)
-    _write(output, outcomes, tally, annotations, max_reject_fraction)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
 
 
 @convert.command("vqav2")
@@ -64,6 +72,7 @@ def convert_vqav2(
     output: OutputFile,
     images: Annotated[str, typer.Option(help="Name of an image; {:012d} is its number.")] = "COCO_train2014_{:012d}.jpg",
     max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
 ) -> None:
     """One row for each question, with the most frequent answer."""
     from paligemma.data.convert.outcomes import Tally, refuse_sources
@@ -71,14 +80,21 @@ def convert_vqav2(
 
     tally = Tally("annotations")
     refuse_sources(output, [questions])
-    _write(output, vqav2(questions, annotations, images, tally), tally, annotations, max_reject_fraction)
+    outcomes = vqav2(questions, annotations, images, tally)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, output.parent)
 
 
 @convert.command("table")
 def convert_table(
     table: Annotated[Path, typer.Option(help="CSV (with a header), Parquet, JSONL or JSON, as Hugging Face data sets have.")],
     output: OutputFile,
-    image: Annotated[str, typer.Option(help="Column of the image's path, or of its bytes, which are written out.")] = "image",
+    image: Annotated[
+        str,
+        typer.Option(
+            help="Column of the image's path, or of its bytes, which are written out; or a path in which {name} stands for a "
+            "column, as 'photos/{id}.jpg'."
+        ),
+    ] = "image",
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
     suffix: Annotated[str, typer.Option(help="Suffix; {name} stands for a column.")] = "{suffix}",
     images: ImageFolder = None,
@@ -90,14 +106,18 @@ def convert_table(
         typer.Option(help="Between the cells of CSV.", show_default="a tab in .tsv, else the one that the header has"),
     ] = "",
     max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
 ) -> None:
     """One row for each row of a table."""
+    from paligemma.data.convert.look_up import look_up_images
     from paligemma.data.convert.outcomes import Tally
     from paligemma.data.convert.table import table_rows
 
     tally = Tally("rows", hint=_hint(images, output))
-    outcomes = table_rows(table, images or output.parent, image, prefix, suffix, tally, encoding, delimiter)
-    _write(output, outcomes, tally, table, max_reject_fraction)
+    folder = images or output.parent
+    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter)
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
+    _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 
 
 @convert.command("folder")
@@ -106,13 +126,15 @@ def convert_folder(
     output: OutputFile,
     prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "answer en what is this?",
     max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
 ) -> None:
     """One row for each image: the label is its folder's name."""
     from paligemma.data.convert.folder import labelled_folder
     from paligemma.data.convert.outcomes import Tally
 
     tally = Tally("files", hint=_hint(folder, output))
-    _write(output, labelled_folder(folder, prefix, tally, output), tally, folder, max_reject_fraction)
+    outcomes = labelled_folder(folder, prefix, tally, output)
+    _write(output, outcomes, tally, folder, max_reject_fraction, validation_fraction, folder)
 
 
 def _hint(images: Path | None, output: Path) -> str:
@@ -121,10 +143,19 @@ def _hint(images: Path | None, output: Path) -> str:
     return f"image names are relative to {images}: pass --images {images} to prepare_data"
 
 
-def _write(output: Path, outcomes, tally, source: Path, max_reject_fraction: float) -> None:
+def _write(
+    output: Path, outcomes, tally, source: Path, max_reject_fraction: float, validation_fraction: float, images: Path
+) -> None:
     from paligemma.data.convert.outcomes import refuse_sources, write_rows
+    from paligemma.data.split import split_rows
 
+    validation = output.with_name(f"{output.stem}.validation{output.suffix}")
     refuse_sources(output, [source])
+    if validation_fraction:
+        refuse_sources(validation, [source])
     write_rows(output, outcomes, tally, source, max_reject_fraction)
     for line in tally.lines(output):
         say(line)
+    if validation_fraction:
+        kept, held = split_rows(output, images, validation_fraction, output, validation)
+        say(f"split by image: {kept} rows in {output}, {held} rows in {validation}")

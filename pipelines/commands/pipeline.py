@@ -192,11 +192,21 @@ def cancel(
 @pipeline.command()
 def run(
     train_data: Annotated[str, typer.Option(help="JSONL file of rows to train on, local or gs://.")],
-    validation_data: Annotated[str, typer.Option(help="JSONL file of rows to evaluate on, local or gs://.")],
+    validation_data: Annotated[
+        str,
+        typer.Option(help="JSONL file of rows to evaluate on, local or gs://.", show_default="a part of --train-data"),
+    ] = "",
+    validation_fraction: Annotated[
+        float,
+        typer.Option(help="Share of the images of --train-data to evaluate on, without --validation-data.", min=0.01, max=0.9),
+    ] = 0.1,
     source: Annotated[
         str,
-        typer.Option(help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny."),
-    ] = "embedded:tiny",
+        typer.Option(
+            help="Checkpoint to start from: a kaggle://, https://, hf:// or gs:// address, a path, or embedded:tiny.",
+            show_default="none; must be given",
+        ),
+    ] = "",
     sha256: Annotated[str, typer.Option(help="Expected sha256 of the weight file.", show_default="recorded, not checked")] = "",
     tokenizer: Annotated[
         str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
@@ -257,48 +267,53 @@ def run(
     root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
-    from paligemma.foreign_json import read_json
-    from paligemma.lineage.artifact import localize
-    from paligemma.training.recipe import parse_recipe
+    from components.presets import read_recipe
+    from paligemma.accelerator import idle_gpu
+    from paligemma.checkpoints.describe import describe_source, named
     from paligemma.yaml_text import dump_yaml
-    from pipelines.presets import read_preset
+    from pipelines.check_run import check_run, split_data
+    from pipelines.run_end import end_of_run
     from pipelines.run_local import run_pipeline
 
-    parsed = parse_recipe(read_preset(recipe), set_ or [], recipe)  # wrong recipes are refused before anything runs
-    outputs = run_pipeline(
-        {
-            "train_data": absolute(train_data),
-            "validation_data": absolute(validation_data),
-            "source": ",".join(absolute(part.strip()) for part in source.split(",")),
-            "sha256": sha256,
-            "tokenizer": absolute(tokenizer),
-            "precision": precision,
-            "image_size": image_size,
-            "images": absolute(images),
-            "recipe": dump_yaml(parsed.model_dump(exclude_none=True)),
-            "target": target,
-            "max_text_tokens": max_text_tokens,
-            "max_reject_fraction": max_reject_fraction,
-            "grey_range": grey_range,
-            "task": task,
-            "metrics": metrics,
-            "margin": margin,
-            "mask_decoder": absolute(mask_decoder),
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "beams": beams,
-            "registry": absolute(registry or str(root / "registry")),
-            "formats": formats,
-            "artifact_root": absolute(artifact_root),
-        },
-        root,
-    )
-    evaluation = localize(outputs.tuned_evaluation)
-    say(f"tuned model: {outputs.tuned}")
-    say(f"report:      {evaluation / 'report.html'}")
-    say(read_json(evaluation / "gate.json", "The decision of the gate", nonfinite=True)["why"], lines=True)
-    if outputs.release:
-        say(f"release:     {outputs.release}")
+    source = named(source, "--source")
+    parsed = read_recipe(recipe, set_ or [])  # wrong recipes are refused before anything runs
+    parameters = {
+        "train_data": absolute(train_data),
+        "validation_data": absolute(validation_data or train_data),
+        "source": ",".join(absolute(part.strip()) for part in source.split(",")),
+        "sha256": sha256,
+        "tokenizer": absolute(tokenizer),
+        "precision": precision,
+        "image_size": image_size,
+        "images": absolute(images),
+        "recipe": dump_yaml(parsed.model_dump(exclude_none=True)),
+        "target": target,
+        "max_text_tokens": max_text_tokens,
+        "max_reject_fraction": max_reject_fraction,
+        "grey_range": grey_range,
+        "task": task,
+        "metrics": metrics,
+        "margin": margin,
+        "mask_decoder": absolute(mask_decoder),
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "beams": beams,
+        "registry": absolute(registry or str(root / "registry")),
+        "formats": formats,
+        "artifact_root": absolute(artifact_root),
+    }
+    oddities = check_run(parameters)
+    if not validation_data:
+        split = split_data(parameters, root, validation_fraction)
+        parameters |= split
+        say(f"split by image: {split['train_data']}, {split['validation_data']}")
+        oddities = check_run(parameters)
+    for oddity in [*oddities, *filter(None, [idle_gpu()])]:
+        say(f"warning: {oddity}", error=True)
+    say(f"model:       {describe_source(source)}")
+    outputs = run_pipeline(parameters, root)
+    for line in end_of_run(outputs, parameters):
+        say(line, lines=True)
 
 
 def absolute(location: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from components.presets import read_preset
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json
@@ -18,7 +19,7 @@ from paligemma.lineage.record import read_record
 from paligemma.storage.atomic import write_file
 from paligemma.terminal import say, show_table
 from pipelines.demo.digits import write_digits
-from pipelines.presets import read_preset
+from pipelines.run_end import ask_it
 from pipelines.run_local import RunOutputs, run_pipeline
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
     parameters = {
         "train_data": str((data / "train.jsonl").absolute()),
         "validation_data": str((data / "validation.jsonl").absolute()),
+        "source": "embedded:tiny",
         "recipe": read_preset("demo"),
         "max_new_tokens": 8,
         "batch_size": 128,
@@ -50,6 +52,7 @@ def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
     summary = summarize(outputs, time.monotonic() - started)
     write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     show(summary, folder / "summary.json")
+    say(f"Ask it: {ask_it(outputs.tuned, parameters)}")
     if not summary["frozen_parameters_identical"]:
         raise DamagedError("A parameter that should be frozen differs from the base checkpoint's.", where=outputs.tuned)
 

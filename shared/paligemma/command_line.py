@@ -15,9 +15,9 @@ from paligemma.storage.space import explain_full_disk
 from paligemma.terminal import printable
 
 
-def make_app(help: str | None = None) -> typer.Typer:
-    """An app with the house's settings."""
-    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+def make_app(help: str | None = None, completion: bool = False) -> typer.Typer:
+    """An app with the house's settings; `completion` adds the flags that install the shell's."""
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=completion, pretty_exceptions_enable=False)
 
 
 def run_app(app: typer.Typer) -> None:

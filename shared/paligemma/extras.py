@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-Extra = Literal["heif", "lineage", "preflight", "signing"]
+Extra = Literal["heif", "huggingface", "lineage", "preflight", "signing"]
+
+
+def how_to_accelerate(kind: Literal["gpu", "tpu"]) -> str:
+    """The command that adds what JAX needs for an accelerator of one's own, as one types it in that folder."""
+    return f"make setup ACCELERATOR={kind}"
 
 
 def how_to_install(extra: Extra) -> str:

@@ -136,7 +136,8 @@ def test_generate_prints_an_answer(tmp_path: Path, records: Path) -> None:
     from PIL import Image
 
     Image.new("L", (8, 8), 255).save(tmp_path / "x.png")
-    done = call("pipelines.cli", "generate", "--image", str(tmp_path / "x.png"), "--prompt", "answer en what is shown?")
+    asked = ["--model", "embedded:tiny", "--image", str(tmp_path / "x.png"), "--prompt", "answer en what is shown?"]
+    done = call("pipelines.cli", "generate", *asked)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in {"digit", "letter", "shape", "dots"}
 

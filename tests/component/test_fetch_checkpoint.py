@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.fetch_checkpoint.main import run
+from paligemma.checkpoints import tokenizer_file
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.npz import write_npz
@@ -63,6 +64,28 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     write_npz(tmp_path / "x.npz", arrays)
     with pytest.raises(InputError, match="only 100 rows"):
         run(output=tmp_path / "x", source=str(tmp_path / "x.npz"), tokenizer=str(TINY / "tokenizer.model"))
+
+
+def test_paligemmas_own_tokenizer_is_fetched_where_none_is_beside_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def fetch(address: str, sha256: str) -> Path:
+        asked.append((address, sha256))
+        return TINY / "tokenizer.model"
+
+    shutil.copy(TINY / "checkpoint.npz", tmp_path / "x.npz")
+    monkeypatch.setattr("paligemma.checkpoints.sources.web.fetch", fetch)
+    with pytest.raises(InputError, match=r"There is no tokenizer\.model"):  # its vocabulary is another
+        run(output=tmp_path / "x", source=str(tmp_path / "x.npz"))
+    assert asked == []
+    monkeypatch.setattr(tokenizer_file, "PUBLISHED_ROWS", open_checkpoint(TINY).config.llm.vocab_size)
+    run(output=tmp_path / "x", source=str(tmp_path / "x.npz"))
+    address = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
+    assert asked == [(address, "8986bb4f423f07f8c7f70d0dbe3526fb2316056c17bae71b1ea975e77a168fc6")]
+    (by,) = [one for one in read_record(tmp_path / "x").inputs if one.role == "tokenizer"]
+    assert (by.uri, by.sha256) == asked[0]
 
 
 def test_running_again_replaces_the_artifact(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u20
 
 NOTHING_FOREIGN = {
     "paligemma demo": "it reads what it wrote itself",
+    "paligemma doctor": "it names folders of the user's own",
     "paligemma rollback": "it names releases, which can be called nothing else than letters, digits, '_', '.' and '-'",
 }
 """Commands that are not asked, and why."""
@@ -58,10 +59,10 @@ ASKED = {
     "paligemma convert vqav2": ("--questions {}/home/vqa.json --annotations {}/home/vqa.json --output {}/out.jsonl", True),
     "paligemma convert table": ("--table {}/home/table.jsonl --output {}/out.jsonl --images {}/home/EVIL", True),
     "paligemma convert folder": ("--folder {}/home/EVIL --output {}/out.jsonl", True),
-    "paligemma generate": ("--data {}/home/rows.jsonl", True),
+    "paligemma generate": ("--model embedded:tiny --data {}/home/rows.jsonl", True),
     "paligemma export": ("--model {}/evil --output {}/out --format big_vision", True),
     "paligemma preflight": ("--checkpoint {}/evil", True),
-    "paligemma preview": ("--data {}/home/rows.jsonl --output {}/home/EVIL.html", True),
+    "paligemma preview": ("--model embedded:tiny --data {}/home/rows.jsonl --output {}/home/EVIL.html", True),
     "paligemma pipeline compile": ("--output {}/out.yaml --images {}/home/EVIL.json", True),
     "paligemma pipeline submit": ("--backend kfp --profile kfp-gpu-l4 --images {}/home/EVIL --parameters {}/x", True),
     "paligemma pipeline schedule": (
@@ -70,7 +71,7 @@ ASKED = {
     ),
     "paligemma pipeline status": ("run-1 --backend kfp --host HOST", True),
     "paligemma pipeline cancel": ("EVIL --backend kfp --host HOST", False),  # the client quotes it
-    "paligemma pipeline run": ("--train-data x --validation-data x --recipe {}/home/recipe.yaml", True),
+    "paligemma pipeline run": ("--source embedded:tiny --train-data x --validation-data x --recipe {}/home/recipe.yaml", True),
     "components fetch_checkpoint": ("--source {}/evil.npz --output {}/out", True),
     "components prepare_data": ("--data {}/home/rows.jsonl --checkpoint embedded:tiny --output {}/out --workers 1", True),
     "components preflight": ("--checkpoint {}/evil --output {}/out", True),

@@ -23,6 +23,7 @@ from servers.vertex import VertexServer
 PARAMETERS = {
     "train_data": "gs://b/train.jsonl",
     "validation_data": "gs://b/validation.jsonl",
+    "source": "gs://b/paligemma-3b",
     "recipe": {"steps": 10, "learning_rate": 0.01},
     "margin": 0,
     "artifact_root": "gs://b/artifacts",
@@ -318,7 +319,7 @@ def test_wrong_parameters_are_refused_before_anything_is_sent(
     with pytest.raises(InputError, match=said):
         call("submit", *on_kubeflow(folder, kubeflow))
     (folder / "parameters.yaml").write_text("train_data: gs://b/x")
-    with pytest.raises(InputError, match="validation_data is missing"):
+    with pytest.raises(InputError, match="validation_data, source is missing"):
         call("submit", *on_kubeflow(folder, kubeflow))
     assert kubeflow.log == []
 

@@ -31,7 +31,7 @@ def alone(data: Path, output: Path) -> str:
 def test_pods_give_the_same_bytes_as_one_machine(data: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=str(root / "workspace"))
-    task = prepare_pipeline(data=str(data), pods=2, rows_per_shard=4)
+    task = prepare_pipeline(data=str(data), source="embedded:tiny", pods=2, rows_per_shard=4)
     record = read_record(Path(task.output.uri), "records")
     assert record.artifact.tree_sha256 == alone(data, tmp_path / "alone")
 

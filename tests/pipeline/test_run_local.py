@@ -38,7 +38,8 @@ def data(small_data: SmallData) -> Path:
 
 def parameters(data: Path, **more: object) -> dict[str, object]:
     recipe = "steps: 2\nremat: none"
-    return {"train_data": str(data), "validation_data": str(data), "recipe": recipe, "max_new_tokens": 4, **more}
+    given = {"train_data": str(data), "validation_data": str(data), "source": "embedded:tiny"}
+    return {**given, "recipe": recipe, "max_new_tokens": 4, **more}
 
 
 def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
@@ -118,6 +119,7 @@ def test_a_diverging_training_fails_the_run_with_exit_code_2(data: Path, tmp_pat
 
 def test_the_command_refuses_a_wrong_recipe_before_it_runs_anything(data: Path, tmp_path: Path) -> None:
     command = ["pipeline", "run", "--train-data", data, "--validation-data", data, "--set", "stepz=1", "--root", tmp_path / "r"]
+    command += ["--source", "embedded:tiny"]
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )

@@ -125,7 +125,14 @@ def run_pipeline(command_line: CommandLine, train: str, validation: str, task: s
     root = command_line.folder / "runs"
     before = set(root.glob("paligemma-finetune-*"))
     said = command_line.paligemma(
-        "pipeline", "run", train_data=train, validation_data=validation, task=task, root="runs", **few_steps(steps)
+        "pipeline",
+        "run",
+        source="embedded:tiny",
+        train_data=train,
+        validation_data=validation,
+        task=task,
+        root="runs",
+        **few_steps(steps),
     )
     (folder,) = set(root.glob("paligemma-finetune-*")) - before
     return Run(root, folder, said)

@@ -63,13 +63,13 @@ def test_odd_pictures_go_all_the_way(odd: Path, command_line: CommandLine, tmp_p
     assert (dataset["rows"], dataset["rejected"]) == (len(ODD) - 1, {"text_too_long": 1})
     command_line.step("evaluate", checkpoint="embedded:tiny", records=records, task="caption", output=evaluation)
     check_evaluation(evaluation, len(ODD) - 1)
-    command_line.paligemma("preview", data=odd / "rows.jsonl", output=preview)
+    command_line.paligemma("preview", model="embedded:tiny", data=odd / "rows.jsonl", output=preview)
     assert preview.read_text(encoding="utf-8").count("data:image/") >= len(ODD) - 1
 
 
 def test_a_folder_of_odd_pictures_is_answered(odd: Path, command_line: CommandLine, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
-    command_line.paligemma("generate", image=odd, prompt="caption en", max_new_tokens=4, output=answers)
+    command_line.paligemma("generate", model="embedded:tiny", image=odd, prompt="caption en", max_new_tokens=4, output=answers)
     found = {line["image"]: line for line in lines(answers)}
     assert found.keys() >= set(ODD)
     assert [name for name in ODD if "answer" not in found[name]] == []

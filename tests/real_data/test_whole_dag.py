@@ -99,6 +99,7 @@ def test_the_dag_in_cloud_storage(cloud: CommandLine, tmp_path: Path) -> None:
     said = cloud.paligemma(
         "pipeline",
         "run",
+        source="embedded:tiny",
         train_data=DATA / "vqa_train.jsonl",
         validation_data=DATA / "vqa_val.jsonl",
         task="vqa",

@@ -162,7 +162,7 @@ def _schedule(client: Kubeflow, profile: str, edition: int) -> None:
 @functools.cache
 def _job(profile: str, edition: int) -> Job:
     images = {target: f"pkg.dev/p/{target}@sha256:{'0' * 64}" for target in ("cpu", "gpu", "tpu")}
-    data = {"train_data": "gs://b/train.jsonl", "validation_data": "gs://b/validation.jsonl"}
+    data = {"train_data": "gs://b/train.jsonl", "validation_data": "gs://b/validation.jsonl", "source": "gs://b/model"}
     with tempfile.TemporaryDirectory() as folder:
         parameters = Path(folder) / "parameters.yaml"
         parameters.write_text(yaml.safe_dump({**data, "recipe": {"seed": edition}, "artifact_root": "gs://b/artifacts"}))

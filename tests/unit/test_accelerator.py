@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
 import jax
 import pytest
 
 from components.evaluate.main import run as evaluate
 from components.finetune.main import fine_tune
+from conftest import REPOSITORY
 from paligemma import accelerator
 from paligemma.accelerator import ACCELERATOR_VARIABLE, expect_accelerator
 from paligemma.errors import InputError
+from paligemma.extras import how_to_accelerate
 from paligemma.training.recipe import parse_recipe
 
 
@@ -62,3 +68,35 @@ def test_what_no_profile_says(monkeypatch: pytest.MonkeyPatch, text: str) -> Non
 def test_without_a_profile_a_step_takes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ACCELERATOR_VARIABLE, raising=False)
     expect_accelerator()
+
+
+@pytest.mark.parametrize(("plugin", "is_idle"), [("jax_cuda12_plugin", False), ("jax_rocm", True)])
+def test_an_nvidia_device_that_jax_cannot_use_is_said(
+    plugin: str, is_idle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv(accelerator.ACCELERATOR_VARIABLE, raising=False)
+    entry = importlib.metadata.EntryPoint(plugin, plugin, "jax_plugins")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] * (group == "jax_plugins"))
+    monkeypatch.setattr(accelerator, "_NVIDIA", (tmp_path / "nvidiactl",))
+    assert accelerator.idle_gpu() == ""  # there is no device
+    (tmp_path / "nvidiactl").touch()
+    expect_accelerator()
+    assert (caplog.messages == []) == (not is_idle)
+    assert ("make setup ACCELERATOR=gpu" in accelerator.idle_gpu()) == is_idle
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # by the user's own choice
+    assert accelerator.idle_gpu() == ""
+
+
+@pytest.mark.parametrize("kind", ["gpu", "tpu"])
+def test_make_sets_up_for_an_accelerator(kind: str) -> None:
+    def make(*words: str) -> subprocess.CompletedProcess:
+        command = ["make", "--dry-run", "--always-make", *words]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    said = make(*how_to_accelerate(kind).split()[1:]).stdout
+    assert f"--editable '.[{kind}]'" in said
+    assert "'.[" not in make("setup").stdout
+    wrong = make("setup", "ACCELERATOR=cuda")
+    assert wrong.returncode == 2
+    assert "Take gpu for NVIDIA GPUs" in wrong.stderr

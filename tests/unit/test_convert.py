@@ -465,7 +465,8 @@ def test_a_folder_without_labels_and_none_at_all_are_refused(tmp_path: Path) -> 
     (tmp_path / "1.jpg").write_bytes(b"")
     done = run_convert(tmp_path / "rows.jsonl", "folder", "--folder", tmp_path)
     assert done.exit_code == 2
-    assert "label_missing" in done.words
+    assert "The 1 pictures are in no folders of labels" in done.words
+    assert f"--images {tmp_path} --image COLUMN" in done.words
     assert run_convert(tmp_path / "rows.jsonl", "folder", "--folder", tmp_path / "no").exit_code == 2
 
 

@@ -341,3 +341,48 @@ def test_any_text_as_a_csv_never_ends_in_a_traceback(tmp_path_factory: pytest.Te
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     done = convert_table(folder, "x.csv", b"file,q,a\na.png,q,x\n" + data)
     assert_accounted(done, folder / "out.jsonl", None)
+
+
+def photos_and_table(folder: Path, header: str, cell: str) -> Path:
+    """Two photos in a folder of their own, and a table that names them."""
+    (folder / "photos").mkdir()
+    for number in (1, 2):
+        (folder / f"photos/{number}.jpg").touch()
+    (folder / "t.csv").write_text(f"{header}\n" + "".join(f"{cell.format(number)},what?,x{number}\n" for number in (1, 2)))
+    return folder / "t.csv"
+
+
+@pytest.mark.parametrize(
+    ("cell", "flags", "remedy"),
+    [
+        ("{}", ("--images", "{}/photos"), "--image '{{file}}.jpg'"),
+        ("{}.jpg", (), "there is one in {}/photos: --images {}/photos"),
+        ("{}", (), "--images {}/photos --image '{{file}}.jpg'"),
+        ("no-{}.gif", (), "pass --images, the folder that they are in"),
+    ],
+)
+def test_images_are_looked_for_and_the_remedy_is_named(tmp_path: Path, cell: str, flags: tuple[str, ...], remedy: str) -> None:
+    table = photos_and_table(tmp_path, "file,question,label", cell)
+    given = ("--table", table, "--image", "file", "--prefix", "{question}", "--suffix", "{label}")
+    flags = tuple(flag.format(tmp_path) for flag in flags)
+    done = run_convert(tmp_path / "rows.jsonl", "table", *given, *flags, limit=0.1)
+    assert done.exit_code == 2
+    assert done.rows == []
+    assert "2 of 2 rows name an image that is not there" in done.words
+    assert remedy.format(tmp_path, tmp_path) in done.words
+
+
+def test_an_image_is_a_column_or_a_template(tmp_path: Path) -> None:
+    table = photos_and_table(tmp_path, "id,question,label", "{}")
+    given = ("--table", table, "--image", "photos/{id}.jpg", "--prefix", "{question}", "--suffix", "{label}")
+    done = run_convert(tmp_path / "rows.jsonl", "table", *given, limit=0.1)
+    assert [row["image"] for row in done.rows] == ["photos/1.jpg", "photos/2.jpg"]
+
+
+@pytest.mark.parametrize(("flag", "other"), [("--prefix", "--suffix"), ("--suffix", "--prefix")])
+def test_a_text_that_is_the_name_of_a_column_is_refused(tmp_path: Path, flag: str, other: str) -> None:
+    table = photos_and_table(tmp_path, "file,question,label", "photos/{}.jpg")
+    done = run_convert(tmp_path / "rows.jsonl", "table", "--table", table, "--image", "file", flag, "Label", other, "{label}")
+    assert done.exit_code == 2
+    assert f"{flag} 'Label' would be the same text in every row" in done.words
+    assert f"{flag} '{{label}}'" in done.words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 
 import paligemma
 from conftest import SmallData
+from paligemma.checkpoints.open import open_model
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
+from paligemma.evaluation.tasks import TASKS
 from pipelines.cli import app
 from pipelines.generate import answer_all, find_questions
 
@@ -47,8 +50,9 @@ def test_a_run_that_was_cut_off_goes_on_where_it_ended(model, small_data: SmallD
 def test_an_unreadable_image_has_an_error_and_is_tried_again(model, small_data: SmallData, tmp_path: Path) -> None:
     rows = [{"image": small_data.add_image("a.png"), "prefix": "ocr"}, {"image": "b.png", "prefix": "ocr"}]
     output = tmp_path / "x.jsonl"
-    for expected in (["answer", "error"], ["answer", "error", "answer"]):
-        answer_all(model, find_questions(None, small_data.write(rows), "", str), DecodeSettings(2), 8, 0, output)
+    for unread, expected in ((1, ["answer", "error"]), (0, ["answer", "error", "answer"])):
+        questions = find_questions(None, small_data.write(rows), "", str)
+        assert answer_all(model, questions, DecodeSettings(2), 8, 0, output) == unread
         assert [next(key for key in ("answer", "error") if key in line) for line in lines(output)] == expected
         small_data.add_image("b.png", 1)
 
@@ -57,6 +61,8 @@ def test_a_folder_is_answered_on_standard_output_in_the_tasks_words(small_data: 
     small_data.add_image("a.png")
     asked = [
         "generate",
+        "--model",
+        "embedded:tiny",
         "--image",
         str(small_data.folder),
         "--prompt",
@@ -119,3 +125,24 @@ def test_questions_that_cannot_be_asked_are_refused(small_data: SmallData, tmp_p
         find_questions(small_data.folder, None, "x", str)
     with pytest.raises(InputError, match="Row 2 is no question"):
         find_questions(None, small_data.write([{"image": "a", "prefix": "b"}, {"prefix": "b"}]), "", str)
+
+
+def test_what_a_prompt_needs_is_the_tasks_to_say(small_data: SmallData) -> None:
+    image = small_data.folder / small_data.add_image("a.png")
+    for task, prompt in (("caption", "caption en"), ("ocr", "ocr")):
+        assert find_questions(image, None, " ", TASKS[task].ask)[0].prompt == prompt
+    for task in ("", "vqa", "detect", "segment", "docvqa"):
+        with pytest.raises(InputError, match="There is no prompt"):
+            find_questions(image, None, " ", TASKS[task].ask)
+
+
+def test_a_folder_of_runs_lists_the_tuned_models_below_it(tmp_path: Path) -> None:
+    for number, run in enumerate(("run-1", "run-2")):
+        folder = tmp_path / run / "finetune/tuned"
+        folder.mkdir(parents=True)
+        (folder / "tuned.json").touch()
+        os.utime(folder / "tuned.json", (number, number))
+    with pytest.raises(InputError) as caught:
+        open_model(tmp_path)
+    listed = [line.strip() for line in str(caught.value).splitlines() if line.startswith("    ")]
+    assert listed == [str(tmp_path / run / "finetune/tuned") for run in ("run-2", "run-1")]

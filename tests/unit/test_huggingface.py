@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from paligemma.checkpoints.safetensors import INDEX_FILE
 from paligemma.checkpoints.sources.fetch import fetch_first
-from paligemma.checkpoints.sources.huggingface import cache_folder, checkpoint_files, snapshot_folder
+from paligemma.checkpoints.sources.huggingface import cache_folder, checkpoint_files, fetch, snapshot_folder
 from paligemma.errors import DamagedError, InputError
+from paligemma.extras import how_to_install
+from paligemma.storage.retry import StorageUnavailableError
 
 SOURCE = "hf://google/paligemma-3b-pt-224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -132,3 +136,78 @@ def test_the_cache_is_where_hugging_face_has_it(monkeypatch: pytest.MonkeyPatch)
     assert cache_folder() == Path("/home/x/hf/hub")
     monkeypatch.setenv("HF_HUB_CACHE", "/mounted")
     assert cache_folder() == Path("/mounted")
+
+
+class Hub:
+    """Stands for the library, which is optional: downloads by `answer`, which writes a cache or raises."""
+
+    class errors:  # noqa: N801
+        class HfHubHTTPError(OSError):
+            pass
+
+        class RepositoryNotFoundError(HfHubHTTPError):
+            pass
+
+        class GatedRepoError(RepositoryNotFoundError):
+            pass
+
+        class RevisionNotFoundError(HfHubHTTPError):
+            pass
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self.asked: list[tuple[str, dict]] = []
+        self._answer = answer
+
+    def snapshot_download(self, repo_id: str, **options: object) -> None:
+        self.asked.append((repo_id, options))
+        self._answer()
+
+
+def stand_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+
+def test_what_is_not_there_is_downloaded_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = repository.with_name("aside")
+    repository.rename(aside)
+    hub = Hub(lambda: aside.rename(repository))
+    stand_in(hub, monkeypatch)
+    for _ in range(2):
+        assert fetch(SOURCE) == repository / "snapshots" / COMMIT
+    ((name, options),) = hub.asked
+    assert (name, options["revision"], options["cache_dir"]) == ("google/paligemma-3b-pt-224", "main", repository.parent)
+    assert {"config.json", "tokenizer.model", "*.safetensors"} < set(options["allow_patterns"])
+    assert not any(pattern.endswith((".bin", "*")) for pattern in options["allow_patterns"])  # nothing pickled
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (Hub.errors.GatedRepoError(), InputError, "accept the licence on the page; set HF_TOKEN"),
+        (Hub.errors.RepositoryNotFoundError(), InputError, "or it is private"),
+        (Hub.errors.RevisionNotFoundError(), InputError, "no such revision"),
+        (Hub.errors.HfHubHTTPError("503, with a signed address"), StorageUnavailableError, "could not be fetched"),
+        (ConnectionError("no network"), StorageUnavailableError, "could not be fetched"),
+    ],
+)
+def test_a_download_that_fails_says_what_to_do(
+    repository: Path, error: Exception, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(repository / "none"))
+    stand_in(Hub(fail), monkeypatch)
+    with pytest.raises(kind, match=said) as caught:
+        fetch("hf://google/paligemma2-3b-pt-224")
+    assert "signed" not in str(caught.value)
+
+
+def test_without_the_library_the_message_says_how_to_add_it(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError) as caught:
+        fetch("hf://google/paligemma2-3b-pt-224")
+    assert "hf download google/paligemma2-3b-pt-224" in str(caught.value)
+    assert how_to_install("huggingface") in str(caught.value)

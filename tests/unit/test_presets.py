@@ -7,9 +7,9 @@ import re
 
 import pytest
 
+from components.presets import FOLDER, read_preset
 from conftest import REPOSITORY
 from paligemma.training.recipe import Recipe, parse_recipe
-from pipelines.presets import FOLDER, read_preset
 
 SOURCE = re.compile(
     r"# Source: google-research/big_vision@0127fb6, big_vision/configs/proj/paligemma/transfers/(\w+\.py), sweep_best\.\n"

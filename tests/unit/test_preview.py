@@ -11,7 +11,7 @@ import pytest
 from components.prepare_data.main import run
 from conftest import SmallData
 from paligemma.checkpoints.open import resolve_embedded
-from paligemma.data.preview import preview_page
+from paligemma.data.preview import make_preview, preview_page
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError
 
@@ -28,7 +28,7 @@ def test_records_and_raw_rows_show_the_same_tokens(small_data: SmallData, tmp_pa
     name = small_data.add_image("a.png")
     path = small_data.write([{"image": name, "prefix": "<b>ocr", "suffix": "7 ♥"}])
     run(data=path, checkpoint="embedded:tiny", output=tmp_path / "records")
-    raw, prepared = preview_page(str(path)), preview_page(str(tmp_path / "records"))
+    raw, prepared = preview_page(str(path), "embedded:tiny"), preview_page(str(tmp_path / "records"), "embedded:tiny")
     expected = [(False, token) for token in TINY.prefix_ids("<b>ocr")] + [(True, token) for token in TINY.suffix_ids("7 ♥")]
     assert shown_ids(raw) == shown_ids(prepared) == expected
     assert re.findall(r'<img src="([^"]*)"', raw) == re.findall(r'<img src="([^"]*)"', prepared)
@@ -38,8 +38,9 @@ def test_records_and_raw_rows_show_the_same_tokens(small_data: SmallData, tmp_pa
 
 def test_bad_rows_are_shown_with_their_reason_and_only_so_many(small_data: SmallData) -> None:
     good = {"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}
-    page = preview_page(str(small_data.write([b"{", {**good, "image": "none.png"}, good, good])), rows=3)
-    assert page.count("json_invalid") == page.count("image_missing") == 1
+    page = preview_page(str(small_data.write([b"{", {**good, "image": "none.png"}, good, good])), "embedded:tiny", rows=3)
+    for code in ("json_invalid", "image_missing"):  # in the table of reasons, and in the row's place
+        assert page.count(f"<code>{code}</code>") == 2
     assert len(re.findall("line 3, ", page)) == 1
     assert "line 4" not in page
 
@@ -48,12 +49,44 @@ def test_a_packed_file_shows_what_the_plain_one_does(small_data: SmallData, tmp_
     plain = small_data.write([{"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}] * 3)
     packed = plain.with_name("packed.jsonl.gz")
     packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert preview_page(str(packed)).replace("packed.jsonl.gz", plain.name) == preview_page(str(plain))
+    assert preview_page(str(packed), "embedded:tiny").replace("packed.jsonl.gz", plain.name) == preview_page(
+        str(plain), "embedded:tiny"
+    )
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(DamagedError, match="cannot be unpacked"):
-        preview_page(str(packed))
+        preview_page(str(packed), "embedded:tiny")
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no data"):
-        preview_page(str(tmp_path / "none.jsonl"))
+        preview_page(str(tmp_path / "none.jsonl"), "embedded:tiny")
+
+
+def test_the_page_says_which_rows_would_be_rejected_and_warned_of_and_draws_boxes(small_data: SmallData) -> None:
+    name = small_data.add_image("a.png")
+    box = "<loc0256><loc0128><loc0512><loc0640> cat"
+    rows = [
+        {"image": name, "prefix": "detect cat", "suffix": box},
+        {"image": name, "prefix": "detect cat", "suffix": "<loc0256><loc0128> cat"},
+        {"image": "none.png", "prefix": "p", "suffix": "s"},
+        {"image": name, "prefix": "p " * 200, "suffix": "s"},
+    ]
+    made = make_preview(str(small_data.write(rows)), "embedded:tiny", rows=1)
+    assert made.counts[0] == "of all 4 rows: 2 are fit, 2 would be rejected"
+    said = "\n".join(made.counts[1:])
+    for line in (
+        "rejected: 1 image_missing, first in line 3",
+        "1 text_too_long, first in line 4",
+        "warned of: 1 loc_incomplete",
+    ):
+        assert line in said
+    assert '<rect class="box" x="128" y="256" width="512" height="256"/>' in made.page
+    assert ">cat</text>" in made.page
+    assert make_preview(str(small_data.jsonl), "embedded:tiny", max_text_tokens=1000).counts[0].startswith("of all 4 rows: 3")
+
+
+def test_of_a_large_file_the_first_rows_are_judged(small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paligemma.data.preview.LOOKED_AT", 2)
+    rows = [{"image": small_data.add_image("a.png"), "prefix": "p", "suffix": str(number)} for number in range(3)]
+    made = make_preview(str(small_data.write(rows)), "embedded:tiny")
+    assert made.counts == ["of the first 2 rows: 2 are fit, 0 would be rejected"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
+from components.presets import FOLDER, read_preset, read_recipe
 from paligemma.errors import InputError
 from paligemma.training.optimizer import learning_rate_schedule
-from paligemma.training.recipe import Recipe, parse_recipe, read_recipe
-from pipelines.presets import FOLDER, read_preset
+from paligemma.training.recipe import Recipe, parse_recipe
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -51,9 +52,21 @@ def test_an_override_without_a_value() -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml"):
-        read_recipe(tmp_path / "none.yaml")
+        read_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match="did you mean 'default'"):
         read_preset("defualt")
+
+
+@pytest.mark.parametrize("step", ["finetune.main.fine_tune", "preflight.main.check"])
+def test_every_command_takes_a_presets_name(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(f"components.{step}", lambda *arguments: given.extend(arguments))
+    run = importlib.import_module(f"components.{step.rpartition('.')[0]}").run
+    places = {"records": "r"} if step.startswith("finetune") else {}
+    run(checkpoint="c", output=str(tmp_path / "out"), recipe="demo", set_=["steps=3"], **places)
+    assert parse_recipe(read_preset("demo"), ["steps=3"]) in given
+    with pytest.raises(InputError, match="did you mean 'demo'"):
+        run(checkpoint="c", output=str(tmp_path / "out"), recipe="demmo", **places)
 
 
 def test_epochs_count_rows() -> None:

@@ -252,7 +252,7 @@ def test_any_run_has_a_page(tmp_path: Path) -> None:
 def test_any_rows_have_a_preview(small_data: SmallData) -> None:
     good = {"image": small_data.add_image("a.png"), "prefix": "ocr", "suffix": "</script>"}
     for rows in ([], [good], [good, {**good, "image": "gone.png"}, b"{", {**good, "suffix": ""}, {**good, "prefix": "日本\n"}]):
-        page = preview_page(str(small_data.write(rows)))
+        page = preview_page(str(small_data.write(rows)), "embedded:tiny")
         assert page.count('class="card row"') == len(rows)
 
 

@@ -17,7 +17,7 @@ from paligemma.checkpoints.identify import refuse_folder, refuse_other
 from paligemma.checkpoints.lazy import LazyArray
 from paligemma.checkpoints.resample import resampled
 from paligemma.checkpoints.tokenizer_file import as_sentencepiece, find_tokenizer
-from paligemma.checkpoints.tuned import TunedModel, is_tuned_model, read_tuned
+from paligemma.checkpoints.tuned import DESCRIPTION_FILE, TunedModel, is_tuned_model, read_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, File, tree_sha256
@@ -31,6 +31,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 log = logging.getLogger("paligemma.checkpoints")
 
 _PREFERRED = ("checkpoint.npz", "ckpt.npz", "model.npz")
+_LISTED = 10
+"""Most tuned models that a message lists."""
 _HUGGINGFACE = (safetensors.INDEX_FILE, safetensors.SINGLE_FILE)
 _SAFETENSORS = (".json", ".safetensors")
 
@@ -170,6 +172,12 @@ def resolve_embedded(path: str | Path) -> Path:
     return folder
 
 
+def _tuned_below(folder: Path) -> list[Path]:
+    """Tuned models below a folder, as a pipeline's root has them, the newest first."""
+    found = [path for depth in range(1, 5) for path in folder.glob("*/" * depth + DESCRIPTION_FILE)]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
 def _config_beside(weights: Path) -> PaliGemmaConfig | None:
     """The architecture that `config.json` beside the weights has, ours or transformers'; None if there is none."""
     beside = weights.parent / CONFIG_FILE
@@ -213,6 +221,15 @@ def _find_weights(path: Path) -> Path:
             f"The folder {path} holds {len(candidates)} weight files: {names}.", expected=expected, fix="name the file itself"
         )
     refuse_folder(path)
+    if below := _tuned_below(path):
+        names = "".join(f"\n    {folder}" for folder in below[:_LISTED])
+        more = f"\n    and {len(below) - _LISTED} more" if len(below) > _LISTED else ""
+        raise InputError(
+            f"The folder {path} is no model, but holds tuned models.",
+            where=path,
+            expected="a checkpoint's file or folder, or a tuned model's folder",
+            fix=f"name one of these, the newest first:{names}{more}",
+        )
     found = sorted(entry.name for entry in path.glob("*.safetensors"))
     raise InputError(
         f"The folder {path} holds no weights under a name that is looked for.",

@@ -186,7 +186,7 @@ class Preparer:
             part_file(folder, part, "warnings").open("w", encoding="utf-8") as warnings,
             ShardWriter(part_file(folder, part, "tfrecord"), self._job.compression) as shard,
         ):
-            for example, picture, remarks in self._rows(part, facts, report):
+            for example, picture, remarks in self.judge(read_rows(self._job.data, part), facts, report):
                 if example is None:
                     (remark,) = remarks
                     facts.rejected[remark.code] += 1
@@ -207,11 +207,10 @@ class Preparer:
         partial.replace(part_file(folder, part, "facts"))
         return facts
 
-    def _rows(
-        self, part: LineRange, facts: Facts, report: Report
+    def judge(
+        self, lines: Iterator[tuple[int, Row | RowError]], facts: Facts, report: Report
     ) -> Iterator[tuple[Example | None, _Picture | None, list[Remark]]]:
-        """Every row as an example with its warnings, or as None with the reason."""
-        lines = read_rows(self._job.data, part)
+        """Every row as an example with its warnings, or as None with the reason. Counts lines and what is cut."""
         window = list(islice(lines, _WINDOW))
         while window:
             following = list(islice(lines, _WINDOW))

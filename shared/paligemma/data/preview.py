@@ -2,86 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from paligemma.checkpoints.open import open_checkpoint
-from paligemma.data.image_source import open_images
-from paligemma.data.images import ImageError, fit_image
+from paligemma.checkpoints.describe import describe
+from paligemma.checkpoints.open import open_model
+from paligemma.data.checks import WARNINGS
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
+from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import open_records
-from paligemma.data.rows import RowError, read_all_rows
+from paligemma.data.rows import REASONS, read_all_rows
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
+from paligemma.evaluation.boxes import parse_boxes
 from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE
 from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists, parent_of
 
+LOOKED_AT = 1000
+"""Most rows of a JSONL file that are judged; prepare_data judges all."""
 
-def preview_page(data: str, model: str = "embedded:tiny", images: str = "", rows: int = 24, grey_range: str = "") -> str:
-    """A self-contained HTML page; in a notebook, `IPython.display.HTML(preview_page(...))` shows it.
+
+@dataclass(frozen=True)
+class Preview:
+    """A self-contained HTML page, and what it is about in words.
+
+    Attributes:
+        page: HTML.
+        model: the model's name, size and resolution.
+        counts: how many rows are fit, rejected and warned of, by reason; one line each.
+    """
+
+    page: str
+    model: str
+    counts: list[str]
+
+
+def preview_page(data: str, model: str, images: str = "", rows: int = 24, grey_range: str = "") -> str:
+    """The page of `make_preview` alone; in a notebook, `IPython.display.HTML(preview_page(...))` shows it."""
+    return make_preview(data, model, images, rows, grey_range).page
+
+
+def make_preview(
+    data: str, model: str, images: str = "", rows: int = 24, grey_range: str = "", max_text_tokens: int = 128
+) -> Preview:
+    """Shows what the model is fed.
 
     Args:
         data: records, or a JSONL file, plain or gzip; local or `gs://`.
-        model: checkpoint whose tokenizer and image size to show a row for.
+        model: checkpoint or tuned model whose tokenizer and image size to show a row for.
         images: what a JSONL file's image paths are relative to; empty: the file's folder.
         rows: how many to show, from the first.
+        max_text_tokens: rows of a JSONL file that have more are rejected.
         grey_range: the samples that are black and white in grey pictures of a JSONL file, `LOW,HIGH`; empty: as each states.
 
     Raises:
         InputError: there is no such data, or it was prepared with another tokenizer.
     """
-    opened = open_checkpoint(model)
+    opened, _ = open_model(model)
     if opened.tokenizer is None:
         raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
     tokenizer = Tokenizer(opened.tokenizer)
+    source = str(data).rstrip("/").rsplit("/", 1)[-1]
     if exists(data, RECORD_FILE):
-        shown, size = _of_records(data, tokenizer, rows), None
+        looked = _of_records(data, tokenizer, rows)
     else:
         size = opened.config.img.image_size
-        shown = islice(_of_rows(data, images or str(parent_of(data)), tokenizer, size, parse_grey_range(grey_range)), rows)
-    return render("preview.html", source=str(data).rstrip("/").rsplit("/", 1)[-1], rows=list(shown))
+        settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
+        looked = _of_rows(data, images or str(parent_of(data)), tokenizer, rows, *settings)
+    described = describe(model, opened)
+    page = render("preview.html", source=source, model=described, looked=looked, meanings={**REASONS, **WARNINGS})
+    return Preview(page, described, looked.lines())
 
 
-def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> Iterator[dict]:
+@dataclass
+class _Looked:
+    """What was seen of a data set: the first rows, and of all that were looked at, how many are what."""
+
+    whole: bool = True
+    kept: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    warned: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)
+
+    @property
+    def of(self) -> str:
+        """What the counts are of."""
+        return f"{'all' if self.whole else 'the first'} {self.kept + self.rejected.total()} rows"
+
+    def lines(self) -> list[str]:
+        """The counts, for people."""
+        said = [f"of {self.of}: {self.kept} are fit, {self.rejected.total()} would be rejected"]
+        for kind, counts in (("rejected", self.rejected), ("warned of", self.warned)):
+            for code, count in counts.most_common():
+                at = f", first in line {self.first[code]}" if code in self.first else ""
+                said.append(f"  {kind}: {count} {code}{at}: {(REASONS | WARNINGS)[code]}")
+        return said
+
+
+def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> _Looked:
     records = open_records(data)
-    if records.dataset.tokenizer_sha256 != tokenizer.sha256:
+    dataset = records.dataset
+    if dataset.tokenizer_sha256 != tokenizer.sha256:
         raise InputError(
             "The records were made with another tokenizer.",
             where=data,
             fix="pass as --model what prepare_data had as --checkpoint",
         )
     reader = RowReader(records)
+    looked = _Looked(True, dataset.rows, Counter(dataset.rejected), Counter(dataset.warnings))
     for number in range(min(rows, len(reader))):
         row = reader.read(number)
-        tokens = row.tokens.tolist()
-        yield _shown(tokenizer, row.line, row.image, row.prefix, row.suffix, tokens, row.prefix_length)
+        ids = row.tokens.tolist()
+        looked.rows.append(_shown(tokenizer, row.line, row.image, row.prefix, row.suffix, ids, row.prefix_length, ()))
+    return looked
 
 
-def _of_rows(data: str, images: str, tokenizer: Tokenizer, size: int, grey_range: GreyRange | None) -> Iterator[dict]:
+def _of_rows(
+    data: str,
+    images: str,
+    tokenizer: Tokenizer,
+    rows: int,
+    tokenizer_file: Path,
+    size: int,
+    max_text_tokens: int,
+    grey_range: GreyRange | None,
+) -> _Looked:
+    """Judges rows as prepare_data does."""
     path = localize(data)
-    if not Path(path).is_file():
-        raise InputError(f"There is no data {data}.", expected="records, or a JSONL file")
-    source = open_images(images)
-    for number, row in read_all_rows(path):
-        try:
-            if isinstance(row, RowError):
-                raise row
-            image, _, _ = fit_image(source.read(row.image), size, row.image, grey_range)
-        except (RowError, ImageError) as error:
-            yield {"line": number, "code": error.code, "message": str(error)}
+    if not path.is_file():
+        raise InputError(f"There is no data {data}.", where="--data", expected="records, or a JSONL file", fix="check the path")
+    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range)
+    looked, facts = _Looked(), Facts()
+    lines = read_all_rows(path)
+    judged = Preparer(job).judge(islice(lines, LOOKED_AT), facts, lambda line, rejected: None)
+    for example, _, remarks in judged:
+        for remark in remarks:
+            (looked.rejected if example is None else looked.warned)[remark.code] += 1
+            looked.first.setdefault(remark.code, remark.line)
+        looked.kept += example is not None
+        if len(looked.rows) == rows:
             continue
-        prefix, suffix = tokenizer.prefix_ids(row.prefix), tokenizer.suffix_ids(row.suffix)
-        yield _shown(tokenizer, number, np.asarray(image), row.prefix, row.suffix, prefix + suffix, len(prefix))
+        if example is None:
+            (remark,) = remarks
+            looked.rows.append({"line": remark.line, "code": remark.code, "message": remark.message})
+        else:
+            ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
+            one = (tokenizer, example.line, example.image, example.prefix, example.suffix, ids, cut)
+            looked.rows.append(_shown(*one, remarks))
+    looked.whole = next(lines, None) is None
+    return looked
 
 
 def _shown(
-    tokenizer: Tokenizer, line: int, image: np.ndarray, prefix: str, suffix: str, tokens: list[int], prefix_length: int
+    tokenizer: Tokenizer,
+    line: int,
+    image: np.ndarray,
+    prefix: str,
+    suffix: str,
+    tokens: list[int],
+    prefix_length: int,
+    remarks: Sequence[Remark],
 ) -> dict:
     pieces = tokenizer.pieces(tokens)
     return {
@@ -91,6 +180,8 @@ def _shown(
         "size": image.shape[0],
         "prefix": prefix,
         "suffix": suffix,
+        "boxes": [box._asdict() for box in parse_boxes(suffix)],
+        "warnings": [(remark.code, remark.message) for remark in remarks],
         "tokens": [
             {"id": token, "piece": piece.replace("\n", "\\n"), "suffix": int(place >= prefix_length)}
             for place, (token, piece) in enumerate(zip(tokens, pieces, strict=True))

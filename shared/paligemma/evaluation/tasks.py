@@ -17,14 +17,18 @@ class Task:
         prompt: how PaliGemma is asked; `{}` is what is asked about. Source: big_vision, `configs/proj/paligemma/README.md`.
         metrics: by name; the first decides.
         clean: applied to answers and references before they are compared.
+        needs_text: whether the prompt alone asks nothing.
     """
 
     prompt: str
     metrics: tuple[str, ...]
     clean: Callable[[str], str] = str.strip
+    needs_text: bool = True
 
     def ask(self, text: str) -> str:
-        """The prompt for a text, which may be one already."""
+        """The prompt for a text, which may be one already; empty where a text is needed, and there is none."""
+        if not text.strip() and self.needs_text:
+            return ""
         asked, lead = text.strip(), self.prompt.split("{}")[0].strip()
         return asked if lead and asked.startswith(lead) else self.prompt.format(asked).strip()
 
@@ -44,11 +48,11 @@ class Task:
 TASKS: dict[str, Task] = {
     "": Task("{}", ("exact_match",)),
     "vqa": Task("answer en {}", ("vqa_accuracy", "exact_match")),
-    "caption": Task("caption en {}", ("cider", "bleu", "rouge_l")),
+    "caption": Task("caption en {}", ("cider", "bleu", "rouge_l"), needs_text=False),
     "docvqa": Task("answer en {}", ("anls", "exact_match")),
     "chartqa": Task("answer en {}", ("relaxed_accuracy", "exact_match")),
     "detect": Task("detect {}", ("mean_average_precision", "box_f1")),
     "segment": Task("segment {}", ("mask_iou", "box_f1")),
     "classify": Task("{}", ("exact_match", "multiple_choice"), lambda text: text.strip().rstrip(".").lower()),
-    "ocr": Task("ocr {}", ("anls", "exact_match")),
+    "ocr": Task("ocr {}", ("anls", "exact_match"), needs_text=False),
 }

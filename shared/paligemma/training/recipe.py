@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,7 +14,7 @@ from paligemma.models.layers import LayerPlan, Remat
 from paligemma.models.lora import LoraConfig
 from paligemma.precision import ComputeDtype, FrozenDtype
 from paligemma.training.trainable import compile_pattern
-from paligemma.yaml_text import parse_yaml, read_yaml_text
+from paligemma.yaml_text import parse_yaml
 
 OPERATIONAL = {"log_every", "save_every", "keep_last"}
 """Keys that change nothing about the parameters that come out; a run can be resumed with other values of them."""
@@ -158,13 +157,6 @@ def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = 
         places = blamed if wrong and len(blamed) >= len(wrong) else [str(where), *blamed]
         message = describe_validation_error(error, Recipe)
         raise InputError(f"The recipe is wrong: {message}.", where=", ".join(places)) from None
-
-
-def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a YAML file, or the default one for None, with overrides; see `parse_recipe`."""
-    if path is None:
-        return parse_recipe(overrides=overrides)
-    return parse_recipe(read_yaml_text(path, "The recipe"), overrides, path)
 
 
 def _override(values: dict, item: str) -> None:

@@ -10,7 +10,8 @@ from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.artifact import localize
 from paligemma.redaction import without_passwords
-from paligemma.storage.location import SCHEME
+from paligemma.storage.folders import kind_of
+from paligemma.storage.location import SCHEME, parse_location
 from paligemma.web_address import is_web_address
 
 log = logging.getLogger("paligemma.sources")
@@ -30,6 +31,31 @@ def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "f
     Raises:
         PaliGemmaError: the last source's error, after a warning for each before.
     """
+    candidates = _candidates(sources)
+    for source in candidates[:-1]:
+        try:
+            return source, _fetch(source, sha256, precision)
+        except PaliGemmaError as error:
+            log.warning("%s cannot be had, trying the next source: %s", redacted(source), error)
+    return candidates[-1], _fetch(candidates[-1], sha256, precision)
+
+
+def check_sources(sources: str, sha256: str = "") -> None:
+    """Confirms, without fetching anything, that at least one of the sources may be had: that it is there, or has an address.
+
+    Raises:
+        PaliGemmaError: the last source's error, when there is none.
+    """
+    failure: PaliGemmaError | None = None
+    for source in _candidates(sources):
+        try:
+            return _check(source, sha256)
+        except PaliGemmaError as error:
+            failure = error
+    raise failure or AssertionError("unreachable")
+
+
+def _candidates(sources: str) -> list[str]:
     if without_passwords(sources) != sources:  # before they are split: a password may hold a comma
         raise InputError(
             "A source names a user or a password.",
@@ -40,12 +66,21 @@ def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "f
     candidates = [source.strip() for source in sources.split(",") if source.strip()]
     if not candidates:
         raise InputError("No source is given.", expected="a checkpoint, e.g. embedded:tiny")
-    for source in candidates[:-1]:
-        try:
-            return source, _fetch(source, sha256, precision)
-        except PaliGemmaError as error:
-            log.warning("%s cannot be had, trying the next source: %s", redacted(source), error)
-    return candidates[-1], _fetch(candidates[-1], sha256, precision)
+    return candidates
+
+
+def _check(source: str, sha256: str) -> None:
+    if source.startswith("kaggle://"):
+        kaggle.parse_source(source, "float16")
+    elif is_web_address(source):
+        web.parse_source(source, sha256)
+    elif source.startswith("hf://"):
+        huggingface.parse_source(source)
+    elif source.startswith(SCHEME):
+        if kind_of(parse_location(source)) is None:
+            raise InputError(f"There is no {source}.", where="--source", expected="an object, or a prefix with a checkpoint")
+    else:
+        _fetch(source, sha256, "float16")  # which only looks
 
 
 def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
@@ -54,7 +89,7 @@ def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
     if is_web_address(source):
         return str(web.fetch(source, sha256))
     if source.startswith("hf://"):
-        return str(huggingface.snapshot_folder(source))
+        return str(huggingface.fetch(source))
     if source.startswith(SCHEME):
         localize(source)
         return source
@@ -62,5 +97,12 @@ def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
         expected = "kaggle://, https://, hf://, gs://, a path, or embedded:tiny"
         raise InputError(f"{redacted(source)!r} is not a source of checkpoints.", expected=expected)
     if not resolve_embedded(source).exists():
-        raise InputError(f"There is no checkpoint file or folder {redacted(source)}.", expected="an existing path")
+        schemes = ("hf", "kaggle", "gs", "https")
+        scheme = next((scheme for scheme in schemes if f"{scheme}:/" in source), "")  # one slash short of an address
+        raise InputError(
+            f"There is no checkpoint file or folder {redacted(source)}.",
+            where="--source",
+            expected="an existing path, kaggle://, hf://, gs://, https://, or embedded:tiny",
+            fix=f"write {scheme}:// with two slashes" if scheme else "check the path",
+        )
     return source

@@ -1,19 +1,25 @@
-"""Snapshots of Hugging Face models that `hf download` left on this machine, and which files of a folder are a checkpoint's.
+"""Hugging Face models: snapshots on this machine, downloading one, and which files of a folder are a checkpoint's.
 
-Asks no network, and reads no weights.
+Only `fetch` asks the network, and only for what is not there; nothing reads weights.
 
 The cache's layout is that of https://huggingface.co/docs/hub/local-cache.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from paligemma.checkpoints.identify import refuse_folder
 from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, weight_files
+from paligemma.checkpoints.sources.remote import unavailable
 from paligemma.errors import DamagedError, InputError
+from paligemma.extras import how_to_install
+from paligemma.storage.space import explain_full_disk
+
+log = logging.getLogger("paligemma.sources")
 
 _SMALL_FILES = (
     "config.json",
@@ -31,6 +37,78 @@ _SOURCE = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class NotDownloadedError(InputError):
+    """A snapshot is not on this machine, or not all of it."""
+
+
+def fetch(source: str) -> Path:
+    """The folder of a snapshot, which is downloaded if it is not there, or goes on where a download ended.
+
+    A token is taken from `$HF_TOKEN`, or the file that `hf auth login` writes, by `huggingface_hub` itself.
+
+    Args:
+        source: as `snapshot_folder` takes it.
+
+    Raises:
+        InputError: there is no such model, its licence is not accepted, or `huggingface_hub` is not installed.
+        DamagedError: as of `snapshot_folder`.
+        StorageUnavailableError: Hugging Face did not answer.
+    """
+    try:
+        return snapshot_folder(source)
+    except NotDownloadedError as error:
+        try:
+            from huggingface_hub import errors, snapshot_download
+        except ImportError:
+            raise NotDownloadedError(f"{error}\n           or let this download it: {how_to_install('huggingface')}") from None
+    owner, name, revision = parse_source(source)
+    log.info("fetching %s from Hugging Face", source)
+    wanted = [*_SMALL_FILES, "*.safetensors"]
+    with explain_full_disk(cache_folder()):
+        try:
+            snapshot_download(f"{owner}/{name}", revision=revision, cache_dir=cache_folder(), allow_patterns=wanted)
+        except errors.HfHubHTTPError as error:
+            if refusal := _refusal(error, f"https://huggingface.co/{owner}/{name}", source):
+                raise refusal from None
+            raise unavailable(source, error) from None
+        except OSError as error:
+            if error.errno is not None:  # the disk, not the network
+                raise
+            raise unavailable(source, error) from None
+    return snapshot_folder(source)
+
+
+def _refusal(error: Exception, page: str, source: str) -> InputError | None:
+    """What a user can do about an answer; None if it may pass."""
+    from huggingface_hub import errors
+
+    token = f"the token is in {place}" if (place := token_place()) else "set HF_TOKEN to a token of that account"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return InputError(f"There is no such revision of {source}.", where=page, fix="leave it out, or see the page's branches")
+    if isinstance(error, errors.GatedRepoError):
+        return InputError(
+            f"Hugging Face does not give {source} to this account.",
+            where=page,
+            expected="a licence that was accepted, and a token of who accepted it",
+            fix=f"accept the licence on the page; {token}; make one at https://huggingface.co/settings/tokens",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return InputError(f"There is no {source}, or it is private.", where=page, fix=f"check the name; {token}")
+    return None
+
+
+def parse_source(source: str) -> tuple[str, str, str]:
+    """Owner, name and revision of a model.
+
+    Raises:
+        InputError: the source is no such address.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None or ".." in source:
+        raise InputError(f"{source!r} is not a model on Hugging Face.", expected="hf://owner/name or hf://owner/name@revision")
+    return match["owner"], match["name"], match["revision"] or "main"
+
+
 def snapshot_folder(source: str) -> Path:
     """The folder of a downloaded snapshot that has all the files of a checkpoint.
 
@@ -41,10 +119,7 @@ def snapshot_folder(source: str) -> Path:
         InputError: it was not downloaded, or not to its end.
         DamagedError: a file in it is not one of the cache's, or the index of its weights cannot be read.
     """
-    match = _SOURCE.fullmatch(source)
-    if match is None or ".." in source:
-        raise InputError(f"{source!r} is not a model on Hugging Face.", expected="hf://owner/name or hf://owner/name@revision")
-    owner, name, revision = match["owner"], match["name"], match["revision"] or "main"
+    owner, name, revision = parse_source(source)
     page = f"https://huggingface.co/{owner}/{name}"
     fix = f"accept the licence at {page}, then: hf auth login && hf download {owner}/{name} --revision {revision}"
     repository = cache_folder() / f"models--{owner}--{name}"
@@ -53,12 +128,14 @@ def snapshot_folder(source: str) -> Path:
         commit = reference.read_text().strip()
     folder = repository / "snapshots" / commit
     if not (_COMMIT.fullmatch(commit) and folder.is_dir()):
-        raise InputError(f"{source} has not been downloaded.", where=repository, expected="a snapshot of it", fix=fix)
+        raise NotDownloadedError(f"{source} has not been downloaded.", where=repository, expected="a snapshot of it", fix=fix)
     files = checkpoint_files(folder)
     if not any(name.endswith(".safetensors") and file.is_file() for name, file in files.items()):
         refuse_folder(folder)
     if missing := sorted(name for name, file in files.items() if not file.is_file()):
-        raise InputError(f"The download of {source} is not complete.", where=folder, expected=", ".join(missing), fix=fix)
+        raise NotDownloadedError(
+            f"The download of {source} is not complete.", where=folder, expected=", ".join(missing), fix=fix
+        )
     return folder
 
 
@@ -95,6 +172,16 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
 def expected_sha256(path: Path) -> str | None:
     """The hash that the cache knows of a large file: its name among the blobs. None of any other."""
     return path.name if path.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", path.name) else None
+
+
+def token_place() -> str:
+    """Where a token for Hugging Face is: a variable's name, or a file; empty if there is none. Reads none."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(variable):
+            return f"${variable}"
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
+    file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    return str(file) if file.is_file() else ""
 
 
 def cache_folder() -> Path:

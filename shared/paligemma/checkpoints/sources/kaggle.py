@@ -22,13 +22,12 @@ SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
 """Names the version of a secret whose payload is a kaggle.json."""
 
 
-def fetch(source: str, precision: Precision) -> Path:
-    """`kaggle://owner/model/framework/variation/version[/file]`, through kagglehub and its cache."""
-    import kagglehub
-    from kagglehub.config import get_cache_folder
-    from kagglehub.exceptions import KaggleApiHTTPError
-    from requests import RequestException
+def parse_source(source: str, precision: Precision) -> tuple[str, str]:
+    """The handle of a model's version, and the name of its file.
 
+    Raises:
+        InputError: the source names no version.
+    """
     owner, *rest = source.removeprefix("kaggle://").split("/")
     if len(rest) not in (4, 5) or not rest[3].isdigit():
         raise InputError(
@@ -36,8 +35,18 @@ def fetch(source: str, precision: Precision) -> Path:
             expected="kaggle://owner/model/framework/variation/version, e.g. kaggle://google/paligemma/jax/paligemma-3b-pt-224/1",
         )
     model, framework, variation, version = rest[:4]
-    handle = f"{owner}/{model}/{framework}/{variation}/{version}"
     name = rest[4] if len(rest) == 5 else variation + _FILES[precision]
+    return f"{owner}/{model}/{framework}/{variation}/{version}", name
+
+
+def fetch(source: str, precision: Precision) -> Path:
+    """`kaggle://owner/model/framework/variation/version[/file]`, through kagglehub and its cache."""
+    import kagglehub
+    from kagglehub.config import get_cache_folder
+    from kagglehub.exceptions import KaggleApiHTTPError
+    from requests import RequestException
+
+    handle, name = parse_source(source, precision)
     with _credentials(), explain_full_disk(Path(get_cache_folder())):
         for again in attempts():
             try:

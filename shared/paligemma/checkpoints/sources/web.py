@@ -17,15 +17,28 @@ from paligemma.web_address import WebAddress, parse_web_address
 _BUFFER = 64 * 1024  # what a broken connection costs at most
 
 
+def parse_source(source: str, sha256: str) -> WebAddress:
+    """The address of a file whose hash is known.
+
+    Raises:
+        InputError: it is none, or its hash is not given.
+    """
+    address = parse_web_address(source, "The source")
+    if not sha256:
+        raise InputError(
+            f"The sha256 of {redacted(source)} is not given.",
+            where="--sha256",
+            expected="64 hexadecimal digits: nothing else says that it is the right file",
+            fix="pass --sha256",
+        )
+    return address
+
+
 def fetch(source: str, sha256: str) -> Path:
     """A file by its address and hash; an interrupted download goes on where it stopped."""
     import requests
 
-    address = parse_web_address(source, "The source")
-    if not sha256:
-        raise InputError(
-            f"The sha256 of {redacted(source)} is not given.", expected="--sha256: nothing else says that it is the right file"
-        )
+    address = parse_source(source, sha256)
     sha256 = parse_sha256(sha256.lower(), "The sha256", where="--sha256")
     name = "checkpoint.npz" if relative_path_fault(address.name) else address.name
     path = cache.cache_folder() / "downloads" / sha256 / name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, skipped_file
 from paligemma.data.suffixes import is_image_name
 from paligemma.errors import InputError
 
+_TABLES = (".csv", ".tsv", ".parquet")
 _SYSTEM = frozenset(
     ("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
 )
@@ -32,7 +33,9 @@ def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
     formats: Counter[str] = Counter()
-    for path in _files(folder, output, tally):
+    files = list(_files(folder, output, tally))
+    _expect_labels(folder, files)
+    for path in files:
         entry, ending = Entry(path.relative_to(folder).as_posix()), path.suffix.lower()
         readable = is_image_name(path.name)
         if path.parent == folder:
@@ -45,6 +48,22 @@ def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None
             yield Outcome((entry,), EntryError("format_other", f"its name ends in {ending or 'nothing'}"))
     for ending, count in sorted(formats.items(), key=lambda item: (-item[1], item[0])):
         tally.facts[f"files left out that {f'end in {ending}' if ending else 'have no ending'}"] = count
+
+
+def _expect_labels(folder: Path, files: Sequence[Path]) -> None:
+    """Raises InputError of a folder with pictures, none of them in a folder of a label."""
+    pictures = [path for path in files if is_image_name(path.name)]
+    if not pictures or any(path.parent != folder for path in pictures):
+        return
+    beside = [path for place in (folder, folder.parent) for path in sorted(place.iterdir()) if path.suffix.lower() in _TABLES]
+    table = beside[0] if beside else "TABLE.csv"
+    raise InputError(
+        f"The {len(pictures)} pictures are in no folders of labels.",
+        where=folder,
+        expected=f"{folder}/LABEL/{pictures[0].name}: the name of a picture's folder is its suffix",
+        fix="move the pictures into a folder for each label; or, with labels in a table: paligemma convert table "
+        f"--table {table} --images {folder} --image COLUMN --suffix '{{COLUMN}}' --prefix 'answer en what is this?'",
+    )
 
 
 def _files(folder: Path, output: Path | None, tally: Tally) -> Iterator[Path]:

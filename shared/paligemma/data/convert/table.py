@@ -32,27 +32,48 @@ def table_rows(
     Args:
         table: the file.
         folder: that image paths are relative to; images that the table holds as bytes go to `images/` in it, by their hash.
-        image: column of the image: a path, or bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`).
+        image: column of the image: a path, or bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in
+            which `{name}` stands for a column.
         prefix, suffix: texts in which `{name}` stands for a column.
         tally: is told of what is odd.
         encoding, delimiter: of a CSV file; by default found out.
 
     Raises:
-        InputError: the table cannot be read, or has no such column.
+        InputError: the table cannot be read, has no such column, or a text without columns is a column's name.
     """
     texts = [Template(prefix, table), Template(suffix, table)]
-    columns = list(dict.fromkeys([image, *(column for text in texts for column in text.columns)]))
+    named = Template(image, table) if "{" in image else None
+    columns = list(
+        dict.fromkeys([*(named.columns if named else [image]), *(column for text in texts for column in text.columns)])
+    )
+    constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
     for entry, values in read_table(table, columns, tally, encoding, delimiter):
         try:
             if isinstance(values, EntryError):
                 raise values
+            if constant:
+                _refuse_names(constant, values, table)
+                constant = {}  # a table's rows have the same columns
             filled = [text.fill(values) for text in texts]
-            if image not in values:
+            if named is None and image not in values:
                 raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
-            name = image_name(_image_of(values[image], folder), folder, tally)
+            name = image_name(named.fill(values) if named else _image_of(values[image], folder), folder, tally)
             yield Outcome((entry,), {"image": name, "prefix": filled[0], "suffix": filled[1]})
         except EntryError as problem:
             yield Outcome((entry,), problem)
+
+
+def _refuse_names(constant: Mapping[str, str], values: Mapping[str, Any], table: Path) -> None:
+    """A text that is the same in every row, and reads like a column's name, is meant to be the column."""
+    by_name = {str(column).casefold(): column for column in values}
+    for flag, text in constant.items():
+        if text.strip() and (column := by_name.get(text.strip().casefold())) is not None:
+            raise InputError(
+                f"{flag} {text!r} would be the same text in every row, and is the name of a column.",
+                where=table,
+                expected="a text in which {name} stands for a column",
+                fix=f"{flag} '{{{column}}}'",
+            )
 
 
 class Template(string.Formatter):

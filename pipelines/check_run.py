@@ -1,0 +1,196 @@
+"""Looks at everything a run is given before its first step starts: what is wrong costs seconds here, and hours later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from components.publish.formats import parse_formats
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.sources.fetch import check_sources
+from paligemma.checkpoints.tokenizer_file import PUBLISHED_ROWS
+from paligemma.data.image_source import open_images, split_archive
+from paligemma.data.pictures.levels import parse_grey_range
+from paligemma.data.rows import Row, RowError, read_all_rows
+from paligemma.data.split import split_rows
+from paligemma.errors import InputError
+from paligemma.evaluation.metrics import find_metric
+from paligemma.evaluation.tasks import TASKS
+from paligemma.lineage.artifact import localize
+from paligemma.lineage.record import file_sha256
+from paligemma.preflight.targets import find_target
+from paligemma.registry import read_champion
+from paligemma.safe_names import parse_sha256
+from paligemma.storage.files import parent_of
+from paligemma.storage.folders import kind_of
+from paligemma.storage.location import Location, parse_location
+from paligemma.training.recipe import Recipe, parse_recipe
+
+_LOOKED_AT = 100
+"""Rows of each file whose form and image are looked at; prepare_data looks at all."""
+
+
+def check_run(parameters: Mapping[str, object]) -> list[str]:
+    """Checks every path, key and parameter of the pipeline, local or on `gs://`.
+
+    Args:
+        parameters: of `finetune_pipeline`, by name.
+
+    Returns:
+        What is odd, and no reason not to run.
+
+    Raises:
+        InputError: names the first that is wrong by its flag.
+        DamagedError: a file that is there is not whole.
+    """
+    given = {name: str(value) for name, value in parameters.items()}
+    recipe = parse_recipe(given["recipe"])
+    find_target(given["target"])
+    parse_grey_range(given["grey_range"])
+    parse_formats(given["formats"])
+    if given["sha256"]:
+        parse_sha256(given["sha256"].lower(), "The expected hash", where="--sha256")
+    for flag in ("train_data", "validation_data"):
+        _expect_file(given[flag], _flag(flag), "a JSONL file")
+    check_sources(given["source"], given["sha256"])
+    if given["tokenizer"]:
+        _expect(given["tokenizer"], "--tokenizer", "a SentencePiece model, or a folder with one")
+    _check_checkpoint(given["source"], given["tokenizer"], int(given["image_size"] or 0))
+    if given["mask_decoder"]:
+        _expect_file(given["mask_decoder"], "--mask-decoder", "big_vision's vae-oid.npz, of gs://big_vision/paligemma")
+    decoder = str(localize(given["mask_decoder"])) if given["mask_decoder"] else ""
+    for name in [name.strip() for name in given["metrics"].split(",") if name.strip()] or TASKS[given["task"]].metrics:
+        find_metric(name, decoder)
+    for flag in ("artifact_root", "registry"):
+        if given[flag]:
+            _expect_place(given[flag], _flag(flag))
+    if given["registry"]:
+        read_champion(given["registry"])
+    return [*_check_rows(given), *_too_few_rows(given["train_data"], recipe)]
+
+
+def split_data(parameters: Mapping[str, object], root: Path, fraction: float) -> dict[str, str]:
+    """Splits the training data by image, for a run that has no other data to judge by; the same data give the same files.
+
+    Args:
+        parameters: of the pipeline, checked.
+        root: the folder of what runs leave; the files go to `data` in it.
+        fraction: share of the images to judge by.
+
+    Returns:
+        The parameters that change: both files, and what image names are relative to.
+
+    Raises:
+        InputError: there are fewer than two images.
+    """
+    data = str(parameters["train_data"])
+    images = str(parameters["images"] or parent_of(data))
+    rows, place = localize(data), parse_location(images)
+    folder = root.absolute() / "data" / f"{Path(data).name.split('.')[0]}-{file_sha256(rows)[:12]}-{fraction:g}"
+    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+    split_rows(rows, place if isinstance(place, Path) else None, fraction, train, validation)
+    return {"train_data": str(train), "validation_data": str(validation), "images": images}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_checkpoint(source: str, tokenizer: str, image_size: int) -> None:
+    """Opens a checkpoint that is on this machine, without reading its weights."""
+    if "://" in source or "," in source:
+        return
+    checkpoint = open_checkpoint(source)
+    if checkpoint.tokenizer_file is None and not tokenizer and checkpoint.config.llm.vocab_size != PUBLISHED_ROWS:
+        fix = "pass --tokenizer"
+        raise InputError("There is no tokenizer.model, and no tokenizer.json.", where=checkpoint.weights.parent, fix=fix)
+    patch = checkpoint.config.img.patch_size
+    if image_size % patch:
+        near = f"{image_size // patch * patch or patch} or {(image_size // patch + 1) * patch}"
+        raise InputError(
+            f"The model cannot see pictures of {image_size} pixels.",
+            where="--image-size",
+            expected=f"a multiple of {patch}, the side of its patches",
+            fix=f"take {near}, or leave it out for the checkpoint's {checkpoint.config.img.image_size}",
+        )
+
+
+def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
+    """Refuses files of whose first rows none can be used; says of which some cannot."""
+    for flag in ("train_data", "validation_data"):
+        data, images = given[flag], given["images"] or str(parent_of(given[flag]))
+        folder = parse_location(images)
+        if isinstance(folder, Path):
+            open_images(folder)
+        else:
+            _expect(images, "--images", "a prefix with images")
+        seen, faults = 0, []
+        for number, row in read_all_rows(localize(data)):
+            seen += 1
+            if (fault := _fault(row, folder)) is not None:
+                faults.append(f"line {number}: {fault}")
+            if seen == _LOOKED_AT:
+                break
+        if seen and len(faults) < seen:
+            if faults:
+                yield f"{_flag(flag)}: {len(faults)} of the first {seen} rows cannot be used, e.g. {faults[0]}"
+            continue
+        only_images = seen and all("image_missing" in fault for fault in faults)
+        raise InputError(
+            f"None of the first {seen} rows can be used; {faults[0]}" if seen else "The file has no rows.",
+            where=f"{_flag(flag)} {data}",
+            expected='lines {"image": "file", "prefix": "question", "suffix": "answer"}',
+            fix=f"images are looked for in {images}; --images names another folder"
+            if only_images
+            else "make it with paligemma convert",
+        )
+
+
+def _fault(row: Row | RowError, folder: Location) -> str | None:
+    if isinstance(row, RowError):
+        return f"{row.code}, {row.message}"
+    # What archives hold is looked up by prepare_data; on gs://, a request for each image would take longer than the step does.
+    if isinstance(folder, Path) and not (folder / (split_archive(row.image)[0] or row.image)).is_file():
+        return f"image_missing, there is no {row.image!r}"
+    return None
+
+
+def _too_few_rows(data: str, recipe: Recipe) -> Iterator[str]:
+    rows = 0
+    for rows, _ in enumerate(read_all_rows(localize(data)), 1):
+        if rows == recipe.batch_size:
+            return
+    yield f"the recipe's batch_size is {recipe.batch_size}, the training data has {rows} rows: a step sees rows several times"
+
+
+def _expect(location: str, flag: str, expected: str) -> None:
+    parsed = parse_location(location)
+    found = parsed.exists() if isinstance(parsed, Path) else kind_of(parsed) is not None
+    if not found:
+        raise InputError(f"There is no {location}.", where=flag, expected=expected, fix=_look_in(parsed))
+
+
+def _expect_file(location: str, flag: str, expected: str) -> None:
+    parsed = parse_location(location)
+    _expect(location, flag, expected)
+    if parsed.is_dir() if isinstance(parsed, Path) else kind_of(parsed) != "file":
+        raise InputError(f"{location} is a folder.", where=flag, expected=expected, fix="name the file in it")
+
+
+def _expect_place(location: str, flag: str) -> None:
+    """A folder that can be written to, or made; of a bucket, that it is there."""
+    parsed = parse_location(location)
+    if isinstance(parsed, Path):
+        above = next(folder for folder in (parsed, *parsed.parents) if folder.exists())
+        if not above.is_dir():
+            raise InputError(f"{above} is a file.", where=flag, expected="a folder, or one that can be made")
+        return
+    kind_of(parsed)
+
+
+def _look_in(location: Location) -> str:
+    if not isinstance(location, Path):
+        return "check bucket and name"
+    above = next(folder for folder in location.parents if folder.is_dir())
+    names = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))[:5]
+    return f"{above} has {', '.join(names) or 'nothing'}"

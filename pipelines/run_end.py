@@ -1,0 +1,68 @@
+"""What the end of a run says: which model it was, where everything is, and what can be done next, ready to be typed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from paligemma.checkpoints.describe import describe
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.data.image_source import split_archive
+from paligemma.data.rows import Row, read_all_rows
+from paligemma.foreign_json import read_json
+from paligemma.lineage.artifact import localize
+from paligemma.storage.files import parent_of
+from paligemma.storage.location import SCHEME
+from pipelines.run_local import RunOutputs
+
+COMMAND = ".venv/bin/paligemma"
+"""The command, as one types it in the folder that README.md is in."""
+
+
+def end_of_run(outputs: RunOutputs, parameters: Mapping[str, object]) -> Iterator[str]:
+    """The lines.
+
+    Args:
+        outputs: of the run.
+        parameters: of the pipeline.
+    """
+    yield f"model:       {describe(str(parameters['source']), open_checkpoint(outputs.checkpoint))}"
+    yield f"tuned model: {short(outputs.tuned)}"
+    yield "pages:"
+    for name, page in outputs.pages().items():
+        yield f"  {f'{name}:':<17}{short(page)}"
+    yield str(read_json(localize(outputs.tuned_evaluation) / "gate.json", "The decision of the gate", nonfinite=True)["why"])
+    if outputs.release:
+        yield f"release:     {short(outputs.release)}"
+    yield "next:"
+    yield f"  ask it:          {ask_it(outputs.tuned, parameters)}"
+    yield f"  take it away:    {COMMAND} export --model {_word(outputs.tuned)} --format huggingface --output runs/exported"
+    yield f"  its lineage:     {COMMAND} lineage trace {_word(outputs.tuned)} --root {_word(outputs.root)}"
+
+
+def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
+    """The command that asks a tuned model what the first row of the validation data does."""
+    image, prompt = "IMAGE", "PROMPT"
+    data = str(parameters["validation_data"])
+    images = str(parameters.get("images") or parent_of(data))
+    for _, row in read_all_rows(localize(data)):
+        if isinstance(row, Row):
+            prompt = row.prefix
+            if not images.startswith(SCHEME) and not split_archive(row.image)[0]:
+                image = str(Path(images) / row.image)
+            break
+    return f"{COMMAND} generate --model {_word(tuned)} --image {_word(image)} --prompt {shlex.quote(prompt)}"
+
+
+def short(location: str) -> str:
+    """A path as one would type it here, if it is below this folder; else as it is."""
+    if location.startswith(SCHEME):
+        return location
+    relative = os.path.relpath(location)
+    return location if relative.startswith("..") else relative
+
+
+def _word(location: str) -> str:
+    return shlex.quote(short(location))

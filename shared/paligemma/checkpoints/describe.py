@@ -1,0 +1,51 @@
+"""A checkpoint in one line, for people: its name, how large it is, and which pictures it sees."""
+
+from __future__ import annotations
+
+import math
+
+from paligemma.checkpoints.open import Checkpoint, open_checkpoint
+from paligemma.errors import InputError
+
+_TOY = ", a toy for the demo"
+
+
+def describe(name: str, checkpoint: Checkpoint) -> str:
+    """The line, as `embedded:tiny, 1.2 million parameters, pictures of 32 x 32 pixels, a toy for the demo`."""
+    count = sum(math.prod(array.shape) for array in checkpoint.arrays.values())
+    size = checkpoint.config.img.image_size
+    toy = _TOY if name.startswith("embedded:") else ""
+    return f"{name}, {_count_in_words(count)} parameters, pictures of {size} x {size} pixels{toy}"
+
+
+def describe_source(source: str) -> str:
+    """The line for what is about to be fetched; of what is elsewhere, its name: its size is not known before.
+
+    Raises:
+        PaliGemmaError: there is no such checkpoint here, or it is damaged.
+    """
+    return source if "://" in source or "," in source else describe(source, open_checkpoint(source))
+
+
+def named(source: str, flag: str) -> str:
+    """The checkpoint that a user named.
+
+    Raises:
+        InputError: none is named. Nothing stands in for it: results of another model than one meant look like results.
+    """
+    if source.strip():
+        return source
+    fetched = "hf://google/paligemma2-3b-pt-224, kaggle://..., " if flag == "--source" else "a tuned model's folder, "
+    raise InputError(
+        "No model is named.",
+        where=flag,
+        expected=f"{fetched}gs://..., a checkpoint's file or folder, or embedded:tiny",
+        fix=f"add {flag}, e.g. {flag} runs/paligemma-3b; {flag} embedded:tiny is the demo's toy of 1.2 million parameters",
+    )
+
+
+def _count_in_words(count: int) -> str:
+    for unit, word in ((10**9, "billion"), (10**6, "million")):
+        if count >= unit:
+            return f"{count / unit:.1f} {word}"
+    return f"{count:,}"

@@ -1,0 +1,78 @@
+"""Whether the images that rows name are there: a wrong folder or ending is found while converting, not while preparing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
+from paligemma.data.image_source import split_archive
+from paligemma.data.suffixes import SUFFIXES
+from paligemma.errors import InputError
+
+_FIRST = 100
+"""Rows after which a table whose images are all missing is given up."""
+
+
+def look_up_images(
+    outcomes: Iterator[Outcome], folder: Path, tally: Tally, max_missing: float, table: Path, image: str
+) -> Iterator[Outcome]:
+    """Passes outcomes on, and looks for the image of each row.
+
+    Args:
+        outcomes: of a table's rows.
+        folder: that image names are relative to.
+        tally: is told how many are missing.
+        max_missing: share of the rows whose image may be missing.
+        table, image: as the user named them, for the message.
+
+    Raises:
+        InputError: more are missing.
+    """
+    rows, missing = 0, []
+
+    def check() -> None:
+        if len(missing) <= max_missing * rows:
+            return
+        raise InputError(
+            f"{len(missing)} of {rows} rows name an image that is not there, e.g. {', '.join(map(shown, missing[:3]))}.",
+            where=folder,
+            expected="names of images, relative to this folder",
+            fix=_remedy(missing[0], folder, table, image),
+        )
+
+    for outcome in outcomes:
+        if not isinstance(outcome.result, EntryError):
+            rows += 1
+            name = outcome.result["image"]
+            if not _is_there(folder, split_archive(name)[0] or name):
+                missing.append(name)
+            if rows == _FIRST and len(missing) == rows:
+                check()
+        yield outcome
+    check()
+    if missing:
+        tally.facts[f"rows name an image that is not in {folder}, e.g. {shown(missing[0])}"] = len(missing)
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _remedy(name: str, folder: Path, table: Path, image: str) -> str:
+    for ending in sorted(SUFFIXES):
+        if _is_there(folder, name + ending):
+            return f"the names lack their ending: --image '{image if '{' in image else f'{{{image}}}'}{ending}'"
+    last = Path(name).name
+    for above in dict.fromkeys((table.parent, folder)):
+        if _is_there(above, name):
+            return f"they are in the table's folder: --images {above}"
+        for ending in ("", *sorted(SUFFIXES)):
+            for found in above.glob("*/"):
+                if _is_there(found, last + ending):
+                    part = f" --image '{{{image}}}{ending}'" if ending and "{" not in image else ""
+                    return f"there is one in {found}: --images {found}{part}"
+    return "pass --images, the folder that they are in; or --image with a template, as --image 'photos/{id}.jpg'"

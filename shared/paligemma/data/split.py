@@ -1,0 +1,68 @@
+"""Splits rows into those to train on and those to judge by: by image, so that no picture is in both."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from paligemma.data.image_source import split_archive
+from paligemma.data.rows import Row, is_gzip, read_rows, unpack
+from paligemma.errors import InputError
+from paligemma.lineage.record import file_sha256
+from paligemma.storage.atomic import write_file
+
+
+def split_rows(data: Path, images: Path | None, fraction: float, train: Path, validation: Path) -> tuple[int, int]:
+    """Writes every line of a JSONL file to one of two, in their order; which one depends on the image's bytes alone.
+
+    Lines that are no rows go to the training data, where prepare_data counts them.
+
+    Args:
+        data: the file, plain or gzip; may be `train`.
+        images: the folder that image names are relative to; None where it is not on this machine. An image in an archive, or
+            that is not there, goes by its name.
+        fraction: share of the images that are for validation; at least one is, and at least one is not.
+        train, validation: the files to write.
+
+    Returns:
+        How many rows each has.
+
+    Raises:
+        InputError: there are fewer than two images.
+    """
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        plain = data
+        if is_gzip(data):
+            plain = Path(folder) / "rows"
+            unpack(data, plain)
+        names = {number: row.image for number, row in read_rows(plain) if isinstance(row, Row)}
+        keys = {name: _key(name, images) for name in dict.fromkeys(names.values())}
+        ordered = sorted(set(keys.values()))
+        if len(ordered) < 2:
+            raise InputError(
+                f"{len(ordered)} different images cannot be split by image.",
+                where=data,
+                expected="two at least",
+                fix="add rows, or name a file of its own with --validation-data",
+            )
+        held = set(ordered[: min(max(1, round(fraction * len(ordered))), len(ordered) - 1)])
+        chosen = {number for number, name in names.items() if keys[name] in held}
+        with plain.open("rb") as file:
+            lines = file.read().split(b"\n")
+    parts: tuple[list[bytes], list[bytes]] = ([], [])
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            parts[number in chosen].append(line + b"\n")
+    for path, part in zip((train, validation), parts, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, b"".join(part))
+    return len(parts[0]), len(parts[1])
+
+
+def _key(name: str, images: Path | None) -> str:
+    """What an image is known by. Hashed, so that the order of keys has nothing to do with that of names."""
+    path = None if images is None or split_archive(name)[0] else images / name
+    if path is not None and path.is_file():
+        return file_sha256(path)
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,74 @@
+"""The end of a run: what it made, every page, and a command that asks the tuned model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from conftest import SmallData
+from paligemma.checkpoints.open import resolve_embedded
+from pipelines.cli import app
+from pipelines.run_end import COMMAND
+from pipelines.run_local import RunOutputs
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> RunOutputs:
+    """What a run leaves, as far as its end looks at it."""
+    run = tmp_path / "runs/pipeline/run-1"
+    outputs = [run / name for name in ("fetch-checkpoint/checkpoint", "finetune/tuned", "evaluate/evaluation")]
+    shutil.copytree(resolve_embedded("embedded:tiny"), outputs[0])
+    pages = [
+        "prepare-data/records",
+        "prepare-data-2/records",
+        "evaluate/evaluation",
+        "evaluate-2/evaluation",
+        "summarize/summary",
+    ]
+    for page in [
+        *(f"{folder}/report.html" for folder in pages),
+        "finetune/tuned/training.html",
+        "preflight/preflight/preflight.html",
+    ]:
+        (run / page).parent.mkdir(parents=True, exist_ok=True)
+        (run / page).touch()
+    (run / "evaluate-2/evaluation/gate.json").write_text(json.dumps({"why": "Promote: it is better."}))
+    return RunOutputs(*map(str, outputs), f"{run}/evaluate-2/evaluation", f"{tmp_path}/registry/releases/1/release")
+
+
+def test_it_names_the_model_the_pages_and_what_to_do_next(
+    finished: RunOutputs, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.run_local.run_pipeline", lambda parameters, root: finished)
+    rows = [{"image": small_data.add_image(f"{n}.png", n), "prefix": "what's this?", "suffix": "s"} for n in range(8)]
+    data = ["--train-data", str(small_data.write(rows)), "--validation-data", str(small_data.jsonl)]
+    done = CliRunner().invoke(app, ["pipeline", "run", "--source", "embedded:tiny", *data])
+    assert done.exit_code == 0, done.exception
+    start, *lines = done.stdout.splitlines()
+    assert (
+        start
+        == lines[0]
+        == "model:       embedded:tiny, 1.2 million parameters, pictures of 32 x 32 pixels, a toy for the demo"
+    )
+    assert lines[1] == "tuned model: runs/pipeline/run-1/finetune/tuned"
+    pages = [line.split(":")[1].strip() for line in lines[3:10]]
+    assert len(pages) == 7
+    assert all(Path(page).is_file() for page in pages)
+    asked = next(line for line in lines if "ask it:" in line).split(":", 1)[1]
+    expected = ["--model", "runs/pipeline/run-1/finetune/tuned", "--image", "data/0.png", "--prompt", "what's this?"]
+    assert shlex.split(asked) == [COMMAND, "generate", *expected]
+    assert "--root runs/pipeline" in lines[-1]
+
+
+def test_on_gs_pages_are_the_artifacts_that_they_are_in() -> None:
+    outputs = RunOutputs(
+        *(f"gs://b/a/run-1/{name}" for name in ("fetch-checkpoint/checkpoint", "finetune/tuned", "x/y", "z/y"))
+    )
+    assert outputs.pages()["training"] == "gs://b/a/run-1/finetune/tuned"
+    assert outputs.root == "gs://b/a"
