@@ -8,7 +8,16 @@ from pathlib import Path
 
 from paligemma.errors import InputError
 from paligemma.lineage.index import KEY_BYTES, Index
-from paligemma.lineage.queries import RELEASE_COMPONENT, find_numbers, find_record, reference, users, users_of
+from paligemma.lineage.queries import (
+    RELEASE_COMPONENT,
+    find_numbers,
+    find_record,
+    reference,
+    scope,
+    shown_roots,
+    users,
+    users_of,
+)
 from paligemma.lineage.rejected import rejections
 
 MODEL_TYPES = ("tuned-model",)
@@ -50,7 +59,7 @@ def impact(index: Index, name: str) -> dict:
         if record["status"] != "succeeded":
             continue
         groups[_group(record, reached[number])].append(reference(record) | {"as": sorted(reached[number])})
-    return {**what, **groups}
+    return {**what, **groups, **scope(index)}
 
 
 def _group(record: dict, roles: set[str]) -> str:
@@ -77,7 +86,7 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     rejected = rejections(index, *at) if (at := _line_of(name)) else []
     if not rows and not rejected:
         raise InputError(
-            f"{name!r} is no artifact, row or image below {index.root}.",
+            f"{name!r} is no artifact, row or image below {shown_roots(index)}.",
             expected="an artifact's address or hash, a row id, FILE:LINE of the data, or an image's file, name or hash",
             fix="`paligemma lineage list` and `show` name artifacts; rows.jsonl in records names rows and images",
         )

@@ -149,7 +149,7 @@ def find_record(index: Index, name: str) -> dict:
     if not found:
         known = [output for (output,) in index.ask("SELECT DISTINCT output FROM records ORDER BY started DESC LIMIT 1000")]
         raise InputError(
-            f"There is no artifact {name!r} below {index.root}.",
+            f"There is no artifact {name!r} below {shown_roots(index)}.",
             expected=near_match(name, run_names(index)[:1000] + known)
             or "an artifact's folder or address, its hash or its record's, RUN/TASK, or a release's version",
             fix="`paligemma lineage list` names runs, `show RUN` their artifacts",
@@ -179,7 +179,8 @@ def find_numbers(index: Index, name: str) -> list[int]:
     if re.match(r"\d{8}T", name) and (found := numbers("attempt = ?", name)):
         return found
     # A root that was copied has other addresses than its records say, and a release goes by its version.
-    below = address.removeprefix(f"{index.root}/") if address.startswith(f"{index.root}/") else name.strip("/")
+    roots = [f"{root}/" for root in index.roots if address.startswith(f"{root}/")]
+    below = address.removeprefix(max(roots, key=len)) if roots else name.strip("/")
     for ending in (f"/{below}", f"/releases/{below.rpartition('/')[2]}/release"):
         if found := numbers("id IN (SELECT id FROM records WHERE substr(output, -length(?1)) = ?1)", ending):
             return found
@@ -223,7 +224,18 @@ def trace(index: Index, name: str) -> dict:
                     missing.append({**one, "used_by": f"{record['run']}/{record['task']}"})
                 else:
                     waiting.append(maker)
-    return {"artifact": reference(first), "steps": steps, "sources": sources, "missing": missing}
+    return {"artifact": reference(first), "steps": steps, "sources": sources, "missing": missing, **scope(index)}
+
+
+def scope(index: Index) -> dict[str, list[str]]:
+    """How far an answer goes: the roots that were looked into, and those that are known to have more and could not be."""
+    return {"looked_into": [str(root) for root in index.roots], "not_looked_into": index.unseen}
+
+
+def shown_roots(index: Index) -> str:
+    """The roots as an error names them."""
+    unseen = f" (not looked into: {', '.join(index.unseen)})" if index.unseen else ""
+    return " or ".join(str(root) for root in index.roots) + unseen
 
 
 def by_hash(index: Index, sha256: str) -> dict | None:
