@@ -1,4 +1,4 @@
-"""Whatever folders a chain writes to, on a disk or in Cloud Storage, moved or copied: it is found, or said that it cannot be."""
+"""Whatever folders a chain writes to, on a disk or in Cloud Storage, moved or copied: it is found, or said that it cannot."""
 
 from __future__ import annotations
 
