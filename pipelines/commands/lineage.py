@@ -135,6 +135,8 @@ def trace(
         found = trace(index, name)
     if json:
         return _print(found)
+    _say_sources(found)
+    say("Steps")
     for step in found["steps"]:
         say()
         say(f"{step['type'] or 'nothing'} {step['output']}")
@@ -150,9 +152,6 @@ def trace(
             say(f"  parameter    {key} = {value}")
         for one in step["inputs"]:
             say(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
-    say()
-    say("Made by no step:")
-    _table(("role", "what", "sha256"), ((one["role"], one["uri"], one["sha256"]) for one in found["sources"]))
     for one in found["missing"]:
         say(f"The record {one['record'][:16]} of {one['uri']} is not there: what it was made from is not known here.")
     _say_scope(found)
@@ -409,6 +408,22 @@ def _say_damaged(index: Index) -> None:
         say(f"no record: {where}: {why}", error=True)
     if len(damaged) > _SHOWN_DAMAGED:
         say(f"no records: {len(damaged) - _SHOWN_DAMAGED} more; `paligemma lineage verify` names all", error=True)
+
+
+def _say_sources(found: dict) -> None:
+    """What a chain begins with: what no step made, the checkpoint that was brought in, code and images."""
+    say("Sources")
+    for one in found["sources"]:
+        say(f"  {one['role']}: {one['uri']} sha256 {one['sha256']}")
+    for step in found["steps"]:
+        if step["component"] == "fetch_checkpoint":
+            say(f"  checkpoint: {step['parameters'].get('source', step['output'])} tree sha256 {step['tree_sha256']}")
+            for path, sha256 in step["weights"].items():
+                say(f"    {path} sha256 {sha256}")
+    for label, key in (("code", "git sha"), ("image", "image")):
+        for value in dict.fromkeys(_code(step)[key] for step in found["steps"]):
+            say(f"  {label}: {value}")
+    say()
 
 
 def _say_scope(answer: dict) -> None:

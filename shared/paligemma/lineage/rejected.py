@@ -16,7 +16,7 @@ from paligemma.storage.location import Location
 log = logging.getLogger("paligemma.lineage")
 
 
-def rejections(index: Index, data: str, line: int) -> list[dict]:
+def rejections(index: Index, data: str, sha256: str, line: int) -> list[dict]:
     """Where a line of a data file was rejected, and why, by every run that read the file.
 
     The list is a part of the artifact and goes with it. One that is gone, or is not what its record says, is warned of.
@@ -24,11 +24,13 @@ def rejections(index: Index, data: str, line: int) -> list[dict]:
     Args:
         index: the index.
         data: the file's address, as records have it.
+        sha256: its hash, by which it is known after it was moved; empty: it is not there.
         line: from 1.
     """
     found = index.ask(
         "SELECT DISTINCT records.id FROM records JOIN inputs ON inputs.record = records.id"
-        " WHERE inputs.role = 'data' AND inputs.uri = ? AND tree NOT NULL ORDER BY started, path", data
+        " WHERE inputs.role = 'data' AND (inputs.uri = ? OR inputs.sha256 = ?) AND tree NOT NULL ORDER BY started, path",
+        data, sha256,
     )  # fmt: skip
     if not found:
         return []
