@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from paligemma.checkpoints.tuned import TunedDescription
 from paligemma.lineage.record import Input, Record
@@ -11,6 +12,14 @@ from paligemma.yaml_text import dump_yaml
 LICENCE = """The terms that the base checkpoint came with apply to this model too. Those of Google's PaliGemma are the
 [Gemma Terms of Use](https://ai.google.dev/gemma/terms): who passes the model on passes on the terms, a notice of the changes
 (this card), and the restrictions of the [prohibited use policy](https://ai.google.dev/gemma/prohibited_use_policy)."""
+
+
+class Source(NamedTuple):
+    """A file that a model was made from: what it was to it, its address, and its hash."""
+
+    role: str
+    uri: str
+    sha256: str
 
 
 def render_card(
@@ -22,6 +31,8 @@ def render_card(
     decision: Mapping | None,
     training: Record,
     inputs: Iterable[Input],
+    sources: Iterable[Source],
+    model: str,
 ) -> str:
     """The card's text.
 
@@ -34,6 +45,8 @@ def render_card(
         decision: the evaluation's `gate.json`.
         training: the tuned model's record.
         inputs: of the release.
+        sources: what all of it was made from that no step made.
+        model: where the first of the formats is.
     """
     base, recipe = description.base, description.recipe
     header = {
@@ -76,6 +89,12 @@ def render_card(
         "| what | where | sha256 |",
         "| --- | --- | --- |",
         f"| base weights | `{base.uri}`, `{base.weights_file}` | `{base.weights_sha256}` |",
+        *(_input_row(entry) for entry in sources),
+        "",
+        "by way of these artifacts, whose `lineage.json` says more:",
+        "",
+        "| what | where | sha256 |",
+        "| --- | --- | --- |",
         *(_input_row(entry) for entry in {entry.sha256: entry for entry in [*training.inputs, *inputs]}.values()),
         "",
         f"Trained by paligemma {trainer.packages.get('paligemma', '?')}, commit {trainer.git_sha or 'unknown'}"
@@ -88,6 +107,15 @@ def render_card(
         "## Use",
         "",
         *(f"- `{folder}`: {_USE[folder]}" for folder in formats),
+        "",
+        "```python",
+        "import paligemma",
+        "from PIL import Image",
+        "",
+        f"model = paligemma.load({model!r})",
+        'picture = Image.new("RGB", (640, 480), "grey")  # or the path of yours',
+        'print(model.generate([picture], ["caption en"]))  # ask as the prefixes of the training data do',
+        "```",
         "",
         "## Licence",
         "",
@@ -107,7 +135,7 @@ _USE = {
 }
 
 
-def _input_row(entry: Input) -> str:
+def _input_row(entry: Input | Source) -> str:
     return f"| {entry.role} | `{entry.uri.replace('|', '%7C')}` | `{entry.sha256}` |"
 
 

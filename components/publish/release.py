@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.publish.card import render_card
+from components.publish.card import Source, render_card
 from components.publish.formats import parse_formats
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
-from paligemma.errors import InputError
+from paligemma.errors import InputError, PaliGemmaError
 from paligemma.foreign_json import read_json
-from paligemma.lineage.artifact import input_of, localize, produce
+from paligemma.lineage.artifact import input_of, localize, produce, record_of
 from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, read_record
 from paligemma.registry import (
     ARTIFACT_TYPE,
@@ -33,6 +34,7 @@ from paligemma.registry import (
 )
 from paligemma.signature import sign, signer_of, signing_key
 from paligemma.storage.files import exists
+from paligemma.storage.location import absolute_uri, parse_location
 from paligemma.storage.retry import ChangedError
 
 log = logging.getLogger("paligemma.publish")
@@ -164,11 +166,32 @@ def write_release(candidate: Candidate) -> Release:
             candidate.decision,
             read_record(tuned),
             candidate.inputs,
+            sources_of([*read_record(tuned).inputs, *candidate.inputs]),
+            str(release_part(absolute_uri(parse_location(registry)), version, candidate.formats[0])),
         )
         (draft.folder / CARD_FILE).write_text(card)
         if key is not None:  # the manifest has the hash of every file, so that its signature is one of the model too
             sign(draft.folder, key)
     return read_release(registry, version)
+
+
+def sources_of(inputs: Iterable[Input]) -> list[Source]:
+    """What artifacts were made from that no step made: data files, and checkpoints by the address that they came from.
+
+    Their records are read beside the artifacts; of one that is gone nothing is said.
+    """
+    found: dict[tuple[str, str], Source] = {}
+    for one in inputs:
+        try:
+            record = record_of(one.uri) if one.record else None
+        except (PaliGemmaError, OSError) as error:
+            log.warning("the card does not say what %s was made from: %s", one.uri, error)
+            continue
+        for source in () if record is None else record.inputs:
+            role = f"{one.role}: {source.role}"
+            if source.record is None:
+                found.setdefault((role, source.sha256), Source(role, source.uri, source.sha256))
+    return list(found.values())
 
 
 def _compared_with(registry: str, hashes: set[str]) -> Champion | None:

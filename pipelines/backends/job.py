@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,8 +37,18 @@ class Job:
     root: str
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """A schedule that is there: its name, when it starts runs, whether it does, and when next, as the backend says it."""
+
+    name: str
+    cron: str
+    state: str
+    next_run: str
+
+
 class Backend(Protocol):
-    """The four calls. Each raises `BackendError` or `BackendUnavailableError`."""
+    """What is asked of it. Each call raises `BackendError` or `BackendUnavailableError`."""
 
     def submit(self, job: Job) -> str:
         """Runs it now; returns the run's identity."""
@@ -54,6 +64,26 @@ class Backend(Protocol):
 
     def cancel(self, run: str) -> None:
         """Ends a run."""
+        ...
+
+    def schedules(self) -> list[Scheduled]:
+        """All schedules of this pipeline that have not ended."""
+        ...
+
+    def unschedule(self, name: str) -> None:
+        """Deletes a schedule; runs that it has started go on."""
+        ...
+
+    def pause(self, name: str) -> None:
+        """Has a schedule start no runs."""
+        ...
+
+    def resume(self, name: str) -> None:
+        """Has a paused schedule start runs again, but none of those that it missed."""
+        ...
+
+    def logs(self, run: str, task: str) -> list[str]:
+        """What a task of a run printed, by its last attempt, or the attempts that failed and the last."""
         ...
 
 
@@ -125,6 +155,28 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
             "A cluster's steps share no disk.", where=path, expected="artifact_root: gs://BUCKET/...", fix="set artifact_root"
         )
     return values
+
+
+def no_such_schedule(name: str, there: Iterable[str]) -> InputError:
+    """The error that there is no schedule of this name."""
+    names = sorted(there)
+    return InputError(
+        f"There is no schedule {name!r}.",
+        expected=did_you_mean(name, names) if names else "one that `paligemma pipeline schedule` made; there is none",
+        fix="`paligemma pipeline schedules` names all",
+    )
+
+
+def find_task(task: str, run: str, there: Iterable[str]) -> str:
+    """The name of a task of a run, as the backend has it.
+
+    Raises:
+        InputError: it has none of that name.
+    """
+    names = sorted(set(there))
+    if task not in names:
+        raise InputError(f"{run} has no task {task!r}.", where="--task", expected=did_you_mean(task, names) if names else None)
+    return task
 
 
 def step_names(pipeline: Mapping) -> set[str]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
 from paligemma.launch.rest import BackendError, BackendUnavailableError
 from paligemma.terminal import printable
 from paligemma.yaml_text import dump_documents
-from pipelines.backends.job import Job, difference, step_names
+from pipelines.backends.job import Job, Scheduled, difference, find_task, no_such_schedule, step_names
 
 TOKEN_VARIABLE = "KFP_TOKEN"
 """A bearer token for the API, where it asks for one; never a flag."""
@@ -121,6 +123,69 @@ class Kubeflow:
         with _errors(self._host):
             self._client.terminate_run(run)
 
+    def schedules(self) -> list[Scheduled]:
+        """Recurring runs of the experiment."""
+        with _errors(self._host):
+            found = list(self._recurring())
+        return [
+            Scheduled(one.display_name, _cron(one) or "", "paused" if one.status == "DISABLED" else "active", "")
+            for one in found
+        ]
+
+    def unschedule(self, name: str) -> None:
+        """Deletes the recurring runs of this name."""
+        self._each(name, self._delete)
+
+    def pause(self, name: str) -> None:
+        """Disables the recurring runs of this name."""
+        self._each(name, self._client.disable_recurring_run)
+
+    def resume(self, name: str) -> None:
+        """Enables them."""
+        self._each(name, self._client.enable_recurring_run)
+
+    def logs(self, run: str, task: str) -> list[str]:
+        """Asks KFP for the logs of a task's pods, one after the other, as its page does (ReadRunLogV1 of run_log_server.go)."""
+        with _errors(self._host):
+            found = self._client.get_run(run)
+            nodes = (found.run_details.task_details or []) if found.run_details else []
+            steps = step_names(_documents(found.pipeline_spec)[0])
+            task = find_task(task, run, (node.display_name for node in nodes if node.display_name in steps))
+            lines: list[str] = []
+            for pod in _pods(nodes, task):
+                lines += [f"== {pod}", *self._log(run, pod).splitlines()]
+        return [printable(line) for line in lines]
+
+    def _log(self, run: str, pod: str) -> str:
+        """What a pod printed, or that KFP has it no more: it reads the pod itself, and an archive if one was set up."""
+        from kfp_server_api import ApiException
+
+        path = f"/apis/v1alpha1/runs/{quote(run, safe='')}/nodes/{quote(pod, safe='')}/log"
+        client = self._client._run_api.api_client  # the generated client has no such call
+        try:
+            answer = client.call_api(path, "GET", auth_settings=["Bearer"], _preload_content=False, _return_http_data_only=True)
+        except ApiException as error:
+            if error.status not in (400, 404, 500):
+                raise
+            namespace = self._namespace or "kubeflow"
+            return (
+                f"Kubeflow Pipelines has this log no more. While the pod is there: kubectl logs {pod} --namespace={namespace}; "
+                f"on GKE also later: gcloud logging read 'resource.labels.pod_name=\"{pod}\"' --order=asc"
+            )
+        return answer.data.decode(errors="replace")
+
+    def _each(self, name: str, call: Callable[[str], object]) -> None:
+        with _errors(self._host):
+            found = list(self._recurring())
+            named = [one.recurring_run_id for one in found if one.display_name == name]
+            for one in named:
+                call(one)
+        if not named:
+            raise no_such_schedule(name, (one.display_name for one in found))
+
+    def _recurring(self) -> Iterator:
+        return self._all(self._client.list_recurring_runs, "recurring_runs", self._experiment_id())
+
     def _experiment_id(self) -> str:
         return self._client.create_experiment(self._experiment, namespace=self._namespace or None).experiment_id
 
@@ -162,13 +227,33 @@ def _of_server(found, wanted: dict) -> dict:
     (pipeline, platform), settings = _documents(found.pipeline_spec), found.runtime_config
     account = found.service_account or ""
     return {
-        "cron": found.trigger.cron_schedule.cron if found.trigger and found.trigger.cron_schedule else None,
+        "cron": _cron(found),
         "parameters": (settings.parameters if settings else None) or {},
         "root": (settings.pipeline_root if settings else None) or "",
         "service_account": "" if account in _FILLED_IN and not wanted["service_account"] else account,
         "pipeline": pipeline,
         "platform": platform,
     }
+
+
+def _cron(found) -> str | None:
+    return found.trigger.cron_schedule.cron if found.trigger and found.trigger.cron_schedule else None
+
+
+def _pods(nodes: Collection, task: str) -> list[str]:
+    """The pods that ran a task, in the order they began: the step's node leads to its attempts' and to the next steps'."""
+    own = re.compile(rf"{re.escape(task)}(\(\d+\))?|executor(\(\d+\))?")
+    by_pod = {node.pod_name or node.task_id: node for node in nodes if own.fullmatch(node.display_name or "")}
+    waiting = [pod for pod, node in by_pod.items() if node.display_name == task]
+    reached: dict[str, list[str]] = {}
+    while waiting:
+        pod = waiting.pop()
+        if pod not in reached:
+            children = (child.pod_name or child.task_id for child in by_pod[pod].child_tasks or ())
+            reached[pod] = [child for child in children if child in by_pod]
+            waiting += reached[pod]
+    ran = [pod for pod, below in reached.items() if not below and by_pod[pod].display_name.startswith("executor")]
+    return sorted(ran, key=lambda pod: (str(by_pod[pod].start_time), pod))
 
 
 def _documents(specification: dict | None) -> tuple[dict, dict | None]:
@@ -215,6 +300,11 @@ def _errors(host: str) -> Iterator[None]:
         raise BackendError(f"Kubeflow Pipelines refused ({error.status}): {said}.", where=host, fix=fix) from None
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:
         why = type(getattr(error, "reason", error)).__name__
-        raise BackendUnavailableError(
-            f"Kubeflow Pipelines did not answer: {why}.", where=host, fix="check --host, and run the same command later"
-        ) from None
+        fix = "check --host, and run the same command later"
+        if urlsplit(host).hostname in ("localhost", "127.0.0.1", "::1"):
+            port = urlsplit(host).port or 80
+            fix = (
+                f"kubectl port-forward --namespace=kubeflow service/ml-pipeline {port}:8888 &, "
+                "which has to be running meanwhile; then the same command again"
+            )
+        raise BackendUnavailableError(f"Kubeflow Pipelines did not answer: {why}.", where=host, fix=fix) from None

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from paligemma.errors import InputError
 from paligemma.launch.vertex import VertexApi
 from paligemma.terminal import printable
-from pipelines.backends.job import Job, canonical, difference, step_names
+from pipelines.backends.job import Job, Scheduled, canonical, difference, find_task, no_such_schedule, step_names
 
+_LABEL = "paligemma-finetune"
 _DEFAULT_ACCOUNT = "-compute@developer.gserviceaccount.com"
 
 
@@ -64,6 +65,54 @@ class Vertex:
         """Cancels the job."""
         self._api.post(f"{self._job(run)}:cancel", {})
 
+    def schedules(self) -> list[Scheduled]:
+        """Schedules that have not ended and start this pipeline."""
+        found = [one for one in self._api.find(f"{self._parent}/schedules", "schedules", "") if _is_ours(one)]
+        return [
+            Scheduled(
+                one["displayName"],
+                one.get("cron", ""),
+                str(one.get("state", "")).lower(),
+                one.get("nextRunTime", "") if one.get("state") == "ACTIVE" else "",
+            )
+            for one in found
+        ]
+
+    def unschedule(self, name: str) -> None:
+        """Deletes the schedule of this name."""
+        self._api.delete(self._named(name)["name"])
+
+    def pause(self, name: str) -> None:
+        """Pauses it."""
+        found = self._named(name)
+        if found.get("state") != "PAUSED":
+            self._api.post(f"{found['name']}:pause", {})
+
+    def resume(self, name: str) -> None:
+        """Resumes it, if it is paused: Vertex AI refuses it of others."""
+        found = self._named(name)
+        if found.get("state") == "PAUSED":
+            self._api.post(f"{found['name']}:resume", {"catchUp": False})
+
+    def logs(self, run: str, task: str) -> list[str]:
+        """What the jobs of a task wrote into Cloud Logging, those that failed and were made again too."""
+        found = self._api.get(self._job(run))
+        steps = step_names(found["pipelineSpec"])
+        tasks = [one for one in found.get("jobDetail", {}).get("taskDetails", ()) if one["taskName"] in steps]
+        task = find_task(task, run, (one["taskName"] for one in tasks))
+        details = [one.get("executorDetail", {}).get("containerDetail", {}) for one in tasks if one["taskName"] == task]
+        jobs = [job for one in details for job in (*one.get("failedMainJobs", ()), one.get("mainJob", "")) if job]
+        lines = []
+        for job in dict.fromkeys(jobs):
+            lines += [f"== {job}", *self._api.log_of(job.rpartition("/")[2])]
+        return list(map(printable, lines))
+
+    def _named(self, name: str) -> dict:
+        found = self._find_schedule(name)
+        if found is None:
+            raise no_such_schedule(name, (one.name for one in self.schedules()))
+        return found
+
     def _job(self, run: str) -> str:
         if not re.fullmatch(r"[a-z0-9-]{1,128}", run):
             raise InputError(f"{run!r} is not the name of a pipeline job.", fix="see what submit printed")
@@ -73,6 +122,12 @@ class Vertex:
         """The schedule of this name that has not ended."""
         found = self._api.find(f"{self._parent}/schedules", "schedules", f'display_name="{name}"')
         return next((one for one in found if one["displayName"] == name and one.get("state") != "COMPLETED"), None)
+
+
+def _is_ours(schedule: Mapping) -> bool:
+    """Whether a schedule starts this pipeline, and has not ended."""
+    labels = schedule.get("createPipelineJobRequest", {}).get("pipelineJob", {}).get("labels", {})
+    return labels.get("pipeline") == _LABEL and schedule.get("state") != "COMPLETED"
 
 
 def _run_in_lineage(tasks: Iterable[Mapping]) -> str | None:
@@ -104,6 +159,6 @@ def _pipeline_job(job: Job) -> dict:
         "displayName": job.name,
         "pipelineSpec": pipeline,
         "runtimeConfig": {"gcsOutputDirectory": job.root, "parameterValues": dict(job.parameters)},
-        "labels": {"pipeline": "paligemma-finetune"},
+        "labels": {"pipeline": _LABEL},
     }
     return made | ({"serviceAccount": job.service_account} if job.service_account else {})

@@ -21,6 +21,14 @@ Root = Annotated[
     str,
     typer.Option(help="Folder or gs:// prefix that runs wrote to; has a folder `lineage`.", envvar="PALIGEMMA_LINEAGE_ROOT"),
 ]
+Roots = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--root",
+        help="Folder or gs:// prefix that runs wrote to; repeatable. Roots that these name are looked into too.",
+        show_default="$PALIGEMMA_LINEAGE_ROOT, or runs/pipeline",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="a table")]
 DEFAULT_ROOT = "runs/pipeline"
 _SHOWN_DAMAGED = 20
@@ -117,16 +125,18 @@ def show(
 @app.command()
 def trace(
     name: Annotated[str, typer.Argument(help="An artifact: its folder or address, its hash or its record's, RUN/TASK.")],
-    root: Root = DEFAULT_ROOT,
+    root: Roots = None,
     json: Json = False,
 ) -> None:
     """Trace an artifact back: rows, checkpoint, code, image and parameters of every step that it comes from."""
     from paligemma.lineage.queries import trace
 
-    with _opened(root) as index:
+    with _opened_all(root) as index:
         found = trace(index, name)
     if json:
         return _print(found)
+    _say_sources(found)
+    say("Steps")
     for step in found["steps"]:
         say()
         say(f"{step['type'] or 'nothing'} {step['output']}")
@@ -142,11 +152,9 @@ def trace(
             say(f"  parameter    {key} = {value}")
         for one in step["inputs"]:
             say(f"  from         {one['role']}: {one['uri']} sha256 {one['sha256']}")
-    say()
-    say("Made by no step:")
-    _table(("role", "what", "sha256"), ((one["role"], one["uri"], one["sha256"]) for one in found["sources"]))
     for one in found["missing"]:
-        say(f"The record {one['record'][:16]} of {one['uri']} is not below this root.")
+        say(f"The record {one['record'][:16]} of {one['uri']} is not there: what it was made from is not known here.")
+    _say_scope(found)
 
 
 @app.command()
@@ -155,13 +163,13 @@ def impact(
         str,
         typer.Argument(help="An artifact or a source; a row's id or FILE:LINE; an image's file, name or hash."),
     ],
-    root: Root = DEFAULT_ROOT,
+    root: Roots = None,
     json: Json = False,
 ) -> None:
     """Name every model, evaluation and release that an artifact, a data row or an image went into."""
     from paligemma.lineage.impact import impact
 
-    with _opened(root) as index:
+    with _opened_all(root) as index:
         found = impact(index, name)
     if json:
         return _print(found)
@@ -184,6 +192,7 @@ def impact(
                 ("run", "artifact", "tree sha256", "as"),
                 ((one["run"], one["output"], one["tree_sha256"][:16], ", ".join(one["as"])) for one in found[group]),
             )
+    _say_scope(found)
 
 
 @app.command()
@@ -282,10 +291,17 @@ def prune(
     """Say which artifacts no release was made from, or delete them. Records and lists of rows always stay."""
     from contextlib import ExitStack
 
+    from paligemma.lineage.joined import open_linked
     from paligemma.lineage.prune import delete, plan
 
-    with ExitStack() as opened, _opened(root) as index:
-        planned = plan(index, older_than, [opened.enter_context(_opened(one)) for one in registry or ()])
+    with ExitStack() as opened:
+        indexes, unseen = open_linked([root, *(registry or ())])
+        index, *others = [opened.enter_context(one) for one in indexes]
+        for one in indexes:
+            _say_damaged(one)
+        for place in unseen:
+            say(f"not looked into {place}, where steps recorded what they made from this: it is gone, or moved", error=True)
+        planned = plan(index, older_than, others)
         if not dry_run:
             delete(index, planned)
     if json:
@@ -369,12 +385,57 @@ def _opened(root: str) -> Iterator[Index]:
     from paligemma.lineage.index import Index
 
     with Index(root) as index:
-        damaged = index.damaged()
-        for where, why in damaged[:_SHOWN_DAMAGED]:
-            say(f"no record: {where}: {why}", error=True)
-        if len(damaged) > _SHOWN_DAMAGED:
-            say(f"no records: {len(damaged) - _SHOWN_DAMAGED} more; `paligemma lineage verify` names all", error=True)
+        _say_damaged(index)
         yield index
+
+
+@contextmanager
+def _opened_all(roots: list[str] | None) -> Iterator[Index]:
+    """The index of several roots, and of those that they name."""
+    import os
+
+    from paligemma.lineage.attempt import ROOT_VARIABLE
+    from paligemma.lineage.joined import open_roots
+
+    with open_roots(roots or [os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT]) as index:
+        _say_damaged(index)
+        yield index
+
+
+def _say_damaged(index: Index) -> None:
+    damaged = index.damaged()
+    for where, why in damaged[:_SHOWN_DAMAGED]:
+        say(f"no record: {where}: {why}", error=True)
+    if len(damaged) > _SHOWN_DAMAGED:
+        say(f"no records: {len(damaged) - _SHOWN_DAMAGED} more; `paligemma lineage verify` names all", error=True)
+
+
+def _say_sources(found: dict) -> None:
+    """What a chain begins with: what no step made, the checkpoint that was brought in, code and images."""
+    say("Sources")
+    for one in found["sources"]:
+        say(f"  {one['role']}: {one['uri']} sha256 {one['sha256']}")
+    for step in found["steps"]:
+        if step["component"] == "fetch_checkpoint":
+            say(f"  checkpoint: {step['parameters'].get('source', step['output'])} tree sha256 {step['tree_sha256']}")
+            for path, sha256 in step["weights"].items():
+                say(f"    {path} sha256 {sha256}")
+    for label, key in (("code", "git sha"), ("image", "image")):
+        for value in dict.fromkeys(_code(step)[key] for step in found["steps"]):
+            say(f"  {label}: {value}")
+    say()
+
+
+def _say_scope(answer: dict) -> None:
+    """How far an answer goes."""
+    say()
+    for root in answer["looked_into"]:
+        say(f"Looked into {root}.")
+    for root in answer["not_looked_into"]:
+        say(f"Not looked into {root}: steps of these chains left records there, and it is gone, moved or not to be read.")
+    if answer["not_looked_into"]:
+        say("If it was moved, name its new place with --root too.")
+    say("What was done with copies elsewhere is recorded there: name such a root with --root too.")
 
 
 def _print(answer: object) -> None:

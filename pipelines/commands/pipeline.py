@@ -24,6 +24,7 @@ RunnerRoot = Annotated[
 Host = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines.", show_default="none; needed for kfp")]
 Namespace = Annotated[str, typer.Option(help="Namespace in Kubeflow Pipelines.", show_default="none")]
 Experiment = Annotated[str, typer.Option(help="Experiment in Kubeflow Pipelines that runs belong to.")]
+ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
 Project = Annotated[str, typer.Option(help="Google Cloud project.", show_default="none; needed for vertex")]
 Region = Annotated[str, typer.Option(help="Region of Vertex AI.", show_default="none; needed for vertex")]
 Spot = Annotated[bool, typer.Option(help="Accelerators at a lower price, which may be taken away at any time.")]
@@ -124,7 +125,7 @@ def schedule(
     parameters: ParametersFile,
     cron: Annotated[str, typer.Option(help='When, e.g. "0 3 * * 1"; KFP has seconds in front: "0 0 3 * * 1".')],
     name: Annotated[str, typer.Option(help="Name of the schedule; one of this name is replaced.")] = "paligemma-finetune",
-    dry_run: Annotated[bool, typer.Option(help="Only show what would change.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only show what would change; without a server, what would be sent.")] = False,
     spot: Spot = False,
     kaggle_secret: KaggleSecret = "",
     webhook_secret: WebhookSecret = "",
@@ -138,9 +139,13 @@ def schedule(
     location: Region = "",
 ) -> None:
     """Run the DAG again and again, one run at a time. The same schedule again changes nothing."""
+    from paligemma.errors import InputError
+    from paligemma.launch.rest import BackendError, BackendUnavailableError
     from pipelines.backends.connect import connect, place_on
-    from pipelines.backends.job import make_job
+    from pipelines.backends.cron import check_cron
+    from pipelines.backends.job import difference, make_job
 
+    check_cron(backend, cron)
     place_task = place_on(
         backend,
         profile,
@@ -154,8 +159,14 @@ def schedule(
         service_account=service_account,
     )
     job = make_job(name, parameters, profile, place_task, service_account, root)
-    connected = connect(backend, host, namespace, experiment, project, location)
-    connected.schedule(job, cron, dry_run, lambda changes: say(changes or "nothing changes", lines=True))
+    try:
+        connected = connect(backend, host, namespace, experiment, project, location)
+        connected.schedule(job, cron, dry_run, lambda changes: say(changes or "nothing changes", lines=True))
+    except (BackendError, BackendUnavailableError, InputError) as error:
+        if not dry_run:
+            raise
+        say(difference({}, {"name": name, "cron": cron, "root": job.root, "parameters": dict(job.parameters)}), lines=True)
+        say(f"This was not compared with what is there. {error.what}", error=True)
 
 
 @pipeline.command()
@@ -187,6 +198,93 @@ def cancel(
 
     connect(backend, host, namespace, "", project, location).cancel(run)
     say(f"asked to end {run}")
+
+
+@pipeline.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
+    backend: BackendName,
+    task: Annotated[str, typer.Option(help="Step whose log to show, as status names it.")] = "finetune",
+    host: Host = "",
+    namespace: Namespace = "",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Show what a step of a run printed, each attempt after the other."""
+    from pipelines.backends.connect import connect
+
+    for line in connect(backend, host, namespace, "", project, location).logs(run, task):
+        say(line)
+
+
+@pipeline.command()
+def schedules(
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """List the schedules that there are."""
+    from pipelines.backends.connect import connect
+
+    found = connect(backend, host, namespace, experiment, project, location).schedules()
+    for one in found:
+        say(f"{one.name}: {one.cron}, {one.state}" + (f", next at {one.next_run}" if one.next_run else ""))
+    if not found:
+        say("there is no schedule")
+
+
+@pipeline.command()
+def unschedule(
+    name: ScheduleName,
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Delete a schedule. A run that it has started goes on to its end."""
+    from pipelines.backends.connect import connect
+
+    connect(backend, host, namespace, experiment, project, location).unschedule(name)
+    say(f"{name} is no schedule any more; runs under way go on: `cancel` ends one")
+
+
+@pipeline.command()
+def pause(
+    name: ScheduleName,
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Have a schedule start no runs until `resume`."""
+    from pipelines.backends.connect import connect
+
+    connect(backend, host, namespace, experiment, project, location).pause(name)
+    say(f"{name} is paused")
+
+
+@pipeline.command()
+def resume(
+    name: ScheduleName,
+    backend: BackendName,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "paligemma",
+    project: Project = "",
+    location: Region = "",
+) -> None:
+    """Have a paused schedule start runs again, from the next time on."""
+    from pipelines.backends.connect import connect
+
+    connect(backend, host, namespace, experiment, project, location).resume(name)
+    say(f"{name} starts runs again")
 
 
 @pipeline.command()

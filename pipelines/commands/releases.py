@@ -21,8 +21,15 @@ def releases(registry: Registry = "runs/pipeline/registry") -> None:
     What is damaged is listed as such, after the rest: a release, or a champion that is none of the releases.
     """
     from paligemma.errors import DamagedError, InputError
-    from paligemma.registry import list_releases, read_champion, read_champion_release
+    from paligemma.registry import is_registry, list_releases, read_champion, read_champion_release
 
+    if not is_registry(registry):
+        raise InputError(
+            "There is no registry.",
+            where=registry,
+            expected="a folder or prefix with a folder `releases`, which publish makes",
+            fix="pass --registry; a pipeline's is below its --root, unless it was told another",
+        )
     found, broken = list_releases(registry)
     faults = [(one.version, one.error) for one in broken]
     in_use = ""
@@ -42,6 +49,8 @@ def releases(registry: Registry = "runs/pipeline/registry") -> None:
         except DamagedError as error:
             figures = error.what
         say(f"{mark} {release.version}  {release.record.finished}  {figures}  {formats}")
+    if not found and not faults:
+        say(f"no release is finished in {registry}")
     for name, error in faults:
         say(f"{'*' if name == in_use else '!'} {name}  {error}", lines=True)
 

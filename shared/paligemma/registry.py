@@ -22,6 +22,7 @@ from paligemma.lineage.artifact import localize
 from paligemma.lineage.record import RECORD_FILE, File, Record, file_sha256, list_files, read_record, tree_sha256
 from paligemma.safe_names import ReleaseVersion, RunName, Sha256, is_release_version, parse_release_version
 from paligemma.storage.files import exists
+from paligemma.storage.folders import kind_of
 from paligemma.storage.folders import list_files as list_paths
 from paligemma.storage.location import Location, parse_location
 from paligemma.storage.pointer import DamagedPointerError, move_pointer, read_pointer
@@ -169,6 +170,12 @@ def read_release(registry: str | Path | Location, version: str) -> Release:
             fix="remove the copy; releases are made by publishing",
         )
     return Release(registry, version, record, manifest)
+
+
+def is_registry(registry: str | Path | Location) -> bool:
+    """Whether there are releases, finished or not, or the file that names the champion."""
+    location = parse_location(registry)
+    return kind_of(location / "releases") == "folder" or exists(location, CHAMPION_FILE)
 
 
 def versions(registry: str | Path | Location) -> list[str]:

@@ -80,7 +80,7 @@ def good(records: Path, baseline: Path, tmp_path_factory: pytest.TempPathFactory
     return Model(records, tmp_path_factory.mktemp("good"), 60, baseline)
 
 
-def test_a_release_is_the_merged_model_with_its_card(fair: Model, tmp_path: Path) -> None:
+def test_a_release_is_the_merged_model_with_its_card(fair: Model, records: Path, tmp_path: Path) -> None:
     version = fair.publish(tmp_path, formats="big_vision,huggingface")
     release = read_release(tmp_path, version)
     assert verify_release(release) > 10
@@ -103,8 +103,11 @@ def test_a_release_is_the_merged_model_with_its_card(fair: Model, tmp_path: Path
         base.weights_sha256,
         "learning_rate: 0.2",
         "ai.google.dev/gemma/terms",
+        *(one.sha256 for one in read_record(records).inputs if one.role == "data"),
     ):
         assert said in card
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    exec(snippet, {})  # as a reader would paste it
     roles = [entry.role for entry in release.record.inputs]
     assert roles == ["checkpoint", "tuned model", "evaluation", "model, big_vision", "model, huggingface"]
 

@@ -8,6 +8,8 @@ It fills in what the real one fills in (toApiRecurringRun and toApiRun of backen
 the service account: resource_manager.go:1414 and :751). A run belongs to the schedule that started it, and dies with that,
 unless it is deleted with the propagation policy ORPHAN (resource_manager.go:1458, util/scheduled_workflow.go:188). It starts
 none while as many as its max_concurrency run (util/scheduled_workflow.go:207). Lists come in pages.
+Logs are those of pods, by their names, while these are there (ReadRunLogV1 of server/run_log_server.go, readRunLogFromPod of
+resource/resource_manager.go), at a path of v1alpha1 that kfp-server-api does not have (main.go).
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class KubeflowServer:
         self.refuse = ("", "")
         self.fail: list[int] = []
         self.knows_orphans = True  # from 2.16 on
+        self.pods: dict[str, str] = {}  # what those that are still there printed
         self.collected: list[str] = []  # runs that died with their schedule
         self._numbers = itertools.count(1)
         self._http = LocalServer(self._serve)
@@ -101,6 +104,12 @@ class KubeflowServer:
                 raise RefusedError(self.fail.pop(0), "told to fail")
             if self.token and exchange.headers.get("Authorization") != f"Bearer {self.token}":
                 raise RefusedError(401, "unauthorized")
+            if logged := re.fullmatch("/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path):
+                self._find(self.runs, logged[1])
+                if logged[2] not in self.pods:
+                    raise RefusedError(400, f"Failed to read logs for run {logged[1]}")
+                exchange.answer(200, [("Content-Type", "text/plain")], self.pods[logged[2]].encode())
+                return
             answer = self._answer(exchange.command, path.removeprefix(API), parse_qs(query), body)
             exchange.answer(200, JSON, json.dumps(answer).encode())
         except RefusedError as error:
@@ -138,6 +147,11 @@ class KubeflowServer:
                 filled = {"service_account": body.get("service_account") or SERVICE_ACCOUNT, "namespace": "kubeflow"}
                 filled |= {"status": "ENABLED", **self._times()}
                 return self._keep(self.recurring_runs, "recurring_run", {**body, **filled})
+            case "POST", "recurringruns/ID:disable" | "recurringruns/ID:enable":
+                identity, _, verb = path.split("/")[1].partition(":")
+                found = self._find(self.recurring_runs, identity)
+                found |= {"mode": verb.upper(), "status": f"{verb.upper()}D"}
+                return {}
             case "DELETE", "recurringruns/ID":
                 identity = path.split("/")[1]
                 self._find(self.recurring_runs, identity)

@@ -126,6 +126,7 @@ class VertexServer:
         self.state_of_new = "JOB_STATE_PENDING"
         self.states: list[str] = []  # of the next ones, as long as there are any
         self.models: dict[str, list[dict]] = {}
+        self.entries: dict[str, list[dict]] = {}  # of Cloud Logging, by custom job
         self.operations: dict[str, dict] = {}
         self.log: list[tuple[str, str, str, dict | None]] = []
         self.refuse = ("", "")
@@ -146,6 +147,8 @@ class VertexServer:
         the other one is about starting them (google/cloud/aiplatform_v1/types/schedule.py:116-129 of google-cloud-aiplatform).
         """
         schedule = self.schedules[identity]
+        if schedule["state"] != "ACTIVE":
+            return None
         active = [
             one for one in self.jobs.values() if one.get("scheduleName") == schedule["name"] and one["state"] not in ENDED
         ]
@@ -179,6 +182,8 @@ class VertexServer:
             exchange.answer(error.status, JSON, json.dumps(said).encode())
 
     def _answer(self, method: str, path: str, query: dict, body: dict | None) -> dict:
+        if (method, path) == ("POST", "/v2/entries:list"):
+            return self._list_entries(body)
         if not path.startswith((f"{self.parent}/", f"{self.numbered}/")):
             raise RefusedError(403, f"Permission denied on resource {path}")
         rest = path.removeprefix(f"{self.parent}/").removeprefix(f"{self.numbered}/")
@@ -242,10 +247,20 @@ class VertexServer:
                 self._fill_in(self.schedules[identity])
                 return self.schedules[identity]
             case "GET", "schedules":
-                wanted = re.fullmatch(r'display_name="([^"]*)"', query["filter"][0])
+                wanted = re.fullmatch(r'display_name="([^"]*)"', query.get("filter", ['display_name=""'])[0])
                 if wanted is None:
                     raise RefusedError(400, "invalid filter")
-                return {"schedules": [one for one in self.schedules.values() if one["displayName"] == wanted[1]]}
+                return {"schedules": [one for one in self.schedules.values() if wanted[1] in ("", one["displayName"])]}
+            case "POST", "schedules", call if call.endswith(":pause"):
+                check_fields(body, {}, "pause")
+                return self._change_state(call.removesuffix(":pause"), "ACTIVE", "PAUSED")
+            case "POST", "schedules", call if call.endswith(":resume"):
+                check_fields(body, {"catchUp": bool}, "resume")
+                return self._change_state(call.removesuffix(":resume"), "PAUSED", "ACTIVE")
+            case "DELETE", "schedules", identity:
+                self._find(self.schedules, identity)
+                del self.schedules[identity]
+                return {"name": f"{self.numbered}/operations/{next(self._numbers)}", "done": False}
             case "PATCH", "schedules", identity:
                 found = self._find(self.schedules, identity)
                 fields = query["updateMask"][0].split(",")
@@ -256,6 +271,26 @@ class VertexServer:
                 self._fill_in(found)
                 return found
         raise RefusedError(404, f"{method} {path} is not there")
+
+    def _change_state(self, identity: str, before: str, after: str) -> dict:
+        """Only an active schedule can be paused, and only a paused one resumed (schedule_service.proto)."""
+        found = self._find(self.schedules, identity)
+        if found["state"] != before:
+            raise RefusedError(400, f"the schedule is {found['state']}")
+        found["state"] = after
+        return {}
+
+    def _list_entries(self, body: dict) -> dict:
+        """Cloud Logging's entries.list (https://cloud.google.com/logging/docs/reference/v2/rest/v2/entries/list)."""
+        fields = {"resourceNames!": list, "filter": str, "orderBy": str, "pageSize": int, "pageToken": str}
+        check_fields(body, fields, "entries:list")
+        wanted = re.fullmatch(r'resource.type="ml_job" AND resource.labels.job_id="(\d+)"', body["filter"])
+        if wanted is None or body["orderBy"] != "timestamp asc" or body["resourceNames"] != ["projects/my-project"]:
+            raise RefusedError(400, "Unparseable filter")
+        entries = self.entries.get(wanted[1], [])
+        start = int(body.get("pageToken") or 0)
+        page = {"entries": entries[start : start + 2]} if entries[start:] else {}
+        return page | ({"nextPageToken": str(start + 2)} if entries[start + 2 :] else {})
 
     def _upload(self, body: dict) -> dict:
         check_fields(body, {"parentModel": str, "modelId": str, "model!": MODEL, "serviceAccount": str}, "upload")

@@ -44,10 +44,18 @@ class VertexApi:
         except DefaultCredentialsError:
             raise BackendError("There are no Google credentials.", fix="gcloud auth application-default login") from None
         self.parent = f"projects/{project}/locations/{location}"
+        send = AuthorizedSession(credentials).request
+        self._logging = Service(
+            "Cloud Logging",
+            f"{endpoint if local else 'https://logging.googleapis.com'}/v2/",
+            send,
+            "ask for the role Logs Viewer (roles/logging.viewer)",
+            lambda answer: answer["error"]["message"],
+        )
         self._service = Service(
             "Vertex AI",
             f"{endpoint}/v1/",
-            AuthorizedSession(credentials).request,
+            send,
             "gcloud auth application-default login, or ask for the role Vertex AI User",
             lambda answer: answer["error"]["message"],
         )
@@ -67,6 +75,27 @@ class VertexApi:
     def patch(self, path: str, body: Mapping, fields: str) -> dict:
         """Changes fields of a resource, whose names are separated by commas."""
         return self._service.call("PATCH", path, body, again=True, updateMask=fields)
+
+    def delete(self, path: str) -> dict:
+        """Deletes a resource; the answer is the operation that does."""
+        return self._service.call("DELETE", path, again=False)
+
+    def log_of(self, job: str) -> list[str]:
+        """What a custom job wrote into Cloud Logging, which keeps it for 30 days unless it was told otherwise
+        (https://cloud.google.com/logging/docs/reference/v2/rest/v2/entries/list); takes the role Logs Viewer.
+        """
+        wanted = f'resource.type="ml_job" AND resource.labels.job_id="{job}"'
+        body = {"resourceNames": ["/".join(self.parent.split("/")[:2])], "filter": wanted, "orderBy": "timestamp asc"}
+        lines: list[str] = []
+        token = ""
+        while True:
+            page = self._logging.call("POST", "entries:list", {**body, "pageSize": 1000, "pageToken": token}, again=True)
+            for entry in page.get("entries", ()):
+                said = entry.get("textPayload") or entry.get("jsonPayload", {}).get("message", "")
+                lines += str(said).splitlines()
+            token = page.get("nextPageToken", "")
+            if not token:
+                return lines
 
     def find(self, path: str, kind: str, filter: str) -> list[dict]:
         """All resources of a kind that a filter finds."""

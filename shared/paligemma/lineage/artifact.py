@@ -25,6 +25,7 @@ from paligemma.lineage.record import (
     render_record,
     tree_sha256,
 )
+from paligemma.lineage.roots import connect
 from paligemma.progress import WorkProgress
 from paligemma.storage import atomic, cache, gcs, versions
 from paligemma.storage.atomic import write_directory
@@ -82,6 +83,7 @@ def produce(
                 yield draft
                 record = _write_record(current, draft, type, component, location, None)
             current.keep(record, location)
+            connect(current)
             return
         with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
             draft = Draft(Path(folder))
@@ -89,6 +91,7 @@ def produce(
             record = _write_record(current, draft, type, component, location, secrets.token_hex(8))
             versions.publish(draft.folder, location, RECORD_FILE, _version_and_files)
             current.keep(record, draft.folder)
+            connect(current)
 
 
 def localize(location: str | Path | Location) -> Path:
@@ -165,7 +168,7 @@ def input_of(role: str, location: str | Path) -> Input:
             uri = record.artifact.uri  # a cached copy goes by its address in storage, which outlives this machine
     else:
         record = record_of(parsed) if path.is_dir() else read_record(in_artifact.parent)
-        uri = record.artifact.uri
+        uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # where it is now, also after a copy
     return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
 
 

@@ -3,6 +3,7 @@
 ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed; further ones of the same attempt end in _2.json, ...
 ROOT/lineage/RUN/TASK/ATTEMPT.started.json   the mark of an attempt under way; one that stays was killed
 ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive the artifacts they came with
+ROOT/lineage/roots/SHA256.json               other roots that steps of the same chains left their records below
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from paligemma.storage.space import explain_full_disk
 
 FOLDER = "lineage"
 ROWS_FOLDER = "rows"
+ROOTS_FOLDER = "roots"
 MARK_ENDING = ".started.json"
 RUN_VARIABLE = "PALIGEMMA_RUN"
 """The run that steps started by hand belong to; unset, each is a run of its own."""
@@ -266,11 +268,11 @@ def attempt_name() -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name of a run or task as a folder is called: a `RunName`, and not the folder of the lists of rows."""
+    """A name of a run or task as a folder is called: a `RunName`, and no folder with something else."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "x"
     if len(safe) > _MOST_NAME:
         safe = f"{safe[:_MOST_NAME]}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
-    return f"{safe}_" if safe == ROWS_FOLDER else safe
+    return f"{safe}_" if safe in (ROWS_FOLDER, ROOTS_FOLDER) else safe
 
 
 def _begin(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path) -> Attempt:

@@ -6,10 +6,23 @@ import hashlib
 import re
 from pathlib import Path
 
-from paligemma.errors import InputError
+from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.index import KEY_BYTES, Index
-from paligemma.lineage.queries import RELEASE_COMPONENT, find_numbers, find_record, reference, users, users_of
+from paligemma.lineage.queries import (
+    RELEASE_COMPONENT,
+    find_numbers,
+    find_record,
+    reference,
+    refuse_run,
+    scope,
+    shown_roots,
+    users,
+    users_of,
+)
+from paligemma.lineage.record import file_sha256
 from paligemma.lineage.rejected import rejections
+from paligemma.storage.files import local_file
+from paligemma.storage.location import parse_location
 
 MODEL_TYPES = ("tuned-model",)
 EVALUATION_TYPES = ("evaluation",)
@@ -50,7 +63,7 @@ def impact(index: Index, name: str) -> dict:
         if record["status"] != "succeeded":
             continue
         groups[_group(record, reached[number])].append(reference(record) | {"as": sorted(reached[number])})
-    return {**what, **groups}
+    return {**what, **groups, **scope(index)}
 
 
 def _group(record: dict, roles: set[str]) -> str:
@@ -74,10 +87,11 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     if found:
         return dict(found), {"kind": "source", "source": name}
     kind, rows = _find_rows(index, name)
-    rejected = rejections(index, *at) if (at := _line_of(name)) else []
+    rejected = rejections(index, at[0], data_hash(at[0]), at[1]) if (at := _line_of(name)) else []
     if not rows and not rejected:
+        refuse_run(index, name)
         raise InputError(
-            f"{name!r} is no artifact, row or image below {index.root}.",
+            f"{name!r} is no artifact, row or image below {shown_roots(index)}.",
             expected="an artifact's address or hash, a row id, FILE:LINE of the data, or an image's file, name or hash",
             fix="`paligemma lineage list` and `show` name artifacts; rows.jsonl in records names rows and images",
         )
@@ -101,6 +115,15 @@ def _line_of(name: str) -> tuple[str, int] | None:
     return file if "://" in file else str(Path(file).absolute()), int(line)
 
 
+def data_hash(address: str) -> str:
+    """The hash of a data file as it is now, by which it is known wherever it was moved; empty if it is not there."""
+    try:
+        with local_file(parse_location(address)) as path:
+            return file_sha256(path)
+    except (OSError, PaliGemmaError):
+        return ""
+
+
 def _find_rows(index: Index, name: str) -> tuple[str, list]:
     """The places of a row in all lists of rows, or of an image; and which it is."""
     index.refresh_rows()
@@ -109,7 +132,8 @@ def _find_rows(index: Index, name: str) -> tuple[str, list]:
         address, line = at
         holders = index.ask(
             "SELECT DISTINCT rows_sha256 FROM records JOIN inputs ON inputs.record = records.id"
-            " WHERE inputs.role = 'data' AND inputs.uri = ? AND rows_sha256 NOT NULL", address
+            " WHERE inputs.role = 'data' AND (inputs.uri = ? OR inputs.sha256 = ?) AND rows_sha256 NOT NULL",
+            address, data_hash(address),
         )  # fmt: skip
         at_line = select + "row_sets.sha256 = ? AND line = ?"
         keys = {row["row"] for (sha,) in holders for row in index.ask(at_line, sha, line)}

@@ -24,7 +24,7 @@ from types import TracebackType
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import read_json_lines
-from paligemma.lineage.attempt import FOLDER, ROWS_FOLDER
+from paligemma.lineage.attempt import FOLDER, ROOTS_FOLDER, ROWS_FOLDER
 from paligemma.lineage.kept import PRUNED_ENDING, is_kept_path, parse_prune_mark, path_fault
 from paligemma.lineage.record import ROWS_FILE, Record, file_sha256, parse_record
 from paligemma.progress import WorkProgress
@@ -81,6 +81,7 @@ class Index:
 
     Attributes:
         root: a local folder, or a `gs://` prefix.
+        unseen: other roots that are known to have records of the same chains, and were not looked into.
         database: the connection; rows come as `sqlite3.Row`.
     """
 
@@ -96,6 +97,7 @@ class Index:
         """
         location = parse_location(root)
         self.root = location.absolute() if isinstance(location, Path) else location
+        self.unseen: list[str] = []
         self._thorough = thorough
         self._files: dict[str, float] = {}
         self.database = self._open()
@@ -116,6 +118,11 @@ class Index:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.database.close()
+
+    @property
+    def roots(self) -> list[Location]:
+        """All that were looked into."""
+        return [self.root]
 
     def ask(self, query: str, *values: object) -> list[sqlite3.Row]:
         """All rows that a query gives."""
@@ -229,7 +236,7 @@ class Index:
         known = dict(self.database.execute("SELECT path, changed FROM folders").fetchall())
         new, gone = [], []
         for run in _folders(top):
-            if run.name == ROWS_FOLDER:
+            if run.name in (ROWS_FOLDER, ROOTS_FOLDER):
                 continue
             stamp = run.stat().st_mtime_ns
             if known.pop(run.name, None) == stamp and not self._thorough:
@@ -324,6 +331,11 @@ class Index:
 
 def _in_memory(error: Exception) -> sqlite3.Connection:
     log.warning("the index is not kept, as the cache folder cannot be written to: %s", error)
+    return empty_index()
+
+
+def empty_index() -> sqlite3.Connection:
+    """The tables, in memory."""
     return _with_schema(sqlite3.connect(":memory:"))
 
 

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import parse_model
-from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROWS_FOLDER
+from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROOTS_FOLDER, ROWS_FOLDER
 from paligemma.lineage.record import Record, Signature, Time, canonical_sha256, parse_record, render_record
+from paligemma.lineage.roots import parse_root_link
 from paligemma.safe_names import Sha256, relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.folders import Entry, kind_of, read_file, walk
@@ -26,6 +27,7 @@ from paligemma.storage.location import Location
 
 PRUNED_ENDING = ".pruned.json"
 _ROWS = re.compile(rf"{ROWS_FOLDER}/([0-9a-f]{{64}})\.jsonl")
+_ROOT = re.compile(rf"{ROOTS_FOLDER}/[0-9a-f]{{64}}\.json")
 _FILE = re.compile(r"([^/]+)/([^/]+)/([^/]+?)(_([2-9]|[1-9][0-9]+))?\.json")
 # What a writer that was killed left of a file, and the index that earlier versions kept here.
 _LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.partial(-\d+)*|\.{1,2}index\.sqlite(-wal|-shm|\.lock)?")
@@ -110,6 +112,8 @@ def read_kept(root: Location) -> Kept:
             kept.faults.append(Fault(entry.path, "altered", f"this is {_KINDS[entry.kind]}, and no record"))
         elif found := _ROWS.fullmatch(entry.path):
             kept.rows.add(found[1])
+        elif _ROOT.fullmatch(entry.path):
+            kept.faults.extend(_root_faults(folder, entry.path))
         elif is_kept_path(entry.path):
             to_read.append(entry.path)
         elif not _LEFTOVER.fullmatch(entry.path):
@@ -132,7 +136,7 @@ def read_kept(root: Location) -> Kept:
 
 def is_kept_path(path: str) -> bool:
     """Whether a path in the folder `lineage` is one of a record or a mark: RUN/TASK/NAME.json."""
-    if relative_path_fault(path) or path.startswith(f"{ROWS_FOLDER}/"):
+    if relative_path_fault(path) or path.startswith((f"{ROWS_FOLDER}/", f"{ROOTS_FOLDER}/")):
         return False
     return path.count("/") == 2 and path.endswith(".json") and "/." not in path and not path.startswith(".")
 
@@ -196,6 +200,18 @@ def _empty_folders(entries: list[Entry]) -> Iterator[Fault]:
             yield Fault(entry.path, "altered", "this folder was added to the records")
         elif entry.kind == "folder" and entry.path.startswith(f"{ROWS_FOLDER}/"):
             yield Fault(entry.path, "altered", "this folder was added to the lists of rows")
+        elif entry.kind == "folder" and entry.path.startswith(f"{ROOTS_FOLDER}/"):
+            yield Fault(entry.path, "altered", "this folder was added to the names of other roots")
+
+
+def _root_faults(folder: Location, path: str) -> Iterator[Fault]:
+    """What is wrong with a file that names another root."""
+    try:
+        data = read_file(folder / path)
+        if data is not None and parse_root_link(data, folder / path).name != path.rpartition("/")[2]:
+            yield Fault(path, "altered", "it names another root than its own name says")
+    except PaliGemmaError as error:
+        yield Fault(path, "altered", error.what)
 
 
 _KINDS = {"link": "a link", "other": "no file"}

@@ -147,9 +147,10 @@ def find_record(index: Index, name: str) -> dict:
     """
     found = find_numbers(index, name)
     if not found:
+        refuse_run(index, name)
         known = [output for (output,) in index.ask("SELECT DISTINCT output FROM records ORDER BY started DESC LIMIT 1000")]
         raise InputError(
-            f"There is no artifact {name!r} below {index.root}.",
+            f"There is no artifact {name!r} below {shown_roots(index)}.",
             expected=near_match(name, run_names(index)[:1000] + known)
             or "an artifact's folder or address, its hash or its record's, RUN/TASK, or a release's version",
             fix="`paligemma lineage list` names runs, `show RUN` their artifacts",
@@ -159,6 +160,22 @@ def find_record(index: Index, name: str) -> dict:
         shown = "".join(f"\n    {body['sha256'][:16]}  {body['output']}" for body in bodies[:10])
         raise InputError(f"{name!r} stands for {len(bodies)} artifacts:{shown}", fix="pass one of these")
     return bodies[-1]
+
+
+def refuse_run(index: Index, name: str) -> None:
+    """Says what a run made, where a name is a run's and an artifact's is asked for.
+
+    Raises:
+        InputError: it is a run's.
+    """
+    if not index.ask("SELECT 1 FROM records WHERE run = ? LIMIT 1", name):
+        return
+    made = [f"{name}/{task['task']}" for task in run_tasks(index, name) if task["artifacts"]]
+    raise InputError(
+        f"{name!r} is a run, and no artifact.",
+        expected=" or ".join(made) or "a run that made one",
+        fix="pass one of its artifacts",
+    )
 
 
 def find_numbers(index: Index, name: str) -> list[int]:
@@ -179,7 +196,8 @@ def find_numbers(index: Index, name: str) -> list[int]:
     if re.match(r"\d{8}T", name) and (found := numbers("attempt = ?", name)):
         return found
     # A root that was copied has other addresses than its records say, and a release goes by its version.
-    below = address.removeprefix(f"{index.root}/") if address.startswith(f"{index.root}/") else name.strip("/")
+    roots = [f"{root}/" for root in index.roots if address.startswith(f"{root}/")]
+    below = address.removeprefix(max(roots, key=len)) if roots else name.strip("/")
     for ending in (f"/{below}", f"/releases/{below.rpartition('/')[2]}/release"):
         if found := numbers("id IN (SELECT id FROM records WHERE substr(output, -length(?1)) = ?1)", ending):
             return found
@@ -204,10 +222,12 @@ def users_of(index: Index, sha256: str, tree: str | None) -> list[tuple[int, str
 def trace(index: Index, name: str) -> dict:
     """Where an artifact comes from, back to what no step made: each step, nearest first, with code, image and parameters.
 
+    A run stands for what it was for: its release, or its tuned model, or else what it made last.
+
     Raises:
         InputError: there is no such artifact.
     """
-    first = find_record(index, name)
+    first = find_record(index, _purpose(index, name) or name)
     steps, sources, missing = [], [], []
     seen, waiting = {first["sha256"]}, [first]
     while waiting:
@@ -223,7 +243,28 @@ def trace(index: Index, name: str) -> dict:
                     missing.append({**one, "used_by": f"{record['run']}/{record['task']}"})
                 else:
                     waiting.append(maker)
-    return {"artifact": reference(first), "steps": steps, "sources": sources, "missing": missing}
+    return {"artifact": reference(first), "steps": steps, "sources": sources, "missing": missing, **scope(index)}
+
+
+def scope(index: Index) -> dict[str, list[str]]:
+    """How far an answer goes: the roots that were looked into, and those that are known to have more and could not be."""
+    return {"looked_into": [str(root) for root in index.roots], "not_looked_into": index.unseen}
+
+
+def shown_roots(index: Index) -> str:
+    """The roots as an error names them."""
+    unseen = f" (not looked into: {', '.join(index.unseen)})" if index.unseen else ""
+    return " or ".join(str(root) for root in index.roots) + unseen
+
+
+def _purpose(index: Index, run: str) -> str | None:
+    """The hash of the record of what a run was for; None if it made nothing, or is none."""
+    found = index.ask(
+        "SELECT sha256 FROM records WHERE run = ?1 AND tree NOT NULL AND component != ?2"
+        " ORDER BY type = 'release' DESC, type = 'tuned-model' DESC, started DESC, path DESC LIMIT 1",
+        run, SUMMARY_COMPONENT,
+    )  # fmt: skip
+    return found[0]["sha256"] if found and not find_numbers(index, run) else None
 
 
 def by_hash(index: Index, sha256: str) -> dict | None:

@@ -11,11 +11,12 @@ from paligemma.lineage.places import Made, Places, version_folder
 from paligemma.lineage.record import REJECTED_FILE, file_sha256
 from paligemma.storage.files import local_file
 from paligemma.storage.folders import kind_of
+from paligemma.storage.location import Location
 
 log = logging.getLogger("paligemma.lineage")
 
 
-def rejections(index: Index, data: str, line: int) -> list[dict]:
+def rejections(index: Index, data: str, sha256: str, line: int) -> list[dict]:
     """Where a line of a data file was rejected, and why, by every run that read the file.
 
     The list is a part of the artifact and goes with it. One that is gone, or is not what its record says, is warned of.
@@ -23,25 +24,27 @@ def rejections(index: Index, data: str, line: int) -> list[dict]:
     Args:
         index: the index.
         data: the file's address, as records have it.
+        sha256: its hash, by which it is known after it was moved; empty: it is not there.
         line: from 1.
     """
     found = index.ask(
         "SELECT DISTINCT records.id FROM records JOIN inputs ON inputs.record = records.id"
-        " WHERE inputs.role = 'data' AND inputs.uri = ? AND tree NOT NULL ORDER BY started, path", data
+        " WHERE inputs.role = 'data' AND (inputs.uri = ? OR inputs.sha256 = ?) AND tree NOT NULL ORDER BY started, path",
+        data, sha256,
     )  # fmt: skip
     if not found:
         return []
     made = index.ask("SELECT component, sha256, output, started FROM records WHERE tree NOT NULL")
-    places = Places(index.root, (Made(*row) for row in made))
+    places = [(root, Places(root, [Made(*row) for row in made])) for root in index.roots]
     answer: list[dict] = []
     for (number,) in found:
         record = index.body(number)
         if record["cached_from"] is None:
-            answer += _rejections(index, places, record, line)
+            answer += _rejections(places, record, line)
     return answer
 
 
-def _rejections(index: Index, places: Places, record: dict, line: int) -> list[dict]:
+def _rejections(places: list[tuple[Location, Places]], record: dict, line: int) -> list[dict]:
     listed = next((file for file in record["artifact"]["files"] if file["path"] == REJECTED_FILE), None)
     if listed is None or not listed["bytes"]:
         return []
@@ -49,7 +52,7 @@ def _rejections(index: Index, places: Places, record: dict, line: int) -> list[d
     try:
         return [
             {**named, "line": line, "code": str(remark["code"]), "message": str(remark["message"])}
-            for remark in _remarks(index, places, record, listed["sha256"])
+            for remark in _remarks(places, record, listed["sha256"])
             if remark["line"] == line
         ]
     except (OSError, LookupError, PaliGemmaError) as error:
@@ -58,13 +61,13 @@ def _rejections(index: Index, places: Places, record: dict, line: int) -> list[d
         return []
 
 
-def _remarks(index: Index, places: Places, record: dict, sha256: str) -> list[dict]:
-    """The lines of an artifact's list. Only what is below the root is looked at: a record may name any place."""
-    path = places.below_root(record["output"])
-    place = None if path is None else index.root / path
-    file = place and place / f"{version_folder(record['artifact']['version'], place)}{REJECTED_FILE}"
-    if file is None or kind_of(file) is None:
-        raise DamagedError(f"{REJECTED_FILE} is gone.", where=file)
+def _remarks(places: list[tuple[Location, Places]], record: dict, sha256: str) -> list[dict]:
+    """The lines of an artifact's list. Only what is below the roots is looked at: a record may name any place."""
+    found = [root / path for root, place in places if (path := place.below_root(record["output"])) is not None]
+    files = [place / f"{version_folder(record['artifact']['version'], place)}{REJECTED_FILE}" for place in found]
+    file = next((file for file in files if kind_of(file) is not None), None)
+    if file is None:
+        raise DamagedError(f"{REJECTED_FILE} is gone.", where=files[0] if files else None)
     with local_file(file) as copy:
         if file_sha256(copy) != sha256:
             raise DamagedError(f"{REJECTED_FILE} was altered, or another artifact took its place.", where=file)

@@ -1,0 +1,144 @@
+"""Roots that know of each other: where steps of one chain left their records below several, each root names the others.
+
+ROOT/lineage/roots/SHA256.json   where records are too that belong to chains of this root; named by the hash of that place
+
+Such a file only says where to look as well. It is not signed, and an answer says which roots it looked into, and which not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from paligemma.errors import DamagedError, PaliGemmaError
+from paligemma.foreign_json import parse_model
+from paligemma.lineage.attempt import FOLDER, ROOTS_FOLDER, Attempt
+from paligemma.lineage.record import RECORD_FILE, Input, Record, parse_record
+from paligemma.safe_names import Address
+from paligemma.storage.files import exists, parent_of, write_new_file
+from paligemma.storage.folders import list_files, read_file
+from paligemma.storage.location import GcsLocation, Location, absolute_uri, parse_location
+
+log = logging.getLogger("paligemma.lineage")
+
+
+class RootLink(BaseModel):
+    """Names another root.
+
+    Attributes:
+        root: its address when the two met.
+        relative: the way to it from this one, which still leads there when both were moved together; none between a disk and
+            Cloud Storage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    root: Address
+    relative: str | None = None
+
+    def render(self) -> bytes:
+        """The link as it is written."""
+        return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
+
+    @property
+    def name(self) -> str:
+        """Its file, below `lineage/roots`."""
+        return f"{hashlib.sha256(self.root.encode()).hexdigest()}.json"
+
+
+def parse_root_link(data: bytes, where: object) -> RootLink:
+    """Reads a link.
+
+    Raises:
+        DamagedError: it is none.
+    """
+    link = parse_model(data, where, RootLink, "The name of another root")
+    if link.render() != data:
+        raise DamagedError("The name of another root is not as it is written.", where=where)
+    return link
+
+
+def linked_roots(root: Location) -> Iterator[tuple[str, list[Location]]]:
+    """The roots that a root names: each address as written, and the places where it may be now, the likeliest first."""
+    folder = root / FOLDER / ROOTS_FOLDER
+    for path in sorted(list_files(folder)):
+        try:
+            data = read_file(folder / path)
+            link = parse_root_link(data, folder / path) if data is not None else None
+            if link is None:
+                continue
+            places = [parse_location(link.root)]
+            if link.relative is not None:
+                places.append(_follow(root, link.relative))
+        except PaliGemmaError as error:
+            log.warning("a root is not known by its name: %s", error)
+            continue
+        yield link.root, places
+
+
+def connect(current: Attempt) -> None:
+    """Makes the root of an attempt's records, and those of its inputs' records, name each other.
+
+    What cannot be written, as where somebody else's root is only read, is warned of: an answer from that root will not know.
+    """
+    try:
+        homes = {str(home): home for one in current.inputs if one.record for home in _homes(one, current.root)}
+    except (PaliGemmaError, OSError) as error:
+        log.warning("where the records of the inputs are is not known: %s", error)
+        return
+    for home in homes.values():
+        for root, other in ((home, current.root), (current.root, home)):
+            try:
+                link = RootLink(root=absolute_uri(other), relative=_way(root, other))
+                write_new_file(root / FOLDER / ROOTS_FOLDER / link.name, link.render())
+            except (PaliGemmaError, OSError) as error:
+                log.warning("lineage asked with --root %s will not know of %s: %s", root, other, error)
+
+
+def _homes(one: Input, own: Location) -> Iterator[Location]:
+    """Roots, other than the own, that have the record of an input: where it is now, and where it was made."""
+    place = parse_location(one.uri)
+    data = read_file(place / RECORD_FILE)
+    record = parse_record(data, place / RECORD_FILE) if data is not None else None
+    if record is None or _has(own, record):
+        return
+    for start in dict.fromkeys((str(place), record.output)):
+        home = next((above for above in _above(parse_location(start)) if _has(above, record)), None)
+        if home is not None:
+            yield home
+
+
+def _above(place: Location) -> Iterator[Location]:
+    """The folders that a place is in, the nearest first."""
+    while (above := parent_of(place)) != place:
+        yield above
+        place = above
+
+
+def _has(root: Location, record: Record) -> bool:
+    """Whether a root has the record, which is not asked of its contents: no other attempt has this name."""
+    return exists(root / FOLDER / record.run / record.task, f"{record.attempt}.json")
+
+
+def _way(start: Location, end: Location) -> str | None:
+    """The relative path from one root to another; None where there is none."""
+    if isinstance(start, GcsLocation) and isinstance(end, GcsLocation):
+        return os.path.relpath(f"/{end.name}", f"/{start.name}") if start.bucket == end.bucket else None
+    return os.path.relpath(end.absolute(), start.absolute()) if isinstance(start, Path) and isinstance(end, Path) else None
+
+
+def _follow(start: Location, way: str) -> Location:
+    if isinstance(start, GcsLocation):
+        return parse_location(f"gs://{start.bucket}{os.path.normpath(f'/{start.name}/{way}')}")
+    return Path(os.path.normpath(start.absolute() / way))
+
+
+def same_root(one: Location, others: Iterable[Location]) -> bool:
+    """Whether a place is one of others."""
+    return absolute_uri(one) in {absolute_uri(other) for other in others}
