@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test real-data parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test real-data walk pages parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -37,6 +37,12 @@ test: setup ## Run the tests
 
 real-data: setup ## Run the DAG and every task on public pictures, fetched from Debian and npm (needs apt-get, dpkg-deb and npm)
 	$(BIN)/pytest tests/real_data
+
+walk: setup ## Run every command of the pages, in their order, as a reader does
+	$(BIN)/pytest tests/walk -x
+
+pages: setup ## Make what of the pages is made: the picture of the DAG, the reference of the Python interface
+	$(BIN)/python tests/make_pages.py
 
 browser: setup ## Test the pages in Chromium, which has to be installed (apt-get install chromium)
 	$(BIN)/pytest tests/browser

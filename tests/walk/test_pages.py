@@ -1,6 +1,6 @@
 """Walks the pages as a reader does: every command of a block `sh`, from `make demo` on, in a clone of its own.
 
-It takes some minutes, so it is not part of `make test`: `.venv/bin/pytest tests/walk -x`.
+It takes some minutes, so it is not part of `make test`: `make walk`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("page", "line"), lines(), ids=lambda text: text[:70])
 def test_a_command_does_what_it_says(clone: Path, page: str, line: str) -> None:
     environment = OPTIMIZED | {"PALIGEMMA_CACHE": str(clone / "cache")}
-    command = re.sub(
-        r"^make ", "make --assume-old=.venv/.installed ", line
-    )  # the environment is this one, and not set up again
+    # The environment is this one, and not set up again.
+    command = re.sub(r"^make ", "make --assume-old=.venv/.installed ", line)
     done = subprocess.run(["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{page}: {done.stderr[-3000:]}"
     assert "Traceback" not in done.stderr
