@@ -15,7 +15,7 @@ PAGES = made_pages()
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_a_page_is_what_the_code_says(page) -> None:
-    assert page.read_text() == PAGES[page], "run .venv/bin/python tests/make_pages.py"
+    assert page.read_text() == PAGES[page], "run make pages"
 
 
 def test_the_picture_has_every_task_once_and_only_arrows_that_are_needed() -> None:
