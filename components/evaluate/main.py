@@ -88,6 +88,7 @@ def run(
     from paligemma.accelerator import expect_accelerator
     from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
+    from paligemma.compile_cache import use_compile_cache
     from paligemma.data.records import open_records
     from paligemma.data.tfrecord import RowReader
     from paligemma.decoding.settings import DecodeSettings
@@ -99,6 +100,7 @@ def run(
 
     end_when_abandoned()
     expect_accelerator()
+    use_compile_cache()
     judged_as = TASKS[task]
     decoding = Decoding(DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams), batch_size, seed)
     decoder = str(localize(mask_decoder)) if mask_decoder else ""

@@ -12,10 +12,15 @@ _TOY = ", a toy for the demo"
 
 def describe(name: str, checkpoint: Checkpoint) -> str:
     """The line, as `embedded:tiny, 1.2 million parameters, pictures of 32 x 32 pixels, a toy for the demo`."""
-    count = sum(math.prod(array.shape) for array in checkpoint.arrays.values())
+    count = parameter_count(checkpoint)
     size = checkpoint.config.img.image_size
     toy = _TOY if name.startswith("embedded:") else ""
     return f"{name}, {_count_in_words(count)} parameters, pictures of {size} x {size} pixels{toy}"
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """How many parameters there are."""
+    return sum(math.prod(array.shape) for array in checkpoint.arrays.values())
 
 
 def describe_source(source: str) -> str:
