@@ -86,6 +86,7 @@ def run(
     from components.evaluate.report import render_report
     from components.evaluate.results import judge, write_results
     from paligemma.accelerator import expect_accelerator
+    from paligemma.checkpoints.describe import describe_opened
     from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
     from paligemma.compile_cache import use_compile_cache
@@ -159,7 +160,9 @@ def run(
         reader = RowReader(data)
         write_page(
             draft.folder / "report.html",
-            lambda: render_report(judgement, compared.get("baseline"), decision, lambda row: reader.read(row).image, source),
+            lambda: render_report(
+                judgement, compared.get("baseline"), decision, lambda row: reader.read(row).image, source, describe_opened(base)
+            ),
         )
         draft.metrics = {metric: s.value for metric, s in scores.items()} | {"exact_match": judgement.matches.value}
         draft.metrics |= {"loss": summary["loss"]} if summary["loss"] is not None else {}
