@@ -16,6 +16,9 @@ from pipelines.commands.lineage import app as lineage
 from pipelines.commands.pipeline import pipeline
 from pipelines.commands.releases import app as registry
 
+_SMALL = 10_000_000
+"""Parameters of a model whose answer is sooner there than its optimized program."""
+
 ModelName = Annotated[
     str,
     typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.", show_default="none; must be given"),
@@ -97,8 +100,9 @@ def generate(
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
     from paligemma.accelerator import expect_accelerator
-    from paligemma.checkpoints.describe import describe, named
+    from paligemma.checkpoints.describe import describe, named, parameter_count
     from paligemma.checkpoints.open import open_model
+    from paligemma.compile_cache import compiled_quickly, use_compile_cache
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
@@ -111,12 +115,16 @@ def generate(
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)
     say(f"model: {describe(model, opened)}", error=True)
-    loaded = build_model(opened, tuned)
-    loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
-    if data is None and output is None and image is not None and image.is_file():
-        say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
-        return
-    if unread := answer_all(loaded, questions, settings, batch_size, seed, output):
+    use_compile_cache()
+    unread = 0
+    with compiled_quickly(len(questions) == 1 and parameter_count(opened) < _SMALL):
+        loaded = build_model(opened, tuned)
+        loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
+        if data is None and output is None and image is not None and image.is_file():
+            say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
+        else:
+            unread = answer_all(loaded, questions, settings, batch_size, seed, output)
+    if unread:
         raise InputError(
             f"{unread} of {len(questions)} images could not be read; the others are answered.",
             where=output or "the lines above",

@@ -5,11 +5,17 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TextIO
 
 from paligemma.terminal import printable
 
+_SECONDS_OF_SILENCE = 10.0
+"""After which a line says that a task is still at it, where there is no terminal whose last line can be written anew."""
+_ANEW = "\r\x1b[2K"
+"""Goes to the beginning of the line, and clears it (ECMA-48: CR, EL 2)."""
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
 _ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
@@ -19,7 +25,7 @@ _ERROR = re.compile(r"\s*(?P<kind>paligemma(?:\.\w+)*\.\w+Error): (?P<message>.*
 
 
 class RunLog(io.TextIOBase):
-    """A stream to take the place of standard output during a run.
+    """A stream to take the place of standard output during a run. Every second, a terminal's last line says what goes on.
 
     Attributes:
         run: the run's name, once a task has ended well.
@@ -36,6 +42,9 @@ class RunLog(io.TextIOBase):
         self._in_error = False
         self.run = self.failed_task = self.error_kind = ""
         self.error: list[str] = []
+        self._task, self._since, self._shown, self._last = "", 0.0, time.monotonic(), ""
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        threading.Thread(target=self._tick_on, daemon=True).start()
 
     def writable(self) -> bool:
         """As any text stream."""
@@ -56,6 +65,8 @@ class RunLog(io.TextIOBase):
 
     def close(self) -> None:
         """Closes the log file."""
+        self._ended.set()
+        self._task = ""
         self._file.close()
         super().close()
 
@@ -64,17 +75,37 @@ class RunLog(io.TextIOBase):
         self.flush()
         return "\n".join(self.path.read_text().rstrip().splitlines()[-lines:])
 
+    def tick(self, now: float) -> None:
+        """Says which task is under way, since when, and how far it was last. Called every second."""
+        with self._writing:
+            if not self._task:
+                return
+            line = printable(f"  {self._task}: {now - self._since:.0f} s{self._last and f', {self._last}'}")
+            if self._screen.isatty():
+                self._screen.write(_ANEW + line)
+            elif now - self._shown >= _SECONDS_OF_SILENCE:
+                self._screen.write(line + "\n")
+                self._shown = now
+            self._screen.flush()
+
+    def _tick_on(self) -> None:
+        while not self._ended.wait(1.0):
+            self.tick(time.monotonic())
+
     def _read(self, line: str) -> None:
         if match := _STARTED.search(line):
             self._show(f"{match['task']}")
+            self._task, self._since, self._last = match["task"], time.monotonic(), ""
         elif match := _ENDED.search(line):
+            self._task = ""
             if match["status"] != "SUCCESS":
                 self._show(f"{match['task']} failed")
                 self.failed_task = self.failed_task or match["task"]
         elif match := _OUTPUT.search(line):
             self.run = match["run"]
         elif _PROGRESS.fullmatch(line):
-            self._show(f"  {line.strip()}")
+            self._last = line.strip()
+            self._show(f"  {self._last}")
         if match := _ERROR.fullmatch(line):
             self.error_kind, self.error, self._in_error = match["kind"], [match["message"]], True
         elif self._in_error:
@@ -84,5 +115,7 @@ class RunLog(io.TextIOBase):
                 self.error.append(line[4:])
 
     def _show(self, line: str) -> None:
-        self._screen.write(printable(line) + "\n")
-        self._screen.flush()
+        with self._writing:
+            self._screen.write((_ANEW if self._screen.isatty() else "") + printable(line) + "\n")
+            self._screen.flush()
+            self._shown = time.monotonic()

@@ -86,8 +86,10 @@ def run(
     from components.evaluate.report import render_report
     from components.evaluate.results import judge, write_results
     from paligemma.accelerator import expect_accelerator
+    from paligemma.checkpoints.describe import describe_opened
     from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
+    from paligemma.compile_cache import use_compile_cache
     from paligemma.data.records import open_records
     from paligemma.data.tfrecord import RowReader
     from paligemma.decoding.settings import DecodeSettings
@@ -99,6 +101,7 @@ def run(
 
     end_when_abandoned()
     expect_accelerator()
+    use_compile_cache()
     judged_as = TASKS[task]
     decoding = Decoding(DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams), batch_size, seed)
     decoder = str(localize(mask_decoder)) if mask_decoder else ""
@@ -157,7 +160,9 @@ def run(
         reader = RowReader(data)
         write_page(
             draft.folder / "report.html",
-            lambda: render_report(judgement, compared.get("baseline"), decision, lambda row: reader.read(row).image, source),
+            lambda: render_report(
+                judgement, compared.get("baseline"), decision, lambda row: reader.read(row).image, source, describe_opened(base)
+            ),
         )
         draft.metrics = {metric: s.value for metric, s in scores.items()} | {"exact_match": judgement.matches.value}
         draft.metrics |= {"loss": summary["loss"]} if summary["loss"] is not None else {}

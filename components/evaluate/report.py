@@ -25,7 +25,12 @@ PictureOf = Callable[[int], UInt8[np.ndarray, "size size 3"]]
 
 
 def render_report(
-    judgement: Judgement, baseline: Evaluation | None, decision: Decision | None, picture_of: PictureOf, source: str
+    judgement: Judgement,
+    baseline: Evaluation | None,
+    decision: Decision | None,
+    picture_of: PictureOf,
+    source: str,
+    model: str = "",
 ) -> str:
     """The page as HTML.
 
@@ -35,6 +40,7 @@ def render_report(
         decision: the gate's.
         picture_of: the image of a row by its number.
         source: what to call the data.
+        model: the base, in a line.
     """
     summary = judgement.summary
     worst = np.argsort(judgement.scores[judgement.primary].rows, kind="stable")[:REPORT_ROWS].tolist()
@@ -42,6 +48,7 @@ def render_report(
     by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
     return render(
         "evaluation.html",
+        model=model,
         name=summary["model"],
         metrics=summary,
         source=source,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
@@ -81,18 +82,22 @@ def write_results(
         "stopped_early": progress.stopped,
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    write_page(folder / REPORT_FILE, lambda: render_training(summary, recipe, trained, entries))
+    write_page(folder / REPORT_FILE, lambda: render_training(summary, recipe, trained, entries, describe_opened(base)))
 
 
-def render_training(summary: Mapping, recipe: Recipe, trained: Mapping[str, np.ndarray], entries: list[dict]) -> str:
+def render_training(
+    summary: Mapping, recipe: Recipe, trained: Mapping[str, np.ndarray], entries: list[dict], model: str
+) -> str:
     """The page as HTML.
 
     Args:
         summary: contents of `summary.json`.
         recipe, trained, entries: as `write_results` takes them.
+        model: which one was trained.
     """
     return render(
         "training.html",
+        model=model,
         summary=summary,
         recipe=recipe,
         recipe_text=dump_yaml(recipe.model_dump(mode="json")),

@@ -45,6 +45,7 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     Raises:
         DoesNotFitError: the target cannot hold the job; says what it can.
     """
+    from paligemma.checkpoints.describe import describe_opened
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.lineage.artifact import input_of, produce
     from paligemma.preflight.disk import examine_disk
@@ -59,7 +60,7 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
         report = examine(base.config, recipe, target, text_tokens, prices)
         fitting = None if report.fits else find_fitting(base.config, recipe, target, text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
-        write(draft.folder, [report], f"Preflight: {target}", as_of, override, disk)
+        write(draft.folder, [report], f"Preflight: {target}", as_of, override, disk, describe_opened(base))
     needs = "more than there is" if "out_of_memory" in report.found else f"{in_gib(report.peak)} GiB"
     said = f"a device of {target} has {in_gib(report.limit)} GiB to give, the job needs {needs}"
     log.info("disk: %s", disk)

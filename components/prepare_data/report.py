@@ -22,7 +22,7 @@ THUMBNAIL_SIZE = 224
 _WINDOW = 32  # files that are held at once
 
 
-def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
+def render_report(dataset: Dataset, facts: Facts, job: Job, data: str, model: str = "") -> str:
     """The page as HTML. Reads the images that it shows once more, so that shards need not be searched for them."""
     source = open_images(job.images)
     remarks = facts.warned + facts.rejects
@@ -30,6 +30,7 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
     small = _pictures(source, images, min(job.image_size, THUMBNAIL_SIZE), job.grey_range)
     return render(
         "dataset.html",
+        model=model,
         dataset=dataset,
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),

@@ -14,6 +14,7 @@ import numpy as np
 import PIL
 
 from components.prepare_data.report import render_report
+from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.data.assemble import assemble, gather_facts
 from paligemma.data.duplicates import Listing, read_listing
@@ -46,6 +47,7 @@ class Inputs:
     Attributes:
         data: the JSONL file as the user named it; `rows_file` is a copy on this machine.
         images: the folder or prefix of the images.
+        model: the checkpoint in a line, for the page.
         against: another split; empty for none. `against_images` is where its images are, if it is a JSONL file.
     """
 
@@ -53,6 +55,7 @@ class Inputs:
     rows_file: Path
     images: str
     checkpoint: str
+    model: str
     tokenizer: Path
     tokenizer_sha256: str
     image_size: int
@@ -90,6 +93,7 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
         rows_file=rows_file.absolute(),
         images=image_folder,
         checkpoint=opened.location,
+        model=describe_opened(opened),
         tokenizer=Path(opened.tokenizer).absolute(),
         tokenizer_sha256=Tokenizer(opened.tokenizer).sha256,
         image_size=opened.config.img.image_size,
@@ -216,7 +220,7 @@ def finish(
             job.max_text_tokens,
         )
     draft.rows, draft.hashes = dataset.rows, {shard.file: shard.sha256 for shard in dataset.shards}
-    write_page(draft.folder / "report.html", lambda: render_report(dataset, facts, job, inputs.data))
+    write_page(draft.folder / "report.html", lambda: render_report(dataset, facts, job, inputs.data, inputs.model))
     return dataset
 
 

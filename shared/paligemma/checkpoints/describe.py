@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from paligemma.checkpoints.open import Checkpoint, open_checkpoint
+from paligemma.checkpoints.open import EMBEDDED, Checkpoint, open_checkpoint
 from paligemma.errors import InputError
+from paligemma.lineage.record import RECORD_FILE, read_record
 
 _TOY = ", a toy for the demo"
 
 
 def describe(name: str, checkpoint: Checkpoint) -> str:
     """The line, as `embedded:tiny, 1.2 million parameters, pictures of 32 x 32 pixels, a toy for the demo`."""
-    count = sum(math.prod(array.shape) for array in checkpoint.arrays.values())
+    count = parameter_count(checkpoint)
     size = checkpoint.config.img.image_size
     toy = _TOY if name.startswith("embedded:") else ""
     return f"{name}, {_count_in_words(count)} parameters, pictures of {size} x {size} pixels{toy}"
+
+
+def describe_opened(checkpoint: Checkpoint) -> str:
+    """The line of a checkpoint that a step was given, for its page: by where it was fetched from, if that is on record.
+
+    Else by its file's name and folder: pages are a part of artifacts, and are the same wherever they were made.
+    """
+    folder = checkpoint.weights.parent
+    name = f"{folder.name}/{checkpoint.weights.name}"
+    if folder.parent == EMBEDDED:
+        name = f"embedded:{folder.name}"
+    elif (folder / RECORD_FILE).is_file():
+        source = str(read_record(folder).producer.parameters.get("source", ""))
+        name = source if "://" in source or source.startswith("embedded:") else Path(source).name or name
+    return describe(name, checkpoint)
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """How many parameters there are."""
+    return sum(math.prod(array.shape) for array in checkpoint.arrays.values())
 
 
 def describe_source(source: str) -> str:

@@ -104,8 +104,16 @@ def grid_markdown(by_job: Mapping[str, Sequence[Report]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, override: str, disk: Disk | None = None) -> None:
-    """Writes `preflight.json` and `preflight.html` into an existing folder; with what is said of a disk, if anything is."""
+def write(
+    folder: Path,
+    reports: Sequence[Report],
+    title: str,
+    prices_of: str,
+    override: str,
+    disk: Disk | None = None,
+    model: str = "",
+) -> None:
+    """Writes `preflight.json` and `preflight.html` into an existing folder; with what is said of a disk and model, if it is."""
     values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
     values |= {"disk": disk.as_json()} if disk else {}
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
@@ -113,7 +121,14 @@ def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, o
     def page() -> str:
         rows = [(cells(report), report) for report in reports]
         return render(
-            "preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override, disk=disk
+            "preflight.html",
+            model=model,
+            title=title,
+            columns=COLUMNS,
+            rows=rows,
+            prices_of=prices_of,
+            override=override,
+            disk=disk,
         )
 
     write_page(folder / "preflight.html", page)

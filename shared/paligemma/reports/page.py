@@ -44,8 +44,8 @@ def write_page(path: Path, make: Callable[[], str]) -> None:
 
 
 def render(template: str, **values: object) -> str:
-    """The page of a template in `templates/`, filled in."""
-    return _environment().get_template(template).render(policy=content_policy(template), **values)
+    """The page of a template in `templates/`, filled in. `model` is the line that says which model it is about, if any."""
+    return _environment().get_template(template).render(policy=content_policy(template), **{"model": "", **values})
 
 
 @functools.cache
