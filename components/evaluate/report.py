@@ -13,6 +13,7 @@ from components.evaluate.others import Evaluation
 from components.evaluate.results import Judgement, finite
 from paligemma.evaluation.boxes import parse_boxes
 from paligemma.evaluation.gate import Decision
+from paligemma.lineage.attempt import about_attempt
 from paligemma.reports.page import image_uri, render
 
 REPORT_ROWS = 5000
@@ -42,6 +43,7 @@ def render_report(
     by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
     return render(
         "evaluation.html",
+        about=about_attempt(),
         name=summary["model"],
         metrics=summary,
         source=source,

@@ -12,6 +12,7 @@ import numpy as np
 from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
+from paligemma.lineage.attempt import about_attempt
 from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import Recipe
@@ -93,6 +94,7 @@ def render_training(summary: Mapping, recipe: Recipe, trained: Mapping[str, np.n
     """
     return render(
         "training.html",
+        about=about_attempt(),
         summary=summary,
         recipe=recipe,
         recipe_text=dump_yaml(recipe.model_dump(mode="json")),

@@ -14,6 +14,7 @@ from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset
 from paligemma.data.rows import REASONS, RowError
+from paligemma.lineage.attempt import about_contents
 from paligemma.reports.page import image_uri, render
 
 THUMBNAIL_SIZE = 224
@@ -30,6 +31,7 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str) -> str:
     small = _pictures(source, images, min(job.image_size, THUMBNAIL_SIZE), job.grey_range)
     return render(
         "dataset.html",
+        about=about_contents(),
         dataset=dataset,
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from paligemma.lineage.attempt import about_attempt
 from paligemma.preflight.disk import Disk
 from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render, write_page
@@ -111,9 +112,18 @@ def write(folder: Path, reports: Sequence[Report], title: str, prices_of: str, o
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
 
     def page() -> str:
-        rows = [(cells(report), report) for report in reports]
+        filled = [cells(report) for report in reports]
+        kept = [number for number, column in enumerate(zip(*filled, strict=True)) if any(column)]
+        rows = [([line[number] for number in kept], report) for line, report in zip(filled, reports, strict=True)]
         return render(
-            "preflight.html", title=title, columns=COLUMNS, rows=rows, prices_of=prices_of, override=override, disk=disk
+            "preflight.html",
+            title=title,
+            columns=[COLUMNS[number] for number in kept],
+            rows=rows,
+            prices_of=prices_of,
+            override=override,
+            disk=disk,
+            about=about_attempt(),
         )
 
     write_page(folder / "preflight.html", page)
