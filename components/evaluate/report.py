@@ -13,6 +13,7 @@ from components.evaluate.others import Evaluation
 from components.evaluate.results import Judgement, finite
 from paligemma.evaluation.boxes import parse_boxes
 from paligemma.evaluation.gate import Decision
+from paligemma.lineage.attempt import about_attempt
 from paligemma.reports.page import image_uri, render
 
 REPORT_ROWS = 5000
@@ -49,6 +50,7 @@ def render_report(
     return render(
         "evaluation.html",
         model=model,
+        about=about_attempt(),
         name=summary["model"],
         metrics=summary,
         source=source,

@@ -13,6 +13,7 @@ from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
+from paligemma.lineage.attempt import about_attempt
 from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import Recipe
@@ -98,6 +99,7 @@ def render_training(
     return render(
         "training.html",
         model=model,
+        about=about_attempt(),
         summary=summary,
         recipe=recipe,
         recipe_text=dump_yaml(recipe.model_dump(mode="json")),

@@ -214,6 +214,24 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
         current.unmark()
 
 
+def about_attempt() -> list[tuple[str, str]]:
+    """What a page is about, as labels and values: the run, what it was made from, the code; nothing outside an attempt."""
+    current = _current.get()
+    if current is None:
+        return []
+    sha, dirty = _git_state()
+    commit = os.environ.get("PALIGEMMA_GIT_SHA", sha) or "unknown"
+    inputs = [(one.role, f"{one.uri}, sha256 {one.sha256[:16]}") for one in current.inputs]
+    return [("run", f"{current.run}, {current.task}"), *inputs, ("commit", f"{commit}{' with changes' if dirty else ''}")]
+
+
+def about_contents() -> list[tuple[str, str]]:
+    """`about_attempt` for an artifact that is to be the same, byte for byte, in any run: only what it was made from."""
+    current = _current.get()
+    inputs = [] if current is None else current.inputs
+    return [(one.role, f"{one.uri.rpartition('/')[2]}, sha256 {one.sha256[:16]}") for one in inputs]
+
+
 def recorded(component: str, output: str = "output", root: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Makes each call of a step's function an attempt of the step.
 

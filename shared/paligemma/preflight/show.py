@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from paligemma.lineage.attempt import about_attempt
 from paligemma.preflight.disk import Disk
 from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render, write_page
@@ -119,16 +120,19 @@ def write(
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
 
     def page() -> str:
-        rows = [(cells(report), report) for report in reports]
+        filled = [cells(report) for report in reports]
+        kept = [number for number, column in enumerate(zip(*filled, strict=True)) if any(column)]
+        rows = [([line[number] for number in kept], report) for line, report in zip(filled, reports, strict=True)]
         return render(
             "preflight.html",
             model=model,
             title=title,
-            columns=COLUMNS,
+            columns=[COLUMNS[number] for number in kept],
             rows=rows,
             prices_of=prices_of,
             override=override,
             disk=disk,
+            about=about_attempt(),
         )
 
     write_page(folder / "preflight.html", page)
