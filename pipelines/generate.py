@@ -19,7 +19,7 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.foreign_json import LINE_BYTES, read_json_lines
 from paligemma.model import Model
-from paligemma.terminal import printable_json
+from paligemma.terminal import printable, printable_json
 
 log = logging.getLogger("paligemma.generate")
 
@@ -142,9 +142,8 @@ def _images(folder: Path, output: Path | None) -> list[Path]:
         counted = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
         names = sorted(path.relative_to(folder).as_posix() for path in others)
         named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        log.warning(
-            "%d entries of %s are no images by their names, and passed over (%s): %s", len(others), folder, counted, named
-        )
+        what = "%d entries of %s are no images by their names, and passed over (%s): %s"
+        log.warning(what, len(others), folder, printable(counted), printable(named))
     return sorted(images)
 
 

@@ -100,6 +100,7 @@ def test_a_file_whose_name_is_no_text_is_passed_over(small_data: SmallData, capl
     (small_data.folder / "b\udcff.png").write_bytes((small_data.folder / "a.png").read_bytes())
     assert [question.name for question in find_questions(small_data.folder, None, "ocr", str)] == ["a.png"]
     assert "1 entries" in caplog.text
+    caplog.text.encode()  # a log that is no text cannot be written to a file, nor sent to where logs are collected
 
 
 def test_a_folder_of_images_alone_needs_no_words(small_data: SmallData, caplog) -> None:
