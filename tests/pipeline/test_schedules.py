@@ -26,7 +26,8 @@ ON_VERTEX = ["--backend", "vertex", "--project", "my-project", "--location", "us
 def files(tmp_path: Path) -> list[object]:
     digests = {target: f"pkg.dev/p/{target}@sha256:{'0' * 64}" for target in ("cpu", "gpu", "tpu")}
     (tmp_path / "digests.json").write_text(json.dumps(digests))
-    parameters = {"train_data": "gs://b/train.jsonl", "validation_data": "gs://b/validation.jsonl", "artifact_root": "gs://b/a"}
+    parameters = {"source": "gs://b/paligemma-3b", "train_data": "gs://b/train.jsonl"}
+    parameters |= {"validation_data": "gs://b/validation.jsonl", "artifact_root": "gs://b/a"}
     (tmp_path / "parameters.yaml").write_text(yaml.safe_dump(parameters))
     return ["--images", tmp_path / "digests.json", "--parameters", tmp_path / "parameters.yaml"]
 
