@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,3 +171,10 @@ def test_podman_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(AssertionError, match="apt-get install"), start_engine(tmp_path / "s", tmp_path, ONE_DEVICE):
         pass
+
+
+def test_the_stand_in_is_the_same_after_a_folder_of_this_machine_was_used(tmp_path: Path) -> None:
+    write_base(tmp_path / "before.tar")
+    with tempfile.NamedTemporaryFile(dir="/var/tmp"):
+        write_base(tmp_path / "after.tar")
+    assert filecmp.cmp(tmp_path / "before.tar", tmp_path / "after.tar", shallow=False)
