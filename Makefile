@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test real-data walk pages parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test real-data walk pages parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -54,7 +54,10 @@ images: ## Build the images and write digests.json (IMAGE_REPOSITORY=..., PUSH=1
 	$(PYTHON) docker/build.py --repository $(IMAGE_REPOSITORY) --targets $(TARGETS) $(if $(PUSH),--push) $(IMAGE_OPTIONS)
 
 test-containers: setup ## Build the image for CPUs and run the demo in containers (needs podman)
-	$(BIN)/pytest tests/containers -x -s
+	$(BIN)/pytest tests/containers/test_dag.py -x -s
+
+test-accelerator-images: setup ## Build the images for GPUs and TPUs, and see that they refuse to train without one (needs podman)
+	$(BIN)/pytest tests/containers/test_accelerators.py -x
 
 sbom: $(VENV)/.image-tools ## Write sbom-cpu.json, the CycloneDX list of what is in the image (needs podman)
 	rm -f $(VENV)/image.tar

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +26,10 @@ _NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/d
 """What the driver makes when it finds a device: on Linux, and in the Windows Subsystem for Linux."""
 _PLUGINS = "jax_plugins"
 """Group of entry points by which JAX finds what it can compute on, besides the CPU and TPUs."""
-_LOOK_AT = {
-    "gpu": "GKE mounts the driver at /usr/local/nvidia/lib64, which $LD_LIBRARY_PATH has to name, and a node pool has one only "
-    "with gpu-driver-version=latest (or default)",
-    "tpu": "the image `tpu`, and a node pool whose topology is the profile's",
+_TO_DO = {
+    "gpu": "let $LD_LIBRARY_PATH name the folder of the driver, which GKE mounts at /usr/local/nvidia/lib64; a node pool has a "
+    "driver only with gpu-driver-version=latest (or default)",
+    "tpu": "use the image `tpu`, and a node pool whose topology is the profile's",
 }
 
 
@@ -47,7 +49,7 @@ class Accelerator:
     def parse(cls, text: str) -> Accelerator:
         """Raises InputError for what a profile does not say."""
         kind, _, count = text.partition(" ")
-        if kind not in _LOOK_AT or not count.isdecimal() or int(count) < 1:
+        if kind not in _TO_DO or not count.isdecimal() or int(count) < 1:
             raise InputError(f"{text!r} is no accelerator.", where=f"${ACCELERATOR_VARIABLE}", expected="gpu 1, tpu 4, ...")
         return cls(kind, int(count))
 
@@ -73,30 +75,64 @@ def expect_accelerator() -> None:
     Raises:
         InputError: it has another one, fewer, or none.
     """
-    said = os.environ.get(ACCELERATOR_VARIABLE)
-    if not said:
+    told = os.environ.get(ACCELERATOR_VARIABLE)
+    if not told:
         if idle := idle_gpu():
             log.warning("%s", idle)
         return
     import jax
 
-    wanted = Accelerator.parse(said)
-    try:
-        found, why = jax.local_devices(), ""
-    except RuntimeError as error:
-        found, why = [], str(error)
+    wanted = Accelerator.parse(told)
+    complaints = _Complaints()
+    with complaints.heard():
+        try:
+            found = jax.local_devices()
+        except RuntimeError as error:
+            found = []
+            complaints.said.append(str(error))
     fitting = [device for device in found if device.platform == wanted.kind]
     if len(fitting) >= wanted.count:
+        for said in complaints.said:  # of what this step does not need
+            log.warning("%s", said)
         return
     missing = _missing(_DRIVER) if wanted.kind == "gpu" else ""
     there = ", ".join(sorted({f"{device.platform} ({device.device_kind})" for device in found})) or "none"
-    reasons = " ".join(f"{reason.rstrip('.')}." for reason in (missing, why) if reason)
+    reasons = " ".join(f"{reason.rstrip('.')}." for reason in (missing, *complaints.said) if reason)
     raise InputError(
         f"This step is to have {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
         where=f"devices of this process: {there}",
         expected=f"{wanted.count} x {wanted.kind}, by ${ACCELERATOR_VARIABLE}",
-        fix=f"look at {_LOOK_AT[wanted.kind]}",
+        fix=_TO_DO[wanted.kind],
     )
+
+
+class _Complaints(logging.Filter):
+    """What JAX says of a plugin that does not start: it logs a traceback, and goes on with the CPU.
+
+    Attributes:
+        said: one sentence for each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Takes a record that has a traceback, and lets every other one pass."""
+        if not record.exc_info or record.exc_info[1] is None:
+            return True
+        self.said.append(str(record.exc_info[1]))
+        return False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listens to JAX."""
+        logger = logging.getLogger("jax._src.xla_bridge")
+        logger.addFilter(self)
+        try:
+            yield
+        finally:
+            logger.removeFilter(self)
 
 
 def _missing(library: str) -> str:

@@ -35,7 +35,7 @@ def write_base(archive: Path) -> None:
             tar.addfile(link)
         for name in sorted(names):
             if Path("/", name).exists() and not name.startswith(("usr/share/doc", "usr/share/man", "usr/share/locale")):
-                tar.add(Path("/", name), name, recursive=False)
+                tar.add(Path("/", name), name, recursive=False, filter=_timeless)
         for name, text in FILES.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text), 0o644
@@ -65,7 +65,13 @@ def _add_python(tar: tarfile.TarFile) -> None:
 
 
 def _kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if Path(entry.name).name.startswith(SKIPPED) else entry
+    return None if Path(entry.name).name.startswith(SKIPPED) else _timeless(entry)
+
+
+def _timeless(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A folder's time is when something was last put into it: podman itself works in /var/tmp, and every base was another."""
+    entry.mtime = 0 if entry.isdir() else entry.mtime
+    return entry
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import xla_bridge
 
 from components.evaluate.main import run as evaluate
 from components.finetune.main import fine_tune
@@ -56,6 +57,32 @@ def test_what_jax_says_of_its_backend_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(ACCELERATOR_VARIABLE, "tpu 4")
     with pytest.raises(InputError, match="no chips"):
         expect_accelerator()
+
+
+def test_a_plugin_that_does_not_start_is_a_sentence_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the image `gpu` without a driver JAX logged ten lines of traceback before the error."""
+
+    def go_on_with_the_cpu() -> list:
+        try:
+            raise RuntimeError("operation cuInit(0) failed.")
+        except RuntimeError:
+            xla_bridge.logger.exception("Jax plugin configuration error: %s", "cuda")
+        xla_bridge.logger.warning("something else")
+        return []
+
+    monkeypatch.setattr(jax, "local_devices", go_on_with_the_cpu)
+    monkeypatch.setenv(ACCELERATOR_VARIABLE, "gpu 1")
+    with pytest.raises(InputError, match=r"cannot be loaded: .*\. operation cuInit\(0\) failed\.\n"):
+        expect_accelerator()
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    assert not xla_bridge.logger.filters
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [*go_on_with_the_cpu(), Device()])
+    caplog.clear()
+    expect_accelerator()
+    assert [record.getMessage() for record in caplog.records] == ["something else", "operation cuInit(0) failed."]
 
 
 @pytest.mark.parametrize("text", ["gpu", "gpu 0", "gpu one", "cpu 1", "1 gpu"])
