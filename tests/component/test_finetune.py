@@ -71,7 +71,7 @@ def test_the_loss_falls_and_is_recorded(tuned: Path) -> None:
     assert all(line["gradient_norm"] > 0 for line in lines)
     page = (tuned / "training.html").read_text()
     assert "<polyline" in page
-    assert "llm/layers/attn/q_einsum/w" in page
+    assert "llm/layers/attn/q_einsum/w" in page.replace("<wbr>", "")  # where a narrow window may break the line
 
 
 def test_its_record_names_recipe_and_inputs(tuned: Path, records: Path) -> None:
