@@ -66,9 +66,14 @@ ASKED = {
     "paligemma pipeline compile": ("--output {}/out.yaml --images {}/home/EVIL.json", True),
     "paligemma pipeline submit": ("--backend kfp --profile kfp-gpu-l4 --images {}/home/EVIL --parameters {}/x", True),
     "paligemma pipeline schedule": (
-        "--backend kfp --profile kfp-gpu-l4 --images {}/home/EVIL --parameters {}/x --cron x",
+        "--backend kfp --profile kfp-gpu-l4 --images {}/home/EVIL --parameters {}/x --cron EVIL",
         True,
     ),
+    "paligemma pipeline schedules": ("--backend kfp --host HOST", False),
+    "paligemma pipeline unschedule": ("EVIL --backend kfp --host HOST", False),
+    "paligemma pipeline pause": ("EVIL --backend kfp --host HOST", False),
+    "paligemma pipeline resume": ("EVIL --backend kfp --host HOST", False),
+    "paligemma pipeline logs": ("EVIL --backend kfp --host HOST", False),
     "paligemma pipeline status": ("run-1 --backend kfp --host HOST", True),
     "paligemma pipeline cancel": ("EVIL --backend kfp --host HOST", False),  # the client quotes it
     "paligemma pipeline run": ("--source embedded:tiny --train-data x --validation-data x --recipe {}/home/recipe.yaml", True),
