@@ -14,7 +14,6 @@ from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset
 from paligemma.data.rows import REASONS, RowError
-from paligemma.lineage.attempt import about_contents
 from paligemma.reports.page import image_uri, render
 
 THUMBNAIL_SIZE = 224
@@ -32,7 +31,6 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str, model: st
     return render(
         "dataset.html",
         model=model,
-        about=about_contents(),
         dataset=dataset,
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),

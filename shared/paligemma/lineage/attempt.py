@@ -225,13 +225,6 @@ def about_attempt() -> list[tuple[str, str]]:
     return [("run", f"{current.run}, {current.task}"), *inputs, ("commit", f"{commit}{' with changes' if dirty else ''}")]
 
 
-def about_contents() -> list[tuple[str, str]]:
-    """`about_attempt` for an artifact that is to be the same, byte for byte, in any run: only what it was made from."""
-    current = _current.get()
-    inputs = [] if current is None else current.inputs
-    return [(one.role, f"{one.uri.rpartition('/')[2]}, sha256 {one.sha256[:16]}") for one in inputs]
-
-
 def recorded(component: str, output: str = "output", root: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Makes each call of a step's function an attempt of the step.
 
