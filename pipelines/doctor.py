@@ -44,7 +44,7 @@ class Finding:
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:<8}{self.what:<17}{self.found}" + (f"\n{'':<25}{self.fix}" if self.fix else "")
+        return f"{self.state:<8}{self.what:<19}{self.found}" + (f"\n{'':<27}{self.fix}" if self.fix else "")
 
 
 def examine() -> Iterator[Finding]:
