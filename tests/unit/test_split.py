@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,22 @@ def test_rows_of_an_image_stay_together_and_so_do_copies_of_it(small_data: Small
     before = validation.read_bytes()
     split_rows(data, small_data.folder, 0.2, train, validation)
     assert validation.read_bytes() == before
+
+
+def test_a_picture_is_found_in_an_archive_and_no_file_outside_the_folder_is_read(small_data: SmallData, tmp_path: Path) -> None:
+    inside, outside = small_data.add_image("a.png"), tmp_path / "outside.png"
+    shutil.copy(small_data.folder / inside, outside)
+    with tarfile.open(small_data.folder / "b.tar", "w") as archive:
+        archive.add(outside, "copy.png")
+
+    def split(other: str) -> tuple[int, int]:
+        data = small_data.write([{"image": name, "prefix": "p", "suffix": "s"} for name in (inside, other)])
+        return split_rows(data, small_data.folder, 0.5, tmp_path / "train.jsonl", tmp_path / "validation.jsonl")
+
+    with pytest.raises(InputError, match="1 different images"):
+        split("b.tar/copy.png")
+    for other in ("../outside.png", str(outside)):  # the same bytes, but it is not known that they are
+        assert split(other) == (1, 1)
 
 
 def test_one_image_cannot_be_split(small_data: SmallData, tmp_path: Path) -> None:

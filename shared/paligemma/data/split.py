@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from pathlib import Path
 
-from paligemma.data.image_source import split_archive
-from paligemma.data.rows import Row, is_gzip, read_rows, unpack
+from paligemma.data.image_source import ImageSource, open_images
+from paligemma.data.rows import Row, RowError, is_gzip, read_rows, unpack
 from paligemma.errors import InputError
-from paligemma.lineage.record import file_sha256
 from paligemma.storage.atomic import write_file
 
 
@@ -20,8 +20,8 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
 
     Args:
         data: the file, plain or gzip; may be `train`.
-        images: the folder that image names are relative to; None where it is not on this machine. An image in an archive, or
-            that is not there, goes by its name.
+        images: the folder that image names are relative to; None where it is not on this machine. An image that cannot be
+            read, or that is outside the folder, goes by its name.
         fraction: share of the images that are for validation; at least one is, and at least one is not.
         train, validation: the files to write.
 
@@ -37,7 +37,8 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
             plain = Path(folder) / "rows"
             unpack(data, plain)
         names = {number: row.image for number, row in read_rows(plain) if isinstance(row, Row)}
-        keys = {name: _key(name, images) for name in dict.fromkeys(names.values())}
+        source = None if images is None else open_images(images)
+        keys = {name: _key(name, source) for name in dict.fromkeys(names.values())}
         ordered = sorted(set(keys.values()))
         if len(ordered) < 2:
             raise InputError(
@@ -60,9 +61,10 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
     return len(parts[0]), len(parts[1])
 
 
-def _key(name: str, images: Path | None) -> str:
+def _key(name: str, images: ImageSource | None) -> str:
     """What an image is known by. Hashed, so that the order of keys has nothing to do with that of names."""
-    path = None if images is None or split_archive(name)[0] else images / name
-    if path is not None and path.is_file():
-        return file_sha256(path)
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    content = name.encode("utf-8", "surrogatepass")
+    if images is not None:
+        with contextlib.suppress(RowError):
+            content = images.read(name)
+    return hashlib.sha256(content).hexdigest()
