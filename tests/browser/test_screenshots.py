@@ -31,7 +31,7 @@ BASE = "embedded:tiny"
 PAGES = ("dataset", "training", "base", "evaluation", "preflight", "preview", "lineage")
 
 # A frame has the width of a telephone; a window of Chromium's has 500 pixels at least. Words are looked at where they stand: a
-# word of up to 14 letters that takes more than one line is broken.
+# word of up to 14 letters that takes more than one line is broken; the letters of a hash are no word.
 SCRIPT = """
 {
 const broken = [], range = document.createRange();
@@ -39,7 +39,7 @@ const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walk.nextNode()) {
   const text = walk.currentNode, parent = text.parentElement.closest("td, th, p, dd, b");
   if (!parent || text.parentElement.closest("script, style, svg, .token")) continue;
-  for (const found of text.data.matchAll(/[A-Za-z]{3,14}(?![A-Za-z])/g)) {
+  for (const found of text.data.matchAll(/(?<![A-Za-z0-9])[A-Za-z]{3,14}(?![A-Za-z0-9])/g)) {
     range.setStart(text, found.index); range.setEnd(text, found.index + found[0].length);
     if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) broken.push(found[0]);
   }
