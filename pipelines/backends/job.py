@@ -101,9 +101,9 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
     Raises:
         InputError: a parameter is unknown, missing or of another type.
     """
-    from pipelines.finetune import make_pipeline
+    from pipelines.finetune import finetune_pipeline
 
-    inputs = make_pipeline(place_task).component_spec.inputs
+    inputs = finetune_pipeline.component_spec.inputs
     checked = {"target": find_profile(profile).target, **check_parameters(parameters, inputs)}
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         compile_pipeline(Path(folder) / "pipeline.yaml", place_task=place_task)

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +24,25 @@ from paligemma.lineage.record import read_record
 from paligemma.preflight.examine import MEMORY_VARIABLE
 from paligemma.registry import read_champion
 from pipelines.finetune import make_pipeline
-from pipelines.run_local import StepFailedError, run_pipeline
+from pipelines.run_local import RunOutputs, StepFailedError, run_pipeline
 
 
-@pytest.fixture(autouse=True)
-def _steps_see_this_machine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
+@pytest.fixture(autouse=True, scope="module")
+def _steps_see_this_machine_as_it_is() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XLA_FLAGS", XLA_FLAGS)
+        yield
+
+
+def eight_rows(data: SmallData) -> Path:
+    return data.write(
+        [{"image": data.add_image(f"{index}.png", index), "prefix": "ocr", "suffix": str(index)} for index in range(8)]
+    )
 
 
 @pytest.fixture
 def data(small_data: SmallData) -> Path:
-    rows = [{"image": small_data.add_image(f"{index}.png", index), "prefix": "ocr", "suffix": str(index)} for index in range(8)]
-    return small_data.write(rows)
+    return eight_rows(small_data)
 
 
 def parameters(data: Path, **more: object) -> dict[str, object]:
@@ -42,8 +51,26 @@ def parameters(data: Path, **more: object) -> dict[str, object]:
     return {**given, "recipe": recipe, "max_new_tokens": 4, **more}
 
 
-def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
-    outputs = run_pipeline(parameters(data), tmp_path / "root")
+@dataclass(frozen=True)
+class Run:
+    """A run that ended well, and where its artifacts and the registry are."""
+
+    root: Path
+    registry: Path
+    outputs: RunOutputs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("finished")
+    data = SmallData(folder / "data")
+    data.folder.mkdir()
+    root, registry = folder / "root", folder / "registry"
+    return Run(root, registry, run_pipeline(parameters(eight_rows(data), registry=str(registry)), root))
+
+
+def test_artifacts_pass_between_the_steps(finished: Run) -> None:
+    outputs = finished.outputs
     tuned = read_record(outputs.tuned, "tuned-model")
     base, evaluation = read_record(outputs.base_evaluation), read_record(outputs.tuned_evaluation)
     by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
@@ -52,8 +79,8 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     for record in (tuned, base):
         assert by_role["checkpoint"] in {entry.sha256 for entry in record.inputs}
     assert json.loads((Path(outputs.tuned_evaluation) / "metrics.json").read_text())["examples"] == 8
-    run = Path(outputs.tuned).relative_to(tmp_path / "root").parts[0]
-    kept = {path.parent.name for path in (tmp_path / "root/lineage" / run).glob("*/*.json")}
+    run = Path(outputs.tuned).relative_to(finished.root).parts[0]
+    kept = {path.parent.name for path in (finished.root / "lineage" / run).glob("*/*.json")}
     assert kept == {
         "fetch-checkpoint",
         "prepare-data",
@@ -67,12 +94,14 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
 
 
-def test_a_model_that_is_better_is_published_and_one_that_is_not_is_not(data: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_no_better_is_not_published(finished: Run) -> None:
+    assert json.loads((Path(finished.outputs.tuned_evaluation) / "gate.json").read_text())["promote"] is False
+    assert finished.outputs.release == ""
+    assert not finished.registry.exists()
+
+
+def test_a_model_that_is_better_is_published(data: Path, tmp_path: Path) -> None:
     registry = tmp_path / "registry"
-    kept = run_pipeline(parameters(data, registry=str(registry)), tmp_path / "root")
-    assert json.loads((Path(kept.tuned_evaluation) / "gate.json").read_text())["promote"] is False
-    assert kept.release == ""
-    assert not registry.exists()
     better = {"recipe": "steps: 60\nlearning_rate: 0.2\nremat: none", "registry": str(registry), "task": "ocr"}
     promoted = run_pipeline(parameters(data, **better), tmp_path / "root")
     assert promoted.release == str(registry / "releases" / read_champion(registry).release / "release")
