@@ -12,11 +12,11 @@ from pathlib import Path
 
 from kfp import dsl
 
+from paligemma.artifacts.record import RECORD_FILE, parse_record
+from paligemma.artifacts.recording import safe_name, set_place
+from paligemma.artifacts.store import record_of
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import SMALL_BYTES, read_json
-from paligemma.lineage.artifact import record_of
-from paligemma.lineage.attempt import safe_name, set_place
-from paligemma.lineage.record import RECORD_FILE, parse_record
 from paligemma.safe_names import parse_relative_path
 from paligemma.storage.folders import read_file
 from paligemma.storage.location import SCHEME, parse_location

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from components.publish.formats import parse_formats
+from paligemma.artifacts.record import file_sha256
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.sources.fetch import check_sources
 from paligemma.checkpoints.tokenizer_file import PUBLISHED_ROWS
@@ -16,8 +18,6 @@ from paligemma.data.split import split_rows
 from paligemma.errors import InputError
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.tasks import TASKS
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import file_sha256
 from paligemma.preflight.targets import find_target
 from paligemma.registry import read_champion
 from paligemma.safe_names import parse_sha256

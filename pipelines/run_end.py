@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.data.image_source import split_archive
 from paligemma.data.rows import Row, read_all_rows
 from paligemma.foreign_json import read_json
-from paligemma.lineage.artifact import localize
 from paligemma.storage.files import parent_of
 from paligemma.storage.location import SCHEME
 from pipelines.run_local import RunOutputs

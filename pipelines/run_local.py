@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paligemma.artifacts.record import RECORD_FILE, read_record
+from paligemma.artifacts.store import localize
 from paligemma.errors import PaliGemmaError
 from paligemma.host_memory import use_huge_pages
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE, read_record
 from paligemma.registry import read_champion_release
 from paligemma.storage.files import exists
 from paligemma.storage.location import SCHEME

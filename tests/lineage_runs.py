@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place
+from paligemma.artifacts.recording import at_place
+from paligemma.artifacts.store import input_of, produce
 
 
 def row_entry(image: str, text: str, line: int) -> dict:

@@ -71,9 +71,9 @@ def evaluate(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.evaluate.main import run as run_step
+    from paligemma.artifacts.store import localize
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
-    from paligemma.lineage.artifact import localize
 
     output = output_location(evaluation, artifact_root, run, run_task)
     arguments = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import jax
 
+from paligemma.artifacts.record import Input, canonical_sha256, file_sha256
 from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.records import Records, row_ids
@@ -19,7 +20,6 @@ from paligemma.errors import InputError
 from paligemma.evaluation import predict
 from paligemma.evaluation.kept import KeptPredictions, decoding_code_sha256
 from paligemma.evaluation.predict import Prediction
-from paligemma.lineage.record import Input, canonical_sha256, file_sha256
 from paligemma.model import build_model
 from paligemma.progress import WorkProgress
 from paligemma.sharding import make_mesh

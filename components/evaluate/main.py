@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.evaluate")
 
@@ -86,6 +86,7 @@ def run(
     from components.evaluate.report import render_report
     from components.evaluate.results import judge, write_results
     from paligemma.accelerator import expect_accelerator
+    from paligemma.artifacts.store import input_of, localize, produce
     from paligemma.checkpoints.describe import describe_opened
     from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
@@ -96,7 +97,6 @@ def run(
     from paligemma.evaluation.metrics import find_metric
     from paligemma.evaluation.tasks import TASKS
     from paligemma.launch.heartbeat import end_when_abandoned
-    from paligemma.lineage.artifact import input_of, localize, produce
     from paligemma.reports.page import write_page
 
     end_when_abandoned()

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from paligemma.artifacts.record import Input, read_record
+from paligemma.artifacts.store import localize
 from paligemma.errors import DamagedError, InputError
 from paligemma.evaluation.gate import Decision, compare, decide
 from paligemma.evaluation.metrics import Scores
 from paligemma.foreign_json import read_json, read_json_lines
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import Input, read_record
 from paligemma.registry import EVALUATION_FOLDER, Release, read_champion_release
 
 ARTIFACT_TYPE = "evaluation"

@@ -11,9 +11,9 @@ from PIL import Image
 
 from components.evaluate.others import Evaluation
 from components.evaluate.results import Judgement, finite
+from paligemma.artifacts.recording import about_attempt
 from paligemma.evaluation.boxes import parse_boxes
 from paligemma.evaluation.gate import Decision
-from paligemma.lineage.attempt import about_attempt
 from paligemma.reports.page import image_uri, render
 
 REPORT_ROWS = 5000

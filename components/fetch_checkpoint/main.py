@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.fetch_checkpoint")
 
@@ -54,6 +54,8 @@ def run(
     """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
     import json
 
+    from paligemma.artifacts.record import Input, file_sha256
+    from paligemma.artifacts.store import input_of, localize, produce
     from paligemma.checkpoints import tokenizer_file as published_tokenizer
     from paligemma.checkpoints.hashes import known_sha256
     from paligemma.checkpoints.npz import verify_weights
@@ -66,8 +68,6 @@ def run(
     from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
     from paligemma.data.tokenizer import Tokenizer
     from paligemma.errors import DamagedError, InputError
-    from paligemma.lineage.artifact import input_of, localize, produce
-    from paligemma.lineage.record import Input, file_sha256
     from paligemma.models.config import parse_config
     from paligemma.safe_names import parse_sha256
     from paligemma.storage.space import check_space

@@ -42,9 +42,9 @@ def finetune(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.finetune.main import fine_tune
+    from paligemma.artifacts.store import localize
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
-    from paligemma.lineage.artifact import localize
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(tuned, artifact_root, run, run_task)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -83,6 +83,7 @@ def fine_tune(
 
     from components.finetune.results import final_figures, write_results
     from paligemma.accelerator import expect_accelerator
+    from paligemma.artifacts.store import input_of, produce
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.checkpoints.parameters import build_module, parameters_by_name
     from paligemma.compile_cache import use_compile_cache
@@ -91,7 +92,6 @@ def fine_tune(
     from paligemma.data.records import open_records
     from paligemma.errors import InputError
     from paligemma.host_memory import trim_after_compiling
-    from paligemma.lineage.artifact import input_of, produce
     from paligemma.sharding import check_batch_size, make_mesh
     from paligemma.terminal import show_table
     from paligemma.training import distributed
@@ -246,7 +246,7 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
 
 def fingerprint(base: Checkpoint, data: Records, judge: Records | None, recipe: Recipe, steps: int) -> dict:
     """What determines the parameters that come out, down to the last bit, on given devices."""
-    from paligemma.lineage.record import read_record
+    from paligemma.artifacts.record import read_record
 
     return {
         "recipe": recipe.determining(),
@@ -259,7 +259,7 @@ def fingerprint(base: Checkpoint, data: Records, judge: Records | None, recipe: 
 
 def state_location(output: str, state: str, state_root: str, determined_by: dict) -> str:
     """Where the training state is: where the user says, below a root, or beside the output."""
-    from paligemma.lineage.record import canonical_sha256
+    from paligemma.artifacts.record import canonical_sha256
 
     if state:
         return state

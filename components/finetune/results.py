@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from paligemma.artifacts.recording import about_attempt
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
-from paligemma.lineage.attempt import about_attempt
 from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import Recipe

@@ -35,7 +35,7 @@ def preflight(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.preflight.main import check
-    from paligemma.lineage.artifact import localize
+    from paligemma.artifacts.store import localize
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(preflight, artifact_root, run, run_task)

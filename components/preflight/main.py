@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 if TYPE_CHECKING:
     from paligemma.training.recipe import Recipe
@@ -45,9 +45,9 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     Raises:
         DoesNotFitError: the target cannot hold the job; says what it can.
     """
+    from paligemma.artifacts.store import input_of, produce
     from paligemma.checkpoints.describe import describe_opened
     from paligemma.checkpoints.open import open_checkpoint
-    from paligemma.lineage.artifact import input_of, produce
     from paligemma.preflight.disk import examine_disk
     from paligemma.preflight.examine import DoesNotFitError, examine, in_gib, read_prices
     from paligemma.preflight.search import find_fitting

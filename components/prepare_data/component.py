@@ -50,7 +50,7 @@ def prepare_data(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.prepare_data.main import run as run_step
-    from paligemma.lineage.artifact import localize
+    from paligemma.artifacts.store import localize
 
     output = output_location(records, artifact_root, run, run_task)
     run_step(

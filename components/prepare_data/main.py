@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.prepare_data")
 
@@ -61,10 +61,10 @@ def run(
         parameters_of,
         work_folder,
     )
+    from paligemma.artifacts.store import produce
     from paligemma.data.balance import FINDINGS
     from paligemma.data.rows import split_lines
     from paligemma.data.workers import core_count, prepare_parts
-    from paligemma.lineage.artifact import produce
     from paligemma.progress import WorkProgress
 
     settings = checked_settings({

@@ -16,12 +16,12 @@ from components.prepare_data.steps import (
     open_inputs,
     parameters_of,
 )
+from paligemma.artifacts.recording import recorded
+from paligemma.artifacts.store import localize, produce
 from paligemma.data.assemble import link
 from paligemma.data.rows import LineRange, is_gzip, split_lines, unpack
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.errors import InputError
-from paligemma.lineage.artifact import localize, produce
-from paligemma.lineage.attempt import recorded
 from paligemma.progress import WorkProgress
 from paligemma.storage.files import write_file
 from paligemma.storage.space import explain_full_disk

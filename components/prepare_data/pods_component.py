@@ -101,7 +101,7 @@ def join_groups(
 
     from components.artifacts import input_location, mirror_record, output_location
     from components.prepare_data.pods import join_groups
-    from paligemma.lineage.artifact import localize
+    from paligemma.artifacts.store import localize
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
                 "compression": compression, "grey_range": grey_range}  # fmt: skip

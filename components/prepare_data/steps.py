@@ -14,6 +14,8 @@ import numpy as np
 import PIL
 
 from components.prepare_data.report import render_report
+from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
+from paligemma.artifacts.store import Draft, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.data.assemble import assemble, gather_facts
@@ -25,8 +27,6 @@ from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
-from paligemma.lineage.artifact import Draft, input_of, localize
-from paligemma.lineage.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.reports.page import write_page
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from paligemma.artifacts.record import Input, Record
 from paligemma.checkpoints.tuned import TunedDescription
-from paligemma.lineage.record import Input, Record
 from paligemma.yaml_text import dump_yaml
 
 LICENCE = """The terms that the base checkpoint came with apply to this model too. Those of Google's PaliGemma are the

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 log = logging.getLogger("paligemma.publish")
 

@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass
 
 from components.publish.serving import Serving, parse_serving
+from paligemma.artifacts.record import RECORD_FILE, parse_record
 from paligemma.errors import InputError
 from paligemma.launch.rest import BackendError
 from paligemma.launch.vertex import VertexApi
-from paligemma.lineage.record import RECORD_FILE, parse_record
 from paligemma.registry import Release, release_part
 from paligemma.storage import gcs
 from paligemma.storage.location import SCHEME

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from components.publish.card import Source, render_card
 from components.publish.formats import parse_formats
+from paligemma.artifacts.record import RECORD_FILE, Input, canonical_sha256, read_record
+from paligemma.artifacts.store import input_of, localize, produce, record_of
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.foreign_json import read_json
-from paligemma.lineage.artifact import input_of, localize, produce, record_of
-from paligemma.lineage.record import RECORD_FILE, Input, canonical_sha256, read_record
 from paligemma.registry import (
     ARTIFACT_TYPE,
     CARD_FILE,

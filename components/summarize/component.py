@@ -30,8 +30,8 @@ def summarize(
 
     from components.artifacts import mirror_record, output_location, run_name
     from components.summarize.main import run as summarize_run
-    from paligemma.lineage.artifact import localize
-    from paligemma.lineage.attempt import default_root
+    from paligemma.artifacts.recording import default_root
+    from paligemma.artifacts.store import localize
     from paligemma.storage.location import parse_location
 
     output = output_location(summary, artifact_root, run, run_task)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paligemma.artifacts.recording import recorded
 from paligemma.command_line import run_command
-from paligemma.lineage.attempt import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from paligemma.artifacts.record import Input
     from paligemma.lineage.index import Index
-    from paligemma.lineage.record import Input
 
 log = logging.getLogger("paligemma.summarize")
 
@@ -41,10 +41,10 @@ def run(
     """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
     import json
 
+    from paligemma.artifacts.recording import safe_name
+    from paligemma.artifacts.store import produce
     from paligemma.errors import InputError
     from paligemma.foreign_json import SMALL_BYTES, parse_json
-    from paligemma.lineage.artifact import produce
-    from paligemma.lineage.attempt import safe_name
     from paligemma.lineage.cached import record_cached
     from paligemma.lineage.index import Index
     from paligemma.lineage.page import page_data, render_page
@@ -104,7 +104,7 @@ def summarize(index: Index, name: str, said: dict, steps: bool, expected: Sequen
 
 def run_records(index: Index, name: str) -> list[Input]:
     """Every record of the run as an input, so that the summary's record vouches for all of them."""
-    from paligemma.lineage.record import Input
+    from paligemma.artifacts.record import Input
 
     found = index.ask("SELECT id FROM records WHERE run = ? AND status != 'running' ORDER BY started, path", name)
     records = [index.body(number) for (number,) in found]

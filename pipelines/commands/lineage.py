@@ -248,8 +248,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """Hash everything anew: find what is missing, altered or orphaned, and where the chain of records breaks. Exits with 3."""
+    from paligemma.artifacts.signing import read_public_key
     from paligemma.lineage.seen import read_seen, write_seen
-    from paligemma.lineage.sign import read_public_key
     from paligemma.lineage.verify import verify
 
     public = None if key is None else read_public_key(key)
@@ -394,7 +394,7 @@ def _opened_all(roots: list[str] | None) -> Iterator[Index]:
     """The index of several roots, and of those that they name."""
     import os
 
-    from paligemma.lineage.attempt import ROOT_VARIABLE
+    from paligemma.artifacts.recording import ROOT_VARIABLE
     from paligemma.lineage.joined import open_roots
 
     with open_roots(roots or [os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT]) as index:

@@ -78,8 +78,8 @@ def verify(
     ] = None,
 ) -> None:
     """Read every byte of a release, or of one artifact, and compare it with what was recorded."""
-    from paligemma.lineage.artifact import localize
-    from paligemma.lineage.record import RECORD_FILE
+    from paligemma.artifacts.record import RECORD_FILE
+    from paligemma.artifacts.store import localize
     from paligemma.registry import read_release, verify_artifact, verify_release
     from paligemma.signature import verify_signature
     from paligemma.storage.files import exists

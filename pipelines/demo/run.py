@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from components.presets import read_preset
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import read_record
 from paligemma.storage.atomic import write_file
 from paligemma.terminal import say, show_table
 from pipelines.demo.digits import write_digits

@@ -16,10 +16,10 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from paligemma.artifacts.record import RECORD_FILE, File, Record, file_sha256, list_files, read_record, tree_sha256
+from paligemma.artifacts.store import localize
 from paligemma.errors import DamagedError, InputError, PaliGemmaError, did_you_mean
 from paligemma.foreign_json import first_fault, read_json, read_model
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE, File, Record, file_sha256, list_files, read_record, tree_sha256
 from paligemma.safe_names import ReleaseVersion, RunName, Sha256, is_release_version, parse_release_version
 from paligemma.storage.files import exists
 from paligemma.storage.folders import kind_of

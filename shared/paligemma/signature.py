@@ -6,9 +6,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+from paligemma.artifacts.record import RECORD_FILE
 from paligemma.errors import DamagedError, InputError
 from paligemma.extras import how_to_install
-from paligemma.lineage.record import RECORD_FILE
 
 SIGNATURE_FILE = "model.sig"
 

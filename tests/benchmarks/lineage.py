@@ -22,8 +22,8 @@ from typing import Annotated
 
 import typer
 
-from paligemma.lineage.attempt import FOLDER, ROWS_FOLDER
-from paligemma.lineage.record import Record, record_sha256
+from paligemma.artifacts.record import Record, record_sha256
+from paligemma.artifacts.recording import FOLDER, ROWS_FOLDER
 
 TASKS = ("fetch", "train", "validation", "preflight", "finetune", "evaluate", "evaluate-2", "export", "publish", "archive")
 TYPES = {

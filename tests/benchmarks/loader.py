@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paligemma.artifacts.record import ROWS_FILE
 from paligemma.data.augment import Augmentation
 from paligemma.data.loader import training_batches
 from paligemma.data.plan import Plan
@@ -21,7 +22,6 @@ from paligemma.data.records import Dataset, Example, Records
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tensorflow import import_tensorflow
 from paligemma.data.tfrecord import RowReader
-from paligemma.lineage.record import ROWS_FILE
 
 BATCHES = 100
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from paligemma.lineage.record import REJECTED_FILE
+from paligemma.artifacts.record import REJECTED_FILE
 
 
 def fetch(folder: Path) -> Path:

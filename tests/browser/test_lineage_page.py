@@ -13,8 +13,8 @@ import pytest
 from lineage_runs import make_run, make_step, row_entry
 from page_scripts import with_script
 
+from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError
-from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.cached import record_cached
 from paligemma.lineage.index import Index
 from paligemma.lineage.page import page_data, render_page

@@ -22,6 +22,7 @@ from components.evaluate.others import judge_against, read_evaluation
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
+from paligemma.artifacts.record import read_record
 from paligemma.data.tfrecord import RowReader
 from paligemma.errors import InputError, StoppedError
 from paligemma.evaluation import predict as predict_module
@@ -29,7 +30,6 @@ from paligemma.evaluation.gate import compare, decide
 from paligemma.evaluation.metrics import METRICS
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.vqa import vqa_accuracy
-from paligemma.lineage.record import read_record
 
 
 def read(folder: Path) -> tuple[dict, list[dict]]:

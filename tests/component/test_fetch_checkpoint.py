@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from components.fetch_checkpoint.main import run
+from paligemma.artifacts.record import file_sha256, read_record, tree_sha256
 from paligemma.checkpoints import tokenizer_file
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import file_sha256, read_record, tree_sha256
 
 TINY = resolve_embedded("embedded:tiny")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -14,6 +14,7 @@ from PIL import Image
 from components.finetune.main import is_identical, run
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
+from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
@@ -21,7 +22,6 @@ from paligemma.checkpoints.tuned import read_tuned
 from paligemma.data.images import load_image
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import read_record
 from paligemma.model import load
 from paligemma.training.fit import DivergedError
 from paligemma.training.trainable import compile_pattern, split_trainable

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ONE_DEVICE, REPOSITORY
-from paligemma.lineage.record import file_sha256, read_record
+from paligemma.artifacts.record import file_sha256, read_record
 
 STEPS = {
     "fetch_checkpoint": [],

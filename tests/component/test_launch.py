@@ -17,14 +17,14 @@ from kfp import dsl
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError, StoppedError
 from paligemma.launch import trainjob, watch
 from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
 from paligemma.launch.rest import BackendError
 from paligemma.launch.vertex import ENDPOINT_VARIABLE
 from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
-from paligemma.lineage.attempt import at_place, attempt
-from paligemma.lineage.record import read_record
 from paligemma.processes import Processes, described
 from pipelines.launching import custom_job, train_job
 from pipelines.placement import PROFILES
@@ -54,7 +54,7 @@ COMMAND = [
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(watch, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("paligemma.lineage.attempt._place", ContextVar("place", default=None))
+    monkeypatch.setattr("paligemma.artifacts.recording._place", ContextVar("place", default=None))
     known = ("PALIGEMMA_RUN", "PALIGEMMA_TASK", "PALIGEMMA_LINEAGE_ROOT", trainjob.POD_NAME, trainjob.POD_UID)
     for name in (PROJECT_VARIABLE, REGION_VARIABLE, *known):
         monkeypatch.delenv(name, raising=False)

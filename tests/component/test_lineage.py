@@ -16,10 +16,10 @@ from components.fetch_checkpoint.main import run as fetch_checkpoint
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare_data
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
+from paligemma.artifacts.record import file_sha256, read_record
+from paligemma.artifacts.recording import at_place
+from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.open import resolve_embedded
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place
-from paligemma.lineage.record import file_sha256, read_record
 
 BAD = {"prefix": "ocr", "suffix": "wrong"}
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from components.prepare_data.main import run
 from conftest import SmallData
+from paligemma.artifacts.record import list_files, read_record
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.images import load_image, resize
 from paligemma.data.loader import evaluation_batches
@@ -23,7 +24,6 @@ from paligemma.data.records import open_records
 from paligemma.data.tf_dataset import import_tensorflow
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
-from paligemma.lineage.record import list_files, read_record
 
 TINY = Tokenizer(resolve_embedded("embedded:tiny") / "tokenizer.model")
 

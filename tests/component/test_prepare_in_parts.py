@@ -21,6 +21,7 @@ from PIL import Image
 
 from components.prepare_data.main import run
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
+from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
@@ -28,7 +29,6 @@ from paligemma.data.rows import split_lines
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.workers import WorkerDiedError, prepare_parts
-from paligemma.lineage.record import read_record
 from paligemma.progress import WorkProgress
 
 ROWS = 60

@@ -22,10 +22,10 @@ from components.finetune.main import run as finetune
 from components.publish import release as release_module
 from components.publish.main import run as publish
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma.artifacts.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open import open_checkpoint, open_model
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.registry import (
     list_releases,
     promote,

@@ -13,13 +13,13 @@ import pytest
 
 from components.fetch_checkpoint.main import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
+from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.checkpoints.sources import secret_manager
 from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import file_sha256, read_record
 from paligemma.storage import cache, retry, space
 from paligemma.storage.location import GcsLocation
 from paligemma.web_client import HOSTS_VARIABLE

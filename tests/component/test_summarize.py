@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from components.summarize.component import summarize
 from components.summarize.main import run
 from conftest import REPOSITORY
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError
 from paligemma.lineage import webhook
-from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs
-from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
 from pipelines.cli import app
 from servers.local_http import Exchange, LocalServer
@@ -201,8 +201,8 @@ def test_the_address_may_be_in_a_mounted_file(root: Path, tmp_path: Path, monkey
 def end(root: str, run: str, fail: bool, made: dsl.Output[dsl.Artifact]):
     """A step that makes something, or fails."""
     from components.artifacts import output_location
+    from paligemma.artifacts.store import produce
     from paligemma.errors import InputError
-    from paligemma.lineage.artifact import produce
 
     output_location(made, root, run, "end")
     with produce(f"{root}/x", "thing", "end", {}, []) as draft:

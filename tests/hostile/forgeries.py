@@ -17,9 +17,7 @@ from random import Random
 
 from roots import Case, replace, rewrite, signing
 
-from paligemma.lineage.attempt import attempt_name, seal
-from paligemma.lineage.prune import prune_mark
-from paligemma.lineage.record import (
+from paligemma.artifacts.record import (
     Artifact,
     File,
     Record,
@@ -30,6 +28,8 @@ from paligemma.lineage.record import (
     render_record,
     tree_sha256,
 )
+from paligemma.artifacts.recording import attempt_name, seal
+from paligemma.lineage.prune import prune_mark
 
 Forge = Callable[[Case, Random], None]
 DEEP = b"[" * 100_000

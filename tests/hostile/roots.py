@@ -18,15 +18,15 @@ from lineage_runs import make_run, make_step
 
 from components.fetch_checkpoint.main import run as fetch
 from components.publish.main import run as publish
+from paligemma.artifacts.record import Record, parse_record, render_record
+from paligemma.artifacts.recording import at_place, attempt_name, keep_file, seal
+from paligemma.artifacts.signing import KEY_VARIABLE
+from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place, attempt_name, keep_file, seal
 from paligemma.lineage.index import Index
 from paligemma.lineage.kept import PRUNED_ENDING
 from paligemma.lineage.prune import prune_mark
-from paligemma.lineage.record import Record, parse_record, render_record
-from paligemma.lineage.sign import KEY_VARIABLE
 
 ROWS = [("1.png", "one"), ("2.png", "two")]
 LARGE = 65536

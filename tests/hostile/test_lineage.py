@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from components.prepare_data.steps import FINGERPRINT_FILE, open_inputs, work_folder
 from conftest import SmallData
+from paligemma.artifacts.record import parse_record, read_record, record_sha256
+from paligemma.artifacts.recording import PRICE_VARIABLE, attempt
+from paligemma.artifacts.signing import read_public_key
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.attempt import PRICE_VARIABLE, attempt
 from paligemma.lineage.index import Index
 from paligemma.lineage.prune import delete, plan
-from paligemma.lineage.record import parse_record, read_record, record_sha256
-from paligemma.lineage.sign import read_public_key
 from paligemma.lineage.verify import verify
 from paligemma.storage.cache import CACHE_VARIABLE
 from paligemma.terminal import printable, printable_json

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from paligemma.artifacts.store import produce
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.artifact import produce
 from paligemma.registry import (
     Manifest,
     formats_in,

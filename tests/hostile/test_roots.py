@@ -18,9 +18,9 @@ import pytest
 import typer
 
 from conftest import REPOSITORY
+from paligemma.artifacts.signing import read_public_key
 from paligemma.checkpoints.open import open_model
 from paligemma.errors import PaliGemmaError
-from paligemma.lineage.sign import read_public_key
 from paligemma.lineage.verify import verify
 from paligemma.registry import roll_back
 from paligemma.storage.cache import CACHE_VARIABLE

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from paligemma.artifacts.store import localize, produce
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.artifact import localize, produce
 from paligemma.storage import cache, folders, gcs, retry
 from paligemma.storage.location import GcsLocation, parse_location
 from servers.gcs import GcsServer
@@ -187,9 +187,8 @@ def test_the_cache_of_an_artifact_heals(make: Callable[[Path], None], storage: P
 
 def _forget() -> None:
     """As a new process, which has hashed nothing yet."""
-    from paligemma.lineage import artifact
 
-    artifact._verified.clear()
+    store._verified.clear()
 
 
 @pytest.mark.parametrize("make", [_file, _dangling])

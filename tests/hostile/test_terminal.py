@@ -17,11 +17,11 @@ import typer
 from lineage_runs import make_step, row_entry
 
 from conftest import REPOSITORY
+from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.npz import write_npz
 from paligemma.command_line import run_app, run_command
 from paligemma.errors import DamagedError
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place, attempt
 from paligemma.progress import WorkProgress
 from paligemma.registry import Manifest, formats_in, release_part
 from paligemma.storage import cache

@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from lineage_runs import make_run, make_step
 from referencing import Registry, Resource
 
+from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError, StoppedError
-from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.cached import record_cached
 from paligemma.lineage.index import Index
 from paligemma.lineage.openlineage import events, to_line

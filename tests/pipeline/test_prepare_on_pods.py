@@ -10,8 +10,8 @@ from kfp import local
 from components.prepare_data.main import run
 from components.prepare_data.pods import join_groups, list_groups, prepare_group
 from conftest import SmallData
+from paligemma.artifacts.record import read_record
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import read_record
 from pipelines.prepare import prepare_pipeline
 
 SETTINGS = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 4, "compression": "none"}

@@ -17,10 +17,10 @@ import pytest
 from kfp import dsl
 
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS, SmallData
+from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import read_record
 from paligemma.preflight.examine import MEMORY_VARIABLE
 from paligemma.registry import read_champion
 from pipelines.finetune import make_pipeline

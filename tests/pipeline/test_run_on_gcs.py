@@ -17,14 +17,14 @@ from components.finetune.main import fine_tune
 from components.prepare_data.main import run as prepare
 from components.publish.model_registry import VertexModel
 from conftest import XLA_FLAGS, SmallData
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
 from paligemma.launch.vertex import ENDPOINT_VARIABLE
-from paligemma.lineage.artifact import localize
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import trace
-from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
 from paligemma.registry import Release, read_champion, read_release, verify_release
 from paligemma.storage import cache, gcs

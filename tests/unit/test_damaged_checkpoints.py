@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import paligemma
+from paligemma.artifacts.record import file_sha256
+from paligemma.artifacts.store import produce
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.lazy import Stacked
 from paligemma.checkpoints.npz import read_npz, write_npz
@@ -23,8 +25,6 @@ from paligemma.checkpoints.parameters import place
 from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, Outgoing, read_safetensors, write_safetensors
 from paligemma.checkpoints.tuned import DESCRIPTION_FILE, WEIGHTS_FILE, Base, TunedDescription, write_tuned
 from paligemma.errors import DamagedError
-from paligemma.lineage.artifact import produce
-from paligemma.lineage.record import file_sha256
 from paligemma.sharding import fsdp_sharding, make_mesh
 
 

@@ -22,13 +22,13 @@ from lineage_runs import make_run
 
 from components.fetch_checkpoint.main import run as fetch_checkpoint
 from components.finetune.main import run as finetune
+from paligemma.artifacts.recording import recorded
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.sources import kaggle
 from paligemma.command_line import run_app
 from paligemma.errors import InputError
 from paligemma.evaluation.kept import KeptPredictions
 from paligemma.evaluation.predict import Prediction
-from paligemma.lineage.attempt import recorded
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs
 from paligemma.storage import cache

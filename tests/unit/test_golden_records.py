@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from paligemma.artifacts.record import parse_record
+from paligemma.artifacts.signing import read_public_key
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import run_summary, trace
-from paligemma.lineage.record import parse_record
-from paligemma.lineage.sign import read_public_key
 from paligemma.lineage.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden_records"

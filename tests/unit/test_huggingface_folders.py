@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import paligemma
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.store import produce
 from paligemma.checkpoints import safetensors
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
@@ -26,8 +28,6 @@ from paligemma.checkpoints.parameters import place
 from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, Tensor, read_safetensors
 from paligemma.checkpoints.tuned import Base, TunedDescription, read_tuned, write_tuned
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.artifact import produce
-from paligemma.lineage.record import read_record
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.models.lora import LoraConfig
 from paligemma.sharding import fsdp_sharding, make_mesh

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lineage_runs import row_entry
 
+from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
-from paligemma.lineage.artifact import input_of, produce
 from paligemma.lineage.impact import impact
 from paligemma.lineage.joined import open_roots
 from paligemma.lineage.queries import trace
@@ -190,7 +190,7 @@ def test_a_root_that_nobody_may_write_into_is_said(
     def refuse(location: object, data: bytes) -> bool:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("paligemma.lineage.roots.write_new_file", refuse)
+    monkeypatch.setattr("paligemma.artifacts.root_links.write_new_file", refuse)
     world = World(tmp_path, "")
     make_chain(world, [0, 1, 1, 1], ["", "", ""], tmp_path / "rows.jsonl")
     assert f"--root {world.root(0)} will not know of {world.root(1)}" in caplog.text

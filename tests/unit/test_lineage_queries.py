@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from lineage_runs import make_run, make_step, row_entry
 
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
 from paligemma.lineage import prune, queries
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.cached import record_cached
 from paligemma.lineage.diff import diff
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
-from paligemma.lineage.record import read_record
 from paligemma.lineage.verify import verify
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import parse_location

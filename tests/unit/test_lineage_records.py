@@ -15,12 +15,12 @@ from kfp import dsl
 
 from components.artifacts import input_location, mirror_record, output_location
 from conftest import ONE_DEVICE
+from paligemma.artifacts.record import parse_record, read_record, render_record
+from paligemma.artifacts.recording import RUN_VARIABLE, Attempt, recorded
+from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import DamagedError, InputError, StoppedError
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import RUN_VARIABLE, Attempt, recorded
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs
-from paligemma.lineage.record import parse_record, read_record, render_record
 
 
 def make(output: Path, text: str = "x", inputs: tuple = (), **facts: object) -> None:
@@ -174,7 +174,7 @@ def test_a_step_may_name_the_root_of_its_records(tmp_path: Path) -> None:
 
 WAITING = """
 import sys, time
-from paligemma.lineage.attempt import recorded
+from paligemma.artifacts.recording import recorded
 @recorded("slow")
 def slow(output):
     print("begun", flush=True)
@@ -206,7 +206,7 @@ def test_a_failure_that_cannot_be_recorded_is_still_the_one_shown(tmp_path: Path
 
 def test_kfps_metadata_says_what_the_record_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "paligemma.lineage.attempt._place", ContextVar("place", default=None)
+        "paligemma.artifacts.recording._place", ContextVar("place", default=None)
     )  # a task has a process of its own
     artifact = dsl.Artifact(name="made", uri=str(tmp_path / "root/job/make/made"), metadata={})
     output = output_location(artifact, "", "job", "make")
@@ -224,7 +224,7 @@ def test_an_artifact_of_a_cluster_stays_the_runners_and_says_where_ours_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KFP's launcher fails a task whose artifact has left the pipeline root, and gives the next one a copy of what is there."""
-    monkeypatch.setattr("paligemma.lineage.attempt._place", ContextVar("place", default=None))
+    monkeypatch.setattr("paligemma.artifacts.recording._place", ContextVar("place", default=None))
     monkeypatch.setattr("kfp.dsl.types.artifact_types._GCS_LOCAL_MOUNT_PREFIX", f"{tmp_path}/gcs/")
     artifact = dsl.Artifact(name="made", uri="gs://bucket/runner/dag/1234/evaluate-2/made", metadata={})
     output = output_location(artifact, str(tmp_path / "root"), "1234", "evaluate tuned")

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from lineage_runs import make_run
 
+from paligemma.artifacts.record import Record, parse_record, render_record
+from paligemma.artifacts.signing import KEY_VARIABLE, read_public_key
 from paligemma.errors import InputError
 from paligemma.lineage.index import Index
-from paligemma.lineage.record import Record, parse_record, render_record
-from paligemma.lineage.sign import KEY_VARIABLE, read_public_key
 from paligemma.lineage.verify import Problem, verify
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import parse_location
@@ -114,7 +114,7 @@ def test_a_record_in_another_ones_place_is_found(root: Path) -> None:
 
 def rewrite(root: Path, change: Callable[[Record], Record]) -> None:
     """Forges the release's record in both places, with a hash that fits."""
-    from paligemma.lineage.attempt import seal
+    from paligemma.artifacts.recording import seal
 
     (copy,) = (root / "lineage/one/publish").iterdir()
     forged = render_record(seal(change(parse_record(copy.read_bytes(), copy))))

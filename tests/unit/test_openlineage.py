@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from lineage_runs import make_run
 
+from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place, attempt
 from paligemma.lineage.index import Index
 from paligemma.lineage.openlineage import NotAcceptedError, events, send, to_line
 from servers.local_http import Exchange, LocalServer

@@ -7,9 +7,9 @@ from pathlib import Path
 from lineage_runs import make_step
 
 from components.publish.release import sources_of
-from paligemma.lineage.artifact import input_of, produce
-from paligemma.lineage.attempt import at_place
-from paligemma.lineage.record import Input, file_sha256
+from paligemma.artifacts.record import Input, file_sha256
+from paligemma.artifacts.recording import at_place
+from paligemma.artifacts.store import input_of, produce
 
 
 def test_the_sources_are_data_files_and_the_address_that_a_checkpoint_came_from(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paligemma.artifacts.record import file_sha256
 from paligemma.data.records import Example
 from paligemma.data.shards import ShardWriter, serialize
 from paligemma.data.tf_dataset import import_tensorflow
-from paligemma.lineage.record import file_sha256
 
 
 def example(prefix: str = "p", ids: tuple[int, ...] = (2, 5), line: int = 1) -> Example:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from paligemma.artifacts.record import RECORD_FILE, read_record
 from paligemma.checkpoints.open import EMBEDDED, Checkpoint, open_checkpoint
 from paligemma.errors import InputError
-from paligemma.lineage.record import RECORD_FILE, read_record
 
 _TOY = ", a toy for the demo"
 

@@ -12,13 +12,13 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import CONFIG_FILE, open_model
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.errors import InputError
-from paligemma.lineage.artifact import input_of, produce
 from paligemma.storage.space import check_space
 
 Format = Literal["big_vision", "huggingface"]

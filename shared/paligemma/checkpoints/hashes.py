@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paligemma.artifacts.record import RECORD_FILE, file_sha256, read_record
 from paligemma.checkpoints.sources.huggingface import expected_sha256
 from paligemma.errors import DamagedError
-from paligemma.lineage.record import RECORD_FILE, file_sha256, read_record
 
 
 def known_sha256(file: Path) -> str | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from paligemma.artifacts.record import RECORD_FILE, File, tree_sha256
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints import npz, safetensors
 from paligemma.checkpoints.architecture import check_dtypes, check_parameters, infer_config, without_padding
 from paligemma.checkpoints.hashes import checked_sha256, known_sha256
@@ -19,8 +21,6 @@ from paligemma.checkpoints.resample import resampled
 from paligemma.checkpoints.tokenizer_file import as_sentencepiece, find_tokenizer
 from paligemma.checkpoints.tuned import DESCRIPTION_FILE, TunedModel, is_tuned_model, read_tuned
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE, File, tree_sha256
 from paligemma.models.config import PaliGemmaConfig, parse_config, read_config
 from paligemma.storage.location import SCHEME
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from paligemma.artifacts.record import file_sha256
 from paligemma.checkpoints.huggingface.sentencepiece_model import sentencepiece_model
-from paligemma.lineage.record import file_sha256
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import write_file
 

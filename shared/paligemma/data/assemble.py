@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, WARNINGS_FILE, Dataset, Shard
 from paligemma.data.rows import LineRange
 from paligemma.errors import DamagedError
-from paligemma.lineage.record import REJECTED_FILE, ROWS_FILE
 
 FREQUENT_SUFFIXES = 20
 

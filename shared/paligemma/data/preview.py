@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paligemma.artifacts.record import RECORD_FILE
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open import open_model
 from paligemma.data.checks import WARNINGS
@@ -21,8 +23,6 @@ from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.evaluation.boxes import parse_boxes
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import RECORD_FILE
 from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists, parent_of
 

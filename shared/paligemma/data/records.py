@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 
+from paligemma.artifacts.record import ROWS_FILE, read_record
+from paligemma.artifacts.store import localize
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines, read_model
-from paligemma.lineage.artifact import localize
-from paligemma.lineage.record import ROWS_FILE, read_record
 from paligemma.safe_names import RelativePath, Sha256
 
 DATASET_FILE = "dataset.json"

@@ -20,10 +20,10 @@ import google_crc32c
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from paligemma.artifacts.record import file_sha256
 from paligemma.data.records import Records, Shard
 from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
-from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
 from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.space import check_space

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from paligemma.artifacts.record import file_sha256
 from paligemma.data.prepare import Job, Preparer, part_file, read_facts
 from paligemma.data.rows import LineRange
 from paligemma.errors import PaliGemmaError
-from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
 
 SECONDS_BETWEEN_LOOKS = 0.2

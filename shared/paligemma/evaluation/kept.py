@@ -19,10 +19,10 @@ from pathlib import Path
 import google_crc32c
 
 import paligemma
+from paligemma.artifacts.record import canonical_sha256, file_sha256
 from paligemma.errors import DamagedError
 from paligemma.evaluation.predict import Prediction
 from paligemma.foreign_json import parse_json
-from paligemma.lineage.record import canonical_sha256, file_sha256
 from paligemma.storage import folders, gcs
 from paligemma.storage.files import write_file
 from paligemma.storage.location import parse_location

@@ -15,10 +15,8 @@ from types import FrameType
 from typing import Literal, Protocol
 
 from paligemma.accelerator import ACCELERATOR_VARIABLE
-from paligemma.errors import InputError, PaliGemmaError, StoppedError
-from paligemma.foreign_json import SMALL_BYTES, parse_json
-from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
-from paligemma.lineage.attempt import (
+from paligemma.artifacts.record import Failure, parse_record
+from paligemma.artifacts.recording import (
     FOLDER,
     MARK_ENDING,
     ROOT_VARIABLE,
@@ -27,7 +25,9 @@ from paligemma.lineage.attempt import (
     place_environment,
     safe_name,
 )
-from paligemma.lineage.record import Failure, parse_record
+from paligemma.errors import InputError, PaliGemmaError, StoppedError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from paligemma.storage.folders import list_files, read_file
 from paligemma.storage.location import parse_location
 

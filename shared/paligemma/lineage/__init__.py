@@ -1,1 +1,1 @@
-"""What made an artifact, from what: one JSON record beside each, written last. No server."""
+"""Questions about artifacts, answered from their records. No server, and nothing is changed but what `prune` may delete."""

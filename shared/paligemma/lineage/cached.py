@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from paligemma.lineage.attempt import attempt_name, keep_file, seal
+from paligemma.artifacts.record import CachedFrom, Record, render_record
+from paligemma.artifacts.recording import attempt_name, keep_file, seal
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import by_hash, run_tasks
-from paligemma.lineage.record import CachedFrom, Record, render_record
 
 _NOT_STEPS = ("champion",)  # another run's, compared with on purpose
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from paligemma.artifacts.record import ROWS_FILE
 from paligemma.lineage.index import Index, unpack
 from paligemma.lineage.queries import run_tasks
-from paligemma.lineage.record import ROWS_FILE
 
 _SHOWN_ROWS = 20
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from paligemma.artifacts.record import file_sha256
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.index import KEY_BYTES, Index
 from paligemma.lineage.queries import (
@@ -19,7 +20,6 @@ from paligemma.lineage.queries import (
     users,
     users_of,
 )
-from paligemma.lineage.record import file_sha256
 from paligemma.lineage.rejected import rejections
 from paligemma.storage.files import local_file
 from paligemma.storage.location import parse_location

@@ -22,11 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from paligemma.artifacts.record import ROWS_FILE, Record, file_sha256, parse_record
+from paligemma.artifacts.recording import FOLDER, ROOTS_FOLDER, ROWS_FOLDER
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import read_json_lines
-from paligemma.lineage.attempt import FOLDER, ROOTS_FOLDER, ROWS_FOLDER
 from paligemma.lineage.kept import PRUNED_ENDING, is_kept_path, parse_prune_mark, path_fault
-from paligemma.lineage.record import ROWS_FILE, Record, file_sha256, parse_record
 from paligemma.progress import WorkProgress
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs

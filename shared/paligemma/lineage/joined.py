@@ -7,9 +7,9 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from paligemma.artifacts.root_links import linked_roots, same_root
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.index import Index, empty_index
-from paligemma.lineage.roots import linked_roots, same_root
 from paligemma.storage.location import Location, parse_location
 
 log = logging.getLogger("paligemma.lineage")

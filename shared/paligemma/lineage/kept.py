@@ -15,11 +15,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from paligemma.artifacts.record import Record, Signature, Time, canonical_sha256, parse_record, render_record
+from paligemma.artifacts.recording import FOLDER, MARK_ENDING, ROOTS_FOLDER, ROWS_FOLDER
+from paligemma.artifacts.root_links import parse_root_link
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import parse_model
-from paligemma.lineage.attempt import FOLDER, MARK_ENDING, ROOTS_FOLDER, ROWS_FOLDER
-from paligemma.lineage.record import Record, Signature, Time, canonical_sha256, parse_record, render_record
-from paligemma.lineage.roots import parse_root_link
 from paligemma.safe_names import Sha256, relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.folders import Entry, kind_of, read_file, walk

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from paligemma.artifacts.record import RECORD_FILE, Record, parse_record
+from paligemma.artifacts.recording import FOLDER
 from paligemma.errors import PaliGemmaError
-from paligemma.lineage.attempt import FOLDER
-from paligemma.lineage.record import RECORD_FILE, Record, parse_record
 from paligemma.storage import gcs
 from paligemma.storage.folders import read_file
 from paligemma.storage.location import GcsLocation, Location

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from paligemma.artifacts.record import ROWS_FILE
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs, run_summary, run_tasks
-from paligemma.lineage.record import ROWS_FILE
 from paligemma.reports.page import render
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paligemma.artifacts.record import RECORD_FILE, parse_record
+from paligemma.artifacts.recording import FOLDER
 from paligemma.errors import PaliGemmaError
-from paligemma.lineage.attempt import FOLDER
-from paligemma.lineage.record import RECORD_FILE, parse_record
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage.folders import kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location, parse_location

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from paligemma.artifacts.record import RECORD_FILE, parse_record
+from paligemma.artifacts.recording import attempt_name, keep_file
+from paligemma.artifacts.signing import sign
 from paligemma.errors import InputError, PaliGemmaError
-from paligemma.lineage.attempt import attempt_name, keep_file
 from paligemma.lineage.index import Index, unpack
 from paligemma.lineage.kept import PRUNED_ENDING, PruneMark
 from paligemma.lineage.places import Made, Places, link_between, version_folder
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
-from paligemma.lineage.record import RECORD_FILE, parse_record
-from paligemma.lineage.sign import sign
 from paligemma.storage.folders import Entry, kind_of, read_file, remove_files, walk
 from paligemma.storage.location import GcsLocation, Location
 

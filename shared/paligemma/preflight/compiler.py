@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from paligemma.artifacts.record import canonical_sha256
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.extras import how_to_install
 from paligemma.foreign_json import read_json
-from paligemma.lineage.record import canonical_sha256
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.preflight.targets import find_target
 from paligemma.preflight.worker import RESULT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from paligemma.lineage.attempt import about_attempt
+from paligemma.artifacts.recording import about_attempt
 from paligemma.preflight.disk import Disk
 from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render, write_page

@@ -11,12 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from paligemma.artifacts.record import canonical_sha256, read_record
 from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.data.batch import TrainBatch
 from paligemma.data.records import Records, image_numbers
 from paligemma.errors import InputError
-from paligemma.lineage.record import canonical_sha256, read_record
 from paligemma.models.paligemma import PaliGemma
 from paligemma.sharding import batch_sharding, fsdp_sharding, make_mesh
 from paligemma.storage.atomic import write_file

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.checkpoints.sources import huggingface, kaggle, web
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import InputError, PaliGemmaError
-from paligemma.lineage.artifact import localize
 from paligemma.redaction import without_passwords
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import SCHEME, parse_location

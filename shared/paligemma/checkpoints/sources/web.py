@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paligemma.artifacts.record import file_sha256
 from paligemma.checkpoints.sources.remote import attempts, redacted, unavailable
 from paligemma.errors import DamagedError, InputError
-from paligemma.lineage.record import file_sha256
 from paligemma.progress import WorkProgress
 from paligemma.safe_names import parse_sha256, relative_path_fault
 from paligemma.storage import cache

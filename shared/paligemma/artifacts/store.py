@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paligemma.errors import DamagedError, InputError
-from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
-from paligemma.lineage.attempt import Attempt, attempt
-from paligemma.lineage.record import (
+from paligemma.artifacts.record import (
     RECORD_FILE,
     Artifact,
     Input,
@@ -25,7 +22,10 @@ from paligemma.lineage.record import (
     render_record,
     tree_sha256,
 )
-from paligemma.lineage.roots import connect
+from paligemma.artifacts.recording import Attempt, attempt
+from paligemma.artifacts.root_links import connect
+from paligemma.errors import DamagedError, InputError
+from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
 from paligemma.progress import WorkProgress
 from paligemma.storage import atomic, cache, gcs, versions
 from paligemma.storage.atomic import write_directory

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from paligemma.artifacts.record import RECORD_FILE, Input, Record, parse_record
+from paligemma.artifacts.recording import FOLDER, ROOTS_FOLDER, Attempt
 from paligemma.errors import DamagedError, PaliGemmaError
 from paligemma.foreign_json import parse_model
-from paligemma.lineage.attempt import FOLDER, ROOTS_FOLDER, Attempt
-from paligemma.lineage.record import RECORD_FILE, Input, Record, parse_record
 from paligemma.safe_names import Address
 from paligemma.storage.files import exists, parent_of, write_new_file
 from paligemma.storage.folders import list_files, read_file

@@ -33,8 +33,7 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from paligemma.errors import InputError, PaliGemmaError, StoppedError
-from paligemma.lineage.record import (
+from paligemma.artifacts.record import (
     ROWS_FILE,
     Artifact,
     CachedFrom,
@@ -46,7 +45,8 @@ from paligemma.lineage.record import (
     record_sha256,
     render_record,
 )
-from paligemma.lineage.sign import sign
+from paligemma.artifacts.signing import sign
+from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.processes import described
 from paligemma.redaction import without_secrets
 from paligemma.storage import folders

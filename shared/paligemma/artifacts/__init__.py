@@ -1,0 +1,1 @@
+"""Artifacts and their records: made whole, recorded last, found, fetched and checked. Asks nothing: that is `lineage`."""
