@@ -19,7 +19,7 @@ from paligemma.errors import InputError
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.tasks import TASKS
 from paligemma.preflight.targets import find_target
-from paligemma.registry import read_champion
+from paligemma.registry.releases import read_champion
 from paligemma.safe_names import parse_sha256
 from paligemma.storage.files import parent_of
 from paligemma.storage.folders import kind_of

@@ -16,7 +16,7 @@ from paligemma.errors import DamagedError, InputError
 from paligemma.evaluation.gate import Decision, compare, decide
 from paligemma.evaluation.metrics import Scores
 from paligemma.foreign_json import read_json, read_json_lines
-from paligemma.registry import EVALUATION_FOLDER, Release, read_champion_release
+from paligemma.registry.releases import EVALUATION_FOLDER, Release, read_champion_release
 
 ARTIFACT_TYPE = "evaluation"
 RECORDS_ROLE = "validation records"

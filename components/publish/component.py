@@ -46,7 +46,7 @@ def publish(
     from components.artifacts import input_location, mirror_record, output_location
     from components.publish.main import run as run_step
     from paligemma.artifacts.store import localize
-    from paligemma.registry import CARD_FILE, release_part
+    from paligemma.registry.releases import CARD_FILE, release_part
 
     location = output_location(release, artifact_root, run, run_task)
     registry = registry or location

@@ -15,7 +15,7 @@ from paligemma.artifacts.record import RECORD_FILE, parse_record
 from paligemma.errors import InputError
 from paligemma.launch.rest import BackendError
 from paligemma.launch.vertex import VertexApi
-from paligemma.registry import Release, release_part
+from paligemma.registry.releases import Release, release_part
 from paligemma.storage import gcs
 from paligemma.storage.location import SCHEME
 from paligemma.storage.versions import folder_of

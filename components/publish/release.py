@@ -18,7 +18,7 @@ from paligemma.checkpoints.open import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.foreign_json import read_json
-from paligemma.registry import (
+from paligemma.registry.releases import (
     ARTIFACT_TYPE,
     CARD_FILE,
     EVALUATION_FOLDER,
@@ -32,7 +32,7 @@ from paligemma.registry import (
     release_part,
     versions,
 )
-from paligemma.signature import sign, signer_of, signing_key
+from paligemma.registry.signature import sign, signer_of, signing_key
 from paligemma.storage.files import exists
 from paligemma.storage.location import absolute_uri, parse_location
 from paligemma.storage.retry import ChangedError

@@ -21,7 +21,7 @@ def releases(registry: Registry = "runs/pipeline/registry") -> None:
     What is damaged is listed as such, after the rest: a release, or a champion that is none of the releases.
     """
     from paligemma.errors import DamagedError, InputError
-    from paligemma.registry import is_registry, list_releases, read_champion, read_champion_release
+    from paligemma.registry.releases import is_registry, list_releases, read_champion, read_champion_release
 
     if not is_registry(registry):
         raise InputError(
@@ -63,7 +63,7 @@ def rollback(
     registry: Registry = "runs/pipeline/registry",
 ) -> None:
     """Make an earlier release the champion again, after reading every byte of it."""
-    from paligemma.registry import roll_back
+    from paligemma.registry.releases import roll_back
 
     before, champion = roll_back(registry, release)
     say(f"the champion is {champion.release}, it was {before or 'damaged'}")
@@ -80,8 +80,8 @@ def verify(
     """Read every byte of a release, or of one artifact, and compare it with what was recorded."""
     from paligemma.artifacts.record import RECORD_FILE
     from paligemma.artifacts.store import localize
-    from paligemma.registry import read_release, verify_artifact, verify_release
-    from paligemma.signature import verify_signature
+    from paligemma.registry.releases import read_release, verify_artifact, verify_release
+    from paligemma.registry.signature import verify_signature
     from paligemma.storage.files import exists
 
     is_artifact = "/" in release and exists(release, RECORD_FILE)

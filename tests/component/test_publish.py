@@ -26,7 +26,7 @@ from paligemma.artifacts.record import File, list_files, read_record, record_sha
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open import open_checkpoint, open_model
 from paligemma.errors import DamagedError, InputError
-from paligemma.registry import (
+from paligemma.registry.releases import (
     list_releases,
     promote,
     read_champion,

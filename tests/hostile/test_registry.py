@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from paligemma.artifacts.store import produce
 from paligemma.errors import DamagedError, InputError
-from paligemma.registry import (
+from paligemma.registry.releases import (
     Manifest,
     formats_in,
     list_releases,

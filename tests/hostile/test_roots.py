@@ -22,7 +22,7 @@ from paligemma.artifacts.signing import read_public_key
 from paligemma.checkpoints.open import open_model
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.verify import verify
-from paligemma.registry import roll_back
+from paligemma.registry.releases import roll_back
 from paligemma.storage.cache import CACHE_VARIABLE
 from pipelines.commands import lineage, releases
 
@@ -167,7 +167,7 @@ def open_evaluated(tuned: str, records: str) -> None:
 def publish(case: Case) -> None:
     """What publish does before it writes anything."""
     from components.publish.release import read_candidate
-    from paligemma.registry import read_champion
+    from paligemma.registry.releases import read_champion
 
     parts = [f"{case.root}/real/{name}" for name in ("fetch/checkpoint", "finetune/tuned", "evaluate/evaluation")]
     candidate = read_candidate(*parts, f"{case.root}/registry", "big_vision", "stored")

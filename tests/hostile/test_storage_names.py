@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from paligemma.artifacts import store
 from paligemma.artifacts.store import localize, produce
 from paligemma.errors import DamagedError, InputError
 from paligemma.storage import cache, folders, gcs, retry

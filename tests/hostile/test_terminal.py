@@ -23,7 +23,7 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.command_line import run_app, run_command
 from paligemma.errors import DamagedError
 from paligemma.progress import WorkProgress
-from paligemma.registry import Manifest, formats_in, release_part
+from paligemma.registry.releases import Manifest, formats_in, release_part
 from paligemma.storage import cache
 from paligemma.terminal import say, say_json, show_table
 from pipelines.cli import app

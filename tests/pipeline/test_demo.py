@@ -14,7 +14,7 @@ from conftest import OPTIMIZED, REPOSITORY
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.model import load
-from paligemma.registry import read_champion
+from paligemma.registry.releases import read_champion
 from pipelines.demo.digits import write_digits
 
 

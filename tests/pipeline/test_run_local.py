@@ -22,7 +22,7 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.preflight.examine import MEMORY_VARIABLE
-from paligemma.registry import read_champion
+from paligemma.registry.releases import read_champion
 from pipelines.finetune import make_pipeline
 from pipelines.run_local import RunOutputs, StepFailedError, run_pipeline
 

@@ -26,7 +26,7 @@ from paligemma.launch.vertex import ENDPOINT_VARIABLE
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import trace
 from paligemma.lineage.verify import verify
-from paligemma.registry import Release, read_champion, read_release, verify_release
+from paligemma.registry.releases import Release, read_champion, read_release, verify_release
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import GcsLocation, parse_location
 from paligemma.training.preemption import PreemptedError, PreemptionGuard

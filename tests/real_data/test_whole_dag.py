@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paligemma.registry import read_champion
+from paligemma.registry.releases import read_champion
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
 from real_data.command_line import CommandLine

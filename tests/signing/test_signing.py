@@ -14,7 +14,7 @@ from components.evaluate.main import run as evaluate
 from components.finetune.main import run as finetune
 from components.publish.main import run as publish
 from paligemma.errors import DamagedError, InputError
-from paligemma.signature import KEY_VARIABLE, sign, signer_of, verify_signature
+from paligemma.registry.signature import KEY_VARIABLE, sign, signer_of, verify_signature
 from pipelines.cli import app
 
 assert importlib.util.find_spec("model_signing"), "model-signing is not installed: run `make signing`"

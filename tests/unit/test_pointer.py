@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.errors import DamagedError, PaliGemmaError
+from paligemma.registry.pointer import Pointer, move_pointer, read_pointer
 from paligemma.storage import files, retry
-from paligemma.storage.pointer import Pointer, move_pointer, read_pointer
 from servers.fault_proxy import FaultProxy, LoseResponse, random_schedule
 from servers.gcs import GcsServer
 
@@ -96,7 +96,7 @@ def test_what_is_no_pointer_is_damaged(new_place: Callable[[], str], contents: b
 
 RACER = """
 import sys
-from paligemma.storage.pointer import move_pointer, read_pointer
+from paligemma.registry.pointer import move_pointer, read_pointer
 from paligemma.storage.retry import ChangedError
 place, name = sys.argv[1:]
 for number, _ in enumerate(sys.stdin):
@@ -181,7 +181,7 @@ def test_under_faults_a_pointer_is_whole_and_what_was_said_is_true(
 
 MOVERS = """
 import os, sys
-from paligemma.storage.pointer import move_pointer, read_pointer
+from paligemma.registry.pointer import move_pointer, read_pointer
 for _ in sys.stdin:
     child = os.fork()
     if child == 0:

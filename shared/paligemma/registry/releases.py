@@ -20,12 +20,12 @@ from paligemma.artifacts.record import RECORD_FILE, File, Record, file_sha256, l
 from paligemma.artifacts.store import localize
 from paligemma.errors import DamagedError, InputError, PaliGemmaError, did_you_mean
 from paligemma.foreign_json import first_fault, read_json, read_model
+from paligemma.registry.pointer import DamagedPointerError, move_pointer, read_pointer
 from paligemma.safe_names import ReleaseVersion, RunName, Sha256, is_release_version, parse_release_version
 from paligemma.storage.files import exists
 from paligemma.storage.folders import kind_of
 from paligemma.storage.folders import list_files as list_paths
 from paligemma.storage.location import Location, parse_location
-from paligemma.storage.pointer import DamagedPointerError, move_pointer, read_pointer
 from paligemma.storage.retry import ChangedError
 
 ARTIFACT_TYPE = "release"
