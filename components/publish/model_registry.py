@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from components.publish.serving import Serving, parse_serving
 from paligemma.artifacts.record import RECORD_FILE, parse_record
 from paligemma.errors import InputError
-from paligemma.launch.rest import BackendError
-from paligemma.launch.vertex import VertexApi
+from paligemma.google.rest import BackendError
+from paligemma.google.vertex import VertexApi
 from paligemma.registry.releases import Release, release_part
 from paligemma.storage import gcs
 from paligemma.storage.location import SCHEME

@@ -41,6 +41,7 @@ def run(
     """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
     import json
 
+    from components.summarize.webhook import notify
     from paligemma.artifacts.recording import safe_name
     from paligemma.artifacts.store import produce
     from paligemma.errors import InputError
@@ -48,7 +49,6 @@ def run(
     from paligemma.lineage.cached import record_cached
     from paligemma.lineage.index import Index
     from paligemma.lineage.page import page_data, render_page
-    from paligemma.lineage.webhook import notify
     from paligemma.reports.page import write_page
 
     name = safe_name(run)

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
-from paligemma.launch.rest import BackendError, BackendUnavailableError
+from paligemma.google.rest import BackendError, BackendUnavailableError
 from paligemma.terminal import printable
 from paligemma.yaml_text import dump_documents
 from pipelines.backends.job import Job, Scheduled, difference, find_task, no_such_schedule, step_names

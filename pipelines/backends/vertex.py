@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from paligemma.errors import InputError
-from paligemma.launch.vertex import VertexApi
+from paligemma.google.vertex import VertexApi
 from paligemma.terminal import printable
 from pipelines.backends.job import Job, Scheduled, canonical, difference, find_task, no_such_schedule, step_names
 

@@ -140,7 +140,7 @@ def schedule(
 ) -> None:
     """Run the DAG again and again, one run at a time. The same schedule again changes nothing."""
     from paligemma.errors import InputError
-    from paligemma.launch.rest import BackendError, BackendUnavailableError
+    from paligemma.google.rest import BackendError, BackendUnavailableError
     from pipelines.backends.connect import connect, place_on
     from pipelines.backends.cron import check_cron
     from pipelines.backends.job import difference, make_job

@@ -20,10 +20,10 @@ from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError, StoppedError
+from paligemma.google.rest import BackendError
+from paligemma.google.vertex import ENDPOINT_VARIABLE
 from paligemma.launch import trainjob, watch
 from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
-from paligemma.launch.rest import BackendError
-from paligemma.launch.vertex import ENDPOINT_VARIABLE
 from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
 from paligemma.processes import Processes, described
 from pipelines.launching import custom_job, train_job

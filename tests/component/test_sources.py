@@ -16,10 +16,10 @@ from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open import resolve_embedded
-from paligemma.checkpoints.sources import secret_manager
 from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import DamagedError, InputError
+from paligemma.google import secret_manager
 from paligemma.storage import cache, retry, space
 from paligemma.storage.location import GcsLocation
 from paligemma.web_client import HOSTS_VARIABLE
@@ -296,7 +296,7 @@ def test_nothing_from_secret_manager_is_in_any_output(vault: SecretServer, kaggl
     program = f"""
 import logging
 logging.basicConfig(level=logging.DEBUG)
-from paligemma.checkpoints.sources import secret_manager
+from paligemma.google import secret_manager
 secret_manager.ENDPOINT = {vault.url!r}
 from components.fetch_checkpoint.main import main
 main()

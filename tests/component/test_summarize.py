@@ -13,13 +13,13 @@ from kfp import dsl
 from lineage_runs import make_run, make_step
 from typer.testing import CliRunner
 
+from components.summarize import webhook
 from components.summarize.component import summarize
 from components.summarize.main import run
 from conftest import REPOSITORY
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError
-from paligemma.lineage import webhook
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs

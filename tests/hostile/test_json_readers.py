@@ -12,11 +12,11 @@ import pytest
 
 from components.summarize.main import run as summarize
 from conftest import REPOSITORY
-from paligemma.checkpoints.sources import secret_manager
 from paligemma.data.convert.class_labels import named_labels
 from paligemma.data.duplicates import read_listing
 from paligemma.errors import PaliGemmaError
-from paligemma.launch.rest import BackendError, Service
+from paligemma.google import secret_manager
+from paligemma.google.rest import BackendError, Service
 from paligemma.launch.trainjob import account_of
 from paligemma.launch.watch import LAUNCH_VARIABLE, launched
 from paligemma.processes import CLUSTER, described

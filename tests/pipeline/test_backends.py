@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from paligemma.errors import InputError
-from paligemma.launch.rest import BackendError, BackendUnavailableError
-from paligemma.launch.vertex import ENDPOINT_VARIABLE
+from paligemma.google.rest import BackendError, BackendUnavailableError
+from paligemma.google.vertex import ENDPOINT_VARIABLE
 from pipelines.backends.job import canonical
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
 from pipelines.backends.vertex import Vertex

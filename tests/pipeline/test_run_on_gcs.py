@@ -22,7 +22,7 @@ from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open import resolve_embedded
 from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
-from paligemma.launch.vertex import ENDPOINT_VARIABLE
+from paligemma.google.vertex import ENDPOINT_VARIABLE
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import trace
 from paligemma.lineage.verify import verify

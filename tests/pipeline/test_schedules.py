@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from paligemma.errors import InputError
-from paligemma.launch.rest import BackendUnavailableError
-from paligemma.launch.vertex import ENDPOINT_VARIABLE
+from paligemma.google.rest import BackendUnavailableError
+from paligemma.google.vertex import ENDPOINT_VARIABLE
 from pipelines.backends.cron import check_cron
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
 from pipelines.cli import app

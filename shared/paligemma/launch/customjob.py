@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from paligemma.errors import InputError
-from paligemma.launch.rest import BackendError
-from paligemma.launch.vertex import VertexApi
+from paligemma.google.rest import BackendError
+from paligemma.google.vertex import VertexApi
 from paligemma.launch.watch import Found
 
 PROJECT_VARIABLE, REGION_VARIABLE = "CLOUD_ML_PROJECT_ID", "CLOUD_ML_REGION"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from paligemma.errors import InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
-from paligemma.launch.rest import BackendError, Service
+from paligemma.google.rest import BackendError, Service
 from paligemma.launch.watch import Found
 
 ENDPOINT_VARIABLE = "PALIGEMMA_KUBERNETES_ENDPOINT"

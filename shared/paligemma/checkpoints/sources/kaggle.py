@@ -10,9 +10,9 @@ from typing import Literal
 
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.sources.remote import attempts, unavailable
-from paligemma.checkpoints.sources.secret_manager import read_secret, secret_and_project
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.google.secret_manager import read_secret, secret_and_project
 from paligemma.storage.space import explain_full_disk
 
 Precision = Literal["float16", "bfloat16", "float32"]

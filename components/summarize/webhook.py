@@ -53,7 +53,7 @@ def _address() -> str:
                 "The file with the webhook's address cannot be read.", where=f"{file} (${FILE_VARIABLE})"
             ) from None
     if name := os.environ.get(SECRET_VARIABLE):
-        from paligemma.checkpoints.sources.secret_manager import read_secret
+        from paligemma.google.secret_manager import read_secret
 
         return read_secret(name).decode().strip()
     return ""

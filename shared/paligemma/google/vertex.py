@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from paligemma.errors import InputError
-from paligemma.launch.rest import BackendError, Service
+from paligemma.google.rest import BackendError, Service
 
 ENDPOINT_VARIABLE = "PALIGEMMA_VERTEX_ENDPOINT"
 """Another address of the API, for private access, or for tests on this machine, where no credentials are asked for."""
