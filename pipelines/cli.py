@@ -99,14 +99,14 @@ def generate(
     ] = "",
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
-    from paligemma.accelerator import expect_accelerator
     from paligemma.checkpoints.describe import describe, named, parameter_count
     from paligemma.checkpoints.open import open_model
-    from paligemma.compile_cache import compiled_quickly, use_compile_cache
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
     from paligemma.model import build_model
+    from paligemma.runtime.accelerator import expect_accelerator
+    from paligemma.runtime.compile_cache import compiled_quickly, use_compile_cache
     from pipelines.generate import answer_all, find_questions
 
     model = named(model, "--model")

@@ -16,9 +16,9 @@ from typing import Literal, get_args
 
 import jax
 
-from paligemma.accelerator import idle_gpu
 from paligemma.checkpoints.sources.huggingface import token_place
 from paligemma.extras import Extra, how_to_install
+from paligemma.runtime.accelerator import idle_gpu
 from paligemma.storage.cache import cache_folder
 
 _EXTRAS: dict[Extra, tuple[str, str]] = {

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from paligemma.accelerator import ACCELERATOR_VARIABLE, Accelerator
 from paligemma.errors import InputError, did_you_mean
 from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.launch.watch import LAUNCH_VARIABLE
+from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE, Accelerator
 from paligemma.storage.space import DISK_VARIABLE
 from pipelines.launching import custom_job, train_job
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from paligemma.artifacts.record import RECORD_FILE, read_record
 from paligemma.artifacts.store import localize
 from paligemma.errors import PaliGemmaError
-from paligemma.host_memory import use_huge_pages
 from paligemma.registry.releases import read_champion_release
+from paligemma.runtime.host_memory import use_huge_pages
 from paligemma.storage.files import exists
 from paligemma.storage.location import SCHEME
 from pipelines.run_log import RunLog

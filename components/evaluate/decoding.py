@@ -22,7 +22,7 @@ from paligemma.evaluation.kept import KeptPredictions, decoding_code_sha256
 from paligemma.evaluation.predict import Prediction
 from paligemma.model import build_model
 from paligemma.progress import WorkProgress
-from paligemma.sharding import make_mesh
+from paligemma.runtime.sharding import make_mesh
 
 log = logging.getLogger("paligemma.evaluate")
 

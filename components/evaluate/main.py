@@ -85,12 +85,10 @@ def run(
     from components.evaluate.decoding import Decoding, check_compatible, decode, kept_predictions
     from components.evaluate.report import render_report
     from components.evaluate.results import judge, write_results
-    from paligemma.accelerator import expect_accelerator
     from paligemma.artifacts.store import input_of, localize, produce
     from paligemma.checkpoints.describe import describe_opened
     from paligemma.checkpoints.open import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
-    from paligemma.compile_cache import use_compile_cache
     from paligemma.data.records import open_records
     from paligemma.data.tfrecord import RowReader
     from paligemma.decoding.settings import DecodeSettings
@@ -98,6 +96,8 @@ def run(
     from paligemma.evaluation.tasks import TASKS
     from paligemma.launch.heartbeat import end_when_abandoned
     from paligemma.reports.page import write_page
+    from paligemma.runtime.accelerator import expect_accelerator
+    from paligemma.runtime.compile_cache import use_compile_cache
 
     end_when_abandoned()
     expect_accelerator()

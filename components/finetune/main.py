@@ -82,17 +82,17 @@ def fine_tune(
     import jax
 
     from components.finetune.results import final_figures, write_results
-    from paligemma.accelerator import expect_accelerator
     from paligemma.artifacts.store import input_of, produce
     from paligemma.checkpoints.open import open_checkpoint
     from paligemma.checkpoints.parameters import build_module, parameters_by_name
-    from paligemma.compile_cache import use_compile_cache
     from paligemma.data.augment import Augmentation, check_augmentation
     from paligemma.data.loader import training_batches
     from paligemma.data.records import open_records
     from paligemma.errors import InputError
-    from paligemma.host_memory import trim_after_compiling
-    from paligemma.sharding import check_batch_size, make_mesh
+    from paligemma.runtime.accelerator import expect_accelerator
+    from paligemma.runtime.compile_cache import use_compile_cache
+    from paligemma.runtime.host_memory import trim_after_compiling
+    from paligemma.runtime.sharding import check_batch_size, make_mesh
     from paligemma.terminal import show_table
     from paligemma.training import distributed
     from paligemma.training.feed import feed

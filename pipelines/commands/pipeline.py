@@ -366,8 +366,8 @@ def run(
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     from components.presets import read_recipe
-    from paligemma.accelerator import idle_gpu
     from paligemma.checkpoints.describe import describe_source, named
+    from paligemma.runtime.accelerator import idle_gpu
     from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run, split_data
     from pipelines.run_end import end_of_run

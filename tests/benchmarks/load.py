@@ -27,7 +27,7 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.models.config import VARIANTS
-from paligemma.sharding import make_mesh
+from paligemma.runtime.sharding import make_mesh
 from paligemma.training.trainable import compile_pattern, is_trainable
 
 VARIANT = "paligemma-3b-pt-224"

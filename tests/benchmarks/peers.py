@@ -7,7 +7,7 @@ import sys
 import venv
 from pathlib import Path
 
-from paligemma.host_memory import use_huge_pages
+from paligemma.runtime.host_memory import use_huge_pages
 
 
 def environment(folder: Path, requirements: Path) -> Path:

@@ -7,8 +7,8 @@ process of its own (`step_workers/`), the peers' in environments that are made f
 turns, a few steps each, with a large matmul between for the machine's ceiling; so what else the machine does meets all of
 them. Ours in three ways: with no product computed twice (`remat: dots`); `lean`, the recipe's default, which recomputes all;
 and with image embeddings cached. Each is started as it is by default, ours with the environment variable of
-`paligemma.host_memory.use_huge_pages`; with `--even`, the peers have it too. Fails if the losses of the first three steps,
-hence weights, masks and gradients, do not agree. Needs Linux.
+`paligemma.runtime.host_memory.use_huge_pages`; with `--even`, the peers have it too. Fails if the losses of the first three
+steps, hence weights, masks and gradients, do not agree. Needs Linux.
 
 With `--mixed`, an epoch of rows with texts of 10 to 60 tokens is timed, a step being its time over its batches. Each
 implementation makes batches of them as it does: ours by buckets of length, with the loader's plan; transformers as rows come,

@@ -31,7 +31,7 @@ from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.models.config import VARIANTS, PaliGemmaConfig
-from paligemma.sharding import make_mesh, shard_batch
+from paligemma.runtime.sharding import make_mesh, shard_batch
 from paligemma.storage.cache import cache_folder
 from paligemma.training.flops import step_flops
 from paligemma.training.optimizer import make_optimizer

@@ -25,7 +25,7 @@ from paligemma.google.vertex import ENDPOINT_VARIABLE
 from paligemma.launch import trainjob, watch
 from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
 from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
-from paligemma.processes import Processes, described
+from paligemma.runtime.processes import Processes, described
 from pipelines.launching import custom_job, train_job
 from pipelines.placement import PROFILES
 from servers.schema import read_schema, violations

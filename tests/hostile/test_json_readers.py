@@ -19,7 +19,7 @@ from paligemma.google import secret_manager
 from paligemma.google.rest import BackendError, Service
 from paligemma.launch.trainjob import account_of
 from paligemma.launch.watch import LAUNCH_VARIABLE, launched
-from paligemma.processes import CLUSTER, described
+from paligemma.runtime.processes import CLUSTER, described
 from paligemma.storage.retry import BadBytesError
 from pipelines.backends.kubeflow import refusal_of
 from pipelines.generate import answered_before, find_questions

@@ -13,10 +13,10 @@ from jax._src import xla_bridge
 from components.evaluate.main import run as evaluate
 from components.finetune.main import fine_tune
 from conftest import REPOSITORY
-from paligemma import accelerator
-from paligemma.accelerator import ACCELERATOR_VARIABLE, expect_accelerator
 from paligemma.errors import InputError
 from paligemma.extras import how_to_accelerate
+from paligemma.runtime import accelerator
+from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE, expect_accelerator
 from paligemma.training.recipe import parse_recipe
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import SmallData
-from paligemma.compile_cache import compiled_quickly, use_compile_cache
+from paligemma.runtime.compile_cache import compiled_quickly, use_compile_cache
 from paligemma.storage.cache import CACHE_VARIABLE
 from pipelines.cli import app
 

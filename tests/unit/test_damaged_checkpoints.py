@@ -25,7 +25,7 @@ from paligemma.checkpoints.parameters import place
 from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, Outgoing, read_safetensors, write_safetensors
 from paligemma.checkpoints.tuned import DESCRIPTION_FILE, WEIGHTS_FILE, Base, TunedDescription, write_tuned
 from paligemma.errors import DamagedError
-from paligemma.sharding import fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import fsdp_sharding, make_mesh
 
 
 @pytest.fixture(scope="module")

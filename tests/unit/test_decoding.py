@@ -13,7 +13,7 @@ from paligemma.decoding.decode import Decoded, Generator
 from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
-from paligemma.sharding import make_mesh
+from paligemma.runtime.sharding import make_mesh
 
 LONGEST = 5
 PROMPTS = ["ocr", "caption en", "answer en is the number of dots odd or even?", "answer en which shape is it?"]

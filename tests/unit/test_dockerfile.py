@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import REPOSITORY
-from paligemma.accelerator import Accelerator
+from paligemma.runtime.accelerator import Accelerator
 
 LOCKS = REPOSITORY / "docker/requirements"
 DOCKERFILE = (REPOSITORY / "docker/Dockerfile").read_text()

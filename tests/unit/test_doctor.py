@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from paligemma import accelerator
 from paligemma.errors import InputError
 from paligemma.extras import how_to_install
+from paligemma.runtime import accelerator
 from pipelines import doctor
 from pipelines.cli import app
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from paligemma import host_memory
+from paligemma.runtime import host_memory
 
 
 def test_a_tuned_environment_stays_as_it_is() -> None:

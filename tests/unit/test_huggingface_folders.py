@@ -30,7 +30,7 @@ from paligemma.checkpoints.tuned import Base, TunedDescription, read_tuned, writ
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.models.lora import LoraConfig
-from paligemma.sharding import fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import fsdp_sharding, make_mesh
 
 SMALL = PaliGemmaConfig(
     img=VisionConfig(image_size=16, patch_size=8, width=8, depth=2, mlp_dim=12, num_heads=2),

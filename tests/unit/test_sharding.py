@@ -16,7 +16,7 @@ from paligemma.errors import InputError
 from paligemma.models.layers import LayerPlan
 from paligemma.preflight.abstract import abstract_step
 from paligemma.preflight.program import collectives
-from paligemma.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
+from paligemma.runtime.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
 from paligemma.training.recipe import parse_recipe
 from paligemma.training.step import StepSettings, init_state, make_train_step
 from paligemma.training.trainable import TRAINABLE_SETS, compile_pattern, split_trainable

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.errors import DamagedError, InputError
-from paligemma.sharding import fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import fsdp_sharding, make_mesh
 from paligemma.storage import space
 from paligemma.storage.retry import StorageUnavailableError
 from paligemma.training import state as state_module
@@ -379,7 +379,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from paligemma.sharding import make_mesh
+from paligemma.runtime.sharding import make_mesh
 from paligemma.training.preemption import PreemptionGuard
 from paligemma.training.state import StateStore
 values, sharding = np.arange(64.0, dtype=np.float32).reshape(8, 8), NamedSharding(make_mesh(), PartitionSpec("fsdp"))

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.errors import DamagedError, InputError
-from paligemma.sharding import fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import fsdp_sharding, make_mesh
 from paligemma.storage import gcs, retry
 from paligemma.storage.location import GcsLocation
 from paligemma.training.state import CHECKPOINT_FILE, StateStore

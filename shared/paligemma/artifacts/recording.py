@@ -47,8 +47,8 @@ from paligemma.artifacts.record import (
 )
 from paligemma.artifacts.signing import sign
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
-from paligemma.processes import described
 from paligemma.redaction import without_secrets
+from paligemma.runtime.processes import described
 from paligemma.storage import folders
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file

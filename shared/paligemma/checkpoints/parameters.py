@@ -16,7 +16,7 @@ from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma
 from paligemma.precision import ComputeDtype, Precision
-from paligemma.sharding import fsdp_sharding
+from paligemma.runtime.sharding import fsdp_sharding
 
 TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
 

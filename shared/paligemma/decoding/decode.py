@@ -18,7 +18,7 @@ from paligemma.decoding.layout import take_apart
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.models.paligemma import PaliGemma
-from paligemma.sharding import fsdp_sharding, shard_batch
+from paligemma.runtime.sharding import fsdp_sharding, shard_batch
 
 
 class Decoded(NamedTuple):

@@ -40,7 +40,7 @@ _DECODING_CODE = (
     "models",
     "model.py",
     "precision.py",
-    "sharding.py",
+    "runtime/sharding.py",
     "evaluation/predict.py",
 )
 

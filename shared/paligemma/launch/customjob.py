@@ -1,7 +1,7 @@
 """TPUs, or several hosts with GPUs, on Vertex AI, as a custom job with worker pools, made and watched from a pipeline's step.
 
 https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.customJobs. Each replica finds the others in
-CLUSTER_SPEC, which `paligemma.processes` reads.
+CLUSTER_SPEC, which `paligemma.runtime.processes` reads.
 """
 
 from __future__ import annotations

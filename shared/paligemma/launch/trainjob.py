@@ -1,8 +1,8 @@
 """Several hosts on Kubernetes, as a TrainJob of Kubeflow Trainer (2.2 or later), made and watched from inside the cluster.
 
 https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml. The runtime that the specification
-names starts a process on each node with the variables that `paligemma.processes` reads. Kubernetes is asked by its REST API:
-four calls, for which its client would be a package of thousands of files.
+names starts a process on each node with the variables that `paligemma.runtime.processes` reads. Kubernetes is asked by its REST
+API: four calls, for which its client would be a package of thousands of files.
 """
 
 from __future__ import annotations

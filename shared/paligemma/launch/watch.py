@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal, Protocol
 
-from paligemma.accelerator import ACCELERATOR_VARIABLE
 from paligemma.artifacts.record import Failure, parse_record
 from paligemma.artifacts.recording import (
     FOLDER,
@@ -28,6 +27,7 @@ from paligemma.artifacts.recording import (
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
+from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE
 from paligemma.storage.folders import list_files, read_file
 from paligemma.storage.location import parse_location
 

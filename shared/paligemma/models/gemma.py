@@ -20,7 +20,7 @@ from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, s
 from paligemma.models.lora import LoraConfig, make_adapter
 from paligemma.models.product import product
 from paligemma.precision import Precision
-from paligemma.sharding import gather, split_rows
+from paligemma.runtime.sharding import gather, split_rows
 
 
 class Dropout(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from paligemma.sharding import GATHERED, gather
+from paligemma.runtime.sharding import GATHERED, gather
 
 Remat = Literal["none", "dots", "attention", "full"]
 """What the backward pass of a layer recomputes, from fast to lean.

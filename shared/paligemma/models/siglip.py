@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from paligemma.models.attention import attend
 from paligemma.models.config import VisionConfig
 from paligemma.models.layers import LayerPlan, scan_layers, stack
-from paligemma.sharding import split_rows
+from paligemma.runtime.sharding import split_rows
 
 
 class MultiHeadAttention(nnx.Module):

@@ -14,7 +14,7 @@ from paligemma.checkpoints.parameters import TOWER, parameters_by_name
 from paligemma.data.batch import TrainBatch
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.precision import ComputeDtype, Precision
-from paligemma.sharding import batch_sharding, check_batch_size, fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import batch_sharding, check_batch_size, fsdp_sharding, make_mesh
 from paligemma.training.optimizer import make_optimizer
 from paligemma.training.recipe import Recipe
 from paligemma.training.step import StepSettings, TrainState, TrainStep, make_train_step

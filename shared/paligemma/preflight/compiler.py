@@ -35,7 +35,15 @@ TIMEOUT = 1800
 _WHEELS = {"tpu": ("libtpu", "libtpu"), "cuda": ("jax_cuda12_plugin", "jax-cuda12-pjrt"), "cpu": ("", "")}
 """The module whose absence means that the compiler is missing, and the distribution whose version decides what it says."""
 
-_SOURCES = ("models", "preflight", "training", "data/batch.py", "precision.py", "sharding.py", "checkpoints/architecture.py")
+_SOURCES = (
+    "models",
+    "preflight",
+    "training",
+    "data/batch.py",
+    "precision.py",
+    "runtime/sharding.py",
+    "checkpoints/architecture.py",
+)
 """Where the step is written, in the package: another step is another program."""
 
 _IRRELEVANT = {"steps", "epochs", "seed", "learning_rate", "save_every", "keep_last", "log_every", "validate_every"}

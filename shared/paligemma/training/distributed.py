@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from paligemma.processes import described
+from paligemma.runtime.processes import described
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from paligemma.data.batch import TrainBatch
-from paligemma.sharding import shard_batch
+from paligemma.runtime.sharding import shard_batch
 
 AHEAD = 2
 """Batches on the devices besides the one that is being worked on."""

@@ -19,7 +19,7 @@ from paligemma.data.batch import TrainBatch
 from paligemma.models.gemma import Dropout
 from paligemma.models.layers import LayerPlan
 from paligemma.models.paligemma import PaliGemma
-from paligemma.sharding import fsdp_sharding, gather, split_columns
+from paligemma.runtime.sharding import fsdp_sharding, gather, split_columns
 from paligemma.training.loss import LossPer, token_weights, weighted_loss
 from paligemma.training.recipe import Recipe
 

@@ -18,7 +18,7 @@ from paligemma.data.batch import TrainBatch
 from paligemma.data.records import Records, image_numbers
 from paligemma.errors import InputError
 from paligemma.models.paligemma import PaliGemma
-from paligemma.sharding import batch_sharding, fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import batch_sharding, fsdp_sharding, make_mesh
 from paligemma.storage.atomic import write_file
 from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.space import check_space

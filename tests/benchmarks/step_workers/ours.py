@@ -11,8 +11,8 @@ from worker import LEARNING_RATE, TRAINED, Case, serve
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.parameters import build_module
 from paligemma.data.batch import train_batch
-from paligemma.host_memory import trim_after_compiling
 from paligemma.models.layers import LayerPlan
+from paligemma.runtime.host_memory import trim_after_compiling
 from paligemma.training.step import StepSettings, init_state, make_train_step
 from paligemma.training.trainable import compile_pattern, split_trainable
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from paligemma.errors import InputError
 from paligemma.extras import how_to_accelerate
 
-log = logging.getLogger("paligemma.accelerator")
+log = logging.getLogger("paligemma.runtime.accelerator")
 
 ACCELERATOR_VARIABLE = "PALIGEMMA_ACCELERATOR"
 """What a process is to have, as KIND COUNT: "gpu 1", "tpu 4". The images for accelerators say one of their kind, a pipeline's
