@@ -4,9 +4,9 @@
 
 Batches of 1 and 8, 32 tokens after the prefill's, in float32. Every implementation is a process of its own
 (`decode_workers/`), the peers' in the environments that `step.py` makes. They take turns. Each is started as it is by default,
-ours with the environment variable of `paligemma.runtime.host_memory.use_huge_pages`; with `--even`, the peers have it too. Fails
-if they do not decode the same tokens. Then evaluation on answers of mixed length, against a loop of fixed length over rows in
-their order. Needs Linux.
+ours with the environment variable of `paligemma.runtime.host_memory.use_huge_pages`; with `--even`, the peers have it too.
+Fails if they do not decode the same tokens. Then evaluation on answers of mixed length, against a loop of fixed length over
+rows in their order. Needs Linux.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ import os
 import platform
 import re
 import secrets
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +26,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
@@ -49,6 +46,7 @@ from paligemma.artifacts.signing import sign
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.redaction import without_secrets
 from paligemma.runtime.processes import described
+from paligemma.runtime.signals import sigterm_raises
 from paligemma.storage import folders
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
@@ -200,7 +198,7 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
     current = _begin(component, output, parameters, root)
     token = _current.set(current)
     try:
-        with explain_full_disk(*[Path(current.output)] * ("://" not in current.output), cache_folder()), _terminable():
+        with explain_full_disk(*[Path(current.output)] * ("://" not in current.output), cache_folder()), sigterm_raises():
             if _records_here():
                 current.mark()
             yield current
@@ -329,28 +327,6 @@ def _leave_failure(current: Attempt, error: BaseException) -> None:
         current.unmark()
     except Exception as second:  # whatever it is, the first error is the one to show
         log.warning("the failed attempt left no lineage record: %s", second)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turns SIGTERM into an exception, so that what has to be left behind can be."""
-    in_charge = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if not in_charge:
-        yield
-        return
-    owner = os.getpid()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != owner:  # a child that was forked has nothing to leave
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise StoppedError("The step was told to stop (SIGTERM).", fix="run the same command again")
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _records_here() -> bool:

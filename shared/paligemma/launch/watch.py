@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Literal, Protocol
 
 from paligemma.artifacts.record import Failure, parse_record
@@ -28,6 +24,7 @@ from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE
+from paligemma.runtime.signals import sigterm_raises
 from paligemma.storage.folders import list_files, read_file
 from paligemma.storage.location import parse_location
 
@@ -117,7 +114,7 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
     heart = Heartbeat.open(environment.get(ROOT_VARIABLE, ""), name)
     if heart.place:
         environment[HEARTBEAT_VARIABLE] = heart.place
-    with _stoppable():
+    with sigterm_raises():
         job = ""
         try:
             job = heart.job or jobs.search(name) or ""
@@ -192,20 +189,3 @@ def _words(flag: str, value: object) -> list[str]:
     if isinstance(value, list):
         return [word for one in value for word in _words(flag, one)]
     return [] if value is None or value == "" else [f"--{flag}", str(value)]
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turns SIGTERM into an exception, in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("The step was told to stop (SIGTERM).", fix="run the same command again")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
 
 from paligemma.errors import StoppedError
+from paligemma.runtime.signals import NotedSignals
 
 
 class PreemptedError(StoppedError):
@@ -27,32 +26,23 @@ class PreemptedError(StoppedError):
 class PreemptionGuard:
     """Notes SIGTERM and SIGINT, for the length of a `with`, until the training loop asks; use it in the main thread.
 
-    A second SIGINT (Ctrl-C) interrupts at once. With several processes, signals are left to JAX's preemption service: SIGTERM
-    to one of them has all stop after the same step.
+    With several processes, signals are left to JAX's preemption service: SIGTERM to one of them has all stop after the
+    same step.
     """
 
     def __init__(self) -> None:
-        self._noted = False
-        self._before: dict[int, object] = {}
+        self._signals = NotedSignals()
 
     def __enter__(self) -> Self:
         if jax.process_count() == 1:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._signals.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._signals.__exit__(kind, error, trace)
 
     def should_stop(self, step: int) -> bool:
         """Whether to save and stop after this step; to be asked after every step, by every process."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._noted
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once.\n")
+        return self._signals.noted
