@@ -14,6 +14,7 @@ from components.evaluate.results import Judgement, finite
 from paligemma.evaluation.boxes import parse_boxes
 from paligemma.evaluation.gate import Decision
 from paligemma.lineage.attempt import about_attempt
+from paligemma.lineage.pages import neighbours
 from paligemma.reports.page import image_uri, render
 
 REPORT_ROWS = 5000
@@ -51,6 +52,7 @@ def render_report(
         "evaluation.html",
         model=model,
         about=about_attempt(),
+        links=neighbours(),
         name=summary["model"],
         metrics=summary,
         source=source,

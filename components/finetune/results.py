@@ -14,6 +14,7 @@ from paligemma.checkpoints.open import Checkpoint
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
 from paligemma.lineage.attempt import about_attempt
+from paligemma.lineage.pages import neighbours
 from paligemma.reports.page import render, write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import Recipe
@@ -100,6 +101,7 @@ def render_training(
         "training.html",
         model=model,
         about=about_attempt(),
+        links=neighbours(),
         summary=summary,
         recipe=recipe,
         recipe_text=dump_yaml(recipe.model_dump(mode="json")),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -42,6 +44,18 @@ def parameters(data: Path, **more: object) -> dict[str, object]:
     return {**given, "recipe": recipe, "max_new_tokens": 4, **more}
 
 
+def linked(page: Path) -> set[Path]:
+    """The pages that a page leads to, all of which are there."""
+    text = page.read_text()
+    found = re.findall(r'<a href="([^"]+)"', text)
+    if "<title>Lineage</title>" in text:
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+        found += [made["page"] for made in json.loads(data[1])["artifacts"].values() if made["page"]]
+    there = {(page.parent / unquote(address)).resolve() for address in found}
+    assert all(one.is_file() for one in there)
+    return there
+
+
 def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
     outputs = run_pipeline(parameters(data), tmp_path / "root")
     tuned = read_record(outputs.tuned, "tuned-model")
@@ -65,6 +79,11 @@ def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
         "summarize",
     }
     assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
+    pages = {name: Path(page) for name, page in outputs.pages().items()}
+    assert linked(pages["training"]) == {pages[name] for name in ("training data", "run")}
+    assert linked(pages["base and tuned"]) == {pages[name] for name in ("validation data", "training", "base", "run")}
+    assert linked(pages["fit"]) == {pages["run"]}
+    assert linked(pages["run"]) == {page for name, page in pages.items() if name != "run"}
 
 
 def test_a_model_that_is_better_is_published_and_one_that_is_not_is_not(data: Path, tmp_path: Path) -> None:

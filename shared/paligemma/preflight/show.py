@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from paligemma.lineage.attempt import about_attempt
+from paligemma.lineage.pages import neighbours
 from paligemma.preflight.disk import Disk
 from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render, write_page
@@ -133,6 +134,7 @@ def write(
             override=override,
             disk=disk,
             about=about_attempt(),
+            links=neighbours(),
         )
 
     write_page(folder / "preflight.html", page)
