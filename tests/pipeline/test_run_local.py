@@ -21,6 +21,7 @@ from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.record import read_record
+from paligemma.lineage.run_date import today
 from paligemma.preflight.examine import MEMORY_VARIABLE
 from paligemma.registry import read_champion
 from pipelines.finetune import make_pipeline
@@ -57,7 +58,11 @@ def linked(page: Path) -> set[Path]:
 
 
 def test_artifacts_pass_between_the_steps(data: Path, tmp_path: Path) -> None:
-    outputs = run_pipeline(parameters(data), tmp_path / "root")
+    of_today = data.with_name(f"{today()}.jsonl")
+    of_today.write_bytes(data.read_bytes())
+    outputs = run_pipeline(parameters(data, train_data=str(data.with_name("{date}.jsonl"))), tmp_path / "root")
+    train = read_record(Path(outputs.tuned).parents[1] / "prepare-data/records")
+    assert [entry.uri for entry in train.inputs if entry.role == "data"] == [str(of_today)]
     tuned = read_record(outputs.tuned, "tuned-model")
     base, evaluation = read_record(outputs.base_evaluation), read_record(outputs.tuned_evaluation)
     by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
