@@ -53,14 +53,14 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         """Fine-tunes a checkpoint.
 
         Args:
-            train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on.
-            validation_data: JSONL file of rows to evaluate on.
+            train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on; {date} is the UTC day the run began on.
+            validation_data: JSONL file of rows to evaluate on; {date} likewise.
             source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
             sha256: Expected sha256 of the weight file; empty: recorded, not checked.
             tokenizer: SentencePiece model, when it is not beside the weights.
             precision: Which file of a Kaggle model: by the dtype of its weights.
             image_size: Side of the images that the model is to see, in pixels; 0: the checkpoint's own.
-            images: Folder that image paths are relative to; empty: each JSONL file's folder.
+            images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as above.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
             target: Hardware that fine-tuning is to fit, e.g. l4 or v5e-4: the step preflight compiles for it.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.

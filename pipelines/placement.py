@@ -369,7 +369,7 @@ def _place_on_kubernetes(
 
     kubernetes.set_timeout(task, timeout)
     # KFP has no request for a node's disk. A limit keeps one step from having others evicted; how large the disks are is said
-    # in pipelines/guides/gke.md.
+    # in pipelines/guides/cloud-setup.sh.
     kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=_SCRATCH_FOLDER, size_limit=f"{machine.disk}G")
     for key, value in selectors.items():
         kubernetes.add_node_selector(task, key, value)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from components.evaluate.others import Evaluation
 from components.evaluate.results import Judgement, finite
+from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
 from paligemma.evaluation.boxes import parse_boxes
 from paligemma.evaluation.gate import Decision
@@ -51,6 +52,7 @@ def render_report(
         "evaluation.html",
         model=model,
         about=about_attempt(),
+        links=neighbours(),
         name=summary["model"],
         metrics=summary,
         source=source,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open import Checkpoint
@@ -100,6 +101,7 @@ def render_training(
         "training.html",
         model=model,
         about=about_attempt(),
+        links=neighbours(),
         summary=summary,
         recipe=recipe,
         recipe_text=dump_yaml(recipe.model_dump(mode="json")),

@@ -15,7 +15,12 @@ log = logging.getLogger("paligemma.prepare_data")
 
 @recorded("prepare_data")
 def run(
-    data: Annotated[str, typer.Option(help='JSONL file of {"image", "prefix", "suffix"} rows, plain or gzip, local or gs://.')],
+    data: Annotated[
+        str,
+        typer.Option(
+            help='JSONL file of {"image", "prefix", "suffix"} rows, plain or gzip, local or gs://; {date}: the run\'s UTC day.'
+        ),
+    ],
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to prepare for.")],
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the records to.")],
     images: Annotated[
@@ -61,6 +66,7 @@ def run(
         parameters_of,
         work_folder,
     )
+    from paligemma.artifacts.run_date import with_run_date
     from paligemma.artifacts.store import produce
     from paligemma.data.balance import FINDINGS
     from paligemma.data.rows import split_lines
@@ -74,6 +80,7 @@ def run(
         "compression": compression,
         "grey_range": grey_range,
     })  # fmt: skip
+    data, images, against = (with_run_date(place) for place in (data, images, against))
     inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:

@@ -83,6 +83,7 @@ def render_card(
         f"| perplexity of the right answers | {_figure(metrics['perplexity'])} | |",
         "",
         decision["why"] if decision else "It was compared with no other model.",
+        "[Its page](evaluation/report.html) shows every kind of question, and the answers.",
         "",
         "## Made from",
         "",

@@ -45,7 +45,7 @@ def run(
     """Writes the merged model, its card and its manifest below REGISTRY/releases, then moves REGISTRY/champion.json."""
     from components.publish.model_registry import VertexModel
     from components.publish.release import read_candidate, write_release
-    from paligemma.registry import releases as releases
+    from paligemma.registry import releases
 
     vertex = VertexModel.parse(vertex_model, serving, registry) if vertex_model else None
     candidate = read_candidate(checkpoint, tuned, evaluation, registry, formats, dtype)

@@ -39,7 +39,9 @@ def run(
     ] = "",
 ) -> None:
     """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
+    import functools
     import json
+    from pathlib import Path
 
     from components.summarize.webhook import notify
     from paligemma.artifacts.recording import safe_name
@@ -50,6 +52,7 @@ def run(
     from paligemma.lineage.index import Index
     from paligemma.lineage.page import page_data, render_page
     from paligemma.reports.page import write_page
+    from paligemma.storage.location import parse_location
 
     name = safe_name(run)
     said = parse_json(status, "--status", "How the run ended", most=SMALL_BYTES, error=InputError) if status else {}
@@ -63,7 +66,10 @@ def run(
         with produce(output, ARTIFACT_TYPE, "summarize", {"run": name, "status": said}, inputs) as draft:
             (draft.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
             runs = [name] if steps else []
-            write_page(draft.folder / "report.html", lambda: render_page(page_data(index, limit=1, most_rows=0, runs=runs)))
+            place = parse_location(output)
+            beside = place.absolute() if isinstance(place, Path) else None
+            data = functools.partial(page_data, index, limit=1, most_rows=0, runs=runs, beside=beside)
+            write_page(draft.folder / "report.html", lambda: render_page(data()))
     log.info("%s", summary["text"])
     if notify({**summary, "summary": str(output)}):
         log.info("a notification was sent")

@@ -372,7 +372,7 @@ def report(
     from paligemma.storage.atomic import write_file
 
     with _opened(root) as index:
-        data = page_data(index, limit, rows)
+        data = page_data(index, limit, rows, beside=output.absolute().parent)
     if json:
         return _print(data)
     write_file(output, render_page(data))

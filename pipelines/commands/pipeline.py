@@ -289,7 +289,9 @@ def resume(
 
 @pipeline.command()
 def run(
-    train_data: Annotated[str, typer.Option(help="JSONL file of rows to train on, local or gs://.")],
+    train_data: Annotated[
+        str, typer.Option(help="JSONL file of rows to train on, local or gs://; {date} in a path of data is today, in UTC.")
+    ],
     validation_data: Annotated[
         str,
         typer.Option(help="JSONL file of rows to evaluate on, local or gs://.", show_default="a part of --train-data"),
@@ -366,6 +368,7 @@ def run(
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     from components.presets import read_recipe
+    from paligemma.artifacts.run_date import today, with_date
     from paligemma.checkpoints.describe import describe_source, named
     from paligemma.runtime.accelerator import idle_gpu
     from paligemma.yaml_text import dump_yaml
@@ -374,6 +377,8 @@ def run(
     from pipelines.run_local import run_pipeline
 
     source = named(source, "--source")
+    date = today()
+    train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
     parsed = read_recipe(recipe, set_ or [])  # wrong recipes are refused before anything runs
     parameters = {
         "train_data": absolute(train_data),

@@ -51,7 +51,9 @@ for (const table of document.querySelectorAll("table")) {
     if (rows.every(row => (cell => cell && !cell.textContent.trim() && !cell.querySelector("img, svg"))(row.cells[column])))
       empty.push(table.rows[0].cells[column].textContent);
 }
-parent.postMessage(JSON.stringify({ wide: document.documentElement.scrollWidth - innerWidth, broken, empty,
+const cut = [...document.querySelectorAll("table")].filter(table => table.scrollWidth > table.clientWidth + 1)
+  .map(table => table.rows[0].textContent);
+parent.postMessage(JSON.stringify({ cut, wide: document.documentElement.scrollWidth - innerWidth, broken, empty,
   height: document.documentElement.scrollHeight }), "*");
 }
 """
@@ -82,7 +84,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         beside = {"tuned": str(root / "tuned"), "baseline": str(root / "base")}
         evaluate(BASE, str(root / "train"), str(root / "evaluation"), **beside, **judged)
     with Index(root) as index:
-        lineage = render_page(page_data(index, 5, 100))
+        lineage = render_page(page_data(index, 5, 100, beside=root))
     made = {
         "dataset": root / "train/report.html",
         "training": root / "tuned/training.html",
@@ -122,7 +124,7 @@ def test_a_page_is_readable_at_a_width(pages: dict[str, str], name: str, width: 
     frame.write_text(frame.read_text().replace("height:900px", f"height:{height}px").partition("<script>")[0])
     picture = f"--screenshot={PICTURES / f'{name}-{width}.png'}"
     chromium(tmp_path, picture, f"--window-size={max(width, 500)},{height}", "--allow-file-access-from-files", frame.as_uri())
-    assert (found["wide"] <= 0, found["broken"], found["empty"]) == (True, [], [])
+    assert (found["wide"] <= 0, found["broken"], found["empty"], found["cut"]) == (True, [], [], [])
 
 
 @pytest.mark.parametrize("name", ["training", "base", "evaluation", "preflight"])
@@ -137,7 +139,9 @@ def test_what_a_page_is_opened_for_comes_first(pages: dict[str, str]) -> None:
     for name, first, later in (
         ("dataset", "<h2>Rejected</h2>", "<h2>What the model is fed</h2>"),
         ("evaluation", "Keep what there is</h2>", '<div class="tiles">'),
-        ("preflight", "It fits", "<table>"),
+        ("evaluation", "<h2>By question</h2>", "<h2>Metrics</h2>"),
+        ("evaluation", "<h2>Confusion</h2>", "<h2>Metrics</h2>"),
+        ("preflight", "It fits", "<table"),
     ):
         assert 0 < pages[name].index(first) < pages[name].index(later)
     assert 'class="number shade-' in pages["evaluation"]

@@ -18,6 +18,7 @@ import paligemma
 from components.evaluate import decoding as decoding_module
 from components.evaluate import results as results_module
 from components.evaluate.main import run as evaluate
+from components.fetch_checkpoint.main import run as fetch_checkpoint
 from components.finetune.main import run as finetune
 from components.publish import release as release_module
 from components.publish.main import run as publish
@@ -110,6 +111,17 @@ def test_a_release_is_the_merged_model_with_its_card(fair: Model, records: Path,
     exec(snippet, {})  # as a reader would paste it
     roles = [entry.role for entry in release.record.inputs]
     assert roles == ["checkpoint", "tuned model", "evaluation", "model, big_vision", "model, huggingface"]
+
+
+def test_a_run_may_start_from_a_release_and_lineage_knows_from_which(fair: Model, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    model = release_part(registry, fair.publish(registry), "big_vision")
+    fetch_checkpoint(source=str(model), output=str(tmp_path / "checkpoint"))
+    assert open_checkpoint(tmp_path / "checkpoint").weights_sha256 == open_checkpoint(model).weights_sha256
+    (weights,) = [entry for entry in read_record(tmp_path / "checkpoint").inputs if entry.role == "weights"]
+    assert (weights.uri, weights.record) == (str(model), read_record(model).sha256)
+    with pytest.raises(InputError):  # a registry has many models
+        fetch_checkpoint(source=str(registry), output=str(tmp_path / "other"))
 
 
 def test_the_same_again_is_the_same_release(fair: Model, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from kfp import dsl
 
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS, SmallData
 from paligemma.artifacts.record import read_record
+from paligemma.artifacts.run_date import today
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
@@ -65,12 +68,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("finished")
     data = SmallData(folder / "data")
     data.folder.mkdir()
+    eight_rows(data).rename(data.folder / f"{today()}.jsonl")
     root, registry = folder / "root", folder / "registry"
-    return Run(root, registry, run_pipeline(parameters(eight_rows(data), registry=str(registry)), root))
+    given = parameters(data.folder / "{date}.jsonl", registry=str(registry))
+    return Run(root, registry, run_pipeline(given | {"validation_data": str(data.folder / f"{today()}.jsonl")}, root))
+
+
+def linked(page: Path) -> set[Path]:
+    """The pages that a page leads to, all of which are there."""
+    text = page.read_text()
+    found = re.findall(r'<a href="([^"]+)"', text)
+    if "<title>Lineage</title>" in text:
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+        found += [made["page"] for made in json.loads(data[1])["artifacts"].values() if made["page"]]
+    there = {(page.parent / unquote(address)).resolve() for address in found}
+    assert all(one.is_file() for one in there)
+    return there
 
 
 def test_artifacts_pass_between_the_steps(finished: Run) -> None:
     outputs = finished.outputs
+    train = read_record(Path(outputs.tuned).parents[1] / "prepare-data/records")
+    (data,) = [Path(entry.uri) for entry in train.inputs if entry.role == "data"]
+    assert (data.suffix, len(data.stem), data.is_file()) == (".jsonl", len("2026-01-31"), True)
     tuned = read_record(outputs.tuned, "tuned-model")
     base, evaluation = read_record(outputs.base_evaluation), read_record(outputs.tuned_evaluation)
     by_role = {entry.role: entry.sha256 for entry in evaluation.inputs}
@@ -92,6 +112,11 @@ def test_artifacts_pass_between_the_steps(finished: Run) -> None:
         "summarize",
     }
     assert {tuned.run, *(one.run for one in evaluation.inputs)} == {run}
+    pages = {name: Path(page) for name, page in outputs.pages().items()}
+    assert linked(pages["training"]) == {pages[name] for name in ("training data", "run")}
+    assert linked(pages["base and tuned"]) == {pages[name] for name in ("validation data", "training", "base", "run")}
+    assert linked(pages["fit"]) == {pages["run"]}
+    assert linked(pages["run"]) == {page for name, page in pages.items() if name != "run"}
 
 
 def test_a_model_that_is_no_better_is_not_published(finished: Run) -> None:

@@ -175,30 +175,6 @@ def test_the_readme_is_one_screen_and_three_paths() -> None:
     ]
 
 
-def test_on_gke_nodes_may_pull_images_and_kfps_page_may_read_reports() -> None:
-    guide = (REPOSITORY / "pipelines/guides/gke.md").read_text()
-    lines = guide.splitlines()
-    made = next(number for number, line in enumerate(lines) if line.startswith("gcloud container clusters create"))
-    for role in ("roles/container.defaultNodeServiceAccount", "roles/artifactregistry.reader"):
-        # Before there are nodes. https://cloud.google.com/kubernetes-engine/docs/how-to/service-accounts#default-gke-service-agent
-        (number,) = [number for number, line in enumerate(lines) if f"--role={role}" in line]
-        assert number < made
-        assert "-compute@developer.gserviceaccount.com" in lines[number]
-    for account in ("pipeline-runner", "ml-pipeline-ui"):
-        assert f"svc.id.goog[kubeflow/{account}]" in guide
-        assert f"kubectl annotate serviceaccount {account} --namespace=kubeflow iam.gke.io/gcp-service-account=" in guide
-
-
-@pytest.mark.parametrize("guide", ["gke", "vertex"])
-def test_a_guide_says_of_every_role_that_it_gives_to_whom_and_why(guide: str) -> None:
-    text = (REPOSITORY / f"pipelines/guides/{guide}.md").read_text()
-    given = set(re.findall(r"--role=(roles/\S+)", text))
-    table = text[text.index("| account | role | on | why |") :].split("\n\n", 1)[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
-    assert all(len(row) == 4 and all(row) for row in rows)
-    assert {role for row in rows for role in re.findall(r"roles/[\w.]+", row[1])} == given
-
-
 def test_what_we_rely_on_elsewhere_is_held_to_by_tests_that_exist() -> None:
     page = (REPOSITORY / "pipelines/README.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]

@@ -144,7 +144,7 @@ def test_figures_that_are_no_numbers_are_dashes(tmp_path: Path) -> None:
     page = evaluation_page(judged([predicted("ocr", ["1"], "1", math.nan, -math.inf)]), None, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["loss"] is None
     assert shown(page)[0]["logprob"] is None
-    assert '<td>loss of the reference, nats a token</td><td class="number">–</td>' in page
+    assert 'loss of the reference, nats a token</td><td class="number" data-label="value">–</td>' in page
 
 
 COUNTS = st.dictionaries(st.integers(1, 600), st.integers(1, 10**6), max_size=5)

@@ -212,6 +212,11 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
         current.unmark()
 
 
+def attempt_under_way() -> Attempt | None:
+    """The attempt that this code is part of; none outside a step."""
+    return _current.get()
+
+
 def about_attempt() -> list[tuple[str, str]]:
     """What a page is about, as labels and values: the run, what it was made from, the code; nothing outside an attempt."""
     current = _current.get()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
+from paligemma.artifacts.pages import way
 from paligemma.artifacts.record import ROWS_FILE
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs, run_summary, run_tasks
 from paligemma.reports.page import render
 
 
-def page_data(index: Index, limit: int, most_rows: int, runs: list[str] | None = None) -> dict:
+def page_data(index: Index, limit: int, most_rows: int, runs: list[str] | None = None, beside: Path | None = None) -> dict:
     """What the page shows, as a JSON value.
 
     Args:
@@ -18,6 +20,7 @@ def page_data(index: Index, limit: int, most_rows: int, runs: list[str] | None =
         limit: most runs, from the newest.
         most_rows: most data rows that can be searched and compared, over all lists of rows, the newest runs' first.
         runs: names of the runs in place of the newest.
+        beside: the folder that the page will be in, for links to the artifacts' pages.
     """
     names = [run["run"] for run in list_runs(index, limit)] if runs is None else runs
     shown, artifacts, lists = [], {}, {}
@@ -30,7 +33,7 @@ def page_data(index: Index, limit: int, most_rows: int, runs: list[str] | None =
                 key: record["producer"][key] for key in ("git_sha", "git_dirty", "image", "python", "device", "packages")
             }
             if record["artifact"]:
-                artifacts[record["sha256"]] = _artifact(record)
+                artifacts[record["sha256"]] = _artifact(record, beside)
         for task in tasks:
             task["code"] = code[task["task"]]
             task["artifacts"] = [made["record"] for made in task["artifacts"]]
@@ -66,7 +69,7 @@ def render_page(data: dict) -> str:
     return render("lineage.html", data=data)
 
 
-def _artifact(record: dict) -> dict:
+def _artifact(record: dict, beside: Path | None) -> dict:
     made = record["artifact"]
     rows = [file["sha256"] for file in made["files"] if file["path"] == ROWS_FILE]
     return {
@@ -75,6 +78,7 @@ def _artifact(record: dict) -> dict:
         "attempt": record["attempt"],
         "type": made["type"],
         "uri": made["uri"],
+        "page": way(beside, made["uri"]) if beside is not None else None,
         "tree_sha256": made["tree_sha256"],
         "bytes": made["bytes"],
         "rows": made["rows"],

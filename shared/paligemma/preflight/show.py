@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
 from paligemma.preflight.disk import Disk
 from paligemma.preflight.examine import Report, in_gib
@@ -133,6 +134,7 @@ def write(
             override=override,
             disk=disk,
             about=about_attempt(),
+            links=neighbours(),
         )
 
     write_page(folder / "preflight.html", page)
