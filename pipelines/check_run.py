@@ -8,7 +8,7 @@ from pathlib import Path
 from components.publish.formats import parse_formats
 from paligemma.artifacts.record import file_sha256
 from paligemma.artifacts.store import localize
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.sources.fetch import check_sources
 from paligemma.checkpoints.tokenizer_file import PUBLISHED_ROWS
 from paligemma.data.image_source import open_images, split_archive

@@ -100,14 +100,14 @@ def generate(
 ) -> None:
     """Answer a prompt about an image; about many, as JSON lines."""
     from paligemma.checkpoints.describe import describe, named, parameter_count
-    from paligemma.checkpoints.open import open_model
+    from paligemma.checkpoints.open_checkpoint import open_model
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
     from paligemma.model import build_model
     from paligemma.runtime.accelerator import expect_accelerator
     from paligemma.runtime.compile_cache import compiled_quickly, use_compile_cache
-    from pipelines.generate import answer_all, find_questions
+    from pipelines.commands.generate import answer_all, find_questions
 
     model = named(model, "--model")
     expect_accelerator()
@@ -193,7 +193,7 @@ def preflight(
     fresh: Annotated[bool, typer.Option(help="Compile again what has been compiled before.")] = False,
 ) -> None:
     """Compile the training step for hardware that is not there: memory, speed at best, price, and what fits if it does not."""
-    from pipelines.preflight import Question, ask, tabulate
+    from pipelines.commands.preflight import Question, ask, tabulate
 
     question = Question(
         variant, checkpoint, target, recipe, tuple(set_ or ()), batch_size, max_text_tokens, rows, prices, fresh
@@ -245,7 +245,7 @@ def preview(
 @app.command()
 def doctor() -> None:
     """Say what this machine has (JAX, devices, memory, disk, credentials, clock), and what is missing for which command."""
-    from pipelines.doctor import examine
+    from pipelines.commands.doctor import examine
 
     wrong = []
     for finding in examine():

@@ -17,8 +17,8 @@ from paligemma.errors import InputError, did_you_mean
 from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.launch.watch import LAUNCH_VARIABLE
 from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE, Accelerator
-from paligemma.storage.space import DISK_VARIABLE
-from pipelines.launching import custom_job, train_job
+from paligemma.storage.disk_space import DISK_VARIABLE
+from pipelines.job_specs import custom_job, train_job
 
 if TYPE_CHECKING:
     from kfp import dsl

@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.fetch_checkpoint.component import fetch_checkpoint
-from components.prepare_data.pods_component import join_groups, list_groups, prepare_group
+from components.prepare_data.distributed_component import join_groups, list_groups, prepare_group
 
 
 def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.image_source import split_archive
 from paligemma.data.rows import Row, read_all_rows
 from paligemma.foreign_json import read_json

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import jax
 
 from paligemma.artifacts.record import Input, canonical_sha256, file_sha256
-from paligemma.checkpoints.open import Checkpoint
+from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.records import Records, row_ids
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.evaluation import predict
-from paligemma.evaluation.kept import KeptPredictions, decoding_code_sha256
+from paligemma.evaluation.kept_predictions import KeptPredictions, decoding_code_sha256
 from paligemma.evaluation.predict import Prediction
 from paligemma.model import build_model
 from paligemma.progress import WorkProgress

@@ -81,13 +81,13 @@ def run(
 
     import jax
 
-    from components.evaluate import others
+    from components.evaluate import contenders
     from components.evaluate.decoding import Decoding, check_compatible, decode, kept_predictions
     from components.evaluate.report import render_report
     from components.evaluate.results import judge, write_results
     from paligemma.artifacts.store import input_of, localize, produce
     from paligemma.checkpoints.describe import describe_opened
-    from paligemma.checkpoints.open import check_base, open_checkpoint
+    from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
     from paligemma.checkpoints.tuned import read_tuned
     from paligemma.data.records import open_records
     from paligemma.data.tfrecord import RowReader
@@ -110,7 +110,7 @@ def run(
     first = names[0]
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
-    inputs = [input_of("checkpoint", base.location), input_of(others.RECORDS_ROLE, records)]
+    inputs = [input_of("checkpoint", base.location), input_of(contenders.RECORDS_ROLE, records)]
     tuned_model = read_tuned(localize(tuned)) if tuned else None
     if tuned_model is not None:
         inputs.append(input_of("tuned model", tuned))
@@ -120,18 +120,21 @@ def run(
     compared = {}
     for role, location in (("baseline", baseline), ("champion", champion)):
         if location:
-            compared[role] = others.read_evaluation(localize(location), first, inputs)
+            compared[role] = contenders.read_evaluation(localize(location), first, inputs)
             inputs.append(input_of(role, location))
-    release, released = others.find_champion(registry) if registry and not champion else None, None
+    release, released = contenders.find_champion(registry) if registry and not champion else None, None
     if release is not None:
         same = {**dataclasses.asdict(decoding.settings), "seed": seed, "task": task}
-        found = others.released_with(release, first, inputs, same)
+        found = contenders.released_with(release, first, inputs, same)
         if found is not None:
             compared["champion"] = found
         else:
             released = open_checkpoint(str(release.model))
             check_compatible(released, data)
-            judged_on = [input_of("checkpoint", released.location), *(one for one in inputs if one.role == others.RECORDS_ROLE)]
+            judged_on = [
+                input_of("checkpoint", released.location),
+                *(one for one in inputs if one.role == contenders.RECORDS_ROLE),
+            ]
             kept["champion"] = kept_predictions(f"{beside}.champion", state_root, released, judged_on, decoding)
         inputs.append(input_of("champion", release.location))
     if mask_decoder:
@@ -145,16 +148,16 @@ def run(
         "seed": seed,
     }
     parameters["margin"] = margin
-    with produce(output, others.ARTIFACT_TYPE, "evaluate", parameters, inputs) as draft:
+    with produce(output, contenders.ARTIFACT_TYPE, "evaluate", parameters, inputs) as draft:
         predictions = decode(base, tuned_model, data, decoding, kept["candidate"], name)
         if released is not None:
             log.info("evaluating the champion, release %s, on the same rows", release.version)
             answered = decode(released, None, data, decoding, kept["champion"], "champion")
             scored = judges[first].rows(judged_as.cleaned(answered))
-            compared["champion"] = others.Evaluation({}, [p.prediction for p in answered], scored)
+            compared["champion"] = contenders.Evaluation({}, [p.prediction for p in answered], scored)
         judgement = judge(name, predictions, task, judges, kept["candidate"].seconds, max_new_tokens)
         scores, summary = judgement.scores, judgement.summary
-        decision = others.judge_against(compared, scores[first], first, margin)
+        decision = contenders.judge_against(compared, scores[first], first, margin)
         write_results(draft.folder, judgement, decision)
         source = str(records).rstrip("/").rsplit("/", 1)[-1]
         reader = RowReader(data)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from components.evaluate.others import Evaluation
+from components.evaluate.contenders import Evaluation
 from components.evaluate.results import Judgement, finite
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt

@@ -14,7 +14,7 @@ import numpy as np
 from paligemma.evaluation.gate import Decision
 from paligemma.evaluation.metrics import METRICS, Metric, Scores, by_group, confusion, question_type
 from paligemma.evaluation.predict import Prediction
-from paligemma.evaluation.statistics import bootstrap_interval
+from paligemma.evaluation.significance import bootstrap_interval
 from paligemma.evaluation.tasks import TASKS
 
 _ENOUGH = 1e-6

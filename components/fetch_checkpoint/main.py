@@ -59,8 +59,8 @@ def run(
     from paligemma.checkpoints import tokenizer_file as published_tokenizer
     from paligemma.checkpoints.hashes import known_sha256
     from paligemma.checkpoints.npz import verify_weights
-    from paligemma.checkpoints.open import CONFIG_FILE, open_checkpoint
-    from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE
+    from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_checkpoint
+    from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
     from paligemma.checkpoints.sources import web
     from paligemma.checkpoints.sources.fetch import fetch_first
     from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
@@ -70,7 +70,7 @@ def run(
     from paligemma.errors import DamagedError, InputError
     from paligemma.models.config import parse_config
     from paligemma.safe_names import parse_sha256
-    from paligemma.storage.space import check_space
+    from paligemma.storage.disk_space import check_space
 
     expected_sha256 = parse_sha256(sha256.lower(), "The expected hash", where="--sha256") if sha256 else ""
     had, local = fetch_first(source, expected_sha256, precision)

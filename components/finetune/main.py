@@ -14,7 +14,7 @@ from paligemma.command_line import run_command
 if TYPE_CHECKING:
     from flax import nnx
 
-    from paligemma.checkpoints.open import Checkpoint
+    from paligemma.checkpoints.open_checkpoint import Checkpoint
     from paligemma.data.records import Records
     from paligemma.training.feed import FedBatch
     from paligemma.training.recipe import Recipe
@@ -83,7 +83,7 @@ def fine_tune(
 
     from components.finetune.results import final_figures, write_results
     from paligemma.artifacts.store import input_of, produce
-    from paligemma.checkpoints.open import open_checkpoint
+    from paligemma.checkpoints.open_checkpoint import open_checkpoint
     from paligemma.checkpoints.parameters import build_module, parameters_by_name
     from paligemma.data.augment import Augmentation, check_augmentation
     from paligemma.data.loader import training_batches
@@ -98,7 +98,8 @@ def fine_tune(
     from paligemma.training.feed import feed
     from paligemma.training.fit import Loop, Progress, fit
     from paligemma.training.flops import flops_counter, peak_flops
-    from paligemma.training.optimizer import learning_rate_schedule, make_optimizer
+    from paligemma.training.learning_rate import learning_rate_schedule
+    from paligemma.training.optimizer import make_optimizer
     from paligemma.training.state import StateStore, remove_state
     from paligemma.training.step import StepSettings, init_state, make_train_step
     from paligemma.training.telemetry import Telemetry
@@ -211,8 +212,8 @@ def check_room(location: str, folder: Path, current: TrainState) -> None:
     """
     import jax
 
+    from paligemma.storage.disk_space import check_space
     from paligemma.storage.location import parse_location
-    from paligemma.storage.space import check_space
 
     result, state = (sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for part in (current.trainable, current))
     place = parse_location(location)

@@ -12,7 +12,7 @@ import numpy as np
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
 from paligemma.checkpoints.describe import describe_opened
-from paligemma.checkpoints.open import Checkpoint
+from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
 from paligemma.reports.page import render, write_page

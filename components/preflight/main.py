@@ -47,11 +47,11 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     """
     from paligemma.artifacts.store import input_of, produce
     from paligemma.checkpoints.describe import describe_opened
-    from paligemma.checkpoints.open import open_checkpoint
+    from paligemma.checkpoints.open_checkpoint import open_checkpoint
+    from paligemma.preflight.analyze import DoesNotFitError, examine, in_gib, read_prices
     from paligemma.preflight.disk import examine_disk
-    from paligemma.preflight.examine import DoesNotFitError, examine, in_gib, read_prices
+    from paligemma.preflight.render import write
     from paligemma.preflight.search import find_fitting
-    from paligemma.preflight.show import write
 
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
     disk = examine_disk(base, recipe)

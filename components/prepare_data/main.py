@@ -57,7 +57,7 @@ def run(
     """Prepares one split of a data set. Bad rows are counted by reason and listed in rejected.jsonl."""
     import shutil
 
-    from components.prepare_data.steps import (
+    from components.prepare_data.stages import (
         check_room,
         checked_settings,
         finish,

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from paligemma.data.balance import FINDINGS
-from paligemma.data.checks import WARNINGS
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset
+from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
 from paligemma.reports.page import image_uri, render
 

@@ -14,7 +14,7 @@ from components.publish.formats import parse_formats
 from paligemma.artifacts.record import RECORD_FILE, Input, canonical_sha256, read_record
 from paligemma.artifacts.store import input_of, localize, produce, record_of
 from paligemma.checkpoints.export import export
-from paligemma.checkpoints.open import check_base, open_checkpoint
+from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.foreign_json import read_json

@@ -48,7 +48,7 @@ def run(
     from paligemma.artifacts.store import produce
     from paligemma.errors import InputError
     from paligemma.foreign_json import SMALL_BYTES, parse_json
-    from paligemma.lineage.cached import record_cached
+    from paligemma.lineage.cache_hits import record_cached
     from paligemma.lineage.index import Index
     from paligemma.lineage.page import page_data, render_page
     from paligemma.reports.page import write_page

@@ -249,7 +249,7 @@ def verify(
 ) -> None:
     """Hash everything anew: find what is missing, altered or orphaned, and where the chain of records breaks. Exits with 3."""
     from paligemma.artifacts.signing import read_public_key
-    from paligemma.lineage.seen import read_seen, write_seen
+    from paligemma.lineage.last_seen import read_seen, write_seen
     from paligemma.lineage.verify import verify
 
     public = None if key is None else read_public_key(key)
@@ -291,8 +291,8 @@ def prune(
     """Say which artifacts no release was made from, or delete them. Records and lists of rows always stay."""
     from contextlib import ExitStack
 
-    from paligemma.lineage.joined import open_linked
     from paligemma.lineage.prune import delete, plan
+    from paligemma.lineage.several_roots import open_linked
 
     with ExitStack() as opened:
         indexes, unseen = open_linked([root, *(registry or ())])
@@ -395,7 +395,7 @@ def _opened_all(roots: list[str] | None) -> Iterator[Index]:
     import os
 
     from paligemma.artifacts.recording import ROOT_VARIABLE
-    from paligemma.lineage.joined import open_roots
+    from paligemma.lineage.several_roots import open_roots
 
     with open_roots(roots or [os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT]) as index:
         _say_damaged(index)

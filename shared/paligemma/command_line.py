@@ -11,7 +11,7 @@ import typer
 
 from paligemma.errors import PaliGemmaError
 from paligemma.redaction import without_passwords
-from paligemma.storage.space import explain_full_disk
+from paligemma.storage.disk_space import explain_full_disk
 from paligemma.terminal import printable
 
 

@@ -17,7 +17,7 @@ from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
 from paligemma.checkpoints.merge import merged_arrays
-from paligemma.checkpoints.open import Checkpoint, open_model
+from paligemma.checkpoints.open_checkpoint import Checkpoint, open_model
 from paligemma.checkpoints.parameters import build_module
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.images import load_image, preprocess, to_rgb

@@ -18,7 +18,8 @@ class Precision:
 
     Attributes:
         activations: of the decoder's residual stream and of what its layers pass on.
-        products: of the operands of the decoder's matrix products. float16 with float32 activations: see `models/product.py`.
+        products: of the operands of the decoder's matrix products. float16 with float32 activations: see
+            `models/scaled_matmul.py`.
         vision: of the vision tower, activations and products.
     """
 

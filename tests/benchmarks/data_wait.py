@@ -22,7 +22,7 @@ from step import MEDIUM, write_case
 
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare_data
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 
 ROWS, BATCH, STEPS = 64, 4, 32
 BUCKET = "buckets=1"

@@ -16,8 +16,8 @@ import numpy as np
 
 from paligemma.artifacts.record import ROWS_FILE
 from paligemma.data.augment import Augmentation
+from paligemma.data.batch_order import Plan
 from paligemma.data.loader import training_batches
-from paligemma.data.plan import Plan
 from paligemma.data.records import Dataset, Example, Records
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tensorflow import import_tensorflow

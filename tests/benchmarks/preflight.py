@@ -20,9 +20,9 @@ import jax
 import numpy as np
 from step import MEDIUM
 
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.preflight.abstract import abstract_step
-from paligemma.preflight.examine import CPU_ALLOWANCE
+from paligemma.preflight.analyze import CPU_ALLOWANCE
 from paligemma.training.recipe import parse_recipe
 
 CASES = {  # name: settings, text tokens

@@ -55,7 +55,7 @@ def plain_loop(folder: Path, output: Path) -> None:
     import sentencepiece
     import tensorflow as tf
 
-    from paligemma.checkpoints.open import resolve_embedded
+    from paligemma.checkpoints.open_checkpoint import resolve_embedded
 
     model = sentencepiece.SentencePieceProcessor(str(resolve_embedded(CHECKPOINT) / "tokenizer.model"))
 
@@ -90,7 +90,7 @@ def cpu_seconds() -> float:
 
 def ours(folder: Path, output: Path, workers: int) -> None:
     """The ranges prepared by so many processes, started here; without the lineage record, as the plain loop has none."""
-    from paligemma.checkpoints.open import resolve_embedded
+    from paligemma.checkpoints.open_checkpoint import resolve_embedded
     from paligemma.data.prepare import Job
     from paligemma.data.rows import split_lines
     from paligemma.data.workers import prepare_parts

@@ -27,7 +27,7 @@ from step import make_matmul, random_parameter
 
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.npz import write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.models.config import VARIANTS, PaliGemmaConfig

@@ -15,7 +15,7 @@ from page_scripts import with_script
 
 from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError
-from paligemma.lineage.cached import record_cached
+from paligemma.lineage.cache_hits import record_cached
 from paligemma.lineage.index import Index
 from paligemma.lineage.page import page_data, render_page
 

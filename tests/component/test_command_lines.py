@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.data.balance import FINDINGS
-from paligemma.data.checks import WARNINGS
+from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS
 from paligemma.training.recipe import Recipe
 from pipelines.cli import app

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from components.evaluate import contenders as others_module
 from components.evaluate import decoding as decoding_module
-from components.evaluate import others as others_module
 from components.evaluate import report as report_module
+from components.evaluate.contenders import judge_against, read_evaluation
 from components.evaluate.main import run
-from components.evaluate.others import judge_against, read_evaluation
 from components.finetune.main import run as finetune
 from components.prepare_data.main import run as prepare
 from conftest import SmallData
@@ -29,7 +29,7 @@ from paligemma.evaluation import predict as predict_module
 from paligemma.evaluation.gate import compare, decide
 from paligemma.evaluation.metrics import METRICS
 from paligemma.evaluation.predict import Prediction
-from paligemma.evaluation.vqa import vqa_accuracy
+from paligemma.evaluation.vqa_accuracy import vqa_accuracy
 
 
 def read(folder: Path) -> tuple[dict, list[dict]]:

@@ -14,7 +14,7 @@ from paligemma.checkpoints import tokenizer_file
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.npz import write_npz
-from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
+from paligemma.checkpoints.open_checkpoint import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
 
 TINY = resolve_embedded("embedded:tiny")

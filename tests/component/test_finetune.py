@@ -16,7 +16,7 @@ from components.prepare_data.main import run as prepare
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.npz import write_npz
-from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
+from paligemma.checkpoints.open_checkpoint import open_checkpoint, resolve_embedded
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.checkpoints.tuned import read_tuned
 from paligemma.data.images import load_image

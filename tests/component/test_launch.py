@@ -26,7 +26,7 @@ from paligemma.launch import trainjob, watch
 from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
 from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
 from paligemma.runtime.processes import Processes, described
-from pipelines.launching import custom_job, train_job
+from pipelines.job_specs import custom_job, train_job
 from pipelines.placement import PROFILES
 from servers.schema import read_schema, violations
 from servers.trainer import TrainerServer, repository_environment

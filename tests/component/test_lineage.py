@@ -19,7 +19,7 @@ from conftest import ONE_DEVICE, REPOSITORY, SmallData
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.artifacts.recording import at_place
 from paligemma.artifacts.store import input_of, produce
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 
 BAD = {"prefix": "ocr", "suffix": "wrong"}
 

@@ -17,7 +17,7 @@ from PIL import Image
 from components.prepare_data.main import run
 from conftest import SmallData
 from paligemma.artifacts.record import list_files, read_record
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.images import load_image, resize
 from paligemma.data.loader import evaluation_batches
 from paligemma.data.records import open_records

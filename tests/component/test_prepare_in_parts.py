@@ -22,7 +22,7 @@ from PIL import Image
 from components.prepare_data.main import run
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
 from paligemma.artifacts.record import read_record
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
 from paligemma.data.rows import split_lines

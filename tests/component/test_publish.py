@@ -25,7 +25,7 @@ from components.publish.main import run as publish
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.artifacts.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.checkpoints.merge import merged_arrays
-from paligemma.checkpoints.open import open_checkpoint, open_model
+from paligemma.checkpoints.open_checkpoint import open_checkpoint, open_model
 from paligemma.errors import DamagedError, InputError
 from paligemma.registry.releases import (
     list_releases,

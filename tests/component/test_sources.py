@@ -15,12 +15,12 @@ from components.fetch_checkpoint.main import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import DamagedError, InputError
 from paligemma.google import secret_manager
-from paligemma.storage import cache, retry, space
+from paligemma.storage import cache, disk_space, retry
 from paligemma.storage.location import GcsLocation
 from paligemma.web_client import HOSTS_VARIABLE
 from servers.fault_proxy import Corrupt, FaultProxy, ResetBody, Status, Truncate
@@ -389,7 +389,7 @@ def test_a_flipped_byte_of_the_weights_is_found(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_found_first(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(space, "MARGIN", 1 << 60)
+    monkeypatch.setattr(disk_space, "MARGIN", 1 << 60)
     with pytest.raises(InputError, match="not enough room"):
         fetch(tmp_path, "embedded:tiny")
     assert not (tmp_path / "x").exists()

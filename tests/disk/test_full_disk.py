@@ -48,7 +48,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_one_before(disk: Path, mo
 @pytest.mark.parametrize(
     ("module", "write"),
     [
-        ("paligemma.storage.space", lambda place: fetch_checkpoint(output=str(place))),
+        ("paligemma.storage.disk_space", lambda place: fetch_checkpoint(output=str(place))),
         ("paligemma.checkpoints.export", lambda place: export("embedded:tiny", place, "big_vision", "float32")),
         ("paligemma.checkpoints.export", lambda place: export("embedded:tiny", place, "huggingface", "float32")),
     ],

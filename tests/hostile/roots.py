@@ -22,11 +22,11 @@ from paligemma.artifacts.record import Record, parse_record, render_record
 from paligemma.artifacts.recording import at_place, attempt_name, keep_file, seal
 from paligemma.artifacts.signing import KEY_VARIABLE
 from paligemma.artifacts.store import input_of, produce
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.tuned import Base, TunedDescription, write_tuned
 from paligemma.lineage.index import Index
-from paligemma.lineage.kept import PRUNED_ENDING
 from paligemma.lineage.prune import prune_mark
+from paligemma.lineage.record_folder import PRUNED_ENDING
 
 ROWS = [("1.png", "one"), ("2.png", "two")]
 LARGE = 65536

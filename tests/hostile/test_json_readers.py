@@ -22,7 +22,7 @@ from paligemma.launch.watch import LAUNCH_VARIABLE, launched
 from paligemma.runtime.processes import CLUSTER, described
 from paligemma.storage.retry import BadBytesError
 from pipelines.backends.kubeflow import refusal_of
-from pipelines.generate import answered_before, find_questions
+from pipelines.commands.generate import answered_before, find_questions
 
 BAD = {
     "deep": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
@@ -38,7 +38,7 @@ BAD = {
 # Everything else that calls Python's own reader, and why it may.
 OWN = {
     "shared/paligemma/foreign_json.py": "it is the reader",
-    "shared/paligemma/training/fingerprint.py": "a value that this process has just written",
+    "shared/paligemma/training/resume_check.py": "a value that this process has just written",
     "shared/paligemma/training/state.py": "a value that this process has just written",
     "shared/paligemma/preflight/compiler.py": "what our own process writes to its standard output",
     "shared/paligemma/preflight/worker.py": "what our own process writes to its standard input",

@@ -14,7 +14,7 @@ import pytest
 from lineage_runs import make_run, make_step
 from typer.testing import CliRunner
 
-from components.prepare_data.steps import FINGERPRINT_FILE, open_inputs, work_folder
+from components.prepare_data.stages import FINGERPRINT_FILE, open_inputs, work_folder
 from conftest import SmallData
 from paligemma.artifacts.record import parse_record, read_record, record_sha256
 from paligemma.artifacts.recording import PRICE_VARIABLE, attempt
@@ -25,7 +25,7 @@ from paligemma.lineage.prune import delete, plan
 from paligemma.lineage.verify import verify
 from paligemma.storage.cache import CACHE_VARIABLE
 from paligemma.terminal import printable, printable_json
-from paligemma.training.fingerprint import FINGERPRINT_FILE as STATE_FINGERPRINT
+from paligemma.training.resume_check import FINGERPRINT_FILE as STATE_FINGERPRINT
 from paligemma.training.state import remove_state
 from pipelines.commands.lineage import app
 

@@ -19,13 +19,13 @@ from components.fetch_checkpoint.main import run as fetch
 from paligemma.artifacts.record import File, record_sha256, tree_sha256
 from paligemma.artifacts.recording import RUN_VARIABLE, TASK_VARIABLE, at_place, safe_name
 from paligemma.artifacts.store import localize, produce
-from paligemma.checkpoints.safetensors import read_index
+from paligemma.checkpoints.safetensors_files import read_index
 from paligemma.checkpoints.tuned import Base
 from paligemma.data.records import Shard
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import parse_model
-from paligemma.lineage.kept import is_kept_path, parse_prune_mark
-from paligemma.lineage.seen import read_seen
+from paligemma.lineage.last_seen import read_seen
+from paligemma.lineage.record_folder import is_kept_path, parse_prune_mark
 from paligemma.storage import cache, gcs, versions
 from paligemma.storage.location import GcsLocation, parse_location
 from servers.gcs import GcsServer

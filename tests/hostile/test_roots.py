@@ -19,7 +19,7 @@ import typer
 
 from conftest import REPOSITORY
 from paligemma.artifacts.signing import read_public_key
-from paligemma.checkpoints.open import open_model
+from paligemma.checkpoints.open_checkpoint import open_model
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.verify import verify
 from paligemma.registry.releases import roll_back

@@ -249,7 +249,7 @@ def test_nothing_else_prints() -> None:
         "shared/paligemma/preflight/worker.py": "to the process that started it",
         "pipelines/run_log.py": "the runner's output, in place of standard output",
         "pipelines/backends/kubeflow.py": "the client's output, moved to standard error",
-        "pipelines/generate.py": "JSON lines, to standard output or a file",
+        "pipelines/commands/generate.py": "JSON lines, to standard output or a file",
     }
     printing = re.compile(r"^ *print\(|typer\.(echo|secho)|click\.echo|Console\(|sys\.(stdout|stderr)", re.MULTILINE)
     found = {

@@ -20,7 +20,7 @@ from referencing import Registry, Resource
 
 from paligemma.artifacts.recording import at_place, attempt
 from paligemma.errors import InputError, StoppedError
-from paligemma.lineage.cached import record_cached
+from paligemma.lineage.cache_hits import record_cached
 from paligemma.lineage.index import Index
 from paligemma.lineage.openlineage import events, to_line
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 import paligemma
 from paligemma.checkpoints.architecture import abstract_model, parameter_shapes
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.checkpoints.resample import resample_positions
 from paligemma.data.batch import TrainBatch, train_batch
@@ -23,7 +23,7 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.models.config import VARIANTS
 from paligemma.models.layers import LayerPlan
 from paligemma.precision import Precision
-from paligemma.training.optimizer import learning_rate_schedule
+from paligemma.training.learning_rate import learning_rate_schedule
 from paligemma.training.recipe import Recipe
 from paligemma.training.step import StepSettings, batch_loss, init_state, make_train_step
 from paligemma.training.trainable import compile_pattern, split_trainable

@@ -15,7 +15,7 @@ import paligemma
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.npz import read_npz, write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig

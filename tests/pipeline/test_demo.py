@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import OPTIMIZED, REPOSITORY
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.model import load
 from paligemma.registry.releases import read_champion

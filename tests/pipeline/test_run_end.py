@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import SmallData
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from pipelines.cli import app
 from pipelines.run_end import COMMAND
 from pipelines.run_local import RunOutputs

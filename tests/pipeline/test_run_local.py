@@ -22,9 +22,9 @@ from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS, SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.run_date import today
 from paligemma.checkpoints.npz import write_npz
-from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
+from paligemma.checkpoints.open_checkpoint import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
-from paligemma.preflight.examine import MEMORY_VARIABLE
+from paligemma.preflight.analyze import MEMORY_VARIABLE
 from paligemma.registry.releases import read_champion
 from pipelines.finetune import make_pipeline
 from pipelines.run_local import RunOutputs, StepFailedError, run_pipeline

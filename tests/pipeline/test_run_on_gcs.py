@@ -19,7 +19,7 @@ from components.publish.model_registry import VertexModel
 from conftest import XLA_FLAGS, SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.store import localize
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.records import open_records, row_ids
 from paligemma.errors import DamagedError, InputError
 from paligemma.google.vertex import ENDPOINT_VARIABLE

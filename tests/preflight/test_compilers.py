@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from paligemma.checkpoints.open import open_checkpoint
-from paligemma.preflight.examine import DoesNotFitError, examine
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.preflight.analyze import DoesNotFitError, examine
 from paligemma.storage import cache
 from paligemma.training.recipe import parse_recipe
 from pipelines.cli import app

@@ -22,7 +22,7 @@ import pytest
 from paligemma.errors import InputError
 from paligemma.storage import atomic
 from paligemma.storage.atomic import write_directory, write_file
-from paligemma.storage.space import explain_full_disk
+from paligemma.storage.disk_space import explain_full_disk
 
 MARKER = "marker"
 

@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from paligemma.checkpoints import safetensors
+from paligemma.checkpoints import safetensors_files
 from paligemma.checkpoints.architecture import infer_config, parameter_shapes
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.lazy import FirstRows, verify
 from paligemma.checkpoints.npz import read_npz, write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
 
@@ -40,13 +40,13 @@ def published(folder: Path, config: PaliGemmaConfig = ONE) -> Tensors:
     """Writes a folder as Hugging Face has it; returns its tensors."""
     folder.mkdir()
     write_huggingface(folder, config, ARRAYS[config], lambda name, values: values, None)
-    found = safetensors.read_safetensors(folder / safetensors.SINGLE_FILE)
+    found = safetensors_files.read_safetensors(folder / safetensors_files.SINGLE_FILE)
     return {name: np.array(tensor[...]) for name, tensor in found.items()}
 
 
 def rewrite(folder: Path, tensors: Tensors, **options) -> None:
-    outgoing = [safetensors.Outgoing(name, values.shape, values.dtype, [values]) for name, values in tensors.items()]
-    safetensors.write_safetensors(folder, outgoing, **options)
+    outgoing = [safetensors_files.Outgoing(name, values.shape, values.dtype, [values]) for name, values in tensors.items()]
+    safetensors_files.write_safetensors(folder, outgoing, **options)
 
 
 def assert_opens_as(folder: Path, config: PaliGemmaConfig) -> None:
@@ -192,7 +192,7 @@ def test_a_dtype_of_quantized_weights_is_no_damage(tmp_path: Path, dtype: str) -
     header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
     with pytest.raises(InputError, match=rf"a is of dtype {dtype}, which is not read(.|\n)*quantized"):
-        safetensors.read_safetensors(tmp_path / "x.safetensors")
+        safetensors_files.read_safetensors(tmp_path / "x.safetensors")
 
 
 def test_adapters_that_are_not_merged_are_called_that(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_adapters_that_are_not_merged_are_called_that(tmp_path: Path) -> None:
 
 def test_shards_that_are_missing_or_left_over_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rewrite(tmp_path / "x", published(tmp_path / "x"), shard_bytes=9000)
-    (tmp_path / "x" / safetensors.SINGLE_FILE).unlink()
+    (tmp_path / "x" / safetensors_files.SINGLE_FILE).unlink()
     shards = sorted((tmp_path / "x").glob("*.safetensors"))
     assert len(shards) > 2
     (tmp_path / "x" / "model-00009-of-00009.safetensors").write_bytes(b"of an older model")
@@ -220,13 +220,13 @@ def test_shards_that_are_missing_or_left_over_are_named(tmp_path: Path, caplog: 
 
 def test_of_two_kinds_of_weights_none_is_taken_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rewrite(tmp_path / "x", published(tmp_path / "x"), shard_bytes=9000)
-    with pytest.raises(InputError, match=rf"2 weight files: {safetensors.INDEX_FILE}, {safetensors.SINGLE_FILE}"):
+    with pytest.raises(InputError, match=rf"2 weight files: {safetensors_files.INDEX_FILE}, {safetensors_files.SINGLE_FILE}"):
         open_checkpoint(tmp_path / "x")
     write_npz(tmp_path / "x" / "model.npz", ARRAYS[ONE])
     (tmp_path / "x" / "config.json").write_text(ONE.model_dump_json())
     assert_opens_as(tmp_path / "x", ONE)
     assert "model.npz is used" in caplog.text
-    assert safetensors.SINGLE_FILE in caplog.text
+    assert safetensors_files.SINGLE_FILE in caplog.text
 
 
 @pytest.mark.parametrize("prefix", ["", "params/"])

@@ -11,7 +11,7 @@ import pytest
 import paligemma
 from paligemma.checkpoints.architecture import check_parameters, infer_config, parameter_shapes
 from paligemma.checkpoints.npz import write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
 

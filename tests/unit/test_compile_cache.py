@@ -52,7 +52,7 @@ def test_one_question_to_a_small_model_is_compiled_quickly_and_many_are_not(
         seen.append(jax.config.read("jax_disable_most_optimizations"))
         return 0
 
-    monkeypatch.setattr("pipelines.generate.answer_all", answered)
+    monkeypatch.setattr("pipelines.commands.generate.answer_all", answered)
     for number in (0, 1):
         small_data.add_image(f"{number}.png", number)
         done = CliRunner().invoke(

@@ -17,9 +17,9 @@ from PIL import Image
 from paligemma.data import convert as package
 from paligemma.data.convert.outcomes import MAX_REJECT_FRACTION
 from paligemma.data.convert.reasons import NOTES, ON_PURPOSE, REASONS
+from paligemma.data.image_suffixes import SUFFIXES
 from paligemma.data.images import FORMATS
 from paligemma.data.rows import Row, read_rows
-from paligemma.data.suffixes import SUFFIXES
 
 MISSING = object()
 IMAGES = [

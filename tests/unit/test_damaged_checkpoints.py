@@ -20,9 +20,9 @@ from paligemma.artifacts.store import produce
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.lazy import Stacked
 from paligemma.checkpoints.npz import read_npz, write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import place
-from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, Outgoing, read_safetensors, write_safetensors
+from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE, Outgoing, read_safetensors, write_safetensors
 from paligemma.checkpoints.tuned import DESCRIPTION_FILE, WEIGHTS_FILE, Base, TunedDescription, write_tuned
 from paligemma.errors import DamagedError
 from paligemma.runtime.sharding import fsdp_sharding, make_mesh

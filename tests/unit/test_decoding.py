@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma.decoding import layout
+from paligemma.decoding import cpu_layout
 from paligemma.decoding.decode import Decoded, Generator
 from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import DecodeSettings
@@ -154,7 +154,7 @@ def test_references_have_the_log_probabilities_of_a_cache_free_loop(model, image
 def test_on_a_cpu_gates_and_embedding_share_the_memory_of_the_stacked_weights() -> None:
     decoder = paligemma.load("embedded:tiny", dtype="float32").module.llm
     stacked, table = decoder.layers.mlp.gating_einsum[...], decoder.embedder.input_embedding[...]
-    layout.take_apart(decoder)
+    cpu_layout.take_apart(decoder)
     for index, block in enumerate(decoder.layers):
         for part, matrix in enumerate((block.mlp.gate, block.mlp.up)):
             offset = matrix.w[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
@@ -169,11 +169,11 @@ def test_products_in_another_layout_are_the_same(rows: int, monkeypatch: pytest.
     block = jax.tree.map(lambda leaf: leaf[1], llm.layers)
     x = jnp.asarray(np.random.default_rng(rows).normal(size=(rows, 1, llm.final_norm.scale[...].shape[0])), jnp.float32)
     expected = [*block.attn.project(x), block.mlp(x), llm.logits(x)]
-    for most, large in ((layout.MOST_COPIED, 0), (layout.MOST_COPIED, layout.LARGE), (0, 0)):
-        monkeypatch.setattr(layout, "MOST_COPIED", most)
-        monkeypatch.setattr(layout, "LARGE", large)
+    for most, large in ((cpu_layout.MOST_COPIED, 0), (cpu_layout.MOST_COPIED, cpu_layout.LARGE), (0, 0)):
+        monkeypatch.setattr(cpu_layout, "MOST_COPIED", most)
+        monkeypatch.setattr(cpu_layout, "LARGE", large)
         decoder = paligemma.load("embedded:tiny", dtype="float32").module.llm
-        layout.take_apart(decoder)
+        cpu_layout.take_apart(decoder)
         taken = decoder.layers[1]
         assert (decoder.embedder.strips is None) == (taken.mlp.gate.strips is None) == (most == 0)
         assert most == 0 or (len(decoder.embedder.strips) > 8) == (large == 0)
@@ -183,10 +183,10 @@ def test_products_in_another_layout_are_the_same(rows: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize("strips", [5, 12, 32, 67, 134])
 def test_a_large_matrix_of_any_number_of_strips_is_in_pieces(strips: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LARGE", 0)
+    monkeypatch.setattr(cpu_layout, "LARGE", 0)
     rng = np.random.default_rng(strips)
     x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 1, 8), (8, 64 * strips)))
-    matrix = layout._Matrix(weight, jnp.float32, strips=True)
+    matrix = cpu_layout._Matrix(weight, jnp.float32, strips=True)
     assert len(matrix.strips) == {5: 5, 12: 12, 32: 16, 67: 64, 134: 64}[strips]
     np.testing.assert_allclose(matrix(jnp.asarray(x)), x @ weight, atol=1e-5)
 

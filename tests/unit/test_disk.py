@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from components.preflight import main as preflight
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.models.config import VARIANTS
+from paligemma.preflight.analyze import DoesNotFitError, Report
 from paligemma.preflight.disk import Disk, examine_disk
-from paligemma.preflight.examine import DoesNotFitError, Report
-from paligemma.storage.space import DISK_VARIABLE
+from paligemma.storage.disk_space import DISK_VARIABLE
 from paligemma.training.recipe import parse_recipe
 from pipelines.placement import PROFILES
 
@@ -57,7 +57,7 @@ def test_a_job_that_leaves_nothing_for_records_is_refused(monkeypatch: pytest.Mo
     report = Report(
         "cpu", 8, True, 1, 2, 0.1, 2, 1.0, None, None, None, None, 1, None, None, None, {"arguments": 1, "temporaries": 1}
     )
-    monkeypatch.setattr("paligemma.preflight.examine.examine", lambda *_: report)
+    monkeypatch.setattr("paligemma.preflight.analyze.examine", lambda *_: report)
     arguments = {"checkpoint": "embedded:tiny", "recipe": parse_recipe("steps: 1"), "target": "cpu", "text_tokens": 8}
     monkeypatch.setenv(DISK_VARIABLE, "3000000")
     with pytest.raises(DoesNotFitError, match="does not fit its machines' disks"):

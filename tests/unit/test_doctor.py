@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from paligemma.errors import InputError
 from paligemma.extras import how_to_install
 from paligemma.runtime import accelerator
-from pipelines import doctor
 from pipelines.cli import app
+from pipelines.commands import doctor
 
 VARIABLES = (
     *("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR"),

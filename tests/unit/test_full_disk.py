@@ -27,7 +27,7 @@ from paligemma.checkpoints.export import export
 from paligemma.checkpoints.sources import kaggle
 from paligemma.command_line import run_app
 from paligemma.errors import InputError
-from paligemma.evaluation.kept import KeptPredictions
+from paligemma.evaluation.kept_predictions import KeptPredictions
 from paligemma.evaluation.predict import Prediction
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs
@@ -109,7 +109,7 @@ def test_what_orbax_says_only_when_it_is_closed_is_our_error_and_no_later_one_hi
 
 def test_predictions_that_cannot_be_kept_name_their_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = KeptPredictions(tmp_path / "kept", {})
-    monkeypatch.setattr("paligemma.evaluation.kept.write_file", full)
+    monkeypatch.setattr("paligemma.evaluation.kept_predictions.write_file", full)
     with pytest.raises(InputError, match=rf"not enough room in {tmp_path}.*\n.*more than the .* that were free"):
         kept.add([(0, Prediction("0" * 64, "ocr", "1", ("1",), "1", -1.5, 0.0, 2))], 1.0)
 

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import paligemma
 from conftest import SmallData
-from paligemma.checkpoints.open import open_model
+from paligemma.checkpoints.open_checkpoint import open_model
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.evaluation.tasks import TASKS
 from pipelines.cli import app
-from pipelines.generate import answer_all, find_questions
+from pipelines.commands.generate import answer_all, find_questions
 
 
 @pytest.fixture(scope="module")

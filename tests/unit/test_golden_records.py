@@ -9,7 +9,7 @@ import pytest
 
 from paligemma.artifacts.record import parse_record
 from paligemma.artifacts.signing import read_public_key
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import run_summary, trace
 from paligemma.lineage.verify import verify

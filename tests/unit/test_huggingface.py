@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paligemma.checkpoints.safetensors import INDEX_FILE
+from paligemma.checkpoints.safetensors_files import INDEX_FILE
 from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.checkpoints.sources.huggingface import cache_folder, checkpoint_files, fetch, snapshot_folder
 from paligemma.errors import DamagedError, InputError

@@ -14,7 +14,7 @@ import pytest
 import paligemma
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.store import produce
-from paligemma.checkpoints import safetensors
+from paligemma.checkpoints import safetensors_files
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.config import huggingface_config, parse_huggingface_config
@@ -23,9 +23,9 @@ from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.lazy import BLOCK, Stacked, blocks, copy, empty
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.npz import read_npz, write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import place
-from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, Tensor, read_safetensors
+from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE, Tensor, read_safetensors
 from paligemma.checkpoints.tuned import Base, TunedDescription, read_tuned, write_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
@@ -54,8 +54,8 @@ def rename(folder: Path, names) -> None:
     """Writes a folder's tensors anew, under other names; None drops one."""
     tensors = read_safetensors(folder / SINGLE_FILE)
     kept = [(names(name), np.array(tensor[...])) for name, tensor in tensors.items()]
-    safetensors.write_safetensors(
-        folder, [safetensors.Outgoing(name, values.shape, values.dtype, [values]) for name, values in kept if name]
+    safetensors_files.write_safetensors(
+        folder, [safetensors_files.Outgoing(name, values.shape, values.dtype, [values]) for name, values in kept if name]
     )
 
 

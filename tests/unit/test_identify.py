@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from paligemma.checkpoints.identify import identify_file
-from paligemma.checkpoints.open import open_checkpoint
-from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 

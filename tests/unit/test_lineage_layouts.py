@@ -18,8 +18,8 @@ from lineage_runs import row_entry
 from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
 from paligemma.lineage.impact import impact
-from paligemma.lineage.joined import open_roots
 from paligemma.lineage.queries import trace
+from paligemma.lineage.several_roots import open_roots
 from paligemma.lineage.verify import verify
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import parse_location

@@ -19,7 +19,7 @@ from paligemma.artifacts.recording import at_place, attempt
 from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
 from paligemma.lineage import prune, queries
-from paligemma.lineage.cached import record_cached
+from paligemma.lineage.cache_hits import record_cached
 from paligemma.lineage.diff import diff
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index

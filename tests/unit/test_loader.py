@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from conftest import SmallData
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.augment import Augmentation
 from paligemma.data.batch import TrainBatch
 from paligemma.data.loader import LOOK_AHEAD, evaluation_batches, training_batches

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import REPOSITORY
-from paligemma.evaluation.answers import anls, edit_distance, exact_match, multiple_choice, relaxed_accuracy
 from paligemma.evaluation.boxes import AveragePrecision, Box, box_f1, iou, mean_average_precision, parse_boxes
-from paligemma.evaluation.captions import Caption, bleu, bleu_counts, bleu_of, cider, rouge_l, words
+from paligemma.evaluation.caption_metrics import Caption, bleu, bleu_counts, bleu_of, cider, rouge_l, words
 from paligemma.evaluation.masks import mask_ious
 from paligemma.evaluation.metrics import confusion
 from paligemma.evaluation.predict import Prediction
-from paligemma.evaluation.statistics import bootstrap_interval, paired_p_value
-from paligemma.evaluation.vqa import vqa_accuracy
+from paligemma.evaluation.significance import bootstrap_interval, paired_p_value
+from paligemma.evaluation.text_metrics import anls, edit_distance, exact_match, multiple_choice, relaxed_accuracy
+from paligemma.evaluation.vqa_accuracy import vqa_accuracy
 
 ORACLE = json.loads((REPOSITORY / "tests/parity/golden/metrics.json").read_text())
 

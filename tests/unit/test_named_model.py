@@ -12,10 +12,10 @@ from components.fetch_checkpoint.main import run as fetch_checkpoint
 from components.finetune.results import render_training
 from conftest import SmallData
 from paligemma.checkpoints.describe import describe, describe_opened, describe_source, named
-from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
+from paligemma.checkpoints.open_checkpoint import open_checkpoint, resolve_embedded
 from paligemma.errors import InputError
-from paligemma.preflight.examine import examine
-from paligemma.preflight.show import write
+from paligemma.preflight.analyze import examine
+from paligemma.preflight.render import write
 from paligemma.training.recipe import parse_recipe
 from pipelines.cli import app
 from pipelines.finetune import finetune_pipeline

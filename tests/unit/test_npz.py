@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.checkpoints.npz import Member, read_npz, write_npz
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import DamagedError, InputError
 
 ARRAYS = {"llm/a": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "img/b": np.array(1.5, np.float16)}

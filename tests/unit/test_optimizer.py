@@ -14,7 +14,8 @@ from flax import nnx
 
 from conftest import REPOSITORY
 from paligemma.errors import InputError
-from paligemma.training.optimizer import learning_rate_schedule, make_optimizer, relative_schedule
+from paligemma.training.learning_rate import learning_rate_schedule, relative_schedule
+from paligemma.training.optimizer import make_optimizer
 from paligemma.training.recipe import Recipe
 
 STEPS = 5

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from components.evaluate.results import judge
 from conftest import REPOSITORY
 from paligemma.evaluation import metrics as metrics_module
-from paligemma.evaluation import statistics
-from paligemma.evaluation.answers import anls, relaxed_accuracy
-from paligemma.evaluation.captions import words
+from paligemma.evaluation import significance
+from paligemma.evaluation.caption_metrics import words
 from paligemma.evaluation.metrics import MASK_IOU, METRICS, Metric
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.tasks import TASKS
-from paligemma.evaluation.vqa import normalize_answer, vqa_accuracy
+from paligemma.evaluation.text_metrics import anls, relaxed_accuracy
+from paligemma.evaluation.vqa_accuracy import normalize_answer, vqa_accuracy
 
 ORACLE = json.loads((REPOSITORY / "tests/parity/golden/metrics.json").read_text())["perfect"]
 MASKS = {MASK_IOU: Metric(partial(metrics_module._mask_iou, lambda codes: np.ones((len(codes), 64, 64)) - codes[0, 0]))}
@@ -53,7 +53,7 @@ AS_USERS_WRITE_THEM = {
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    monkeypatch.setattr(significance, "RESAMPLES", 20)
 
 
 def perfect(rows: Sequence[Sequence[str]]) -> list[Prediction]:

@@ -15,15 +15,15 @@ from jax import tree
 from rich.console import Console
 from typer.testing import CliRunner
 
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.extras import how_to_install
 from paligemma.models.config import VARIANTS
 from paligemma.preflight import compiler
 from paligemma.preflight.abstract import abstract_step
-from paligemma.preflight.examine import MEMORY_VARIABLE, DoesNotFitError, device_memory, examine, read_prices
+from paligemma.preflight.analyze import MEMORY_VARIABLE, DoesNotFitError, device_memory, examine, read_prices
+from paligemma.preflight.render import tables
 from paligemma.preflight.search import cost, find_fitting
-from paligemma.preflight.show import tables
 from paligemma.preflight.targets import GIB, TARGETS, find_target
 from paligemma.storage import cache
 from paligemma.training.recipe import parse_recipe

@@ -10,7 +10,7 @@ import pytest
 
 from components.prepare_data.main import run
 from conftest import SmallData
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.preview import make_preview, preview_page
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError

@@ -9,7 +9,7 @@ import pytest
 
 from components.presets import FOLDER, read_preset, read_recipe
 from paligemma.errors import InputError
-from paligemma.training.optimizer import learning_rate_schedule
+from paligemma.training.learning_rate import learning_rate_schedule
 from paligemma.training.recipe import Recipe, parse_recipe
 
 

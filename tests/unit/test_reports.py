@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lineage_runs import make_run
 
-from components.evaluate.others import Evaluation, judge_against
+from components.evaluate.contenders import Evaluation, judge_against
 from components.evaluate.report import REPORT_ROWS, render_report
 from components.evaluate.results import Judgement, judge, write_results
 from components.finetune import results as training_module
@@ -27,23 +27,23 @@ from components.prepare_data.main import run as prepare
 from components.prepare_data.report import render_report as render_dataset
 from components.summarize.main import run as summarize
 from conftest import REPOSITORY, SmallData
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.balance import balance_findings
-from paligemma.data.checks import WARNINGS
 from paligemma.data.prepare import Facts, Job, Remark, Sampled
 from paligemma.data.preview import preview_page
 from paligemma.data.records import Dataset, Shard, open_records
+from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS
 from paligemma.errors import StoppedError
-from paligemma.evaluation import statistics
+from paligemma.evaluation import significance
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.tasks import TASKS
 from paligemma.lineage import page as page_module
 from paligemma.lineage.index import Index
 from paligemma.lineage.page import page_data, render_page
-from paligemma.preflight import examine, show
-from paligemma.preflight.show import write as write_preflight
+from paligemma.preflight import analyze, render
+from paligemma.preflight.render import write as write_preflight
 from paligemma.reports.page import write_page
 from paligemma.training.fit import Progress
 from paligemma.training.recipe import parse_recipe
@@ -62,7 +62,7 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    monkeypatch.setattr(significance, "RESAMPLES", 20)
 
 
 def predicted(prefix: str, references: Sequence[str], answer: str, logprob: float = -1.0, target_logprob: float = -2.0):
@@ -224,10 +224,10 @@ def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path:
     found["temporaries"] *= 2**20 if kind == "does not fit" else 1
     found["collectives"] = {"all-gather": {"count": 2, "bytes": 3.0}} if kind == "messages" else {}
     found = {"out_of_memory": "Ran out of <memory>"} if kind == "out of memory" else found
-    monkeypatch.setattr(examine, "compile_for", lambda *_: found)
-    prices = {} if target == "cpu" else examine.read_prices()[1]
+    monkeypatch.setattr(analyze, "compile_for", lambda *_: found)
+    prices = {} if target == "cpu" else analyze.read_prices()[1]
     recipe = parse_recipe("", ["batch_size=8", length], "test")
-    report = examine.examine(open_checkpoint("embedded:tiny").config, recipe, target, 16, prices)
+    report = analyze.examine(open_checkpoint("embedded:tiny").config, recipe, target, 16, prices)
     assert report.fits == (kind in ("fits", "messages"))
     write_preflight(tmp_path, [report], "Preflight", "2026-01", "" if report.fits else "--set batch_size=1")
     page = (tmp_path / "preflight.html").read_text()
@@ -289,7 +289,7 @@ def test_who_is_told_to_stop_while_rendering_stops(tmp_path: Path) -> None:
 def test_a_step_whose_page_cannot_be_rendered_has_its_artifact(
     step: str, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module = {"prepare_data": dataset_module, "finetune": training_module, "preflight": show, "summarize": page_module}[step]
+    module = {"prepare_data": dataset_module, "finetune": training_module, "preflight": render, "summarize": page_module}[step]
     monkeypatch.setattr(module, "render", lambda *_, **__: {}["confusion"])
     made = tmp_path / "made"
     if step == "prepare_data":

@@ -13,7 +13,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.checkpoints.safetensors import INDEX_FILE, Outgoing, read_safetensors, weight_files, write_safetensors
+from paligemma.checkpoints.safetensors_files import INDEX_FILE, Outgoing, read_safetensors, weight_files, write_safetensors
 from paligemma.errors import DamagedError, InputError
 
 ARRAYS = {

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from paligemma.checkpoints.architecture import parameter_shapes
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import train_batch
 from paligemma.errors import InputError

@@ -21,11 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.errors import DamagedError, InputError
 from paligemma.runtime.sharding import fsdp_sharding, make_mesh
-from paligemma.storage import space
+from paligemma.storage import disk_space
 from paligemma.storage.retry import StorageUnavailableError
 from paligemma.training import state as state_module
-from paligemma.training.fingerprint import describe_changes
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
+from paligemma.training.resume_check import describe_changes
 from paligemma.training.state import StateStore
 from paligemma.training.step import TrainState
 
@@ -253,7 +253,7 @@ def test_a_disk_without_room_is_found_before_the_save(tmp_path: Path, monkeypatc
     with StateStore(tmp_path, RUN) as store:
         store.save(1, a_state(1))
         store.wait()
-        monkeypatch.setattr(space, "MARGIN", 1 << 60)
+        monkeypatch.setattr(disk_space, "MARGIN", 1 << 60)
         with pytest.raises(InputError, match="not enough room"):
             store.save(2, a_state(2))
     assert steps_in(tmp_path) == [1]

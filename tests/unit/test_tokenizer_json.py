@@ -18,7 +18,7 @@ from components.fetch_checkpoint import main as fetch_checkpoint
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.sentencepiece_model import sentencepiece_model
 from paligemma.checkpoints.huggingface.tokenizer import BYTE, NORMAL, USER_DEFINED, Piece, read_pieces, tokenizer_json
-from paligemma.checkpoints.open import open_checkpoint, resolve_embedded
+from paligemma.checkpoints.open_checkpoint import open_checkpoint, resolve_embedded
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError
 

@@ -49,9 +49,9 @@ from paligemma.runtime.processes import described
 from paligemma.runtime.signals import sigterm_raises
 from paligemma.storage import folders
 from paligemma.storage.cache import cache_folder
+from paligemma.storage.disk_space import explain_full_disk
 from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
 from paligemma.storage.location import Location, absolute_uri, parse_location
-from paligemma.storage.space import explain_full_disk
 
 FOLDER = "lineage"
 ROWS_FOLDER = "rows"

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from paligemma.artifacts.record import RECORD_FILE, read_record
-from paligemma.checkpoints.open import EMBEDDED, Checkpoint, open_checkpoint
+from paligemma.checkpoints.open_checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from paligemma.errors import InputError
 
 _TOY = ", a toy for the demo"

@@ -16,10 +16,10 @@ from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.npz import write_npz
-from paligemma.checkpoints.open import CONFIG_FILE, open_model
+from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_model
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.errors import InputError
-from paligemma.storage.space import check_space
+from paligemma.storage.disk_space import check_space
 
 Format = Literal["big_vision", "huggingface"]
 ExportDtype = Literal["stored", "float32", "float16", "bfloat16"]

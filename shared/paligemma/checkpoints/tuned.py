@@ -12,7 +12,7 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict
 
 from paligemma.checkpoints.hashes import checked_sha256
-from paligemma.checkpoints.safetensors import read_safetensors
+from paligemma.checkpoints.safetensors_files import read_safetensors
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_model
 from paligemma.models.config import PaliGemmaConfig

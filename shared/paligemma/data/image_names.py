@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
-from paligemma.data.suffixes import is_image_name
+from paligemma.data.image_suffixes import is_image_name
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 _WINDOWS = re.compile(r"[a-zA-Z]:[\\/]|\\\\")

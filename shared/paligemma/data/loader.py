@@ -13,7 +13,7 @@ from jaxtyping import Int
 from paligemma.data.augment import Augmentation
 from paligemma.data.augment import augment as augmented
 from paligemma.data.batch import EvaluationBatch, TrainBatch, train_batch
-from paligemma.data.plan import LOSS_MULTIPLE, TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
+from paligemma.data.batch_order import LOSS_MULTIPLE, TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
 from paligemma.data.records import Records, read_lengths
 from paligemma.data.tfrecord import RowReader
 from paligemma.errors import DamagedError, InputError

@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
-from paligemma.data.checks import difference_hash, image_warnings, text_warnings
 from paligemma.data.image_source import open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Compression, Example, Shard
+from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
 from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer

@@ -13,11 +13,11 @@ import numpy as np
 from paligemma.artifacts.record import RECORD_FILE
 from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe
-from paligemma.checkpoints.open import open_model
-from paligemma.data.checks import WARNINGS
+from paligemma.checkpoints.open_checkpoint import open_model
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import open_records
+from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, read_all_rows
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer

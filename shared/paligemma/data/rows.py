@@ -18,7 +18,7 @@ import numpy as np
 
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.errors import DamagedError, InputError
-from paligemma.storage.space import check_space
+from paligemma.storage.disk_space import check_space
 
 MAX_LINE_BYTES = 1 << 20
 """Longest line that is parsed; longer ones are rejected without being held in memory."""

@@ -26,7 +26,7 @@ from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
 from paligemma.progress import WorkProgress
 from paligemma.storage.cache import cache_folder, exclusive
-from paligemma.storage.space import check_space
+from paligemma.storage.disk_space import check_space
 
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _PIECE = 1 << 20

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from paligemma.decoding.forward import Prompt, empty_answers, extend
+from paligemma.decoding.kv_cache import Prompt, empty_answers, extend
 from paligemma.models.paligemma import PaliGemma
 
 

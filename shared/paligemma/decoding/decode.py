@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.decoding.beam import Sequences, beam_search
-from paligemma.decoding.forward import Prompt, empty_answers, extend, prefill, score
-from paligemma.decoding.layout import take_apart
+from paligemma.decoding.cpu_layout import take_apart
+from paligemma.decoding.kv_cache import Prompt, empty_answers, extend, prefill, score
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.models.paligemma import PaliGemma

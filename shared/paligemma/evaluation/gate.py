@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from paligemma.evaluation.statistics import bootstrap_interval, paired_p_value
+from paligemma.evaluation.significance import bootstrap_interval, paired_p_value
 
 
 @dataclass(frozen=True)

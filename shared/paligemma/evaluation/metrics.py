@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float
 
 from paligemma.errors import InputError, PaliGemmaError, did_you_mean
-from paligemma.evaluation.answers import anls, exact_match, multiple_choice, relaxed_accuracy
 from paligemma.evaluation.boxes import AveragePrecision, box_f1
-from paligemma.evaluation.captions import Caption, bleu_counts, bleu_of, cider, rouge_l, words
+from paligemma.evaluation.caption_metrics import Caption, bleu_counts, bleu_of, cider, rouge_l, words
 from paligemma.evaluation.masks import Decode, mask_ious, read_decoder
 from paligemma.evaluation.predict import Prediction
-from paligemma.evaluation.statistics import bootstrap_interval
-from paligemma.evaluation.vqa import vqa_accuracy
+from paligemma.evaluation.significance import bootstrap_interval
+from paligemma.evaluation.text_metrics import anls, exact_match, multiple_choice, relaxed_accuracy
+from paligemma.evaluation.vqa_accuracy import vqa_accuracy
 
 ENTRY_POINTS = "paligemma.metrics"
 """Group in which an installed package names metrics of its own."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from paligemma.data.batch_order import LOSS_MULTIPLE, TEXT_MULTIPLE, bucket_widths, round_up
 from paligemma.data.images import normalize
-from paligemma.data.plan import LOSS_MULTIPLE, TEXT_MULTIPLE, bucket_widths, round_up
 from paligemma.data.records import Records, read_lengths
 from paligemma.data.tfrecord import RowReader, StoredRow
 from paligemma.decoding.settings import DecodeSettings

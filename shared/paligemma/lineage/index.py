@@ -26,7 +26,7 @@ from paligemma.artifacts.record import ROWS_FILE, Record, file_sha256, parse_rec
 from paligemma.artifacts.recording import FOLDER, ROOTS_FOLDER, ROWS_FOLDER
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import read_json_lines
-from paligemma.lineage.kept import PRUNED_ENDING, is_kept_path, parse_prune_mark, path_fault
+from paligemma.lineage.record_folder import PRUNED_ENDING, is_kept_path, parse_prune_mark, path_fault
 from paligemma.progress import WorkProgress
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs

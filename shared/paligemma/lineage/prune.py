@@ -15,9 +15,9 @@ from paligemma.artifacts.recording import attempt_name, keep_file
 from paligemma.artifacts.signing import sign
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.index import Index, unpack
-from paligemma.lineage.kept import PRUNED_ENDING, PruneMark
-from paligemma.lineage.places import Made, Places, link_between, version_folder
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
+from paligemma.lineage.record_folder import PRUNED_ENDING, PruneMark
+from paligemma.lineage.relocation import Made, Places, link_between, version_folder
 from paligemma.storage.folders import Entry, kind_of, read_file, remove_files, walk
 from paligemma.storage.location import GcsLocation, Location
 

@@ -8,7 +8,7 @@ from paligemma.artifacts.record import REJECTED_FILE, file_sha256
 from paligemma.errors import DamagedError, PaliGemmaError
 from paligemma.foreign_json import read_json_lines
 from paligemma.lineage.index import Index
-from paligemma.lineage.places import Made, Places, version_folder
+from paligemma.lineage.relocation import Made, Places, version_folder
 from paligemma.storage.files import local_file
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import Location

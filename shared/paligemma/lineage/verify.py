@@ -15,11 +15,11 @@ from paligemma.artifacts.record import ROWS_FILE, Record
 from paligemma.artifacts.recording import FOLDER, ROWS_FOLDER
 from paligemma.artifacts.signing import fault_of
 from paligemma.errors import InputError, PaliGemmaError
+from paligemma.lineage.artifact_faults import artifact_faults, location_sha256
 from paligemma.lineage.index import Index
-from paligemma.lineage.intact import artifact_faults, location_sha256
-from paligemma.lineage.kept import Kept, PruneMark, read_kept
 from paligemma.lineage.orphans import orphans
-from paligemma.lineage.places import Made, Places, link_between
+from paligemma.lineage.record_folder import Kept, PruneMark, read_kept
+from paligemma.lineage.relocation import Made, Places, link_between
 from paligemma.progress import WorkProgress
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import Location, parse_location

@@ -18,7 +18,7 @@ from paligemma.models.attention import attend
 from paligemma.models.config import DecoderConfig
 from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
 from paligemma.models.lora import LoraConfig, make_adapter
-from paligemma.models.product import product
+from paligemma.models.scaled_matmul import product
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import gather, split_rows
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from paligemma.errors import InputError
-from paligemma.preflight.examine import in_gib, trained_shapes
-from paligemma.storage.space import DISK_VARIABLE
+from paligemma.preflight.analyze import in_gib, trained_shapes
+from paligemma.storage.disk_space import DISK_VARIABLE
 from paligemma.training.recipe import Recipe
 from paligemma.training.trainable import compile_pattern, is_trainable
 

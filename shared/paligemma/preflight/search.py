@@ -16,7 +16,7 @@ import numpy as np
 
 from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.preflight.examine import Report, device_memory, examine, needed_flops, trained_shapes
+from paligemma.preflight.analyze import Report, device_memory, examine, needed_flops, trained_shapes
 from paligemma.preflight.targets import Target, find_target
 from paligemma.training.recipe import Recipe
 

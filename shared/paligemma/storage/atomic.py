@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paligemma.errors import InputError
 from paligemma.storage.access import explain_refusal
-from paligemma.storage.space import explain_full_disk
+from paligemma.storage.disk_space import explain_full_disk
 
 FilesOf = Callable[[Path], Iterable[str]]
 """Which of the files in a folder are an artifact's own: their paths in it, with forward slashes."""

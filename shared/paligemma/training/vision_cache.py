@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from paligemma.artifacts.record import canonical_sha256, read_record
-from paligemma.checkpoints.open import Checkpoint
+from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.data.batch import TrainBatch
 from paligemma.data.records import Records, image_numbers
@@ -21,7 +21,7 @@ from paligemma.models.paligemma import PaliGemma
 from paligemma.runtime.sharding import batch_sharding, fsdp_sharding, make_mesh
 from paligemma.storage.atomic import write_file
 from paligemma.storage.cache import cache_folder, exclusive
-from paligemma.storage.space import check_space
+from paligemma.storage.disk_space import check_space
 from paligemma.training.distributed import on_host
 from paligemma.training.recipe import Recipe
 from paligemma.training.step import to_float

@@ -8,7 +8,7 @@ import jax
 import optax
 from worker import LEARNING_RATE, TRAINED, Case, serve
 
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module
 from paligemma.data.batch import train_batch
 from paligemma.models.layers import LayerPlan

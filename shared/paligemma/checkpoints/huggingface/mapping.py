@@ -14,7 +14,7 @@ import numpy as np
 from paligemma.checkpoints.architecture import PADDING, HasShape, check_shapes, nearest_variant, parameter_shapes
 from paligemma.checkpoints.huggingface.names import EMBEDDING, LANGUAGE, TOWER, published_names
 from paligemma.checkpoints.lazy import BLOCK, LazyArray, Stacked, copy, empty
-from paligemma.checkpoints.safetensors import Tensor
+from paligemma.checkpoints.safetensors_files import Tensor
 from paligemma.models.config import PaliGemmaConfig
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paligemma.checkpoints.lazy import blocks
-from paligemma.checkpoints.safetensors import Tensor
+from paligemma.checkpoints.safetensors_files import Tensor
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import PaliGemmaConfig
 

@@ -14,8 +14,8 @@ from paligemma.checkpoints.huggingface.config import embedding_rows, huggingface
 from paligemma.checkpoints.huggingface.mapping import EMBEDDING, pieces
 from paligemma.checkpoints.huggingface.tokenizer import preprocessor_config, read_pieces, tokenizer_config, tokenizer_json
 from paligemma.checkpoints.lazy import LazyArray, blocks
-from paligemma.checkpoints.open import CONFIG_FILE
-from paligemma.checkpoints.safetensors import SHARD_BYTES, Outgoing, write_safetensors
+from paligemma.checkpoints.open_checkpoint import CONFIG_FILE
+from paligemma.checkpoints.safetensors_files import SHARD_BYTES, Outgoing, write_safetensors
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.models.config import PaliGemmaConfig
 

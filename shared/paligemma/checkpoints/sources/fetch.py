@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from paligemma.artifacts.store import localize
-from paligemma.checkpoints.open import resolve_embedded
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.checkpoints.sources import huggingface, kaggle, web
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import InputError, PaliGemmaError

@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 
 from paligemma.checkpoints.identify import refuse_folder
-from paligemma.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, weight_files
+from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE, weight_files
 from paligemma.checkpoints.sources.remote import unavailable
 from paligemma.errors import DamagedError, InputError
 from paligemma.extras import how_to_install
-from paligemma.storage.space import explain_full_disk
+from paligemma.storage.disk_space import explain_full_disk
 
 log = logging.getLogger("paligemma.sources")
 

@@ -11,7 +11,7 @@ from paligemma.progress import WorkProgress
 from paligemma.safe_names import parse_sha256, relative_path_fault
 from paligemma.storage import cache
 from paligemma.storage.atomic import expect_file, hidden_beside
-from paligemma.storage.space import check_space
+from paligemma.storage.disk_space import check_space
 from paligemma.web_address import WebAddress, parse_web_address
 
 _BUFFER = 64 * 1024  # what a broken connection costs at most

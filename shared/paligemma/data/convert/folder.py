@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, skipped_file
-from paligemma.data.suffixes import is_image_name
+from paligemma.data.image_suffixes import is_image_name
 from paligemma.errors import InputError
 
 _TABLES = (".csv", ".tsv", ".parquet")

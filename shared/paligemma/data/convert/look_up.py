@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
 from paligemma.data.image_source import split_archive
-from paligemma.data.suffixes import SUFFIXES
+from paligemma.data.image_suffixes import SUFFIXES
 from paligemma.errors import InputError
 
 _FIRST = 100

@@ -21,9 +21,9 @@ from PIL import ExifTags, Image
 from paligemma.data.convert.boxes import TOLERANCE
 from paligemma.data.convert.outcomes import EntryError, Tally
 from paligemma.data.image_source import read_member, split_archive
+from paligemma.data.image_suffixes import heif_is_read
 from paligemma.data.images import FORMATS, MAX_BYTES, MAX_PIXELS
 from paligemma.data.rows import RowError, image_path
-from paligemma.data.suffixes import heif_is_read
 
 Kind = Literal["displayed", "stored"]
 BoxPixels = Literal["auto", "displayed", "stored"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
+from paligemma.data.image_suffixes import heif_is_read
 from paligemma.data.pictures.errors import ImageError
-from paligemma.data.suffixes import heif_is_read
 from paligemma.extras import how_to_install
 
 _PHOTO = "save it as JPEG or PNG"

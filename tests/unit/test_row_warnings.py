@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from paligemma.data.checks import WARNINGS, difference_hash, image_warnings, text_warnings
 from paligemma.data.duplicates import NEAR_BITS, Listing, duplicates, leaks, near_pairs, read_listing
+from paligemma.data.row_warnings import WARNINGS, difference_hash, image_warnings, text_warnings
 from paligemma.errors import DamagedError
 
 

@@ -1,4 +1,4 @@
-"""The two passes of decoding: over whole prompts, and over one more token of each answer.
+"""The cache of keys and values, and the two passes of decoding: over whole prompts, and over one more token of each answer.
 
 Keys and values of prompts are computed once and only read from then on; those of answers are kept apart from them. So several
 candidate answers of one prompt (samples, beams) share its cache, prompts of unequal length need no alignment, and a loop

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from paligemma.models.gemma import Block, Decoder, Embedder, FeedForward, gelu_gate
-from paligemma.models.product import product
+from paligemma.models.scaled_matmul import product
 
 _EQUATIONS = {
     "q_einsum": "btd,ndh->btnh",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paligemma.data import plan as planning
-from paligemma.data.plan import Bucket, Plan, bucket_widths, permutation, process_share, steps_per_epoch
+from paligemma.data import batch_order as planning
+from paligemma.data.batch_order import Bucket, Plan, bucket_widths, permutation, process_share, steps_per_epoch
 from paligemma.errors import InputError
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
+from paligemma.preflight.analyze import Report, in_gib
 from paligemma.preflight.disk import Disk
-from paligemma.preflight.examine import Report, in_gib
 from paligemma.reports.page import render, write_page
 
 COLUMNS = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma.models.product import product
+from paligemma.models.scaled_matmul import product
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((2, 5, 8)), jnp.float32)

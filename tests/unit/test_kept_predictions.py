@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma.evaluation.kept import KeptPredictions
+from paligemma.evaluation.kept_predictions import KeptPredictions
 from paligemma.evaluation.predict import Prediction
 from paligemma.storage import folders
 from paligemma.storage.files import write_file

@@ -17,10 +17,10 @@ from components.prepare_data.report import render_report
 from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.artifacts.store import Draft, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
-from paligemma.checkpoints.open import open_checkpoint
-from paligemma.data.assemble import assemble, gather_facts
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.image_source import open_images
+from paligemma.data.merge_shards import assemble, gather_facts
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset, open_records
@@ -30,10 +30,10 @@ from paligemma.errors import InputError
 from paligemma.reports.page import write_page
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder
+from paligemma.storage.disk_space import check_space
 from paligemma.storage.files import exists, parent_of, write_file
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import absolute_uri, parse_location
-from paligemma.storage.space import check_space
 
 FINGERPRINT_FILE = "fingerprint"
 

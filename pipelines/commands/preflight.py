@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.table import Table
 
 from components.presets import read_recipe
-from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.preflight.examine import PRICES_FILE, DoesNotFitError, Report, examine, read_prices
+from paligemma.preflight.analyze import PRICES_FILE, DoesNotFitError, Report, examine, read_prices
+from paligemma.preflight.render import grid_markdown, grid_table, tables, write
 from paligemma.preflight.search import find_fitting
-from paligemma.preflight.show import grid_markdown, grid_table, tables, write
 from paligemma.preflight.targets import find_target, find_variant
 from paligemma.progress import WorkProgress
 from paligemma.terminal import say, show_table, table_width

@@ -7,7 +7,7 @@ from typing import Literal
 
 from paligemma.artifacts.record import RECORD_FILE, Record, file_sha256, parse_record, render_record
 from paligemma.errors import PaliGemmaError
-from paligemma.lineage.places import version_folder
+from paligemma.lineage.relocation import version_folder
 from paligemma.storage.files import local_file
 from paligemma.storage.folders import Entry, kind_of, read_file, walk
 from paligemma.storage.location import Location

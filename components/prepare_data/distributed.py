@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from components.prepare_data.steps import (
+from components.prepare_data.stages import (
     FINGERPRINT_FILE,
     checked_settings,
     fingerprint,
@@ -18,13 +18,13 @@ from components.prepare_data.steps import (
 )
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import localize, produce
-from paligemma.data.assemble import link
+from paligemma.data.merge_shards import link
 from paligemma.data.rows import LineRange, is_gzip, split_lines, unpack
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
+from paligemma.storage.disk_space import explain_full_disk
 from paligemma.storage.files import write_file
-from paligemma.storage.space import explain_full_disk
 
 
 def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paligemma.artifacts.record import RECORD_FILE, File, tree_sha256
 from paligemma.artifacts.store import localize
-from paligemma.checkpoints import npz, safetensors
+from paligemma.checkpoints import npz, safetensors_files
 from paligemma.checkpoints.architecture import check_dtypes, check_parameters, infer_config, without_padding
 from paligemma.checkpoints.hashes import checked_sha256, known_sha256
 from paligemma.checkpoints.huggingface.config import is_huggingface_config, parse_huggingface_config
@@ -33,7 +33,7 @@ log = logging.getLogger("paligemma.checkpoints")
 _PREFERRED = ("checkpoint.npz", "ckpt.npz", "model.npz")
 _LISTED = 10
 """Most tuned models that a message lists."""
-_HUGGINGFACE = (safetensors.INDEX_FILE, safetensors.SINGLE_FILE)
+_HUGGINGFACE = (safetensors_files.INDEX_FILE, safetensors_files.SINGLE_FILE)
 _SAFETENSORS = (".json", ".safetensors")
 
 
@@ -73,7 +73,7 @@ class Checkpoint:
         """
         if self.weights.suffix != ".json":
             return checked_sha256(self.weights)
-        shards = safetensors.weight_files(self.weights)
+        shards = safetensors_files.weight_files(self.weights)
         return tree_sha256(File(path=file.name, bytes=file.stat().st_size, sha256=checked_sha256(file)) for file in shards)
 
     def verify(self) -> None:
@@ -87,7 +87,7 @@ class Checkpoint:
         """
         if self.weights.suffix == ".npz":
             npz.verify_weights(self.weights)
-        elif any(known_sha256(file) for file in safetensors.weight_files(self.weights)):
+        elif any(known_sha256(file) for file in safetensors_files.weight_files(self.weights)):
             _ = self.weights_sha256
 
 
@@ -192,7 +192,7 @@ def _config_beside(weights: Path) -> PaliGemmaConfig | None:
 
 
 def _read_huggingface(weights: Path, config: PaliGemmaConfig | None) -> tuple[dict[str, LazyArray], PaliGemmaConfig]:
-    tensors = safetensors.read_safetensors(weights)
+    tensors = safetensors_files.read_safetensors(weights)
     if config is None:
         raise InputError(
             f"There is no {CONFIG_FILE} beside the weights.",

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from paligemma.data.image_suffixes import SUFFIXES, is_image_name
 from paligemma.data.images import ImageError, load_image
-from paligemma.data.suffixes import SUFFIXES, is_image_name
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.foreign_json import LINE_BYTES, read_json_lines

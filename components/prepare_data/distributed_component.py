@@ -16,7 +16,7 @@ def list_groups(data: str, rows_per_shard: int, pods: int) -> List[str]:  # noqa
         rows_per_shard: Lines of the JSONL file that make up a shard.
         pods: Most groups.
     """
-    from components.prepare_data.pods import list_groups
+    from components.prepare_data.distributed import list_groups
 
     return list_groups(data, rows_per_shard, pods)
 
@@ -51,7 +51,7 @@ def prepare_group(
     from pathlib import Path
 
     from components.artifacts import input_location
-    from components.prepare_data.pods import prepare_group
+    from components.prepare_data.distributed import prepare_group
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
                 "compression": compression, "grey_range": grey_range}  # fmt: skip
@@ -100,7 +100,7 @@ def join_groups(
     from pathlib import Path
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.prepare_data.pods import join_groups
+    from components.prepare_data.distributed import join_groups
     from paligemma.artifacts.store import localize
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
