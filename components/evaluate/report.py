@@ -13,7 +13,7 @@ from components.evaluate.contenders import Evaluation
 from components.evaluate.results import Judgement, finite
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
-from paligemma.evaluation.boxes import parse_boxes
+from paligemma.data.loc_boxes import parse_boxes
 from paligemma.evaluation.gate import Decision
 from paligemma.reports.page import image_uri, render
 

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from paligemma.errors import DamagedError, PaliGemmaError
+from paligemma.regular_files import open_regular
 from paligemma.safe_names import shown
-from paligemma.storage.regular import open_regular
 
 SMALL_BYTES = 1 << 20
 """The most of a pointer, a setting or another file of a few fields."""

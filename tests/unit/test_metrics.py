@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import REPOSITORY
-from paligemma.evaluation.boxes import AveragePrecision, Box, box_f1, iou, mean_average_precision, parse_boxes
+from paligemma.data.loc_boxes import Box, parse_boxes
+from paligemma.evaluation.boxes import AveragePrecision, box_f1, iou, mean_average_precision
 from paligemma.evaluation.caption_metrics import Caption, bleu, bleu_counts, bleu_of, cider, rouge_l, words
 from paligemma.evaluation.masks import mask_ious
 from paligemma.evaluation.metrics import confusion

@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import first_fault, parse_json, read_bounded
+from paligemma.regular_files import open_regular
 from paligemma.safe_names import Address, RelativePath, RunName, Sha256, VersionId, parse_relative_path
-from paligemma.storage.regular import open_regular
 
 RECORD_FILE = "lineage.json"
 ROWS_FILE = "rows.jsonl"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import SMALL_BYTES, read_json
-from paligemma.storage.regular import NotRegularError, open_regular
+from paligemma.regular_files import NotRegularError, open_regular
 
 ADAPTER_FILE = "adapter_config.json"
 

@@ -20,8 +20,8 @@ import numpy as np
 from paligemma.checkpoints.identify import no_file, refuse_other
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import parse_json, read_json
+from paligemma.regular_files import open_regular
 from paligemma.safe_names import relative_path_fault
-from paligemma.storage.regular import open_regular
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -14,6 +14,7 @@ from paligemma.artifacts.record import RECORD_FILE
 from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open_checkpoint import open_model
+from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import open_records
@@ -22,7 +23,6 @@ from paligemma.data.rows import REASONS, read_all_rows
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
-from paligemma.evaluation.boxes import parse_boxes
 from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists, parent_of
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from PIL import Image
 
+from paligemma.data.loc_boxes import BINS, Box
 from paligemma.errors import DamagedError, InputError
-from paligemma.evaluation.boxes import BINS, Box
 
 SIDE = 512
 """Side of the picture that masks are compared in: a pixel is two bins of the boxes."""

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from paligemma.checkpoints.sources.remote import attempts
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
-from paligemma.storage.retry import BadBytesError, StorageUnavailableError
+from paligemma.storage.retry import BadBytesError, StorageUnavailableError, attempts
 
 if TYPE_CHECKING:
     import requests

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,6 +52,14 @@ RETRY = RetryPolicy()
 
 class BadBytesError(Exception):
     """Bytes that do not match their checksum; worth another try."""
+
+
+def attempts(most: int = 6) -> Iterator[bool]:
+    """Whether there will be another attempt, for each attempt; waits between them, with jitter."""
+    for number in range(most):
+        if number:
+            time.sleep(random.uniform(0, min(RETRY.maximum, RETRY.initial * 2**number)))
+        yield number + 1 < most
 
 
 def call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from paligemma.checkpoints.npz import verify_weights
-from paligemma.checkpoints.sources.remote import attempts, unavailable
+from paligemma.checkpoints.sources.remote import unavailable
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.google.secret_manager import read_secret, secret_and_project
 from paligemma.storage.disk_space import explain_full_disk
+from paligemma.storage.retry import attempts
 
 Precision = Literal["float16", "bfloat16", "float32"]
 _FILES = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}

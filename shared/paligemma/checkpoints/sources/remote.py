@@ -1,10 +1,6 @@
-"""What sources elsewhere have in common: how messages and records name them, and how often they are asked."""
+"""What sources elsewhere have in common: how messages and records name them, and the error when one stays away."""
 
 from __future__ import annotations
-
-import random
-import time
-from collections.abc import Iterator
 
 from paligemma.redaction import without_secrets
 from paligemma.storage import retry
@@ -19,14 +15,6 @@ def is_remote(source: str) -> bool:
 def redacted(source: str) -> str:
     """A source without what may be a secret: user, password, query and fragment of a web address."""
     return without_secrets(source)
-
-
-def attempts(most: int = 6) -> Iterator[bool]:
-    """Whether there will be another attempt, for each attempt; waits between them, with jitter."""
-    for number in range(most):
-        if number:
-            time.sleep(random.uniform(0, min(retry.RETRY.maximum, retry.RETRY.initial * 2**number)))
-        yield number + 1 < most
 
 
 def unavailable(source: str, error: Exception) -> retry.StorageUnavailableError:

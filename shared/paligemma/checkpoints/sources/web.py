@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from paligemma.artifacts.record import file_sha256
-from paligemma.checkpoints.sources.remote import attempts, redacted, unavailable
+from paligemma.checkpoints.sources.remote import redacted, unavailable
 from paligemma.errors import DamagedError, InputError
 from paligemma.progress import WorkProgress
 from paligemma.safe_names import parse_sha256, relative_path_fault
 from paligemma.storage import cache
 from paligemma.storage.atomic import expect_file, hidden_beside
 from paligemma.storage.disk_space import check_space
+from paligemma.storage.retry import attempts
 from paligemma.web_address import WebAddress, parse_web_address
 
 _BUFFER = 64 * 1024  # what a broken connection costs at most

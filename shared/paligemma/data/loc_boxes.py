@@ -1,0 +1,34 @@
+"""Boxes written as `<loc>` symbols, as PaliGemma answers `detect`."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+BINS = 1024
+_OBJECT = re.compile(r"((?:<loc\d{4}>){4})\s*([^<;]*)")
+
+
+class Box(NamedTuple):
+    """A labelled box; coordinates in bins of 1/1024 of the image, as the symbols have them."""
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+    label: str
+
+    @property
+    def area(self) -> int:
+        """In square bins; 0 when turned inside out."""
+        return max(0, self.y1 - self.y0) * max(0, self.x1 - self.x0)
+
+
+def parse_boxes(text: str) -> list[Box]:
+    """The boxes in an answer such as `<loc0100><loc0200><loc0300><loc0400> cat ; ...`. What is not one is passed over."""
+    boxes = []
+    for symbols, label in _OBJECT.findall(text):
+        values = [int(value) for value in re.findall(r"\d{4}", symbols)]
+        if max(values) < BINS:
+            boxes.append(Box(*values, label.strip()))
+    return boxes
