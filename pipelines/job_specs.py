@@ -5,10 +5,7 @@ The step itself waits on a small machine (`paligemma.launch`): its task, paramet
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipelines.placement import Machine
+from pipelines.profiles import Machine
 
 RUNTIME = "paligemma-jax"
 """Our ClusterTrainingRuntime, of pipelines/kubernetes/training-runtime.yaml."""

@@ -70,7 +70,7 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     if report.fits:
         error = DoesNotFitError(
             f"The job does not fit its machines' disks: {disk}.",
-            where="pipelines/placement.py",
+            where="pipelines/profiles.py",
             fix="give the profile's machines a larger disk there, and the nodes",
         )
     else:

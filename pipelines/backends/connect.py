@@ -6,7 +6,8 @@ from pathlib import Path
 
 from paligemma.errors import InputError
 from pipelines.backends.job import Backend
-from pipelines.placement import PlaceTask, find_profile, placer, read_images
+from pipelines.placement import PlaceTask, placer, read_images
+from pipelines.profiles import find_profile
 
 
 def place_on(backend: str, profile: str, images: Path, **more: bool | str) -> PlaceTask:

@@ -13,7 +13,8 @@ from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
 from paligemma.yaml_text import dump_yaml, parse_documents, read_yaml
 from pipelines.compile import compile_pipeline
-from pipelines.placement import PlaceTask, find_profile
+from pipelines.placement import PlaceTask
+from pipelines.profiles import find_profile
 
 _TYPES = {"String": str, "Integer": int, "Float": (int, float), "Boolean": bool}
 

@@ -27,7 +27,7 @@ from paligemma.launch.customjob import PROJECT_VARIABLE, REGION_VARIABLE
 from paligemma.launch.watch import LAUNCH_VARIABLE, LaunchedError, run_elsewhere
 from paligemma.runtime.processes import Processes, described
 from pipelines.job_specs import custom_job, train_job
-from pipelines.placement import PROFILES
+from pipelines.profiles import PROFILES
 from servers.schema import read_schema, violations
 from servers.trainer import TrainerServer, repository_environment
 from servers.vertex import VertexServer

@@ -18,7 +18,8 @@ from paligemma.errors import InputError
 from paligemma.preflight.targets import TARGETS
 from pipelines.cli import app
 from pipelines.compile import compile_pipeline
-from pipelines.placement import ACCELERATED, PROFILES, ROBUSTNESS, placer, read_images
+from pipelines.placement import placer, read_images
+from pipelines.profiles import ACCELERATED, PROFILES, ROBUSTNESS
 from servers.compiled import check_compiled
 
 IMAGES = {

@@ -10,7 +10,8 @@ import yaml
 
 from conftest import REPOSITORY
 from pipelines.compile import compile_pipeline
-from pipelines.placement import ACCELERATED, ROBUSTNESS, placer
+from pipelines.placement import placer
+from pipelines.profiles import ACCELERATED, ROBUSTNESS
 from servers.argo import STOCK_DEFAULTS, Attempt, Decision, decide, merged, run, strategy_of
 
 HOUR = 3600

@@ -16,7 +16,7 @@ from paligemma.preflight.analyze import DoesNotFitError, Report
 from paligemma.preflight.disk import Disk, examine_disk
 from paligemma.storage.disk_space import DISK_VARIABLE
 from paligemma.training.recipe import parse_recipe
-from pipelines.placement import PROFILES
+from pipelines.profiles import PROFILES
 
 
 class Base:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError
 from paligemma.google.vertex import VertexApi
-from paligemma.launch.watch import Found
+from paligemma.launch.jobs import JobState
 
 PROJECT_VARIABLE, REGION_VARIABLE = "CLOUD_ML_PROJECT_ID", "CLOUD_ML_REGION"
 """What Vertex AI tells a container of its place."""
@@ -51,7 +51,7 @@ class CustomJobs:
         found = self._api.find(self._path, "customJobs", f'display_name="{name}"')
         return max(found, key=lambda job: job["createTime"], default={"name": None})["name"]
 
-    def find(self, job: str) -> Found | None:
+    def find(self, job: str) -> JobState | None:
         """How one is, by its full name."""
         try:
             found = self._api.get(job)
@@ -59,7 +59,7 @@ class CustomJobs:
             if error.status == 404:
                 return None
             raise
-        return Found(_STATES.get(found["state"], "running"), found.get("error", {}).get("message", ""))
+        return JobState(_STATES.get(found["state"], "running"), found.get("error", {}).get("message", ""))
 
     def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
         """Makes one; returns its full name."""

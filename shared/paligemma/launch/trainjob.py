@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from paligemma.errors import InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.google.rest import BackendError, Service
-from paligemma.launch.watch import Found
+from paligemma.launch.jobs import JobState
 
 ENDPOINT_VARIABLE = "PALIGEMMA_KUBERNETES_ENDPOINT"
 """Address of the API for tests on this machine; else the cluster says where it is."""
@@ -89,7 +89,7 @@ class TrainJobs:
         """What it is called is its name."""
         return name
 
-    def find(self, job: str) -> Found | None:
+    def find(self, job: str) -> JobState | None:
         """How a TrainJob is."""
         try:
             found = self._service.call("GET", f"/{job}", again=True)
@@ -100,8 +100,8 @@ class TrainJobs:
         conditions = found.get("status", {}).get("conditions", ())
         ended = {one["type"]: one for one in conditions if one["status"] == "True"}
         if "Failed" in ended:
-            return Found("failed", ended["Failed"].get("message", ""))
-        return Found("done" if "Complete" in ended else "running")
+            return JobState("failed", ended["Failed"].get("message", ""))
+        return JobState("done" if "Complete" in ended else "running")
 
     def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
         """Makes one that belongs to this pod: when the pod is deleted, Kubernetes deletes it too."""

@@ -6,9 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
 
 from paligemma.artifacts.record import Failure, parse_record
 from paligemma.artifacts.recording import (
@@ -23,6 +21,7 @@ from paligemma.artifacts.recording import (
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
+from paligemma.launch.jobs import Jobs, JobState
 from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE
 from paligemma.runtime.signals import sigterm_raises
 from paligemma.storage.folders import list_files, read_file
@@ -44,43 +43,6 @@ class LaunchedError(PaliGemmaError):
     """The command did not end well on its machines. It goes on from what it saved when it is started again."""
 
     exit_code = 4
-
-
-@dataclass(frozen=True)
-class Found:
-    """A job as its service describes it; `message` says why it failed."""
-
-    state: Literal["running", "done", "failed"]
-    message: str = ""
-
-
-class Jobs(Protocol):
-    """A service that runs jobs. Each call raises `BackendError` or `BackendUnavailableError`; `logs` says where logs are.
-
-    A name is ours; what `create` and `search` return is the service's own, by which it finds a job at once.
-    """
-
-    logs: str
-
-    def search(self, name: str) -> str | None:
-        """The last job of a name; a service's list may lag behind what it has made."""
-        ...
-
-    def find(self, job: str) -> Found | None:
-        """How a job is; None if it is gone."""
-        ...
-
-    def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
-        """Makes one."""
-        ...
-
-    def adopt(self, job: str) -> None:
-        """Makes one that another attempt of this step had made this attempt's."""
-        ...
-
-    def remove(self, job: str) -> None:
-        """Ends one, so that another may be made of its name."""
-        ...
 
 
 def launched() -> dict | None:
@@ -147,7 +109,7 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
 
 
 def _check_another_try(
-    found: Found | None, tries: int, retries: int, module: str, environment: Mapping[str, str], logs: str
+    found: JobState | None, tries: int, retries: int, module: str, environment: Mapping[str, str], logs: str
 ) -> None:
     """Raises LaunchedError if a job that failed, or is gone, is not to be made again."""
     failure = _last_failure(environment)
