@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import jax
 import pytest
 from typer.testing import CliRunner
 
-from conftest import SmallData
+from conftest import ONE_DEVICE, SmallData
 from paligemma.runtime.compile_cache import compiled_quickly, use_compile_cache
 from paligemma.storage.cache import CACHE_VARIABLE
 from pipelines.cli import app
@@ -63,3 +66,23 @@ def test_one_question_to_a_small_model_is_compiled_quickly_and_many_are_not(
     assert not jax.config.read("jax_disable_most_optimizations")
     with compiled_quickly(False):
         assert not jax.config.read("jax_disable_most_optimizations")
+
+
+def test_buckets_are_not_reached_through_tensorflow_which_is_installed_here(tmp_path: Path) -> None:
+    """JAX's cache has etils.epath look for TensorFlow, once a process, before training saves its first state."""
+    script = """
+import jax, sys
+from paligemma.runtime.compile_cache import use_compile_cache
+use_compile_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x + 1)(1.0)
+from paligemma.training.state import _orbax
+_orbax()
+from etils import epath
+print(type(epath.Path("gs://bucket/x")._backend).__name__)
+"""
+    assert importlib.util.find_spec("tensorflow")
+    environment = ONE_DEVICE | {CACHE_VARIABLE: str(tmp_path)}
+    environment.pop("EPATH_USE_TF", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "_FileSystemSpecBackend"

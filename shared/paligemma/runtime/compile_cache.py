@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import jax
 
 from paligemma.storage.cache import cache_folder
+from paligemma.storage.epath_settings import reach_gcs_without_tensorflow
 
 _LEAST_SECONDS = 0.1
 """Compile time of a program that is kept. JAX's own is a second, which leaves out all programs of small models."""
@@ -16,6 +17,7 @@ _LEAST_SECONDS = 0.1
 
 def use_compile_cache() -> None:
     """Has JAX keep what it compiles in our cache folder, unless the user chose another place, or what is worth it."""
+    reach_gcs_without_tensorflow()  # JAX looks at its folder long before Orbax looks at a bucket
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

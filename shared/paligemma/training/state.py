@@ -36,6 +36,7 @@ from paligemma.foreign_json import parse_json
 from paligemma.storage import folders
 from paligemma.storage.atomic import sync_tree
 from paligemma.storage.disk_space import check_space, is_full_disk, room_for
+from paligemma.storage.epath_settings import reach_gcs_without_tensorflow
 from paligemma.storage.files import exists, write_file
 from paligemma.storage.gcs import crc32c_of
 from paligemma.storage.location import Location, parse_location
@@ -397,9 +398,8 @@ def _best(checkpoints: list[_Checkpoint], mode: Literal["min", "max"]) -> _Check
 
 
 def _orbax():
-    """Orbax, imported when it is needed, and told to reach gs:// by the plain object API and not through TensorFlow."""
-    os.environ.setdefault("EPATH_USE_TF", "false")
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    """Orbax, imported when it is needed."""
+    reach_gcs_without_tensorflow()
     import orbax.checkpoint
 
     return orbax.checkpoint
