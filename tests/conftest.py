@@ -24,6 +24,9 @@ _GIVEN = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not i
 XLA_FLAGS = " ".join((*QUICK_TO_COMPILE, *_GIVEN))
 os.environ["XLA_FLAGS"] = f"{EIGHT_DEVICES} {XLA_FLAGS}"
 
+# Programs of JAX are millions of objects, which every collection of garbage goes through: it is worth it less often.
+gc.set_threshold(200_000, 20, 100)
+
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 

@@ -231,6 +231,28 @@ def test_of_many_writers_each_is_refused_or_writes_its_own(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_draft_that_goes_while_it_is_looked_at_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mkdir(exist_ok=True) looks again when there is something, and fails when that has just been published or removed."""
+    real, calls = Path.mkdir, []
+
+    def mkdir(path: Path, *arguments: object, **more: object) -> None:
+        calls.append(path)
+        if path.name == ".x.partial" and calls.count(path) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        real(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    fill(tmp_path / "x", "one")
+    assert (tmp_path / "x" / MARKER).read_text() == "one"
+
+
+def test_what_is_no_folder_at_the_drafts_name_is_an_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".x.partial").write_text("a note")
+    with pytest.raises(InputError, match="cannot be made"):
+        fill(tmp_path / "x", "one")
+    assert (tmp_path / ".x.partial").read_text() == "a note"
+
+
 def _before_the_first_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Acts between a writer's opening of its draft and its locking of it."""
     real, calls = fcntl.flock, []

@@ -217,7 +217,11 @@ def _lock_draft(partial: Path, path: Path) -> int:
     may have begun one: its lock is worth nothing.
     """
     while True:
-        partial.mkdir(exist_ok=True)
+        try:
+            partial.mkdir()
+        except FileExistsError:  # what was there may be gone by now: only what stays in the way is an error
+            if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+                raise
         try:
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another writer was done with it
