@@ -80,7 +80,7 @@ def small_data(tmp_path: Path) -> SmallData:
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of 21 rows over 7 pictures, prepared for the embedded checkpoint; texts of different lengths."""
-    from components.prepare_data.main import run
+    from components.prepare_data.__main__ import run
 
     data = SmallData(tmp_path_factory.mktemp("records-source"))
     rows = [

@@ -70,7 +70,7 @@ def evaluate(
     from pathlib import Path
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.evaluate.main import run as run_step
+    from components.evaluate.main import evaluate as run_step
     from paligemma.artifacts.store import localize
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
@@ -100,7 +100,7 @@ def evaluate(
     }
     if machines := launched():
         flags = {name.replace("_", "-"): value for name, value in arguments.items()}
-        run_elsewhere(machines, "components.evaluate.main", flags, output)
+        run_elsewhere(machines, "components.evaluate", flags, output)
     else:
         run_step(**arguments)
     mirror_record(evaluation, output, tree_sha256)

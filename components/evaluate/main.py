@@ -2,103 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from typing import Annotated, Literal
 
-import typer
+import jax
 
+from components.evaluate import contenders
+from components.evaluate.decoding import Decoding, check_compatible, decode, kept_predictions
+from components.evaluate.report import render_report
+from components.evaluate.results import judge, write_results
 from paligemma.artifacts.recording import recorded
-from paligemma.command_line import run_command
+from paligemma.artifacts.store import input_of, localize, produce
+from paligemma.checkpoints.describe import describe_opened
+from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
+from paligemma.checkpoints.tuned import read_tuned
+from paligemma.data.records import open_records
+from paligemma.data.tfrecord import RowReader
+from paligemma.decoding.settings import DecodeSettings
+from paligemma.evaluation.metrics import find_metric
+from paligemma.evaluation.tasks import TASKS
+from paligemma.launch.heartbeat import end_when_abandoned
+from paligemma.reports.page import write_page
+from paligemma.runtime.accelerator import expect_accelerator
+from paligemma.runtime.compile_cache import use_compile_cache
 
 log = logging.getLogger("paligemma.evaluate")
 
-TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]
-
 
 @recorded("evaluate")
-def run(
-    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
-    records: Annotated[str, typer.Option(help="Records to evaluate on, from prepare_data; local or gs://.")],
-    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the evaluation to.")],
-    tuned: Annotated[
-        str,
-        typer.Option(help="Tuned model, from finetune; local or gs://.", show_default="none: evaluate the checkpoint itself"),
-    ] = "",
-    baseline: Annotated[
-        str,
-        typer.Option(
-            help="Evaluation of the base on the same records, to show beside and to be better than.", show_default="none"
-        ),
-    ] = "",
-    champion: Annotated[
-        str,
-        typer.Option(help="Evaluation of the model in use on the same records, to be better than too.", show_default="none"),
-    ] = "",
-    registry: Annotated[
-        str,
-        typer.Option(
-            help="Registry of releases: its champion is evaluated on the same records, to be better than too.",
-            show_default="none",
-        ),
-    ] = "",
-    margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
-    task: Annotated[
-        TaskName,
-        typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
-    ] = "",
-    metrics: Annotated[
-        str,
-        typer.Option(
-            help="Metrics in place of the task's, the deciding one first: names, or module:function, with commas.",
-            show_default="the task's",
-        ),
-    ] = "",
-    mask_decoder: Annotated[
-        str,
-        typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
-    ] = "",
-    batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, with its eos.", min=1)] = 32,
-    beams: Annotated[int, typer.Option(help="Sequences that a beam search keeps; 1 decodes greedily.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw among this many most likely tokens; 0 for all.", min=0)] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
-    best_of: Annotated[int, typer.Option(help="Samples of each row, the most likely of which is its answer.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="What samples are drawn from, together with the row's identity.")] = 0,
-    state_root: Annotated[
-        str,
-        typer.Option(
-            help="Folder or gs:// prefix below which predictions are kept until the evaluation is written.",
-            show_default="OUTPUT.predictions",
-        ),
-    ] = "",
+def evaluate(
+    *,
+    checkpoint: str,
+    records: str,
+    output: str,
+    tuned: str,
+    baseline: str,
+    champion: str,
+    registry: str,
+    margin: float,
+    task: str,
+    metrics: str,
+    mask_decoder: str,
+    batch_size: int,
+    max_new_tokens: int,
+    beams: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    best_of: int,
+    seed: int,
+    state_root: str,
 ) -> None:
-    """Writes predictions.jsonl, metrics.json and report.html; gate.json when there is a model to be better than.
-
-    Every row is decoded and kept before any is judged: stopped or failed, the same command decodes nothing again.
-    """
-    import dataclasses
-
-    import jax
-
-    from components.evaluate import contenders
-    from components.evaluate.decoding import Decoding, check_compatible, decode, kept_predictions
-    from components.evaluate.report import render_report
-    from components.evaluate.results import judge, write_results
-    from paligemma.artifacts.store import input_of, localize, produce
-    from paligemma.checkpoints.describe import describe_opened
-    from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
-    from paligemma.checkpoints.tuned import read_tuned
-    from paligemma.data.records import open_records
-    from paligemma.data.tfrecord import RowReader
-    from paligemma.decoding.settings import DecodeSettings
-    from paligemma.evaluation.metrics import find_metric
-    from paligemma.evaluation.tasks import TASKS
-    from paligemma.launch.heartbeat import end_when_abandoned
-    from paligemma.reports.page import write_page
-    from paligemma.runtime.accelerator import expect_accelerator
-    from paligemma.runtime.compile_cache import use_compile_cache
-
+    """Decodes, judges, and writes the evaluation; see the command line."""
     end_when_abandoned()
     expect_accelerator()
     use_compile_cache()
@@ -179,12 +134,3 @@ def run(
         log.warning("note: %s", note)
     if decision is not None:
         log.info("%s", decision.why)
-
-
-def main() -> None:
-    """The command line."""
-    run_command(run, "evaluate")
-
-
-if __name__ == "__main__":
-    main()

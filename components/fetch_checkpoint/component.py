@@ -31,7 +31,7 @@ def fetch_checkpoint(
         run_task: Name of the task in it.
     """
     from components.artifacts import mirror_record, output_location
-    from components.fetch_checkpoint.main import run as run_step
+    from components.fetch_checkpoint.main import fetch_checkpoint as run_step
 
     output = output_location(checkpoint, artifact_root, run, run_task)
     run_step(output=output, source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size)

@@ -2,76 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-from typing import Annotated, Literal
 
-import typer
-
+from paligemma.artifacts.record import Input, file_sha256
 from paligemma.artifacts.recording import recorded
-from paligemma.command_line import run_command
+from paligemma.artifacts.store import input_of, localize, produce
+from paligemma.checkpoints import tokenizer_file as published_tokenizer
+from paligemma.checkpoints.hashes import known_sha256
+from paligemma.checkpoints.npz import verify_weights
+from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_checkpoint
+from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
+from paligemma.checkpoints.sources import web
+from paligemma.checkpoints.sources.fetch import fetch_first
+from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
+from paligemma.checkpoints.sources.remote import is_remote, redacted
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
+from paligemma.data.tokenizer import Tokenizer
+from paligemma.errors import DamagedError, InputError
+from paligemma.models.config import parse_config
+from paligemma.safe_names import parse_sha256
+from paligemma.storage.disk_space import check_space
 
 log = logging.getLogger("paligemma.fetch_checkpoint")
 
 
 @recorded("fetch_checkpoint")
-def run(
-    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the checkpoint to.")],
-    source: Annotated[
-        str,
-        typer.Option(
-            help="kaggle://owner/model/jax/variation/version, https://, hf://owner/name@revision, gs:// or a path of a "
-            "big_vision .npz file, of a folder with one, or of a Hugging Face folder, or embedded:tiny; several, separated by "
-            "commas, are tried in turn."
-        ),
-    ] = "embedded:tiny",
-    sha256: Annotated[
-        str,
-        typer.Option(
-            help="Expected sha256 of the weight file; empty: recorded, not checked. https:// needs it.", show_default="none"
-        ),
-    ] = "",
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            help="SentencePiece model, when it is not beside the weights.",
-            show_default="beside the weights",
-        ),
-    ] = "",
-    precision: Annotated[
-        Literal["float16", "bfloat16", "float32"],
-        typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
-    ] = "float16",
-    image_size: Annotated[
-        int,
-        typer.Option(
-            help="Side of the images that the checkpoint is to be used with, in pixels: position embeddings are resampled "
-            "whenever it is loaded. 0: its own.",
-            min=0,
-        ),
-    ] = 0,
-) -> None:
-    """Copies a checkpoint to OUTPUT, after checking that it is whole, fits its architecture and has a usable tokenizer."""
-    import json
-
-    from paligemma.artifacts.record import Input, file_sha256
-    from paligemma.artifacts.store import input_of, localize, produce
-    from paligemma.checkpoints import tokenizer_file as published_tokenizer
-    from paligemma.checkpoints.hashes import known_sha256
-    from paligemma.checkpoints.npz import verify_weights
-    from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_checkpoint
-    from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
-    from paligemma.checkpoints.sources import web
-    from paligemma.checkpoints.sources.fetch import fetch_first
-    from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
-    from paligemma.checkpoints.sources.remote import is_remote, redacted
-    from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
-    from paligemma.data.tokenizer import Tokenizer
-    from paligemma.errors import DamagedError, InputError
-    from paligemma.models.config import parse_config
-    from paligemma.safe_names import parse_sha256
-    from paligemma.storage.disk_space import check_space
-
+def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, precision: str, image_size: int) -> None:
+    """Copies a checkpoint to OUTPUT, after checking it; see the command line."""
     expected_sha256 = parse_sha256(sha256.lower(), "The expected hash", where="--sha256") if sha256 else ""
     had, local = fetch_first(source, expected_sha256, precision)
     checkpoint = open_checkpoint(local)
@@ -144,12 +103,3 @@ def run(
         if is_npz or image_size:
             (draft.folder / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, checkpoint.weights_sha256, output)
-
-
-def main() -> None:
-    """The command line."""
-    run_command(run, "fetch_checkpoint")
-
-
-if __name__ == "__main__":
-    main()

@@ -57,7 +57,7 @@ def finetune(
         flags["set"] = [
             f"{key}={json.dumps(value)}" for key, value in parsed.model_dump(mode="json", exclude_defaults=True).items()
         ]
-        run_elsewhere(machines, "components.finetune.main", flags, output)
+        run_elsewhere(machines, "components.finetune", flags, output)
     else:
         fine_tune(*trained_on, parsed, input_location(validation, validation_sha256), state, state_root)
     mirror_record(tuned, output, tree_sha256)

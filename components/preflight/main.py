@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from paligemma.artifacts.recording import recorded
-from paligemma.command_line import run_command
-
-if TYPE_CHECKING:
-    from paligemma.training.recipe import Recipe
+from paligemma.artifacts.store import input_of, produce
+from paligemma.checkpoints.describe import describe_opened
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.preflight.analyze import DoesNotFitError, examine, in_gib, read_prices
+from paligemma.preflight.disk import examine_disk
+from paligemma.preflight.render import write
+from paligemma.preflight.search import find_fitting
+from paligemma.training.recipe import Recipe
 
 log = logging.getLogger("paligemma.preflight")
 
 ARTIFACT_TYPE = "preflight"
-
-
-def run(
-    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
-    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the report to.")],
-    recipe: Annotated[
-        str, typer.Option(help="Training recipe: a preset's name or a YAML file.", show_default="the reference recipe")
-    ] = "",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
-    ] = None,
-    target: Annotated[str, typer.Option(help="Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...")] = "cpu",
-    text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
-    warn_only: Annotated[bool, typer.Option(help="Go on when it does not fit.")] = False,
-) -> None:
-    """Writes preflight.json and preflight.html; fails when the target cannot hold the job."""
-    from components.presets import read_recipe
-
-    check(checkpoint, output, read_recipe(recipe, set_ or []), target, text_tokens, warn_only)
 
 
 @recorded("preflight")
@@ -45,14 +26,6 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     Raises:
         DoesNotFitError: the target cannot hold the job; says what it can.
     """
-    from paligemma.artifacts.store import input_of, produce
-    from paligemma.checkpoints.describe import describe_opened
-    from paligemma.checkpoints.open_checkpoint import open_checkpoint
-    from paligemma.preflight.analyze import DoesNotFitError, examine, in_gib, read_prices
-    from paligemma.preflight.disk import examine_disk
-    from paligemma.preflight.render import write
-    from paligemma.preflight.search import find_fitting
-
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
     disk = examine_disk(base, recipe)
     parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": text_tokens}
@@ -82,12 +55,3 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     if not warn_only:
         raise error
     log.warning("%s", error)
-
-
-def main() -> None:
-    """The command line."""
-    run_command(run, "preflight")
-
-
-if __name__ == "__main__":
-    main()

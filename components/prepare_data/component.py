@@ -49,7 +49,7 @@ def prepare_data(
     import shutil
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.prepare_data.main import run as run_step
+    from components.prepare_data.main import prepare_data as run_step
     from paligemma.artifacts.store import localize
 
     output = output_location(records, artifact_root, run, run_task)

@@ -44,7 +44,7 @@ def publish(
     import shutil
 
     from components.artifacts import input_location, mirror_record, output_location
-    from components.publish.main import run as run_step
+    from components.publish.main import publish as run_step
     from paligemma.artifacts.store import localize
     from paligemma.registry.releases import CARD_FILE, release_part
 

@@ -29,7 +29,7 @@ def summarize(
     import shutil
 
     from components.artifacts import mirror_record, output_location, run_name
-    from components.summarize.main import run as summarize_run
+    from components.summarize.main import summarize_run
     from paligemma.artifacts.recording import default_root
     from paligemma.artifacts.store import localize
     from paligemma.storage.location import parse_location

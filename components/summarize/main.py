@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
 
-import typer
-
-from paligemma.artifacts.recording import recorded
-from paligemma.command_line import run_command
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from paligemma.artifacts.record import Input
-    from paligemma.lineage.index import Index
+from components.summarize.webhook import notify
+from paligemma.artifacts.record import Input
+from paligemma.artifacts.recording import recorded, safe_name
+from paligemma.artifacts.store import produce
+from paligemma.errors import InputError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.lineage.cache_hits import record_cached
+from paligemma.lineage.index import Index
+from paligemma.lineage.page import page_data, render_page
+from paligemma.lineage.queries import SUMMARY_COMPONENT, run_summary, run_tasks
+from paligemma.reports.page import write_page
+from paligemma.storage.location import parse_location
 
 log = logging.getLogger("paligemma.summarize")
 
@@ -23,37 +28,8 @@ _OF_A_STEP = ("task", "component", "status", "cached_from", "error", "artifacts"
 
 
 @recorded("summarize")
-def run(
-    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the summary to.")],
-    root: Annotated[str, typer.Option(help="Folder or gs:// prefix with the folder `lineage` of the run.")],
-    run: Annotated[str, typer.Option(help="Name of the run.")],
-    status: Annotated[
-        str,
-        typer.Option(
-            help="How the runner says that the run ended, as JSON: state, error, and job: its name.", show_default="not known"
-        ),
-    ] = "",
-    expected: Annotated[
-        str,
-        typer.Option(help="Tasks that the run has in any case, with commas: one without a record failed.", show_default="none"),
-    ] = "",
-) -> None:
-    """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""
-    import functools
-    import json
-    from pathlib import Path
-
-    from components.summarize.webhook import notify
-    from paligemma.artifacts.recording import safe_name
-    from paligemma.artifacts.store import produce
-    from paligemma.errors import InputError
-    from paligemma.foreign_json import SMALL_BYTES, parse_json
-    from paligemma.lineage.cache_hits import record_cached
-    from paligemma.lineage.index import Index
-    from paligemma.lineage.page import page_data, render_page
-    from paligemma.reports.page import write_page
-    from paligemma.storage.location import parse_location
-
+def summarize_run(*, output: str, root: str, run: str, status: str, expected: str) -> None:
+    """Writes summary.json and report.html of a run, and posts a message; see the command line."""
     name = safe_name(run)
     said = parse_json(status, "--status", "How the run ended", most=SMALL_BYTES, error=InputError) if status else {}
     with Index(root) as index:
@@ -81,8 +57,6 @@ def summarize(index: Index, name: str, said: dict, steps: bool, expected: Sequen
     What the runner says is only believed where it says that the run failed: KFP gives the state that its metadata store has of
     the DAG at that moment, be it RUNNING, and no error.
     """
-    from paligemma.lineage.queries import SUMMARY_COMPONENT, run_summary, run_tasks
-
     if not steps:
         state = said.get("state", "unknown")
         return {"run": name, "status": state, "error": said.get("error"), "text": f"{name}: {state}, and no step left a record"}
@@ -110,8 +84,6 @@ def summarize(index: Index, name: str, said: dict, steps: bool, expected: Sequen
 
 def run_records(index: Index, name: str) -> list[Input]:
     """Every record of the run as an input, so that the summary's record vouches for all of them."""
-    from paligemma.artifacts.record import Input
-
     found = index.ask("SELECT id FROM records WHERE run = ? AND status != 'running' ORDER BY started, path", name)
     records = [index.body(number) for (number,) in found]
     return [
@@ -125,12 +97,3 @@ def run_records(index: Index, name: str) -> list[Input]:
         for record in records
         if record["producer"]["component"] != "summarize"
     ]
-
-
-def main() -> None:
-    """The command line."""
-    run_command(run, "summarize")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from step import MEDIUM, write_case
 
-from components.finetune.main import run as finetune
-from components.prepare_data.main import run as prepare_data
+from components.finetune.__main__ import run as finetune
+from components.prepare_data.__main__ import run as prepare_data
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 
 ROWS, BATCH, STEPS = 64, 4, 32

@@ -52,7 +52,7 @@ def main() -> None:
         names = unpack_images(options.sdist or fetch(Path(root)), folder)
         data = Path(root) / "rows.jsonl"
         data.write_text("".join(json.dumps({"image": name, "prefix": "p", "suffix": name}) + "\n" for name in names))
-        command = [sys.executable, "-m", "components.prepare_data.main", "--data", str(data), "--images", str(folder),
+        command = [sys.executable, "-m", "components.prepare_data", "--data", str(data), "--images", str(folder),
                    "--checkpoint", "embedded:tiny", "--output", str(output), "--max-reject-fraction", "1",
                    "--rows-per-shard", "100", "--workers", "2"]  # fmt: skip
         started = time.perf_counter()

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from page_scripts import with_script
 
-from components.evaluate.main import run as evaluate
-from components.finetune.main import run as finetune
-from components.preflight.main import run as preflight
-from components.prepare_data.main import run as prepare_data
+from components.evaluate.__main__ import run as evaluate
+from components.finetune.__main__ import run as finetune
+from components.preflight.__main__ import run as preflight
+from components.prepare_data.__main__ import run as prepare_data
 from conftest import REPOSITORY, SmallData
 from paligemma.data.preview import preview_page
 from paligemma.lineage.index import Index

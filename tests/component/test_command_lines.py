@@ -29,8 +29,8 @@ def commands() -> dict[str, tuple[list[str], list[typer.core.TyperArgument]]]:
     found = {}
     for name in COMPONENTS:
         alone = typer.Typer(add_completion=False)
-        alone.command()(importlib.import_module(f"components.{name}.main").run)
-        found[name] = ([f"components.{name}.main"], typer.main.get_command(alone).params)
+        alone.command()(importlib.import_module(f"components.{name}.__main__").run)
+        found[name] = ([f"components.{name}"], typer.main.get_command(alone).params)
 
     def walk(command, words: list[str]) -> None:
         for name, child in getattr(command, "commands", {}).items():
@@ -112,13 +112,13 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
 
 
 def test_an_unknown_flag_exits_2() -> None:
-    done = call("components.finetune.main", "--recipee", "x")
+    done = call("components.finetune", "--recipee", "x")
     assert done.returncode == 2
     assert "--recipee" in done.stderr
 
 
 def test_wrong_input_exits_2_without_a_traceback(tmp_path: Path) -> None:
-    done = call("components.fetch_checkpoint.main", "--output", str(tmp_path / "x"), "--source", str(tmp_path / "none"))
+    done = call("components.fetch_checkpoint", "--output", str(tmp_path / "x"), "--source", str(tmp_path / "none"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: There is no checkpoint file")
     assert "Traceback" not in done.stderr
@@ -126,7 +126,7 @@ def test_wrong_input_exits_2_without_a_traceback(tmp_path: Path) -> None:
 
 def test_a_damaged_file_exits_3_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 half a file")
-    done = call("components.fetch_checkpoint.main", "--output", str(tmp_path / "x"), "--source", str(tmp_path / "x.npz"))
+    done = call("components.fetch_checkpoint", "--output", str(tmp_path / "x"), "--source", str(tmp_path / "x.npz"))
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()

@@ -17,10 +17,10 @@ import pytest
 from components.evaluate import contenders as others_module
 from components.evaluate import decoding as decoding_module
 from components.evaluate import report as report_module
+from components.evaluate.__main__ import run
 from components.evaluate.contenders import judge_against, read_evaluation
-from components.evaluate.main import run
-from components.finetune.main import run as finetune
-from components.prepare_data.main import run as prepare
+from components.finetune.__main__ import run as finetune
+from components.prepare_data.__main__ import run as prepare
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.data.tfrecord import RowReader

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.fetch_checkpoint.main import run
+from components.fetch_checkpoint.__main__ import run
 from paligemma.artifacts.record import file_sha256, read_record, tree_sha256
 from paligemma.checkpoints import tokenizer_file
 from paligemma.checkpoints.export import export

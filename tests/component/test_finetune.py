@@ -11,8 +11,9 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from components.finetune.main import is_identical, run
-from components.prepare_data.main import run as prepare
+from components.finetune.__main__ import run
+from components.finetune.main import is_identical
+from components.prepare_data.__main__ import run as prepare
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.npz import write_npz

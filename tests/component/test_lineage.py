@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluate.main import run as evaluate
-from components.fetch_checkpoint.main import run as fetch_checkpoint
-from components.finetune.main import run as finetune
-from components.prepare_data.main import run as prepare_data
+from components.evaluate.__main__ import run as evaluate
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
+from components.finetune.__main__ import run as finetune
+from components.prepare_data.__main__ import run as prepare_data
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.artifacts.recording import at_place

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.prepare_data.main import run
+from components.prepare_data.__main__ import run
 from conftest import SmallData
 from paligemma.artifacts.record import list_files, read_record
 from paligemma.checkpoints.open_checkpoint import resolve_embedded

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.prepare_data.main import run
+from components.prepare_data.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
@@ -185,7 +185,7 @@ def prepare_some(data: Path, folder: Path, workers: int, max_text_tokens: int | 
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(many_rows: Path, tmp_path: Path) -> None:
     undisturbed = prepare(many_rows, tmp_path / "undisturbed", workers=1)
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "components.prepare_data.main", "--data", str(many_rows), "--checkpoint", "embedded:tiny",
+    command = [sys.executable, "-m", "components.prepare_data", "--data", str(many_rows), "--checkpoint", "embedded:tiny",
                "--output", str(output), "--max-reject-fraction", "1", "--rows-per-shard", "16", "--workers", "2"]  # fmt: skip
     chance = random.Random(0)
     for _ in range(2):

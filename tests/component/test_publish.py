@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 import paligemma
 from components.evaluate import decoding as decoding_module
 from components.evaluate import results as results_module
-from components.evaluate.main import run as evaluate
-from components.fetch_checkpoint.main import run as fetch_checkpoint
-from components.finetune.main import run as finetune
+from components.evaluate.__main__ import run as evaluate
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
+from components.finetune.__main__ import run as finetune
 from components.publish import release as release_module
-from components.publish.main import run as publish
+from components.publish.__main__ import run as publish
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.artifacts.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.checkpoints.merge import merged_arrays
@@ -276,7 +276,7 @@ def test_killed_at_any_moment_the_champion_is_the_old_one_or_the_new(
     old = fair.publish(registry)
     flags = {"--checkpoint": BASE, "--tuned": good.tuned, "--evaluation": beside(good, records, tmp_path, str(registry))}
     flags |= {"--registry": str(registry), "--formats": "big_vision,huggingface"}
-    command = [sys.executable, "-m", "components.publish.main", *(word for pair in flags.items() for word in pair)]
+    command = [sys.executable, "-m", "components.publish", *(word for pair in flags.items() for word in pair)]
     where = {"cwd": REPOSITORY, "env": ONE_DEVICE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = time.monotonic()
     subprocess.run(command, check=True, **where)

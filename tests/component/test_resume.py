@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from components.finetune.main import run
+from components.finetune.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.errors import InputError
 from paligemma.training import fit as fit_module
@@ -40,7 +40,7 @@ def results(folder: Path) -> tuple[bytes, list[tuple[int, float]]]:
 
 def command(records: Path, output: Path, settings: list[str]) -> list[str]:
     flags = [word for setting in settings for word in ("--set", setting)]
-    start = [sys.executable, "-m", "components.finetune.main", "--checkpoint", "embedded:tiny"]
+    start = [sys.executable, "-m", "components.finetune", "--checkpoint", "embedded:tiny"]
     return [*start, "--records", str(records), "--output", str(output), *flags]
 
 

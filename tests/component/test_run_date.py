@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from components.prepare_data.main import run
+from components.prepare_data.__main__ import run
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import at_place, attempt, keep_file

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.fetch_checkpoint.main import run
+from components.fetch_checkpoint.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
@@ -132,7 +132,7 @@ def test_no_credential_is_in_any_output(kaggle: KaggleServer, tmp_path: Path) ->
     """Of a run that succeeds and of one that fails: standard output and error, and every file written."""
     secret = kaggle.environment()["KAGGLE_KEY"]
     environment = {**ONE_DEVICE, **kaggle.environment(), "HOME": str(tmp_path), "KAGGLEHUB_CACHE": str(tmp_path / "kagglehub")}
-    command = [sys.executable, "-m", "components.fetch_checkpoint.main", "--source", HANDLE, "--tokenizer", TOKENIZER]
+    command = [sys.executable, "-m", "components.fetch_checkpoint", "--source", HANDLE, "--tokenizer", TOKENIZER]
     for accepted in (True, False):
         kaggle.accepted = accepted
         done = subprocess.run(
@@ -298,7 +298,7 @@ import logging
 logging.basicConfig(level=logging.DEBUG)
 from paligemma.google import secret_manager
 secret_manager.ENDPOINT = {vault.url!r}
-from components.fetch_checkpoint.main import main
+from components.fetch_checkpoint.__main__ import main
 main()
 """
     arguments = ["--source", HANDLE, "--tokenizer", TOKENIZER]

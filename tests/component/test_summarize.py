@@ -14,8 +14,8 @@ from lineage_runs import make_run, make_step
 from typer.testing import CliRunner
 
 from components.summarize import webhook
+from components.summarize.__main__ import run
 from components.summarize.component import summarize
-from components.summarize.main import run
 from conftest import REPOSITORY
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import at_place, attempt

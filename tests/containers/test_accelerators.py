@@ -12,8 +12,8 @@ import pytest
 import docker
 from containers.engine import UNPRIVILEGED, run_container
 
-FINETUNE = "python -m components.finetune.main --checkpoint embedded:tiny --records /data/records --output /data/tuned"
-PREFLIGHT = "python -m components.preflight.main --checkpoint embedded:tiny --output /data/preflight --target"
+FINETUNE = "python -m components.finetune --checkpoint embedded:tiny --records /data/records --output /data/tuned"
+PREFLIGHT = "python -m components.preflight --checkpoint embedded:tiny --output /data/preflight --target"
 
 
 @pytest.fixture(scope="module", params=["gpu", "tpu"])

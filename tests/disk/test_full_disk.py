@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from components.fetch_checkpoint.main import run as fetch_checkpoint
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from paligemma.checkpoints.export import export
 from paligemma.errors import InputError
 from paligemma.training import state as state_module

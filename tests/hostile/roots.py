@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from lineage_runs import make_run, make_step
 
-from components.fetch_checkpoint.main import run as fetch
-from components.publish.main import run as publish
+from components.fetch_checkpoint.__main__ import run as fetch
+from components.publish.__main__ import run as publish
 from paligemma.artifacts.record import Record, parse_record, render_record
 from paligemma.artifacts.recording import at_place, attempt_name, keep_file, seal
 from paligemma.artifacts.signing import KEY_VARIABLE

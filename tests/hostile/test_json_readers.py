@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.summarize.main import run as summarize
+from components.summarize.__main__ import run as summarize
 from conftest import REPOSITORY
 from paligemma.data.convert.class_labels import named_labels
 from paligemma.data.duplicates import read_listing

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from lineage_runs import make_step
 
-from components.fetch_checkpoint.main import run as fetch
+from components.fetch_checkpoint.__main__ import run as fetch
 from paligemma.artifacts.record import File, record_sha256, tree_sha256
 from paligemma.artifacts.recording import RUN_VARIABLE, TASK_VARIABLE, at_place, safe_name
 from paligemma.artifacts.store import localize, produce

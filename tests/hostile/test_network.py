@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.fetch_checkpoint.main import run as fetch_checkpoint
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from components.summarize import webhook
 from paligemma import web_client
 from paligemma.artifacts.record import file_sha256

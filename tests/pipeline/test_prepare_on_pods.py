@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from kfp import local
 
+from components.prepare_data.__main__ import run
 from components.prepare_data.distributed import join_groups, list_groups, prepare_group
-from components.prepare_data.main import run
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.errors import DamagedError, InputError

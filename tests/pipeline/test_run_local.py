@@ -204,7 +204,7 @@ def test_fine_tuning_killed_twice_ends_with_the_bytes_of_an_undisturbed_run(
     assert killed[0] < killed[1] < 60  # the second attempt went on from the first one's state
     (tmp_path / "recipe.yaml").write_text(recipe)
     folder = Path(outputs.tuned).parents[1]
-    command = [sys.executable, "-m", "components.finetune.main", "--checkpoint", folder / "fetch-checkpoint/checkpoint"]
+    command = [sys.executable, "-m", "components.finetune", "--checkpoint", folder / "fetch-checkpoint/checkpoint"]
     command += ["--records", folder / "prepare-data/records", "--validation", folder / "prepare-data-2/records"]
     command += ["--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "undisturbed"]
     subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)

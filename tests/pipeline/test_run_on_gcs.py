@@ -12,9 +12,9 @@ import fsspec.config
 import pytest
 
 import paligemma
-from components.evaluate.main import run as evaluate
+from components.evaluate.__main__ import run as evaluate
 from components.finetune.main import fine_tune
-from components.prepare_data.main import run as prepare
+from components.prepare_data.__main__ import run as prepare
 from components.publish.model_registry import VertexModel
 from conftest import XLA_FLAGS, SmallData
 from paligemma.artifacts.record import read_record

@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 import yaml
 
-from components.finetune.main import state_location
+from components.finetune.job import state_location
 from paligemma.launch import heartbeat, watch
 from paligemma.launch.watch import LAUNCH_VARIABLE
 from paligemma.training.fit import SECONDS_BETWEEN_SAVES, SECONDS_TO_FIRST_SAVE, STEPS_BETWEEN_SAVES

@@ -10,9 +10,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from components.evaluate.main import run as evaluate
-from components.finetune.main import run as finetune
-from components.publish.main import run as publish
+from components.evaluate.__main__ import run as evaluate
+from components.finetune.__main__ import run as finetune
+from components.publish.__main__ import run as publish
 from paligemma.errors import DamagedError, InputError
 from paligemma.registry.signature import KEY_VARIABLE, sign, signer_of, verify_signature
 from pipelines.cli import app

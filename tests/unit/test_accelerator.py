@@ -10,7 +10,7 @@ import jax
 import pytest
 from jax._src import xla_bridge
 
-from components.evaluate.main import run as evaluate
+from components.evaluate.__main__ import run as evaluate
 from components.finetune.main import fine_tune
 from conftest import REPOSITORY
 from paligemma.errors import InputError

@@ -99,7 +99,7 @@ def test_wrong_values_are_refused(wrong: dict) -> None:
 @pytest.fixture
 def prepared(small_data: SmallData, tmp_path: Path):
     """Prepares records with one text among harmless ones: in row 1, line 3."""
-    from components.prepare_data.main import run
+    from components.prepare_data.__main__ import run
 
     def prepare(text: str, key: str = "prefix") -> Records:
         harmless = {"image": small_data.add_image("a.png"), "prefix": "answer en how bright?", "suffix": "leftover, upright"}

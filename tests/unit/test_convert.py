@@ -380,7 +380,7 @@ def test_a_conversion_fails_when_more_than_a_tenth_cannot_be_used_and_leaves_the
 
 
 def test_the_limit_is_that_of_prepare_data_and_crowds_do_not_count_against_it(tmp_path: Path) -> None:
-    from components.prepare_data.main import run as prepare
+    from components.prepare_data.__main__ import run as prepare
     from pipelines.commands import convert as commands
 
     assert inspect.signature(prepare).parameters["max_reject_fraction"].default == MAX_REJECT_FRACTION

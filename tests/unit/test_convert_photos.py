@@ -204,7 +204,7 @@ def test_images_that_are_too_large_are_not_opened(monkeypatch: pytest.MonkeyPatc
 
 
 def test_prepare_data_takes_the_rows_and_its_pictures_have_the_boxes_where_they_belong(tmp_path: Path) -> None:
-    from components.prepare_data.main import run as prepare
+    from components.prepare_data.__main__ import run as prepare
 
     convert(tmp_path, [(f"{number}.jpg", photo(number), STORED, STORED_BOX) for number in (5, 6, 7, 8)])
     prepare(data=str(tmp_path / "out.jsonl"), checkpoint="embedded:tiny", output=str(tmp_path / "records"), workers=1)

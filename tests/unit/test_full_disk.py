@@ -20,8 +20,8 @@ import pytest
 import typer
 from lineage_runs import make_run
 
-from components.fetch_checkpoint.main import run as fetch_checkpoint
-from components.finetune.main import run as finetune
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
+from components.finetune.__main__ import run as finetune
 from paligemma.artifacts.recording import recorded
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.sources import kaggle

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluate.main import run as evaluate
-from components.finetune.main import run as finetune
+from components.evaluate.__main__ import run as evaluate
+from components.finetune.__main__ import run as finetune
 from paligemma.launch import heartbeat
 from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, AbandonedError, Heartbeat, end_when_abandoned
 

@@ -61,7 +61,7 @@ def assert_equal(ours: list, theirs: list) -> None:
 @pytest.fixture(scope="session")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of 80 rows in shards of 30: 40 of few tokens, 40 of many. Each has a picture of one level, its number."""
-    from components.prepare_data.main import run
+    from components.prepare_data.__main__ import run
 
     data = SmallData(tmp_path_factory.mktemp("varied-source"))
     for number in range(80):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from components.fetch_checkpoint.main import run as fetch_checkpoint
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from components.finetune.results import render_training
 from conftest import SmallData
 from paligemma.checkpoints.describe import describe, describe_opened, describe_source, named

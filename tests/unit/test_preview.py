@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.prepare_data.main import run
+from components.prepare_data.__main__ import run
 from conftest import SmallData
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.preview import make_preview, preview_page

@@ -117,7 +117,7 @@ def test_a_command_names_its_model(command: str, flag: str) -> None:
         ".venv/bin/paligemma preview --datas x",
         ".venv/bin/paligemma preview",
         ".venv/bin/paligemma export --model x --output y --format zip",
-        ".venv/bin/python -m components.fetch.main --output x",
+        ".venv/bin/python -m components.fetch --output x",
         ".venv/bin/pytest tests/nowhere",
     ],
 )

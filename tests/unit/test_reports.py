@@ -23,9 +23,9 @@ from components.finetune import results as training_module
 from components.finetune.results import REPORT_FILE
 from components.finetune.results import write_results as write_training
 from components.prepare_data import report as dataset_module
-from components.prepare_data.main import run as prepare
+from components.prepare_data.__main__ import run as prepare
 from components.prepare_data.report import render_report as render_dataset
-from components.summarize.main import run as summarize
+from components.summarize.__main__ import run as summarize
 from conftest import REPOSITORY, SmallData
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.balance import balance_findings

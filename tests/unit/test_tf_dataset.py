@@ -37,8 +37,8 @@ def test_training_and_evaluating_import_no_tensorflow(records: Path, tmp_path: P
 import sys
 records, tuned, evaluation = sys.argv[1:]
 sys.modules["tensorflow"] = None  # importing it fails from here on
-from components.evaluate.main import run as evaluate
-from components.finetune.main import run as finetune
+from components.evaluate.__main__ import run as evaluate
+from components.finetune.__main__ import run as finetune
 finetune(checkpoint="embedded:tiny", records=records, output=tuned, set_=["steps=1", "batch_size=2"])
 evaluate(checkpoint="embedded:tiny", tuned=tuned, records=records, output=evaluation, max_new_tokens=2)
 """

@@ -120,7 +120,7 @@ def test_rows_are_what_evaluation_reads(records: Path) -> None:
 @pytest.fixture
 def packed(small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nine rows in gzip shards of 4, 4 and 1, each with a picture and its number as suffix, and an empty cache."""
-    from components.prepare_data.main import run
+    from components.prepare_data.__main__ import run
 
     monkeypatch.setenv("PALIGEMMA_CACHE", str(tmp_path / "cache"))
     rows = [{"image": small_data.add_image(f"{n}.png", n, 32), "prefix": "p", "suffix": str(n)} for n in range(9)]

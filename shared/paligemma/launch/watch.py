@@ -62,7 +62,7 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
 
     Args:
         machines: from `launched`.
-        module: of the command line, e.g. `components.finetune.main`.
+        module: of the command line, e.g. `components.finetune`.
         flags: its flags without dashes, and their values: empty ones are left out, those of a list are repeated.
         output: where the artifact is to be.
 

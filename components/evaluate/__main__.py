@@ -1,0 +1,89 @@
+"""The command line of `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from paligemma.artifacts.recording import recorded
+from paligemma.command_line import run_command
+
+TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]
+
+
+@recorded("evaluate")
+def run(
+    checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
+    records: Annotated[str, typer.Option(help="Records to evaluate on, from prepare_data; local or gs://.")],
+    output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write the evaluation to.")],
+    tuned: Annotated[
+        str,
+        typer.Option(help="Tuned model, from finetune; local or gs://.", show_default="none: evaluate the checkpoint itself"),
+    ] = "",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            help="Evaluation of the base on the same records, to show beside and to be better than.", show_default="none"
+        ),
+    ] = "",
+    champion: Annotated[
+        str,
+        typer.Option(help="Evaluation of the model in use on the same records, to be better than too.", show_default="none"),
+    ] = "",
+    registry: Annotated[
+        str,
+        typer.Option(
+            help="Registry of releases: its champion is evaluated on the same records, to be better than too.",
+            show_default="none",
+        ),
+    ] = "",
+    margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
+    task: Annotated[
+        TaskName,
+        typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
+    ] = "",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Metrics in place of the task's, the deciding one first: names, or module:function, with commas.",
+            show_default="the task's",
+        ),
+    ] = "",
+    mask_decoder: Annotated[
+        str,
+        typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
+    ] = "",
+    batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, with its eos.", min=1)] = 32,
+    beams: Annotated[int, typer.Option(help="Sequences that a beam search keeps; 1 decodes greedily.", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among this many most likely tokens; 0 for all.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
+    best_of: Annotated[int, typer.Option(help="Samples of each row, the most likely of which is its answer.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="What samples are drawn from, together with the row's identity.")] = 0,
+    state_root: Annotated[
+        str,
+        typer.Option(
+            help="Folder or gs:// prefix below which predictions are kept until the evaluation is written.",
+            show_default="OUTPUT.predictions",
+        ),
+    ] = "",
+) -> None:
+    """Writes predictions.jsonl, metrics.json and report.html; gate.json when there is a model to be better than.
+
+    Every row is decoded and kept before any is judged: stopped or failed, the same command decodes nothing again.
+    """
+    arguments = locals()  # before anything else has a name here
+    from components.evaluate.main import evaluate
+
+    evaluate(**arguments)
+
+
+def main() -> None:
+    """The command line."""
+    run_command(run, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

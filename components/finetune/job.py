@@ -1,0 +1,113 @@
+"""What a run is asked to do: opened, checked as a whole before any weight is loaded, and named by what determines it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from paligemma.artifacts.record import Input, canonical_sha256, read_record
+from paligemma.artifacts.store import input_of
+from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
+from paligemma.data.augment import Augmentation, check_augmentation
+from paligemma.data.records import Records, open_records
+from paligemma.data.tokenizer import Tokenizer
+from paligemma.errors import InputError
+from paligemma.runtime.sharding import check_batch_size, make_mesh
+from paligemma.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that can begin.
+
+    Attributes:
+        base: the checkpoint that it starts from.
+        data: the training records.
+        validation: records to validate on; None when the recipe does not validate.
+        recipe: the recipe.
+        steps: to make in all.
+        mesh: of all devices.
+        determined_by: what determines the parameters that come out; see `fingerprint`.
+        location: folder or `gs://` prefix of the training state.
+        inputs: for the lineage record.
+    """
+
+    base: Checkpoint
+    data: Records
+    validation: Records | None
+    recipe: Recipe
+    steps: int
+    mesh: Mesh
+    determined_by: dict
+    location: str
+    inputs: list[Input]
+
+
+def open_job(
+    checkpoint: str, records: str, output: str, recipe: Recipe, validation: str = "", state: str = "", state_root: str = ""
+) -> Job:
+    """Opens everything that a run needs, and confirms that it fits together.
+
+    Args:
+        checkpoint, records, output, recipe, validation, state, state_root: as the command line has them.
+
+    Raises:
+        InputError: something does not fit the rest; says what.
+    """
+    base, data = open_checkpoint(checkpoint), open_records(records)
+    check_compatible(base, data)
+    if recipe.validate_every is not None and not validation:
+        raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
+    validated_on = None if recipe.validate_every is None else open_records(validation)
+    if validated_on is not None:
+        check_compatible(base, validated_on)
+    if recipe.augment != Augmentation():
+        check_augmentation(recipe.augment, data)
+    mesh = make_mesh(copies=recipe.data_parallel)
+    check_batch_size(mesh, recipe.batch_size, recipe.accumulate)
+    steps = recipe.total_steps(data.dataset.rows)
+    determined_by = fingerprint(base, data, validated_on, recipe, steps)
+    inputs = [input_of("checkpoint", base.location), input_of("train records", records)]
+    inputs += [input_of("validation records", validation)] if validated_on is not None else []
+    location = state_location(output, state, state_root, determined_by)
+    return Job(base, data, validated_on, recipe, steps, mesh, determined_by, location, inputs)
+
+
+def check_compatible(base: Checkpoint, data: Records) -> None:
+    """Confirms that the records were prepared for this checkpoint's image size and tokenizer."""
+    size = base.config.img.image_size
+    if data.dataset.image_size != size:
+        raise InputError(
+            f"The records hold images of {data.dataset.image_size} pixels, the checkpoint wants {size}.",
+            where=data.folder,
+            fix="run prepare_data with this checkpoint",
+        )
+    if base.tokenizer is not None and Tokenizer(base.tokenizer).sha256 != data.dataset.tokenizer_sha256:
+        raise InputError(
+            "The records were tokenized with another tokenizer than the checkpoint's.",
+            where=data.folder,
+            fix="run prepare_data with this checkpoint",
+        )
+
+
+def fingerprint(base: Checkpoint, data: Records, validation: Records | None, recipe: Recipe, steps: int) -> dict:
+    """What determines the parameters that come out, down to the last bit, on given devices."""
+
+    return {
+        "recipe": recipe.determining(),
+        "steps": steps,
+        "checkpoint": base.weights_sha256,
+        "records": read_record(data.folder).artifact.tree_sha256,
+        "validation": None if validation is None else read_record(validation.folder).artifact.tree_sha256,
+    }
+
+
+def state_location(output: str, state: str, state_root: str, determined_by: dict) -> str:
+    """Where the training state is: where the user says, below a root, or beside the output."""
+
+    if state:
+        return state
+    if state_root:
+        return f"{state_root.rstrip('/')}/{canonical_sha256(determined_by)[:16]}"
+    return f"{str(output).rstrip('/')}.state"
