@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from components.evaluate.candidate import RECORDS_ROLE, Candidate
+from components.evaluate.decoding import Decoding, check_compatible, decode
 from paligemma.artifacts.record import Input, read_record
-from paligemma.artifacts.store import localize
+from paligemma.artifacts.store import input_of, localize
+from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
+from paligemma.data.records import Records
 from paligemma.errors import DamagedError, InputError
 from paligemma.evaluation.gate import Decision, compare, decide
-from paligemma.evaluation.metrics import Scores
+from paligemma.evaluation.kept_predictions import KeptPredictions
+from paligemma.evaluation.metrics import Metric, Scores
+from paligemma.evaluation.tasks import Task
 from paligemma.foreign_json import read_json, read_json_lines
 from paligemma.registry.releases import EVALUATION_FOLDER, Release, read_champion_release
 
+log = logging.getLogger("paligemma.evaluate")
+
 ARTIFACT_TYPE = "evaluation"
-RECORDS_ROLE = "validation records"
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,84 @@ def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evalu
         raise DamagedError(f"{what} cannot be read: {error!r}.", where=folder, fix=fix) from None
 
 
-def find_champion(registry: str) -> Release | None:
-    """The release in use; None if there is none yet."""
-    return read_champion_release(registry)
+@dataclass(frozen=True)
+class UndecidedChampion:
+    """The release in use, where no evaluation of it can be compared: it has to answer the same rows.
+
+    Attributes:
+        release: the release.
+        checkpoint: its model.
+        kept: its answers so far.
+    """
+
+    release: Release
+    checkpoint: Checkpoint
+    kept: KeptPredictions
+
+    def evaluate(self, data: Records, decoding: Decoding, metric: Metric, task: Task) -> Evaluation:
+        """Decodes its answers, and scores them by the deciding metric."""
+        log.info("evaluating the champion, release %s, on the same rows", self.release.version)
+        answered = decode(self.checkpoint, None, data, decoding, self.kept, "champion")
+        return Evaluation({}, [p.prediction for p in answered], metric.rows(task.cleaned(answered)))
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """What a candidate has to be better than.
+
+    Attributes:
+        evaluations: by role: baseline, champion.
+        undecided: a champion that still has to be evaluated.
+        inputs: all of these, for the lineage record.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    undecided: UndecidedChampion | None
+    inputs: list[Input]
+
+
+def find_contenders(
+    baseline: str,
+    champion: str,
+    registry: str,
+    candidate: Candidate,
+    decoding: Decoding,
+    metric: str,
+    task: str,
+    kept_at: Callable[[Checkpoint, list[Input]], KeptPredictions],
+) -> Contenders:
+    """Reads the evaluations to compare with.
+
+    Args:
+        baseline, champion: locations of evaluations; empty for none.
+        registry: its champion is a contender too, unless `champion` is given; empty for none.
+        candidate: the model that is evaluated.
+        decoding: how it answers.
+        metric: the deciding one.
+        task: what the rows ask.
+        kept_at: where the answers of a model are kept, by the model and what determines them.
+
+    Raises:
+        InputError: an evaluation is of other rows or not judged by this metric.
+        DamagedError: one cannot be read.
+    """
+    evaluations, inputs, undecided = {}, [], None
+    for role, location in (("baseline", baseline), ("champion", champion)):
+        if location:
+            evaluations[role] = read_evaluation(localize(location), metric, candidate.inputs)
+            inputs.append(input_of(role, location))
+    release = read_champion_release(registry) if registry and not champion else None
+    if release is not None:
+        same = {**dataclasses.asdict(decoding.settings), "seed": decoding.seed, "task": task}
+        if (released := released_with(release, metric, candidate.inputs, same)) is not None:
+            evaluations["champion"] = released
+        else:
+            model = open_checkpoint(str(release.model))
+            check_compatible(model, candidate.data)
+            kept = kept_at(model, [input_of("checkpoint", model.location), *candidate.records])
+            undecided = UndecidedChampion(release, model, kept)
+        inputs.append(input_of("champion", release.location))
+    return Contenders(evaluations, undecided, inputs)
 
 
 def released_with(release: Release, metric: str, inputs: Sequence[Input], decoding: Mapping[str, object]) -> Evaluation | None:

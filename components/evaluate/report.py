@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from components.evaluate.candidate import Candidate
 from components.evaluate.contenders import Evaluation
 from components.evaluate.results import Judgement, finite
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
+from paligemma.checkpoints.describe import describe_opened
 from paligemma.data.loc_boxes import parse_boxes
+from paligemma.data.tfrecord import RowReader
 from paligemma.evaluation.gate import Decision
-from paligemma.reports.page import image_uri, render
+from paligemma.reports.page import image_uri, render, write_page
 
 REPORT_ROWS = 5000
 """Rows in the report, the worst ones: with a picture each, a page of 5,000 has about 30 MB."""
@@ -24,6 +28,18 @@ THUMBNAIL_SIZE = 192
 """Side in pixels of the pictures, at most."""
 
 PictureOf = Callable[[int], UInt8[np.ndarray, "size size 3"]]
+
+
+def write_report(
+    folder: Path, judgement: Judgement, baseline: Evaluation | None, decision: Decision | None, candidate: Candidate
+) -> None:
+    """Writes `report.html`. A page that cannot be rendered is an error in the log: the evaluation stays."""
+    reader, model = RowReader(candidate.data), describe_opened(candidate.base)
+
+    def page() -> str:
+        return render_report(judgement, baseline, decision, lambda row: reader.read(row).image, candidate.source, model)
+
+    write_page(folder / "report.html", page)
 
 
 def render_report(

@@ -95,6 +95,13 @@ def judge(
     return Judgement(predictions, matches, scores, finite(summary))
 
 
+def figures(judgement: Judgement) -> dict[str, float]:
+    """What the lineage record has of a judgement, and runs are compared by."""
+    found = {metric: s.value for metric, s in judgement.scores.items()} | {"exact_match": judgement.matches.value}
+    loss = judgement.summary["loss"]
+    return found if loss is None else found | {"loss": loss}
+
+
 def write_results(folder: Path, judgement: Judgement, decision: Decision | None) -> None:
     """Writes `predictions.jsonl`, `metrics.json` and, if there is a decision, `gate.json` into an existing folder."""
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
