@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import paligemma
 from components.evaluate import decoding as decoding_module
-from components.evaluate import results as results_module
+from components.evaluate import main as evaluate_module
 from components.evaluate.__main__ import run as evaluate
 from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from components.finetune.__main__ import run as finetune
@@ -190,7 +190,7 @@ def test_the_champion_is_evaluated_anew_on_other_rows(
     fair.publish(registry)
     settings = {"tuned": good.tuned, "registry": str(registry), "max_new_tokens": 9}  # its evaluation had 12
     with monkeypatch.context() as broken:
-        broken.setattr(results_module, "judge", lambda *_: {}["bug"])
+        broken.setattr(evaluate_module, "judge", lambda *_: {}["bug"])
         with pytest.raises(KeyError):
             evaluate(BASE, str(records), str(tmp_path / "x"), **settings)
     # Neither the model nor the champion is decoded again.

@@ -121,7 +121,7 @@ def test_components_import_no_jax_at_module_level() -> None:
     import sys
 
     names = [path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")]
-    code = "; ".join(f"import components.{name}.component, components.{name}.main" for name in names)
+    code = "; ".join(f"import components.{name}.component, components.{name}.__main__" for name in names)
     code += "; import sys; print(sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"

@@ -52,7 +52,7 @@ def check_module(words: list[str]) -> None:
 def command_of_module(name: str) -> TyperCommand:
     """The command line of a step."""
     alone = typer.Typer(add_completion=False)
-    alone.command()(importlib.import_module(name).run)
+    alone.command()(importlib.import_module(f"{name}.__main__").run)
     return typer.main.get_command(alone)
 
 
