@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from paligemma.artifacts.recording import at_place
+from paligemma.artifacts import recording
 from paligemma.artifacts.store import input_of, produce
+
+
+@contextmanager
+def at_place(run: str, task: str, root: str) -> Iterator[None]:
+    """Makes this process a task of a run for the length of a `with`; what runs one task only is that from its beginning."""
+    token = recording._place.set(recording.Place(run, task, root))
+    try:
+        yield
+    finally:
+        recording._place.reset(token)
 
 
 def row_entry(image: str, text: str, line: int) -> dict:

@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 
 from paligemma.errors import InputError
-from paligemma.redaction import without_secrets
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -120,11 +119,6 @@ def is_nobodys(ip: Ip) -> bool:
 def is_loopback(ip: Ip) -> bool:
     """Whether an address is this machine."""
     return innermost(ip).is_loopback
-
-
-def shown_address(text: str) -> str:
-    """An address for a message or a record: without user, password, query and fragment."""
-    return without_secrets(text)
 
 
 def _refused(what: str, why: str) -> InputError:

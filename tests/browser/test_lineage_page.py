@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lineage_runs import make_run, make_step, row_entry
+from lineage_runs import at_place, make_run, make_step, row_entry
 from page_scripts import with_script
 
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.errors import InputError
 from paligemma.lineage.cache_hits import record_cached
 from paligemma.lineage.index import Index

@@ -33,7 +33,7 @@ def test_a_killed_step_leaves_nothing_or_everything(step: str, records: Path, tm
     source = Path(next(e for e in read_record(records).inputs if e.role == "data").uri).parent
     output = tmp_path / "out"
     arguments = [argument.format(records=records, source=source) for argument in STEPS[step]]
-    command = [sys.executable, "-m", f"components.{step}.main", *arguments, "--output", str(output)]
+    command = [sys.executable, "-m", f"components.{step}", *arguments, "--output", str(output)]
 
     started = time.monotonic()
     subprocess.run(command, check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 from kfp import dsl
+from lineage_runs import at_place
 
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.artifacts.record import read_record
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.errors import InputError, StoppedError
 from paligemma.google.rest import BackendError
 from paligemma.google.vertex import ENDPOINT_VARIABLE

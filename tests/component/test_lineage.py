@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from lineage_runs import at_place
 
 from components.evaluate.__main__ import run as evaluate
 from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
@@ -17,7 +18,6 @@ from components.finetune.__main__ import run as finetune
 from components.prepare_data.__main__ import run as prepare_data
 from conftest import ONE_DEVICE, REPOSITORY, SmallData
 from paligemma.artifacts.record import file_sha256, read_record
-from paligemma.artifacts.recording import at_place
 from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 

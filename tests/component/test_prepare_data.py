@@ -19,9 +19,9 @@ from conftest import SmallData
 from paligemma.artifacts.record import list_files, read_record
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.images import load_image, resize
-from paligemma.data.loader import evaluation_batches
 from paligemma.data.records import open_records
 from paligemma.data.tf_dataset import import_tensorflow
+from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 
@@ -213,8 +213,8 @@ def test_shards_are_named_counted_and_read_in_order(small_data: SmallData, prepa
     assert [(shard.file, shard.rows) for shard in shards] == [
         (f"val-0000{n}-of-00003{ending}", rows) for n, rows in enumerate((3, 3, 1))
     ]
-    read = [suffix for batch in evaluation_batches(open_records(folder), 2) for suffix in batch.suffixes]
-    assert read == [str(n) for n in range(7)]
+    reader = RowReader(open_records(folder))
+    assert [reader.read(n).suffix for n in range(len(reader))] == [str(n) for n in range(7)]
     index = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert [(entry["shard"], entry["position"]) for entry in index] == [(n // 3, n % 3) for n in range(7)]
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lineage_runs import at_place
 from typer.testing import CliRunner
 
 from components.prepare_data.__main__ import run
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
-from paligemma.artifacts.recording import at_place, attempt, keep_file
+from paligemma.artifacts.recording import attempt, keep_file
 from paligemma.artifacts.run_date import run_date, today
 from paligemma.errors import InputError
 from paligemma.storage.location import Location, parse_location

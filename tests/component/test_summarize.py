@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kfp import dsl
-from lineage_runs import make_run, make_step
+from lineage_runs import at_place, make_run, make_step
 from typer.testing import CliRunner
 
 from components.summarize import webhook
@@ -18,7 +18,7 @@ from components.summarize.__main__ import run
 from components.summarize.component import summarize
 from conftest import REPOSITORY
 from paligemma.artifacts.record import read_record
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.errors import InputError
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from lineage_runs import make_run, make_step
+from lineage_runs import at_place, make_run, make_step
 
 from components.fetch_checkpoint.__main__ import run as fetch
 from components.publish.__main__ import run as publish
 from paligemma.artifacts.record import Record, parse_record, render_record
-from paligemma.artifacts.recording import at_place, attempt_name, keep_file, seal
+from paligemma.artifacts.recording import attempt_name, keep_file, seal
 from paligemma.artifacts.signing import KEY_VARIABLE
 from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.open_checkpoint import open_checkpoint

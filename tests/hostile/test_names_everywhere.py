@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from lineage_runs import make_step
+from lineage_runs import at_place, make_step
 
 from components.fetch_checkpoint.__main__ import run as fetch
 from paligemma.artifacts.record import File, record_sha256, tree_sha256
-from paligemma.artifacts.recording import RUN_VARIABLE, TASK_VARIABLE, at_place, safe_name
+from paligemma.artifacts.recording import RUN_VARIABLE, TASK_VARIABLE, safe_name
 from paligemma.artifacts.store import localize, produce
 from paligemma.checkpoints.safetensors_files import read_index
 from paligemma.checkpoints.tuned import Base

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from lineage_runs import make_step, row_entry
+from lineage_runs import at_place, make_step, row_entry
 
 from conftest import REPOSITORY
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.npz import write_npz
 from paligemma.command_line import run_app, run_command
@@ -193,7 +193,7 @@ def test_no_control_character_reaches_the_terminal(
         if program == "paligemma":
             run_app(app)
         else:
-            run_command(importlib.import_module(f"components.{group[0]}.main").run, group[0])
+            run_command(importlib.import_module(f"components.{group[0]}.__main__").run, group[0])
     out, err = capfd.readouterr()
     assert not STEERING.search(out + err), repr(STEERING.search(out + err))
     assert "Traceback" not in err

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from lineage_runs import make_run, make_step
+from lineage_runs import at_place, make_run, make_step
 from referencing import Registry, Resource
 
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.errors import InputError, StoppedError
 from paligemma.lineage.cache_hits import record_cached
 from paligemma.lineage.index import Index

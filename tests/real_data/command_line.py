@@ -31,7 +31,7 @@ class CommandLine:
 
     def step(self, step: str, **flags: object) -> str:
         """`python -m components.STEP.main FLAGS`."""
-        return self._run(f"components.{step}.main", (), flags)
+        return self._run(f"components.{step}", (), flags)
 
     def _run(self, module: str, words: Sequence[object], flags: Mapping[str, object]) -> str:
         """Flags are `name_of_it=value`; True is a flag alone, and a list is one that is repeated."""

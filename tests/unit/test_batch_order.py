@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma.data import batch_order as planning
-from paligemma.data.batch_order import Bucket, Plan, bucket_widths, permutation, process_share, steps_per_epoch
+from paligemma.data.batch_order import Bucket, Plan, bucket_widths, permutation, process_share
 from paligemma.errors import InputError
 
 
@@ -141,7 +141,3 @@ def test_processes_share_every_batch(share: int, processes: int) -> None:
 def test_a_batch_that_does_not_split_over_processes_is_refused() -> None:
     with pytest.raises(InputError, match=r"does not split over 4 processes(?s:.)*batch_size=12"):
         process_share(10, 0, 4)
-
-
-def test_steps_of_an_epoch() -> None:
-    assert [steps_per_epoch(rows, 8) for rows in (1, 8, 11, 12, 512)] == [1, 1, 1, 2, 64]

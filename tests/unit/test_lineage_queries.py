@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lineage_runs import make_run, make_step, row_entry
+from lineage_runs import at_place, make_run, make_step, row_entry
 
 from paligemma.artifacts.record import read_record
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
 from paligemma.lineage import prune, queries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import threading
 import time
@@ -18,9 +17,9 @@ from conftest import SmallData
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.augment import Augmentation
 from paligemma.data.batch import TrainBatch
-from paligemma.data.loader import LOOK_AHEAD, evaluation_batches, training_batches
+from paligemma.data.loader import LOOK_AHEAD, training_batches
 from paligemma.data.records import open_records, row_ids
-from paligemma.data.tfrecord import RowReader
+from paligemma.data.tfrecord import RowReader, StoredRow
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError
 
@@ -42,8 +41,12 @@ def texts(batch: TrainBatch) -> list[tuple[str, str]]:
 
 
 def source(records: Path) -> list[tuple[str, str]]:
-    batches = evaluation_batches(open_records(records), 4)
-    return [pair for batch in batches for pair in zip(batch.prefixes, batch.suffixes, strict=True)]
+    return [(row.prefix, row.suffix) for row in all_rows(records)]
+
+
+def all_rows(records: Path) -> list[StoredRow]:
+    reader = RowReader(open_records(records))
+    return [reader.read(number) for number in range(len(reader))]
 
 
 def take(records: Path, count: int, batch_size: int = 7, seed: int = 0, **options) -> list[tuple[np.ndarray, TrainBatch]]:
@@ -224,20 +227,8 @@ def test_a_damaged_index_is_an_error(varied: Path, tmp_path: Path, change: Calla
 
 def test_row_ids_are_found_by_number(records: Path) -> None:
     opened = open_records(records)
-    ids = [row for batch in evaluation_batches(opened, 21) for row in batch.row_ids]
+    ids = [row.row_id for row in all_rows(records)]
     assert row_ids(opened, np.array([20, 0, 7, 0])) == [ids[20], ids[0], ids[7], ids[0]]
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 21, 64])
-def test_evaluation_reads_every_row_once_in_order_and_masks_the_rest(records: Path, batch_size: int) -> None:
-    batches = list(evaluation_batches(open_records(records), batch_size))
-    assert {batch.tokens.shape[0] for batch in batches} == {batch_size}
-    assert sum(int(batch.row_mask.sum()) for batch in batches) == 21
-    entries = [json.loads(line) for line in (records / "rows.jsonl").read_text().splitlines()]
-    assert [row for batch in batches for row in batch.row_ids] == [entry["row_id"] for entry in entries]
-    for batch in batches:
-        prompts = [TINY.decode(tokens[mask]) for tokens, mask in zip(batch.tokens, batch.mask_input, strict=True)]
-        assert prompts[: len(batch.prefixes)] == [f"{prefix}\n" for prefix in batch.prefixes]
 
 
 def test_a_damaged_record_is_an_error(records: Path, tmp_path: Path) -> None:
@@ -248,7 +239,7 @@ def test_a_damaged_record_is_an_error(records: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 0xFF
     shard.write_bytes(data)
     with pytest.raises(DamagedError, match="record cannot be read"):
-        list(evaluation_batches(open_records(broken), 4))
+        all_rows(broken)
 
 
 def test_a_missing_or_short_shard_is_found_on_opening(records: Path, tmp_path: Path) -> None:
@@ -272,8 +263,7 @@ def test_a_folder_without_its_record_is_not_whole(records: Path, tmp_path: Path)
 
 
 def test_images_are_what_was_prepared(records: Path) -> None:
-    batch = next(evaluation_batches(open_records(records), 4))
-    assert batch.images.dtype == np.uint8
-    assert batch.images.shape == (4, 32, 32, 3)
-    assert (batch.images[0] == batch.images[1]).all()  # three questions of each picture
-    assert not (batch.images[0] == batch.images[3]).all()
+    images = [row.image for row in all_rows(records)]
+    assert {(image.dtype, image.shape) for image in images} == {(np.dtype(np.uint8), (32, 32, 3))}
+    assert (images[0] == images[1]).all()  # three questions of each picture
+    assert not (images[0] == images[3]).all()

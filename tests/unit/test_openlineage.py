@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from lineage_runs import make_run
+from lineage_runs import at_place, make_run
 
-from paligemma.artifacts.recording import at_place, attempt
+from paligemma.artifacts.recording import attempt
 from paligemma.artifacts.store import input_of, produce
 from paligemma.errors import InputError
 from paligemma.lineage.index import Index

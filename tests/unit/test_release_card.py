@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lineage_runs import make_step
+from lineage_runs import at_place, make_step
 
 from components.publish.release import sources_of
 from paligemma.artifacts.record import Input, file_sha256
-from paligemma.artifacts.recording import at_place
 from paligemma.artifacts.store import input_of, produce
 
 

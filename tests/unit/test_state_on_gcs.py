@@ -117,10 +117,13 @@ def test_a_damaged_newest_is_found_and_the_one_before_is_used(place: GcsLocation
 
 TRAINER = """
 import sys
+import jax
 import jax.numpy as jnp
 from paligemma.training.state import StateStore
 with StateStore(sys.argv[1], {"recipe": {"learning_rate": 0.03}}) as store:
-    step = store.latest_step() or 0
+    array = jnp.full(1000, 0)
+    restored = store.restore({"w": jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)})
+    step = restored.step if restored else 0
     while True:
         step += 1
         store.save(step, {"w": jnp.full(1000, step)})

@@ -81,16 +81,6 @@ class Place:
     root: str
 
 
-@contextmanager
-def at_place(run: str, task: str, root: str) -> Iterator[None]:
-    """`set_place` for the length of a `with`."""
-    token = _place.set(Place(run, task, root))
-    try:
-        yield
-    finally:
-        _place.reset(token)
-
-
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
 _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 

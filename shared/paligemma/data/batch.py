@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float, Int, UInt8
+from jaxtyping import ArrayLike, Float, Int, UInt8
 
 
 class TrainBatch(NamedTuple):
@@ -68,16 +67,3 @@ def train_batch(
         targets=targets,
         mask_loss=mask,
     )
-
-
-@dataclass(frozen=True)
-class EvaluationBatch:
-    """Prompts and what is known of them. Rows that only pad the batch have `row_mask` False and no entry in the lists."""
-
-    images: UInt8[np.ndarray, "b height width 3"]
-    tokens: Int[np.ndarray, "b t"]
-    mask_input: Bool[np.ndarray, "b t"]
-    row_mask: Bool[np.ndarray, " b"]
-    row_ids: list[str]
-    prefixes: list[str]
-    suffixes: list[str]

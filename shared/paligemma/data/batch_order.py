@@ -175,11 +175,6 @@ def process_share(batch_size: int, process_index: int, process_count: int) -> sl
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Steps in which every row is seen once, give or take a batch: what is left of an epoch is in the next one's batches."""
-    return max(1, round(rows / batch_size))
-
-
 def round_up(length, multiple: int):
     """The least multiple that is not less."""
     return -(-length // multiple) * multiple

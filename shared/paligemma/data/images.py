@@ -201,11 +201,6 @@ def resize(
     return resized
 
 
-def to_uint8(image: Float[np.ndarray, "size size 3"]) -> UInt8[np.ndarray, "size size 3"]:
-    """Rounds to whole levels."""
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
 def normalize(image: np.ndarray) -> Float[np.ndarray, "*any size size 3"]:
     """0..255 to the model's -1..1."""
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from paligemma.data.augment import Augmentation
 from paligemma.data.augment import augment as augmented
-from paligemma.data.batch import EvaluationBatch, TrainBatch, train_batch
+from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.data.batch_order import LOSS_MULTIPLE, TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
 from paligemma.data.records import Records, read_lengths
 from paligemma.data.tfrecord import RowReader
@@ -113,31 +113,6 @@ def validation_batches(
             suffix[place, row.prefix_length : len(row.tokens)] = 1
         batch = train_batch(np.stack([row.image for row in rows]), tokens, suffix, suffix, loss_width)
         return numbers, batch._replace(mask_loss=batch.mask_loss * real[:, None])
-
-    return _ahead(assemble, range(0, len(reader), batch_size))
-
-
-def evaluation_batches(records: Records, batch_size: int) -> Iterator[EvaluationBatch]:
-    """Every row once, in order; the last batch is filled up with masked copies of its first row."""
-    width = round_up(max(records.dataset.prefix_tokens, default=1), TEXT_MULTIPLE)
-    reader = RowReader(records)
-
-    def assemble(start: int) -> EvaluationBatch:
-        rows = [reader.read(number) for number in range(start, min(start + batch_size, len(reader)))]
-        filled = rows + [rows[0]] * (batch_size - len(rows))
-        tokens = np.zeros((batch_size, width), np.int32)
-        lengths = np.array([row.prefix_length for row in filled])
-        for place, row in enumerate(filled):
-            tokens[place, : row.prefix_length] = row.tokens[: row.prefix_length]
-        return EvaluationBatch(
-            images=np.stack([row.image for row in filled]),
-            tokens=tokens,
-            mask_input=np.arange(width) < lengths[:, None],
-            row_mask=np.arange(batch_size) < len(rows),
-            row_ids=[row.row_id for row in rows],
-            prefixes=[row.prefix for row in rows],
-            suffixes=[row.suffix for row in rows],
-        )
 
     return _ahead(assemble, range(0, len(reader), batch_size))
 

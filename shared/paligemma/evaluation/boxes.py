@@ -80,11 +80,6 @@ class AveragePrecision:
         return float(total / (len(reached) * len(_RECALLS) * np.count_nonzero(wanted)))
 
 
-def mean_average_precision(answers: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> float:
-    """COCO's AP over IoU 0.50 to 0.95; -1 when the references hold no box. See `AveragePrecision`."""
-    return AveragePrecision(answers, references, scores).value
-
-
 class _Wanted(NamedTuple):
     """How many boxes of a label an image has; of the pairs of label and image that have any."""
 

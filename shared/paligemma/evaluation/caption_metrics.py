@@ -58,11 +58,6 @@ def _word_pattern() -> re.Pattern[str]:
     )
 
 
-def bleu(captions: Sequence[Caption]) -> float:
-    """Corpus BLEU-4 (ACL P02-1040), with the closest reference's length."""
-    return bleu_of(sum((bleu_counts(caption) for caption in captions), np.zeros(2 + 2 * LONGEST)))
-
-
 def bleu_counts(caption: Caption) -> np.ndarray:
     """What BLEU adds up over a corpus: words, closest reference's words, matches and n-grams of each length."""
     length = len(caption.answer)

@@ -153,11 +153,6 @@ class StateStore:
         with self._explained():
             self._checkpointer.close()
 
-    def latest_step(self) -> int | None:
-        """The step of the newest checkpoint; None if there is none."""
-        self.wait()
-        return self._checkpoints[-1].step if self._checkpoints else None
-
     def best_step(self) -> int | None:
         """The step of the checkpoint that `keep_best` keeps; None if there is none with a metric."""
         self.wait()
