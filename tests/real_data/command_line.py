@@ -30,7 +30,7 @@ class CommandLine:
         return self._run("pipelines.cli", words, flags)
 
     def step(self, step: str, **flags: object) -> str:
-        """`python -m components.STEP.main FLAGS`."""
+        """`python -m components.STEP FLAGS`."""
         return self._run(f"components.{step}", (), flags)
 
     def _run(self, module: str, words: Sequence[object], flags: Mapping[str, object]) -> str:
