@@ -92,6 +92,7 @@ def run(
     from paligemma.data.records import open_records
     from paligemma.data.tfrecord import RowReader
     from paligemma.decoding.settings import DecodeSettings
+    from paligemma.errors import one_of
     from paligemma.evaluation.metrics import find_metric
     from paligemma.evaluation.tasks import TASKS
     from paligemma.launch.heartbeat import end_when_abandoned
@@ -102,7 +103,7 @@ def run(
     end_when_abandoned()
     expect_accelerator()
     use_compile_cache()
-    judged_as = TASKS[task]
+    judged_as = TASKS[one_of(task, list(TASKS), "--task")]
     decoding = Decoding(DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams), batch_size, seed)
     decoder = str(localize(mask_decoder)) if mask_decoder else ""
     names = [name.strip() for name in metrics.split(",") if name.strip()] or judged_as.metrics
@@ -150,7 +151,7 @@ def run(
     parameters["margin"] = margin
     with produce(output, contenders.ARTIFACT_TYPE, "evaluate", parameters, inputs) as draft:
         predictions = decode(base, tuned_model, data, decoding, kept["candidate"], name)
-        if released is not None:
+        if release is not None and released is not None:
             log.info("evaluating the champion, release %s, on the same rows", release.version)
             answered = decode(released, None, data, decoding, kept["champion"], "champion")
             scored = judges[first].rows(judged_as.cleaned(answered))
