@@ -144,6 +144,7 @@ def fine_tune(
         show_table(groups_table(groups), error=True)
     log.info("training %d steps of %d examples on %s", steps, recipe.batch_size, device)
 
+    draft = None
     with contextlib.ExitStack() as stack:
         keep_best = "min" if recipe.select == "best" else None
         store = stack.enter_context(StateStore(location, determined_by, keep_last=recipe.keep_last, keep_best=keep_best))
@@ -188,12 +189,13 @@ def fine_tune(
         with Telemetry(folder, steps, recipe.batch_size, progress.entries) as telemetry:
             current = fit(loop, current, done, progress, store, telemetry, location)
         loop.batches.close()
-        if recipe.select == "best" and store.best_step() is not None:
-            current = store.restore(abstract, store.best_step()).state
+        best = store.best_step() if recipe.select == "best" else None
+        if best is not None and (restored := store.restore(abstract, best)):
+            current = restored.state
         seconds = time.monotonic() - started
         trained = {name: distributed.on_host(leaf[...]) for name, leaf in parameters_by_name(current.trainable).items()}
         identical = is_identical(frozen, base)
-        if distributed.is_first():
+        if draft is not None:
             draft.device = device
             draft.metrics = final_figures(telemetry.entries)
             write_results(
