@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test real-data walk pages parity browser full-disk preflight signing openlineage lint pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test real-data walk pages parity browser full-disk preflight signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -92,6 +92,9 @@ parity: setup ## Compare optimized code with the golden values, and with transfo
 lint: setup ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup ## Check the types of shared, components and pipelines
+	$(BIN)/basedpyright
 
 pipeline: setup ## Compile pipeline.yaml
 	$(BIN)/paligemma pipeline compile

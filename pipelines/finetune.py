@@ -1,5 +1,9 @@
 """The DAG: fetch a checkpoint, prepare two splits, fine-tune, evaluate base and tuned model, and publish the better one."""
 
+# Inside a pipeline a call of a component gives a task, and a parameter is a channel: KFP's decorators have the types of the
+# functions that they decorate.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from collections.abc import Callable
 
 from kfp import dsl

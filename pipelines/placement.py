@@ -96,8 +96,9 @@ def placer(
             where="--signing-secret",
             fix="sign with a kfp profile, or publish the release again by hand",
         )
+    pinned = images or {}
     for target in sorted({SMALL.image, profile.accelerated.image}):
-        if target not in (images or {}):
+        if target not in pinned:
             raise InputError(
                 f"There is no image for {target!r}.", where="--images", expected="a digest of every target", fix="make images"
             )
@@ -108,14 +109,14 @@ def placer(
         machine = SMALL if wanted.is_launched else wanted
         retries = robustness.spot_retries if spot and step in ACCELERATED else robustness.retries
         if wanted.is_launched:
-            image, seconds = images[wanted.image], robustness.timeout
+            image, seconds = pinned[wanted.image], robustness.timeout
             if profile.backend == "kfp":
                 launch = train_job(wanted, image, seconds, retries, tolerations, selectors)
             else:
                 launch = custom_job(wanted, image, seconds, retries, spot, project, location, service_account)
             task.set_env_variable(LAUNCH_VARIABLE, json.dumps(launch))
             tolerations, selectors, retries = [], {}, robustness.retries
-        task.set_container_image(images[machine.image])
+        task.set_container_image(pinned[machine.image])
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
         task.set_retry(retries, **_PAUSES[profile.backend])
         if machine.accelerator:
@@ -124,7 +125,7 @@ def placer(
         if step == "preflight":  # it has the accelerator's image, and no accelerator
             task.set_env_variable("JAX_PLATFORMS", "cpu")
             task.set_env_variable(DISK_VARIABLE, str(min(SMALL.disk, profile.accelerated.disk) * 10**9))
-        task.set_env_variable("PALIGEMMA_IMAGE", images[machine.image])  # for the lineage record
+        task.set_env_variable("PALIGEMMA_IMAGE", pinned[machine.image])  # for the lineage record
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)
         if step == "summarize" and webhook_secret:

@@ -21,7 +21,7 @@ from paligemma.storage.location import SCHEME
 from pipelines.run_log import RunLog
 
 if TYPE_CHECKING:
-    from kfp.local.config import LocalRunnerType
+    from kfp.local import DockerRunner, SubprocessRunner
 
 
 class StepFailedError(PaliGemmaError):
@@ -65,7 +65,9 @@ class RunOutputs:
         }
 
 
-def run_pipeline(parameters: dict[str, object], root: Path, runner: LocalRunnerType | None = None) -> RunOutputs:
+def run_pipeline(
+    parameters: dict[str, object], root: Path, runner: SubprocessRunner | DockerRunner | None = None
+) -> RunOutputs:
     """Runs the DAG; its artifacts go below `root`, in a folder of this run's own, and what the steps print into `root/logs`.
 
     Args:

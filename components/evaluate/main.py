@@ -17,6 +17,7 @@ from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import input_of, localize, produce
 from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.decoding.settings import DecodeSettings
+from paligemma.errors import one_of
 from paligemma.evaluation.gate import Decision
 from paligemma.evaluation.kept_predictions import KeptPredictions
 from paligemma.evaluation.metrics import Metric, find_metric
@@ -92,8 +93,9 @@ def evaluate(
 
 def find_metrics(task: str, metrics: str, mask_decoder: str) -> dict[str, Metric]:
     """The metrics to judge by, the deciding one first: those that are named, with commas, or the task's."""
+    asked = TASKS[one_of(task, list(TASKS), "--task")]
     decoder = str(localize(mask_decoder)) if mask_decoder else ""
-    names = [name.strip() for name in metrics.split(",") if name.strip()] or TASKS[task].metrics
+    names = [name.strip() for name in metrics.split(",") if name.strip()] or asked.metrics
     return {name: find_metric(name, decoder) for name in names}
 
 

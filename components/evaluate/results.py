@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def write_results(folder: Path, judgement: Judgement, decision: Decision | None)
     """Writes `predictions.jsonl`, `metrics.json` and, if there is a decision, `gate.json` into an existing folder."""
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
         for number, p in enumerate(judgement.predictions):
-            row = {"row_id": p.row_id, "prefix": p.prefix, "target": p.target, "prediction": p.prediction}
+            row: dict[str, object] = {"row_id": p.row_id, "prefix": p.prefix, "target": p.target, "prediction": p.prediction}
             if p.references != (p.target,):
                 row["answers"] = list(p.references)
             row |= {"exact_match": bool(judgement.matches.rows[number]), "logprob": round(p.logprob, 4)}
@@ -118,7 +119,7 @@ def write_results(folder: Path, judgement: Judgement, decision: Decision | None)
         _write_json(folder / "gate.json", dataclasses.asdict(decision))
 
 
-def finite(value: object) -> object:
+def finite(value: Any) -> Any:
     """A JSON value with None in place of every number that JSON cannot hold: a model that diverged has such probabilities."""
     if isinstance(value, Mapping):
         return {key: finite(one) for key, one in value.items()}
@@ -139,10 +140,10 @@ def suffix_loss(predictions: Sequence[Prediction]) -> tuple[float, tuple[float, 
 def _shortfalls(metrics: Mapping[str, Metric], perfect: Mapping[str, float | None]) -> list[str]:
     """What to know of metrics by which not even a row's own first reference is as good as can be."""
     return [
-        f"{name}: a model that answers each of these rows with its first reference has {perfect[name]:.4g}, "
+        f"{name}: a model that answers each of these rows with its first reference has {value:.4g}, "
         f"not {metric.best:g}. {metric.shortfall[:1].upper()}{metric.shortfall[1:]}."
         for name, metric in metrics.items()
-        if perfect[name] is not None and perfect[name] < metric.best * (1 - _ENOUGH)
+        if metric.best is not None and (value := perfect[name]) is not None and value < metric.best * (1 - _ENOUGH)
     ]
 
 

@@ -17,10 +17,11 @@ from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
 from paligemma.checkpoints.sources import web
 from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
+from paligemma.checkpoints.sources.kaggle import PRECISIONS
 from paligemma.checkpoints.sources.remote import is_remote, redacted
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.errors import DamagedError, InputError
+from paligemma.errors import DamagedError, InputError, one_of
 from paligemma.models.config import parse_config
 from paligemma.safe_names import parse_sha256
 from paligemma.storage.disk_space import check_space
@@ -32,7 +33,7 @@ log = logging.getLogger("paligemma.fetch_checkpoint")
 def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, precision: str, image_size: int) -> None:
     """Copies a checkpoint to OUTPUT, after checking it; see the command line."""
     expected_sha256 = parse_sha256(sha256.lower(), "The expected hash", where="--sha256") if sha256 else ""
-    had, local = fetch_first(source, expected_sha256, precision)
+    had, local = fetch_first(source, expected_sha256, one_of(precision, PRECISIONS, "--precision"))
     checkpoint = open_checkpoint(local)
     config = checkpoint.config
     if image_size:

@@ -89,8 +89,9 @@ def fine_tune(
         with Telemetry(folder, job.steps, recipe.batch_size, progress.entries) as telemetry:
             current = fit(loop, current, done, progress, store, telemetry, job.location)
         loop.batches.close()
-        if recipe.select == "best" and store.best_step() is not None:
-            current = store.restore(abstract, store.best_step()).state
+        best = store.best_step() if recipe.select == "best" else None
+        if best is not None and (restored := store.restore(abstract, best)):
+            current = restored.state
         seconds = time.monotonic() - started
         trained = {name: distributed.on_host(leaf[...]) for name, leaf in parameters_by_name(current.trainable).items()}
         identical = is_identical(frozen, job.base)

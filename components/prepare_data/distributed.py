@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from components.prepare_data.stages import (
     FINGERPRINT_FILE,
@@ -37,7 +38,7 @@ def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:
 
 
 def prepare_group(
-    group: str, data: str, checkpoint: str, images: str, output: Path, settings: Mapping[str, object], workers: int
+    group: str, data: str, checkpoint: str, images: str, output: Path, settings: Mapping[str, Any], workers: int
 ) -> None:
     """Prepares one group into `output`, which is no artifact yet: `join_groups` makes one of all of them."""
     inputs, settings = open_inputs(data, checkpoint, images, "group", ""), checked_settings(settings)
@@ -58,7 +59,7 @@ def join_groups(
     checkpoint: str,
     images: str,
     output: str,
-    settings: Mapping[str, object],
+    settings: Mapping[str, Any],
     split: str,
     max_reject_fraction: float,
     against: str,

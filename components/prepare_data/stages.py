@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import PIL
@@ -22,11 +23,11 @@ from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.image_source import open_images
 from paligemma.data.merge_shards import assemble, gather_facts
 from paligemma.data.pictures.levels import parse_grey_range
-from paligemma.data.prepare import Facts, Job
-from paligemma.data.records import Dataset, open_records
+from paligemma.data.prepare import Facts, Job, OverLong
+from paligemma.data.records import Compression, Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.errors import InputError
+from paligemma.errors import InputError, one_of
 from paligemma.reports.page import write_page
 from paligemma.storage.atomic import clear
 from paligemma.storage.cache import cache_folder
@@ -102,24 +103,26 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
     )
 
 
-def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
+def checked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """What decides what becomes of a line; a grey range in one spelling, and only if there is one.
 
     Raises:
-        InputError: the grey range is none.
+        InputError: the grey range is none, or a choice is not taken.
     """
+    one_of(given["over_long"], get_args(OverLong), "--over-long")
+    one_of(given["compression"], get_args(Compression), "--compression")
     grey_range = parse_grey_range(str(given.get("grey_range", "")))
     return {name: value for name, value in given.items() if name != "grey_range"} | (
         {"grey_range": str(grey_range)} if grey_range else {}
     )
 
 
-def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, object], max_reject_fraction: float) -> dict[str, object]:
+def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_reject_fraction: float) -> dict[str, object]:
     """Everything that determines the records besides the inputs. The number of processes does not."""
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
 
 
-def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> Path:
+def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Path:
     """The folder that holds finished shards until the records are: beside the output, or, of a prefix, in the cache folder.
 
     What an earlier, killed run with the same inputs and settings finished is still in it; anything else is not. Image files
@@ -149,13 +152,13 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> 
     return folder
 
 
-def fingerprint(inputs: Inputs, settings: Mapping[str, object]) -> str:
+def fingerprint(inputs: Inputs, settings: Mapping[str, Any]) -> str:
     """Equal for ranges that belong together: of all that decides what becomes of a line, but for the contents of images."""
     facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
     return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
 
 
-def job_of(inputs: Inputs, settings: Mapping[str, object], folder: Path) -> Job:
+def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path) -> Job:
     """What to do with each line. A gzip file is unpacked to the folder first."""
     data = inputs.rows_file
     if is_gzip(data):

@@ -99,7 +99,7 @@ def render_card(
         *(_input_row(entry) for entry in {entry.sha256: entry for entry in [*training.inputs, *inputs]}.values()),
         "",
         f"Trained by paligemma {trainer.packages.get('paligemma', '?')}, commit {trainer.git_sha or 'unknown'}"
-        f"{' (changed)' if trainer.git_dirty else ''}, on {training.finished[:10]}. The recipe:",
+        f"{' (changed)' if trainer.git_dirty else ''}, on {(training.finished or '')[:10]}. The recipe:",
         "",
         "```yaml",
         dump_yaml({key: value for key, value in recipe.items() if value is not None}).rstrip(),
@@ -145,5 +145,5 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _inline(value: object) -> str:
+def _inline(value: str | Iterable[object] | None) -> str:
     return value if isinstance(value, str) else ", ".join(map(str, value or ()))

@@ -1,5 +1,9 @@
 """KFP interface of `publish`."""
 
+# KFP reads these annotations and defaults otherwise than Python does: an output is `OutputPath(str)`, an input that may be left
+# out is `= None`, and a parameter is a text, which the step checks.
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+
 from kfp import dsl
 
 from components.images import CPU_IMAGE

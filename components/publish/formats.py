@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 from paligemma.errors import InputError, did_you_mean
 
-FORMATS = ("big_vision", "huggingface")
+if TYPE_CHECKING:
+    from paligemma.checkpoints.export import Format
+
+FORMATS: tuple[Literal["big_vision"], Literal["huggingface"]] = ("big_vision", "huggingface")
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
+def parse_formats(text: str) -> tuple[Format, ...]:
     """The formats that a text names, with commas between, each once.
 
     Raises:
         InputError: one is unknown, or none is named.
     """
-    wanted = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in wanted:
+    wanted: list[Format] = []
+    for name in dict.fromkeys(name.strip() for name in text.split(",") if name.strip()):
         if name not in FORMATS:
             raise InputError(f"There is no format {name!r}.", where="--formats", fix=did_you_mean(name, FORMATS))
+        wanted.append(name)
     if not wanted:
         raise InputError("No format is named.", where="--formats", expected=", ".join(FORMATS))
-    return wanted
+    return tuple(wanted)

@@ -9,15 +9,16 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from typing import cast
 
 from components.publish.serving import Serving, parse_serving
-from paligemma.artifacts.record import RECORD_FILE, parse_record
+from paligemma.artifacts.record import RECORD_FILE, parse_record_of_artifact
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError
 from paligemma.google.vertex import VertexApi
 from paligemma.registry.releases import Release, release_part
 from paligemma.storage import gcs
-from paligemma.storage.location import SCHEME
+from paligemma.storage.location import SCHEME, GcsLocation
 from paligemma.storage.versions import folder_of
 
 POLL_SECONDS = 2.0
@@ -56,7 +57,7 @@ class VertexModel:
             )
         if not registry.startswith(SCHEME):
             raise InputError("Vertex AI reaches files in Cloud Storage only.", where="--registry", expected="gs://BUCKET/...")
-        return cls(*found.groups(), parse_serving(serving, "--serving"))
+        return cls(found[1], found[2], found[3], parse_serving(serving, "--serving"))
 
     def upload(self, release: Release) -> str:
         """Makes a release a version of the model; returns the version's name. The same release again changes nothing.
@@ -111,6 +112,6 @@ def _part(release: Release) -> str:
 
 def _files(release: Release, part: str) -> str:
     """The folder with the model's files: below the artifact's prefix, which holds one for each time that it was written."""
-    location = release_part(release.registry, release.version, part)
-    record = parse_record(gcs.read_bytes(location / RECORD_FILE)[0], location / RECORD_FILE)
+    location = cast(GcsLocation, release_part(release.registry, release.version, part))  # `parse` has seen to that
+    record = parse_record_of_artifact(gcs.read_bytes(location / RECORD_FILE)[0], location / RECORD_FILE)
     return str(folder_of(location, str(record.artifact.version)))

@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from components.publish.card import Source, render_card
 from components.publish.formats import parse_formats
 from paligemma.artifacts.record import RECORD_FILE, Input, canonical_sha256, read_record
 from paligemma.artifacts.store import input_of, localize, produce, record_of
-from paligemma.checkpoints.export import export
+from paligemma.checkpoints.export import ExportDtype, Format, export
 from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
-from paligemma.errors import InputError, PaliGemmaError
+from paligemma.errors import InputError, PaliGemmaError, one_of
 from paligemma.foreign_json import read_json
 from paligemma.registry.releases import (
     ARTIFACT_TYPE,
@@ -59,8 +60,8 @@ class Candidate:
     tuned: str
     evaluation: Path
     registry: str
-    formats: tuple[str, ...]
-    dtype: str
+    formats: tuple[Format, ...]
+    dtype: ExportDtype
     signer: str
     description: TunedDescription
     inputs: list[Input]
@@ -96,9 +97,9 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
     """Checks that the parts belong together.
 
     Raises:
-        InputError: they do not, or a format is unknown.
+        InputError: they do not, or a format or dtype is unknown.
     """
-    wanted = parse_formats(formats)
+    wanted, held_in = parse_formats(formats), one_of(dtype, get_args(ExportDtype), "--dtype")
     base, model = open_checkpoint(checkpoint), read_tuned(localize(tuned))
     check_base(model, base)
     evaluated = localize(evaluation)
@@ -118,7 +119,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
     gate = evaluated / "gate.json"
     key = signing_key()
     signer = signer_of(key) if key is not None else ""
-    identity = {"inputs": [entry.sha256 for entry in inputs], "formats": wanted, "dtype": dtype, "signer": signer}
+    identity = {"inputs": [entry.sha256 for entry in inputs], "formats": wanted, "dtype": held_in, "signer": signer}
     return Candidate(
         version=canonical_sha256(identity)[:_VERSION_LENGTH],
         checkpoint=base.location,
@@ -126,7 +127,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
         evaluation=evaluated,
         registry=registry,
         formats=wanted,
-        dtype=dtype,
+        dtype=held_in,
         signer=signer,
         description=model.description,
         inputs=inputs,

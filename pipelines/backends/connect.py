@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from paligemma.errors import InputError
 from pipelines.backends.job import Backend
@@ -10,7 +11,7 @@ from pipelines.placement import PlaceTask, placer, read_images
 from pipelines.profiles import find_profile
 
 
-def place_on(backend: str, profile: str, images: Path, **more: bool | str) -> PlaceTask:
+def place_on(backend: str, profile: str, images: Path, **more: Any) -> PlaceTask:
     """What places tasks on a profile of this backend; `more` as `placer` has it.
 
     Raises:

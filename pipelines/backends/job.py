@@ -104,7 +104,7 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
     """
     from pipelines.finetune import finetune_pipeline
 
-    inputs = finetune_pipeline.component_spec.inputs
+    inputs = finetune_pipeline.component_spec.inputs or {}
     checked = {"target": find_profile(profile).target, **check_parameters(parameters, inputs)}
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         compile_pipeline(Path(folder) / "pipeline.yaml", place_task=place_task)

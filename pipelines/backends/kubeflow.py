@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from paligemma.errors import DamagedError
@@ -44,11 +45,11 @@ class Kubeflow:
 
         class Client(kfp.Client):
             def _load_config(self, *arguments, **more):
-                config = super()._load_config(*arguments, **more)
+                config: Any = super()._load_config(*arguments, **more)
                 config.retries = Retry(total=4, backoff_factor=0.2, status_forcelist=(502, 503, 504), raise_on_status=False)
                 return config
 
-            def get_kfp_healthz(self, sleep_duration: int = 5):
+            def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
                 """Once: the client's own tries five times, whatever the answer, and then does not say what it was."""
                 return self._healthz_api.healthz_service_get_healthz()
 
@@ -69,7 +70,7 @@ class Kubeflow:
                 pipeline_root=job.root or None,
                 service_account=job.service_account or None,
             )
-        return run.run_id
+        return str(run.run_id)
 
     def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
         """Makes a recurring run, one at a time, without catching up, unless there is just this one.
@@ -163,7 +164,9 @@ class Kubeflow:
         path = f"/apis/v1alpha1/runs/{quote(run, safe='')}/nodes/{quote(pod, safe='')}/log"
         client = self._client._run_api.api_client  # the generated client has no such call
         try:
-            answer = client.call_api(path, "GET", auth_settings=["Bearer"], _preload_content=False, _return_http_data_only=True)
+            answer: Any = client.call_api(
+                path, "GET", auth_settings=["Bearer"], _preload_content=False, _return_http_data_only=True
+            )
         except ApiException as error:
             if error.status not in (400, 404, 500):
                 raise
@@ -187,7 +190,8 @@ class Kubeflow:
         return self._all(self._client.list_recurring_runs, "recurring_runs", self._experiment_id())
 
     def _experiment_id(self) -> str:
-        return self._client.create_experiment(self._experiment, namespace=self._namespace or None).experiment_id
+        namespace: Any = self._namespace or None  # which is its default, but for its types
+        return str(self._client.create_experiment(self._experiment, namespace=namespace).experiment_id)
 
     def _under_way(self, experiment: str, recurring: Collection[str]) -> Iterator[str]:
         """Runs of recurring runs that have not ended."""
@@ -295,7 +299,7 @@ def _errors(host: str) -> Iterator[None]:
             raise BackendUnavailableError(
                 f"Kubeflow Pipelines answered {error.status}.", where=host, fix="run the same command later"
             ) from None
-        said = refusal_of(error.body, error.reason)
+        said = refusal_of(error.body or "", error.reason or "")
         fix = f"put a token into ${TOKEN_VARIABLE}" if error.status in (401, 403) else "see what it says"
         raise BackendError(f"Kubeflow Pipelines refused ({error.status}): {said}.", where=host, fix=fix) from None
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:

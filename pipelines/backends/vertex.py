@@ -56,8 +56,8 @@ class Vertex:
             lines.append(f"  {error.get('message', error)}")
         steps = step_names(found["pipelineSpec"])
         tasks = [task for task in found.get("jobDetail", {}).get("taskDetails", ()) if task["taskName"] in steps]
-        if run := _run_in_lineage(tasks):
-            lines.append(f"  run in lineage: {run}")
+        if named := _run_in_lineage(tasks):
+            lines.append(f"  run in lineage: {named}")
         lines += [f"  {task['taskName']}: {task['state']}" for task in tasks]
         return "\n".join(map(printable, lines))
 

@@ -50,11 +50,11 @@ def find_questions(
     Raises:
         InputError: there is nothing to ask about or nothing asked, or a row is not one.
     """
-    if (image is None) == (data is None):
+    if data is not None and image is None:
+        return _rows(data, prompt, ask)
+    if image is None or data is not None:
         fix = "add --image, a file or a folder, or --data, a JSONL file; not both"
         raise InputError("There is nothing to ask about.", expected="either --image or --data", fix=fix)
-    if data is not None:
-        return _rows(data, prompt, ask)
     if not ask(prompt):
         raise InputError(
             "There is no prompt.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ def write_digits(folder: Path, validation_fraction: float = 0.2, seed: int = 0) 
     """Writes `images/*.png`, `train.jsonl` and `validation.jsonl`; an image is in one of the two splits only."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     count = len(digits.images)
     order = list(range(count))
     random.Random(seed).shuffle(order)

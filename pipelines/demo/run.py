@@ -23,10 +23,10 @@ from pipelines.run_end import ask_it
 from pipelines.run_local import RunOutputs, run_pipeline
 
 if TYPE_CHECKING:
-    from kfp.local.config import LocalRunnerType
+    from kfp.local import DockerRunner, SubprocessRunner
 
 
-def run_demo(folder: Path, runner: LocalRunnerType | None = None) -> None:
+def run_demo(folder: Path, runner: SubprocessRunner | DockerRunner | None = None) -> None:
     """Writes the data, runs the DAG, prints a table, and writes `summary.json`.
 
     Args:

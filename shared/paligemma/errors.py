@@ -6,10 +6,13 @@ Anything else that escapes is a bug and exits with 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from paligemma.redaction import without_passwords
 from paligemma.terminal import printable
+
+Choice = TypeVar("Choice", bound=str)
 
 
 class PaliGemmaError(Exception):
@@ -50,6 +53,18 @@ class StoppedError(PaliGemmaError):
     """The machine is being taken away, or somebody ended the program: the same command does it again, or goes on."""
 
     exit_code = 4
+
+
+def one_of(text: str, choices: Sequence[Choice], where: str) -> Choice:
+    """The choice that a text is; pipelines' parameters are texts, whatever a step takes.
+
+    Raises:
+        InputError: it is none.
+    """
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise InputError(f"{text!r} is not taken.", where=where, expected=did_you_mean(text, filter(None, choices)))
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

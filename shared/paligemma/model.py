@@ -134,8 +134,16 @@ class Model:
         self._check_batch(images, tokens)
         if settings.beams > 1 and eos_id is None:
             raise InputError("A beam search needs to know how an answer ends.", expected="eos_id")
-        arrays = [np.asarray(part) for part in (images, tokens, mask_input, mask_ar)]
-        return self.generator()(*arrays, settings, eos_id, row_mask, row_seeds)
+        return self.generator()(
+            np.asarray(images),
+            np.asarray(tokens),
+            np.asarray(mask_input),
+            np.asarray(mask_ar),
+            settings,
+            eos_id,
+            None if row_mask is None else np.asarray(row_mask),
+            None if row_seeds is None else np.asarray(row_seeds),
+        )
 
     def generator(self) -> Generator:
         """The network made ready to decode; made anew when its parameters have been replaced."""
@@ -184,7 +192,8 @@ class Model:
         pixels = np.stack([preprocess(_pixels(image, self.grey_range), self.config.img.image_size) for image in images])
         tokens, mask = pad_prompts([self.tokenizer.prefix_ids(prompt) for prompt in prompts])
         eos = self.tokenizer.eos_id
-        found = self.search(pixels, tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=seeds)
+        row_seeds = None if seeds is None else np.asarray(seeds)
+        found = self.search(pixels, tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=row_seeds)
         answers = []
         for ids, logprobs, score in zip(found.tokens.tolist(), found.logprobs.tolist(), found.scores.tolist(), strict=True):
             length = ids.index(eos) + 1 if eos in ids else len(ids)

@@ -79,7 +79,8 @@ def _console(error: bool) -> Any:
         """Takes text for text: without markup, and with control characters as escapes. Only rich's own styles steer."""
 
         def render_str(self, text: str, **options: Any) -> Text:
-            return super().render_str(printable(text, lines=True), **options | {"markup": False, "emoji": False})
+            plain: dict[str, Any] = {**options, "markup": False, "emoji": False}
+            return super().render_str(printable(text, lines=True), **plain)
 
     here = Plain(stderr=error)
     return here if here.is_terminal else Plain(stderr=error, width=10_000)

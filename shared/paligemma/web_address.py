@@ -95,8 +95,8 @@ def innermost(ip: Ip) -> Ip:
     """The IPv4 address that an IPv6 address stands for, where it does: mapped, 6to4, Teredo, NAT64; else the address itself."""
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
-    if ip.ipv4_mapped or ip.sixtofour:
-        return ip.ipv4_mapped or ip.sixtofour
+    if inside := ip.ipv4_mapped or ip.sixtofour:
+        return inside
     if ip.teredo:
         return ip.teredo[1]
     if ip in _NAT64 or (int(ip) >> 32 == 0 and int(ip) > 1):  # and the deprecated IPv4-compatible ones

@@ -63,6 +63,7 @@ def request(
         InputError: the rule refuses it.
         requests.RequestException: it could not be sent, or had no answer.
     """
+    failure = requests.ConnectionError("the host is not found")
     with requests.Session() as session:
         for ip in checked_addresses(address, rule):
             if ip is not None:
@@ -97,7 +98,7 @@ def checked_addresses(address: WebAddress, rule: Rule) -> list[Ip | None]:
     found = [literal] if literal else lookup(address)
     for ip in found:
         _confirm(rule, address, ip)
-    return found
+    return [*found]
 
 
 def _confirm(rule: Rule, address: WebAddress, ip: Ip | None) -> None:
@@ -159,7 +160,7 @@ def lookup(address: WebAddress) -> list[Ip]:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise requests.ConnectionError("the host is not found") from None
-    return [ipaddress.ip_address(one[4][0].partition("%")[0]) for one in found]
+    return [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
 
 
 def _literal(host: str) -> Ip | None:
@@ -176,12 +177,12 @@ class _Pinned(HTTPAdapter):
         self._ip = ip
         super().__init__()
 
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[dict, dict]:
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         where, how = super().build_connection_pool_key_attributes(request, verify, cert)
         if where["scheme"] == "https":
             how |= {"server_hostname": where["host"], "assert_hostname": where["host"]}
-        return where | {"host": str(self._ip)}, how
+        return {**where, "host": str(self._ip)}, how
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
-        request.headers.setdefault("Host", request.url.partition("://")[2].partition("/")[0])
+        request.headers.setdefault("Host", str(request.url).partition("://")[2].partition("/")[0])
         return super().send(request, *arguments, **options)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import yaml
 
@@ -110,9 +110,6 @@ def dump_documents(values: Iterable[Any], **options: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """Loads lists, mappings, texts, numbers, booleans and null, and nothing else."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-    yaml_constructors: ClassVar[dict] = {}
-
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         """An integer of 64 bits, decimal unless it begins with 0o or 0x; leading zeros mean nothing."""
         text = node.value.replace("_", "")
@@ -143,15 +140,13 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that either version of YAML would take for something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {
-        key: list(rules) for key, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
-
     def ignore_aliases(self, data: Any) -> bool:
         """Writes everything out."""
         return True
 
 
+_Loader.yaml_implicit_resolvers, _Loader.yaml_constructors = {}, {}
+_Dumper.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 for _name, (_rule, _first) in _RULES.items():
     _whole = re.compile(rf"(?:{_rule.pattern})\Z")
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", _whole, _first)
@@ -168,7 +163,7 @@ for _name, _construct in {
     "map": _Loader.construct_yaml_map,
 }.items():
     _Loader.add_constructor(f"{_TAG}{_name}", _construct)
-_Loader.add_constructor(None, _Loader.refuse)
+_Loader.yaml_constructors[None] = _Loader.refuse  # of every other tag
 
 
 def _decoded(text: str | bytes) -> str:
@@ -188,7 +183,7 @@ def _documents(text: str) -> list[Any]:
     loader, values = _Loader(text), []
     try:
         while loader.check_node():
-            node = loader.get_node()
+            node = cast(yaml.Node, loader.get_node())  # there is one, as `check_node` says
             if _checked_size(loader, node, {}, set()) > MOST_NODES:
                 raise ValueError(f"it has more than {MOST_NODES:,} values")
             values.append(loader.construct_document(node))

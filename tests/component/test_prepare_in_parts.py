@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
-from paligemma.data.rows import split_lines
+from paligemma.data.rows import LineRange, split_lines
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.workers import WorkerDiedError, prepare_parts
@@ -170,6 +172,25 @@ def test_a_killed_process_is_reported_with_its_line(many_rows: Path, tmp_path: P
         multiprocessing.active_children()[0].kill()
 
     threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(WorkerDiedError, match=r"line (\d+|unknown)") as caught:
+        prepare_some(many_rows, tmp_path, 2, max_text_tokens=128)
+    assert caught.value.exit_code == 4
+
+
+def test_a_process_that_is_killed_before_the_last_range_is_handed_out_is_reported_too(
+    many_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = ProcessPoolExecutor.submit
+
+    def submit_to_the_dead(pool: ProcessPoolExecutor, function: Callable, part: LineRange, place: int) -> Future:
+        if place == 0:
+            return submit(pool, function, part, place)
+        multiprocessing.active_children()[0].kill()
+        while True:  # until the pool has seen it, and refuses
+            submit(pool, function, part, place)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_to_the_dead)
     with pytest.raises(WorkerDiedError, match=r"line (\d+|unknown)") as caught:
         prepare_some(many_rows, tmp_path, 2, max_text_tokens=128)
     assert caught.value.exit_code == 4

@@ -124,7 +124,7 @@ class Signature(_Part):
     value: str
 
 
-class Record(_Part):
+class Record(BaseModel, frozen=True, extra="forbid"):
     """Contents of `lineage.json`, and of every file below `lineage/`.
 
     Attributes:
@@ -158,6 +158,12 @@ class Record(_Part):
     signature: Signature | None = None
 
 
+class MadeRecord(Record, frozen=True):
+    """The record of an attempt that succeeded, which is one that has an artifact."""
+
+    artifact: Artifact = Field(default=...)
+
+
 def record_sha256(values: dict) -> str:
     """The hash of a record, given as its JSON value."""
     return canonical_sha256({key: value for key, value in values.items() if key not in ("sha256", "signature")})
@@ -169,14 +175,15 @@ def render_record(record: Record) -> bytes:
 
 
 def parse_record(data: bytes, where: object) -> Record:
-    """Reads a record.
+    """Reads a record; a `MadeRecord`, if it names an artifact.
 
     Raises:
         DamagedError: it is no record, or not the one that was written.
     """
     values = parse_json(data, where, "The lineage record")
+    has_artifact = isinstance(values, dict) and values.get("artifact") is not None
     try:
-        record = Record.model_validate(values, strict=True)
+        record = (MadeRecord if has_artifact else Record).model_validate(values, strict=True)
     except ValidationError as error:
         if error.errors()[0]["loc"] == ("schema_version",):
             raise DamagedError(
@@ -194,6 +201,18 @@ def parse_record(data: bytes, where: object) -> Record:
         )
     if fault := _fault_of(record):
         raise DamagedError(f"The lineage record is damaged: {fault}.", where=where)
+    return record
+
+
+def parse_record_of_artifact(data: bytes, where: object) -> MadeRecord:
+    """Reads the record beside an artifact.
+
+    Raises:
+        DamagedError: it is no record, or not the one that was written, or one of an attempt that made nothing.
+    """
+    record = parse_record(data, where)
+    if not isinstance(record, MadeRecord):
+        raise DamagedError("The lineage record beside an artifact names none.", where=where)
     return record
 
 
@@ -265,7 +284,7 @@ def list_files(folder: Path, known: Mapping[str, str] | None = None) -> list[Fil
     ]
 
 
-def read_record(folder: str | Path, type: str | None = None) -> Record:
+def read_record(folder: str | Path, type: str | None = None) -> MadeRecord:
     """The record of a whole artifact, of the given type or of any.
 
     Checks that every file is there with its recorded size, which costs no reading. `verify` re-hashes.
@@ -281,9 +300,7 @@ def read_record(folder: str | Path, type: str | None = None) -> Record:
         raise InputError(
             f"{folder} is {what}.", expected=f"a folder with {type or 'an artifact'}", fix="run the step that makes it"
         )
-    record = parse_record(read_bounded(path, "The lineage record"), path)
-    if record.artifact is None:
-        raise DamagedError("The lineage record beside an artifact names none.", where=path)
+    record = parse_record_of_artifact(read_bounded(path, "The lineage record"), path)
     if type is not None and record.artifact.type != type:
         raise InputError(f"{folder} holds {record.artifact.type}.", expected=type, fix="pass another folder")
     for file in record.artifact.files:

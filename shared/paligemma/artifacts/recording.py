@@ -38,6 +38,7 @@ from paligemma.artifacts.record import (
     Input,
     Producer,
     Record,
+    Status,
     canonical_sha256,
     record_sha256,
     render_record,
@@ -68,7 +69,8 @@ PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
 _MOST_NAME = 200  # letters; what writers add to a name has to have room in a file's
 _PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "pillow", "kfp")
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger("paligemma.lineage")
 
 
@@ -118,7 +120,7 @@ class Attempt:
 
     def record(
         self,
-        status: str,
+        status: Status,
         *,
         component: str | None = None,
         artifact: Artifact | None = None,
@@ -338,10 +340,14 @@ def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {without_secrets(str(key)): _plain(one) for key, one in value.items()}
+        return _plain_parameters(value)
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value if value is None or isinstance(value, bool | int | float) else without_secrets(str(value))
+
+
+def _plain_parameters(values: Mapping[object, object]) -> dict[str, object]:
+    return {without_secrets(str(key)): _plain(one) for key, one in values.items()}
 
 
 def _now() -> str:
@@ -350,7 +356,7 @@ def _now() -> str:
 
 def _producer(component: str, parameters: dict, device: str | None) -> Producer:
     sha, dirty = _git_state()
-    parameters = _plain(parameters)  # the one way into a record: no secret of an address passes
+    parameters = _plain_parameters(parameters)  # the one way into a record: no secret of an address passes
     return Producer(
         component=component,
         parameters=parameters,

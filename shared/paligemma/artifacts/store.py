@@ -14,10 +14,12 @@ from paligemma.artifacts.record import (
     RECORD_FILE,
     Artifact,
     Input,
+    MadeRecord,
     Record,
     file_sha256,
     list_files,
     parse_record,
+    parse_record_of_artifact,
     read_record,
     render_record,
     tree_sha256,
@@ -36,7 +38,7 @@ from paligemma.storage.location import GcsLocation, Location, absolute_uri, pars
 class _Copy:
     generation: int
     folder: Path
-    record: Record
+    record: MadeRecord
 
 
 _verified: dict[GcsLocation, _Copy] = {}
@@ -113,7 +115,7 @@ def localize(location: str | Path | Location) -> Path:
     if location in _verified and _verified[location].generation == manifest.generation:
         return _verified[location].folder
     data, manifest = gcs.read_bytes(location / RECORD_FILE, most=DOCUMENT_BYTES)
-    record = _of_artifact(data, location / RECORD_FILE)
+    record, _ = _of_version(data, location / RECORD_FILE)
     folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
     with cache.exclusive_folder(folder, RECORD_FILE):
         if folder.is_dir() and _matches(folder, record):
@@ -131,7 +133,7 @@ def localize(location: str | Path | Location) -> Path:
     return folder
 
 
-def record_of(location: str | Path) -> Record:
+def record_of(location: str | Location) -> MadeRecord:
     """The record of the artifact at a location, local or on `gs://`.
 
     Raises:
@@ -147,7 +149,7 @@ def record_of(location: str | Path) -> Record:
     return _verified[parsed].record
 
 
-def input_of(role: str, location: str | Path) -> Input:
+def input_of(role: str, location: str | Location) -> Input:
     """An input as the record names it: by the artifact's tree hash, or, of a file outside any artifact, by its own.
 
     Args:
@@ -212,15 +214,13 @@ def _write_record(current: Attempt, draft: Draft, type: str, component: str, loc
     return record
 
 
-def _of_artifact(data: bytes, where: object) -> Record:
-    """The record beside an artifact in Cloud Storage.
+def _of_version(data: bytes, where: object) -> tuple[MadeRecord, str]:
+    """The record beside an artifact in Cloud Storage, and the artifact's version.
 
     Raises:
         DamagedError: it is none, or of something else.
     """
-    record = parse_record(data, where)
-    if record.artifact is None:
-        raise DamagedError("The lineage record beside an artifact names none.", where=where)
+    record = parse_record_of_artifact(data, where)
     if record.artifact.version is None:
         raise DamagedError(
             "The lineage record is of an artifact on a disk.",
@@ -228,14 +228,14 @@ def _of_artifact(data: bytes, where: object) -> Record:
             expected="one that a step wrote to gs://",
             fix="copy the folder to this machine, and pass that",
         )
-    return record
+    return record, record.artifact.version
 
 
 def _version_and_files(data: bytes) -> tuple[str, list[str]]:
-    artifact = _of_artifact(data, RECORD_FILE).artifact
-    return artifact.version, [file.path for file in artifact.files]
+    record, version = _of_version(data, RECORD_FILE)
+    return version, [file.path for file in record.artifact.files]
 
 
-def _matches(folder: Path, record: Record) -> bool:
+def _matches(folder: Path, record: MadeRecord) -> bool:
     """Whether a folder holds, byte for byte, what the record says."""
     return tree_sha256(list_files(folder)) == record.artifact.tree_sha256

@@ -50,7 +50,7 @@ def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora
 def parameter_shapes(config: PaliGemmaConfig) -> Mapping[str, tuple[int, ...]]:
     """Name and shape of every parameter, named as in big_vision's checkpoints."""
     state = nnx.to_flat_state(nnx.state(abstract_model(config), nnx.Param))
-    return MappingProxyType({"/".join(path): tuple(variable.shape) for path, variable in state})
+    return MappingProxyType({"/".join(map(str, path)): tuple(variable.shape) for path, variable in state})
 
 
 def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGemmaConfig:

@@ -49,7 +49,7 @@ def read_values(path: Path, offset: int, dtype: np.dtype, to: np.ndarray) -> int
 
 def crc32(values: np.ndarray) -> int:
     """CRC-32 of bytes, `[n]` of uint8, by several threads."""
-    return _combined(values.size, lambda start, stop: zlib.crc32(values[start:stop]))
+    return _combined(values.size, lambda start, stop: zlib.crc32(values[start:stop].data))
 
 
 def combine(first: int, second: int, size: int) -> int:
@@ -80,7 +80,7 @@ def _read_piece(handle: int, offset: int, dtype: np.dtype, to: np.ndarray) -> in
     for start in range(0, to.size, count):
         part = to[start : start + count]
         values = part if buffer is None else buffer[: part.size]
-        data = memoryview(values.view(np.uint8))
+        data = values.view(np.uint8).data
         done = 0
         while done < len(data):
             read = os.preadv(handle, [data[done:]], offset + start * dtype.itemsize + done)

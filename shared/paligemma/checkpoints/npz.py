@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -213,7 +213,7 @@ def write_npz(
         arrays: by name.
         cast: what is written of an array's name and a block of its values.
     """
-    items: Iterable = arrays.items() if isinstance(arrays, Mapping) else arrays
+    items: Iterable[tuple[str, Any]] = _pairs(arrays)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, values in items:
             values = values if hasattr(values, "shape") else np.asarray(values)
@@ -226,6 +226,11 @@ def write_npz(
                 npy.write_array_header_1_0(stream, header)
                 for block in blocks(values.shape, values.dtype.itemsize):
                     stream.write(np.asarray(cast(name, values[block]), dtype, order="C").tobytes())
+
+
+def _pairs(arrays: Any) -> Iterable[tuple[str, Any]]:
+    """Names and arrays. That a mapping could be an iterable of pairs itself is what a type checker cannot rule out."""
+    return arrays.items() if isinstance(arrays, Mapping) else arrays
 
 
 def verify_weights(path: Path) -> None:
@@ -284,7 +289,7 @@ def _stack_layers(members: dict[str, Member]) -> dict[str, LazyArray]:
     return result
 
 
-def _read_header(stream: BinaryIO) -> bytes:
+def _read_header(stream: IO[bytes]) -> bytes:
     """The header of an npy file (NumPy's `lib.format`), of which no more is read than any array needs."""
     magic = stream.read(npy.MAGIC_LEN)
     if magic[:-2] != npy.MAGIC_PREFIX or magic[-2:] not in _LENGTH_BYTES:

@@ -24,7 +24,7 @@ TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's 
 def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]:
     """Every parameter variable, named as in big_vision's checkpoints."""
     state = model if isinstance(model, nnx.State) else nnx.state(model, nnx.Param)
-    return {"/".join(path): variable for path, variable in nnx.to_flat_state(state)}
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -46,7 +46,7 @@ def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | N
 def build_module(
     config: PaliGemmaConfig,
     arrays: Mapping[str, LazyArray],
-    dtype_of: Callable[[str, np.dtype], np.dtype],
+    dtype_of: Callable[[str, np.dtype], np.dtype | str],
     compute: ComputeDtype = "auto",
     mesh: Mesh | None = None,
     lora: LoraConfig | None = None,

@@ -52,9 +52,13 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    flip: bool = Field(False, description="Mirror every other image; not for pictures of writing.")
-    crop: float = Field(1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps; 1: no crops.")
-    colour: float = Field(0.0, ge=0, lt=1, description="Largest change of brightness, contrast and saturation; 0: none.")
+    flip: bool = Field(default=False, description="Mirror every other image; not for pictures of writing.")
+    crop: float = Field(
+        default=1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps; 1: no crops."
+    )
+    colour: float = Field(
+        default=0.0, ge=0, lt=1, description="Largest change of brightness, contrast and saturation; 0: none."
+    )
 
 
 def augment(image: UInt8[np.ndarray, "size size 3"], augmentation: Augmentation, key: tuple[int, int, int]) -> np.ndarray:
@@ -76,8 +80,8 @@ def augment(image: UInt8[np.ndarray, "size size 3"], augmentation: Augmentation,
     if augmentation.flip and mirror < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.crop < 1:
-        box = crop_box(augmentation.crop, area, aspect, left, top)
-        picture = picture.resize(picture.size, Image.Resampling.BILINEAR, tuple(side * picture.width for side in box))
+        x1, y1, x2, y2 = (side * picture.width for side in crop_box(augmentation.crop, area, aspect, left, top))
+        picture = picture.resize(picture.size, Image.Resampling.BILINEAR, (x1, y1, x2, y2))
     if augmentation.colour > 0:
         changes = (1 + augmentation.colour * (2 * factor - 1) for factor in factors)
         picture = picture.convert("RGB", colour_matrix(picture, *changes))
@@ -141,9 +145,8 @@ def _contradiction(augmentation: Augmentation, row: StoredRow) -> tuple[str, str
     """What of a row's texts contradicts which option, and the option's harmless value; empty when nothing does."""
     for text in (row.prefix, row.suffix):
         place = _PLACE.search(text)
-        side = _SIDE.search(text)
-        if augmentation.flip and (place or side):
-            return (place or side).group(), "flip", "false"
+        if augmentation.flip and (side := place or _SIDE.search(text)):
+            return side.group(), "flip", "false"
         if augmentation.crop < 1 and place:
             return place.group(), "crop", "1"
     return "", "", ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
+
+AnyArray: TypeAlias = Any
+"""NumPy's on the host, JAX's on devices and inside a step, and shapes alone in preflight."""
 
 
 class TrainBatch(NamedTuple):
@@ -20,12 +23,12 @@ class TrainBatch(NamedTuple):
         mask_loss: 1 where an entry of `loss_positions` is one, 0 on padding.
     """
 
-    images: UInt8[ArrayLike, "b height width 3"] | Float[ArrayLike, "b height width 3"] | UInt8[ArrayLike, "b 0"]
-    tokens: Int[ArrayLike, "b t"]
-    mask_ar: Int[ArrayLike, "b t"]
-    loss_positions: Int[ArrayLike, "b s"]
-    targets: Int[ArrayLike, "b s"]
-    mask_loss: Int[ArrayLike, "b s"]
+    images: UInt8[AnyArray, "b height width 3"] | Float[AnyArray, "b height width 3"] | UInt8[AnyArray, "b 0"]
+    tokens: Int[AnyArray, "b t"]
+    mask_ar: Int[AnyArray, "b t"]
+    loss_positions: Int[AnyArray, "b s"]
+    targets: Int[AnyArray, "b s"]
+    mask_loss: Int[AnyArray, "b s"]
 
 
 def train_batch(

@@ -88,7 +88,7 @@ def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
     are seen.
     """
     values, first, which = np.unique(looks, axis=0, return_index=True, return_inverse=True)
-    structured = values.any(axis=1)
+    structured = np.any(values, axis=1)
     start = first[which]
     repeated = np.flatnonzero(structured[which] & (start != np.arange(len(looks))))
     earliest = dict(zip(repeated.tolist(), start[repeated].tolist(), strict=True))

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, cast
 
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.images import MAX_BYTES, ImageError, read_image_file
@@ -114,7 +114,7 @@ class _Bucket:
     def read(self, name: str) -> bytes:
         coming = self._coming.get(name)
         data = coming.result() if coming is not None else None
-        return self._fetch(name) if data is None else data
+        return cast(bytes, self._fetch(name)) if data is None else data  # for what is asked for there is room
 
     def expect(self, names: Iterable[str]) -> None:
         wanted = list(dict.fromkeys(names))

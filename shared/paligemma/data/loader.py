@@ -21,7 +21,8 @@ from paligemma.errors import DamagedError, InputError
 LOOK_AHEAD = 4
 """Batches that are assembled, each by a thread, while the one before them is used."""
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def training_batches(

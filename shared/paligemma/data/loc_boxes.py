@@ -28,7 +28,7 @@ def parse_boxes(text: str) -> list[Box]:
     """The boxes in an answer such as `<loc0100><loc0200><loc0300><loc0400> cat ; ...`. What is not one is passed over."""
     boxes = []
     for symbols, label in _OBJECT.findall(text):
-        values = [int(value) for value in re.findall(r"\d{4}", symbols)]
-        if max(values) < BINS:
-            boxes.append(Box(*values, label.strip()))
+        y0, x0, y1, x1 = (int(value) for value in re.findall(r"\d{4}", symbols))
+        if max(y0, x0, y1, x1) < BINS:
+            boxes.append(Box(y0, x0, y1, x1, label.strip()))
     return boxes

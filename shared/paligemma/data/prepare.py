@@ -187,7 +187,7 @@ class Preparer:
             ShardWriter(part_file(folder, part, "tfrecord"), self._job.compression) as shard,
         ):
             for example, picture, remarks in self.judge(read_rows(self._job.data, part), facts, report):
-                if example is None:
+                if example is None or picture is None:
                     (remark,) = remarks
                     facts.rejected[remark.code] += 1
                     facts.show(facts.rejects, remark)
@@ -339,7 +339,9 @@ class Preparer:
 
     def _identity(self, row: Row | RowError) -> str | None:
         """A rejected row's identity, if it has one."""
-        picture = self._pictures.get(row.image) if isinstance(row, Row) else None
+        if isinstance(row, RowError):
+            return None
+        picture = self._pictures.get(row.image)
         return row_id(picture.sha256, row.prefix, row.suffix) if isinstance(picture, _Picture) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -67,11 +68,16 @@ def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tupl
         yield "image_tiny", f"{width} x {height} pixels"
     if max(width, height) > EXTREME_ASPECT * min(width, height):
         yield "image_aspect_extreme", f"{width} x {height} pixels"
-    corner, middle = image.getpixel((0, 0)), image.getpixel((image.width // 2, image.height // 2))
+    corner, middle = (_colours(image.getpixel(at)) for at in ((0, 0), (image.width // 2, image.height // 2)))
     if all(abs(one - other) <= FLAT_RANGE for one, other in zip(corner, middle, strict=True)):  # else it is not flat anyway
-        ranges = image.getextrema()
+        ranges = cast(tuple[tuple[int, int], ...], image.getextrema())  # of each channel, as there are three
         if all(high - low <= FLAT_RANGE for low, high in ranges):
             yield "image_flat", "red, green and blue " + ", ".join(str(high) for _, high in ranges)
+
+
+def _colours(pixel: float | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Red, green and blue: a pixel of a picture that has them."""
+    return cast(tuple[int, ...], pixel)
 
 
 def difference_hash(image: UInt8[np.ndarray, "height width 3"]) -> int:

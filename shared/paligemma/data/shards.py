@@ -39,7 +39,7 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             if kind is None:
-                if self._out is not self._hashed:
+                if isinstance(self._out, gzip.GzipFile):
                     self._out.close()
                 digest = self._hashed.digest.hexdigest()
                 self.shard = Shard(file=self._path.name, rows=self._rows, bytes=self._file.tell(), sha256=digest)

@@ -6,6 +6,8 @@ TensorFlow's are the same (tests/unit/test_shards.py compares them).
 
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -19,7 +21,7 @@ def _message(name: str, *fields: FieldDescriptorProto) -> DescriptorProto:
     return DescriptorProto(name=name, field=fields)
 
 
-def _values(kind: FieldDescriptorProto.Type) -> FieldDescriptorProto:
+def _values(kind: FieldDescriptorProto.Type.ValueType) -> FieldDescriptorProto:
     return FieldDescriptorProto(name="value", number=1, label=_MANY, type=kind)
 
 
@@ -54,5 +56,5 @@ def _file() -> FileDescriptorProto:
 # A pool of its own: in the default one, TensorFlow registers the same names, and two files may not have one name.
 _POOL = DescriptorPool()
 _POOL.Add(_file())
-TFExample = GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.Example"))
+TFExample: Any = GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.Example"))
 """The message class: `TFExample.FromString(data)`, `.features.feature[name].bytes_list.value`, `.SerializeToString()`."""

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -103,9 +103,11 @@ def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers
     board = _Board(context.RawArray("q", len(todo)), context.RawArray("q", len(todo)), context.RawValue("b", 0))
     firsts, before = np.array([part.line for part in todo]), progress.done
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, folder, board))
+    futures: list[Future[None]] = []
     try:
-        futures = [pool.submit(_prepare_one, part, place) for place, part in enumerate(todo)]
-        pending: set = set(futures)
+        for place, part in enumerate(todo):  # a process may die before the last is submitted
+            futures.append(pool.submit(_prepare_one, part, place))
+        pending = set(futures)
         while pending:
             done, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
             lines = (np.array(board.line[:]) - firsts).clip(0).sum()
@@ -113,7 +115,7 @@ def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers
             for future in done:
                 future.result()
     except BrokenProcessPool:
-        at = [str(line) for line, future in zip(board.line, futures, strict=True) if line and future.exception()]
+        at = [str(line) for line, future in zip(board.line, futures, strict=False) if line and future.exception()]
         raise WorkerDiedError(
             "A process that prepared rows was killed.",
             where=f"line {' or '.join(at) or 'unknown'} of {job.data}",
@@ -139,8 +141,10 @@ def _begin(job: Job, folder: Path, board: _Board) -> None:
 
 
 def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # as it is in a process that `multiprocessing` began
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _prepare_one(part: LineRange, place: int) -> None:

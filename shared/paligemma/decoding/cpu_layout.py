@@ -12,6 +12,7 @@ cores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +60,12 @@ def take_apart(decoder: Decoder) -> None:
                 einsum = getattr(block.attn, name)
                 setattr(block.attn, name, _Einsum(_EQUATIONS[name], np.asarray(einsum.w[...]), einsum.dtype, strips))
         if block.mlp.lora_gating_einsum is None and block.mlp.lora_linear is None:
-            block.mlp = _Mlp(block.mlp, strips)
+            block.mlp = cast(FeedForward, _Mlp(block.mlp, strips))
         return block
 
-    decoder.layers = nnx.List([layer(index) for index in range(decoder.depth)])
-    decoder.embedder = _Embedder(decoder.embedder, strips)
+    # Modules that are called as the ones in whose place they come; `kv_cache` asks whether there is a list of layers.
+    decoder.layers = cast(Block, nnx.List([layer(index) for index in range(decoder.depth)]))
+    decoder.embedder = cast(Embedder, _Embedder(decoder.embedder, strips))
 
 
 def weight_first(x: Float[Array, "b t k"], weight: Float[Array, "n k"], dtype: jnp.dtype) -> Float[Array, "b t n"]:

@@ -109,18 +109,18 @@ def decode(
     eos_id: Int[Array, ""],
     *,
     settings: DecodeSettings,
-) -> Decoded:
-    """See `Generator`; `graph` and `state` are of `nnx.split`."""
+) -> tuple[Int[Array, "b t"], Float[Array, "b t"], Float[Array, " b"], Float[Array, " b"]]:
+    """What `Decoded` has, on the devices. See `Generator`; `graph` and `state` are of `nnx.split`."""
     model = nnx.merge(graph, state)
     logits, prompt = prefill(model, images, tokens, mask_input, mask_ar)
     given = score(model, prompt, logits, references, reference_mask) if references.shape[1] else jnp.zeros(len(tokens))
     if settings.beams > 1:
         best = beam_search(model, prompt, logits, row_mask, eos_id, settings.beams, settings.max_new_tokens)
-        return Decoded(best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given)
+        return best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), settings.best_of))(row_seeds)
     found = _sample(model, prompt, logits, keys, row_mask, eos_id, settings)
     best = found.take(jnp.argmax(found.scores, axis=1)[:, None])
-    return Decoded(best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given)
+    return best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given
 
 
 def _sample(

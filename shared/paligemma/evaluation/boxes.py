@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -139,7 +139,7 @@ def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[f
     number_of = {pair: number for number, pair in enumerate(pairs, start=1)}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = {
+        dataset: Any = {
             "info": {},
             "images": [{"id": number, "width": BINS, "height": BINS} for number in number_of.values()],
             "annotations": [
@@ -148,8 +148,9 @@ def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[f
             ],
             "categories": [{"id": 1, "name": "box"}],
         }
+        coco.dataset = dataset  # its types ask for more fields than it reads
         coco.createIndex()
-        listed = [_annotation(number_of[label, image], box) | {"score": score} for label, image, box, score in results]
+        listed: Any = [_annotation(number_of[label, image], box) | {"score": score} for label, image, box, score in results]
         evaluation = COCOeval(coco, coco.loadRes(listed) if listed else COCO(), "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.params.maxDets = evaluation.params.maxDets[-1:]

@@ -61,7 +61,8 @@ def _decode(weights: Mapping[str, Array], codes: Int[Array, "m 16"]) -> Float[Ar
 
     def convolve(name: str, x: Float[Array, "m c h w"]) -> Array:
         kernel = weights[f"{name}.weight"]
-        return _convolution(x, kernel, padding=[(kernel.shape[2] // 2,) * 2] * 2) + bias(name)
+        side = kernel.shape[2] // 2
+        return _convolution(x, kernel, padding=[(side, side)] * 2) + bias(name)
 
     def bias(name: str) -> Array:
         return weights[f"{name}.bias"][:, None, None]
@@ -82,7 +83,8 @@ def parse_masks(text: str) -> list[tuple[Box, list[int]]]:
     """Boxes and codes in an answer such as `<loc0000><loc0000><loc1023><loc1023><seg000>...<seg127> cat`."""
     found = []
     for locations, codes, label in _OBJECT.findall(text):
-        box = Box(*(int(value) for value in re.findall(r"\d{4}", locations)), label.strip())
+        y0, x0, y1, x1 = (int(value) for value in re.findall(r"\d{4}", locations))
+        box = Box(y0, x0, y1, x1, label.strip())
         numbers = [int(value) for value in re.findall(r"\d{3}", codes)]
         if max(box[:4]) < BINS and max(numbers) < 128 and box.area:
             found.append((box, numbers))

@@ -97,7 +97,7 @@ class Metric:
         return self.score(perfect).value
 
 
-def mean_of(rows: Sequence[float]) -> Scored:
+def mean_of(rows: Sequence[float] | Float[np.ndarray, " rows"]) -> Scored:
     """The scores of a metric that is the mean of its rows."""
     values = np.asarray(rows, np.float64)
     return Scored(values, float(values.mean()), lambda chosen: values[chosen].mean(axis=1))

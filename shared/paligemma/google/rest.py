@@ -78,7 +78,7 @@ class Service:
 
         given = {key: value for key, value in query.items() if value}
         url = f"{self.base}{path}" + (f"?{urlencode(given)}" if given else "")
-        tries = _TRIES if again else 1
+        tries, why = _TRIES if again else 1, ""
         for left in reversed(range(tries)):
             if left < tries - 1:
                 time.sleep(0.2 * 2 ** (tries - 1 - left))

@@ -51,6 +51,7 @@ def read_secret(name: str) -> bytes:
         credentials, _ = google.auth.default(scopes=[_SCOPE])
     except GoogleAuthError as error:
         raise _no_credentials(name, error) from None
+    reason = ""
     with AuthorizedSession(credentials) as session:
         for again in attempts():
             try:
@@ -75,7 +76,7 @@ def read_secret(name: str) -> bytes:
 
 def secret_and_project(name: str) -> str:
     """The secret of a version's name, as arguments of `gcloud secrets` commands."""
-    project, secret = _NAME.fullmatch(name).groups()
+    _, project, _, secret, *_ = name.split("/")
     return f"{secret} --project {project}"
 
 

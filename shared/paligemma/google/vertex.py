@@ -62,11 +62,11 @@ class VertexApi:
 
     def get(self, path: str, **query: str) -> dict:
         """Reads a resource, or a page of them."""
-        return self._service.call("GET", path, again=True, **query)
+        return self._service.call("GET", path, None, again=True, made=None, **query)
 
     def post(self, path: str, body: Mapping, **query: str) -> dict:
         """Makes a resource, or calls a method, once."""
-        return self._service.call("POST", path, body, again=False, **query)
+        return self._service.call("POST", path, body, again=False, made=None, **query)
 
     def make(self, path: str, body: Mapping, made: Mapping, **query: str) -> dict:
         """Makes a resource whose name the caller has chosen, so that making it twice is refused; `made` is the answer then."""

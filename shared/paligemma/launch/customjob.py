@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError
 from paligemma.google.vertex import VertexApi
-from paligemma.launch.jobs import JobState
+from paligemma.launch.jobs import JobState, State
 
 PROJECT_VARIABLE, REGION_VARIABLE = "CLOUD_ML_PROJECT_ID", "CLOUD_ML_REGION"
 """What Vertex AI tells a container of its place."""
 
-_STATES = {"JOB_STATE_SUCCEEDED": "done"}
+_STATES: dict[str, State] = {"JOB_STATE_SUCCEEDED": "done"}
 _STATES |= {f"JOB_STATE_{name}": "failed" for name in ("FAILED", "CANCELLED", "CANCELLING", "EXPIRED", "PAUSED")}
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+State = Literal["running", "done", "failed"]
+
 
 @dataclass(frozen=True)
 class JobState:
     """A job as its service describes it; `message` says why it failed."""
 
-    state: Literal["running", "done", "failed"]
+    state: State
     message: str = ""
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from paligemma.errors import InputError
@@ -54,6 +55,7 @@ class TrainJobs:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not endpoint and host:
             endpoint = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        namespace = ""
         try:
             namespace = (ACCOUNT_FOLDER / "namespace").read_text().strip()
             self._account = account_of(_token())
@@ -69,7 +71,7 @@ class TrainJobs:
         session = requests.Session()
         session.verify = str(ACCOUNT_FOLDER / "ca.crt")
 
-        def send(method: str, url: str, **options: object) -> requests.Response:
+        def send(method: str, url: str, **options: Any) -> requests.Response:
             headers = {"Authorization": f"Bearer {_token()}"}  # it is renewed
             if method == "PATCH":
                 headers["Content-Type"] = "application/merge-patch+json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from paligemma.artifacts.record import RECORD_FILE, Record, file_sha256, parse_record, render_record
+from paligemma.artifacts.record import RECORD_FILE, MadeRecord, Record, file_sha256, parse_record, render_record
 from paligemma.errors import PaliGemmaError
 from paligemma.lineage.relocation import version_folder
 from paligemma.storage.files import local_file
@@ -18,7 +18,7 @@ ArtifactFault = tuple[Literal["altered", "missing"], str, str]
 _KINDS = {"folder": "a folder", "link": "a link", "other": "a FIFO, a socket or a device", "file": "a file"}
 
 
-def artifact_faults(record: Record, place: Location, others: Sequence[Record]) -> Iterator[ArtifactFault]:
+def artifact_faults(record: MadeRecord, place: Location, others: Sequence[Record]) -> Iterator[ArtifactFault]:
     """What is wrong with an artifact. Links are not followed, and nothing but files is opened.
 
     Args:

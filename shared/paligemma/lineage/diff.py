@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 
 from paligemma.artifacts.record import ROWS_FILE
@@ -109,5 +110,5 @@ def _row_set(index: Index, record: dict) -> int | None:
     return None
 
 
-def _shown(row: object) -> dict:
+def _shown(row: sqlite3.Row) -> dict:
     return {"line": row["line"], "image": row["name"], "row": row["row"].hex()}

@@ -85,7 +85,7 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     if re.fullmatch(r"[0-9a-f]{6,63}", name):
         found += index.ask("SELECT record, role FROM inputs WHERE sha256 >= ?1 AND sha256 < ?1 || 'g'", name)
     if found:
-        return dict(found), {"kind": "source", "source": name}
+        return {row["record"]: row["role"] for row in found}, {"kind": "source", "source": name}
     kind, rows = _find_rows(index, name)
     rejected = rejections(index, at[0], data_hash(at[0]), at[1]) if (at := _line_of(name)) else []
     if not rows and not rejected:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from paligemma.artifacts.record import ROWS_FILE, Record, file_sha256, parse_record
 from paligemma.artifacts.recording import FOLDER, ROOTS_FOLDER, ROWS_FOLDER
@@ -164,8 +165,8 @@ class Index:
             for (sha256,) in wanted:
                 try:
                     with self.database:
-                        number = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,)).lastrowid
-                        rows = self._rows(number, sha256)
+                        added = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,))
+                        rows = self._rows(cast(int, added.lastrowid), sha256)  # there is one after an INSERT
                         self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", rows)
                 except DamagedError as error:
                     log.warning("%s", error)
@@ -219,7 +220,7 @@ class Index:
         return next(iter(gcs.list_objects(self.root / FOLDER)), None) is not None
 
     def _refresh(self) -> None:
-        changed, gone = self._changed_local() if isinstance(self.root, Path) else self._changed_remote()
+        changed, gone = self._changed_local() if isinstance(self.root, Path) else self._changed_remote(self.root)
         if not (changed or gone or self._files):
             return
         with self.database, _progress("indexing", "records", len(changed)) as advance:
@@ -256,9 +257,9 @@ class Index:
             self.database.execute("DELETE FROM folders WHERE path = ?", (run_name,))
         return new, gone
 
-    def _changed_remote(self) -> tuple[list[str], list[str]]:
-        start = len((self.root / FOLDER).name) + 1
-        names = (found.location.name[start:] for found in gcs.list_objects(self.root / FOLDER))
+    def _changed_remote(self, root: GcsLocation) -> tuple[list[str], list[str]]:
+        start = len((root / FOLDER).name) + 1
+        names = (found.location.name[start:] for found in gcs.list_objects(root / FOLDER))
         files = {name for name in names if is_kept_path(name)}
         before = self._known_below("")
         return sorted(files - before), sorted(before - files)

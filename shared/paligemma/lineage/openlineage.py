@@ -10,8 +10,8 @@ import importlib.metadata
 import json
 import re
 import uuid
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.extras import how_to_install
@@ -22,6 +22,9 @@ from paligemma.storage.location import SCHEME
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent
+    from openlineage.client.generated.base import JobFacet, RunFacet
+
+Facet = TypeVar("Facet")
 
 _ENDS = {"succeeded": "COMPLETE", "failed": "FAIL", "preempted": "ABORT"}
 _SENDING_SECONDS = 30.0
@@ -125,7 +128,7 @@ class _Writer:
         from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
         from openlineage.client.generated.job_type_job import JobTypeJobFacet
 
-        kind_of_job = JobTypeJobFacet(processingType="BATCH", integration="PALIGEMMA", jobType="DAG", producer=self._producer)
+        kind_of_job = self._facet(JobTypeJobFacet, processingType="BATCH", integration="PALIGEMMA", jobType="DAG")
         return RunEvent(
             eventType=RunState[kind],
             eventTime=time,
@@ -161,32 +164,32 @@ class _Writer:
         named["cached from"] = record["cached_from"] and record["cached_from"]["run"]
         named |= record["metrics"]
         tag = tags_run.TagsRunFacetFields
-        facets = {
-            "parent": parent_run.ParentRunFacet(
+        facets: dict[str, RunFacet] = {
+            "parent": self._facet(
+                parent_run.ParentRunFacet,
                 run=parent_run.Run(runId=_identity(self._run)),
                 job=parent_run.Job(namespace=self._namespace, name=self._pipeline),
-                producer=self._producer,
             ),
-            "executionParameters": execution_parameters_run.ExecutionParametersRunFacet(
+            "executionParameters": self._facet(
+                execution_parameters_run.ExecutionParametersRunFacet,
                 parameters=[
                     execution_parameters_run.ExecutionParameter(key=change["key"], value=_text(change["after"]))
                     for change in changes({}, record["producer"]["parameters"])
                 ],
-                producer=self._producer,
             ),
         }
         if ended:
-            facets["tags"] = tags_run.TagsRunFacet(
+            facets["tags"] = self._facet(
+                tags_run.TagsRunFacet,
                 tags=[
                     tag(key=key, value=_text(value), source="PALIGEMMA") for key, value in named.items() if value is not None
                 ],
-                producer=self._producer,
             )
         if record["error"]:
-            facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(
+            facets["errorMessage"] = self._facet(
+                error_message_run.ErrorMessageRunFacet,
                 message=f"{record['error']['kind']}: {record['error']['message']}",
                 programmingLanguage="python",
-                producer=self._producer,
             )
         return Run(runId=_identity(f"{self._run}/{record['task']}/{record['attempt']}"), facets=facets)
 
@@ -196,8 +199,8 @@ class _Writer:
         from openlineage.client.generated.source_code_location_job import SourceCodeLocationJobFacet
 
         producer = record["producer"]
-        facets = {
-            "jobType": JobTypeJobFacet(processingType="BATCH", integration="PALIGEMMA", jobType="TASK", producer=self._producer)
+        facets: dict[str, JobFacet] = {
+            "jobType": self._facet(JobTypeJobFacet, processingType="BATCH", integration="PALIGEMMA", jobType="TASK")
         }
         if producer["git_sha"]:
             path = f"components/{producer['component']}"
@@ -206,9 +209,9 @@ class _Writer:
                 if self._repository
                 else f"urn:git:{producer['git_sha']}"
             )
-            facets["sourceCodeLocation"] = SourceCodeLocationJobFacet(
+            facets["sourceCodeLocation"] = self._facet(
+                SourceCodeLocationJobFacet,
                 type="git", url=at, repoUrl=self._repository or None, path=path, version=producer["git_sha"],
-                producer=self._producer,
             )  # fmt: skip
         return Job(namespace=self._namespace, name=f"{self._pipeline}.{record['task']}", facets=facets)
 
@@ -221,9 +224,10 @@ class _Writer:
         namespace, name = _dataset(one["uri"])
         of_input = {}
         if made:
-            of_input["inputStatistics"] = InputStatisticsInputDatasetFacet(
-                rowCount=made["rows"], size=made["bytes"], fileCount=len(made["files"]), producer=self._producer
-            )
+            of_input["inputStatistics"] = self._facet(
+                InputStatisticsInputDatasetFacet,
+                rowCount=made["rows"], size=made["bytes"], fileCount=len(made["files"]),
+            )  # fmt: skip
         return InputDataset(namespace=namespace, name=name, facets=self._version(one["sha256"]), inputFacets=of_input)
 
     def _output(self, record: dict) -> OutputDataset:
@@ -232,9 +236,10 @@ class _Writer:
 
         made = record["artifact"]
         namespace, name = _dataset(made["uri"])
-        statistics = OutputStatisticsOutputDatasetFacet(
-            rowCount=made["rows"], size=made["bytes"], fileCount=len(made["files"]), producer=self._producer
-        )
+        statistics = self._facet(
+            OutputStatisticsOutputDatasetFacet,
+            rowCount=made["rows"], size=made["bytes"], fileCount=len(made["files"]),
+        )  # fmt: skip
         return OutputDataset(
             namespace=namespace,
             name=name,
@@ -245,7 +250,11 @@ class _Writer:
     def _version(self, sha256: str) -> dict:
         from openlineage.client.generated.dataset_version_dataset import DatasetVersionDatasetFacet
 
-        return {"version": DatasetVersionDatasetFacet(datasetVersion=sha256, producer=self._producer)}
+        return {"version": self._facet(DatasetVersionDatasetFacet, datasetVersion=sha256)}
+
+    def _facet(self, kind: Callable[..., Facet], **fields: object) -> Facet:
+        """A facet of ours. Their field `_producer` is an argument `producer`, as attrs has it and type checkers do not know."""
+        return kind(producer=self._producer, **fields)
 
 
 def _identity(name: str) -> str:

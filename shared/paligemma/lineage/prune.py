@@ -98,7 +98,7 @@ def delete(index: Index, planned: dict) -> None:
     for entry in planned["delete"]:
         record = by_hash(index, entry["record"])
         found = ground.look(record, entry["record"] in gone) if record else _Found(entry["place"], None, "its record is gone")
-        if found.location is None:
+        if record is None or found.location is None:
             planned["not_ours"].append(entry | {"why": found.fault or "it is gone already"})
             continue
         if entry["record"] not in gone:

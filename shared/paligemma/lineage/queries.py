@@ -155,7 +155,7 @@ def find_record(index: Index, name: str) -> dict:
             or "an artifact's folder or address, its hash or its record's, RUN/TASK, or a release's version",
             fix="`paligemma lineage list` names runs, `show RUN` their artifacts",
         )
-    bodies = [index.body(number) | {"id": number} for number in found]
+    bodies: list[dict] = [index.body(number) | {"id": number} for number in found]
     if len({(body["output"], body["artifact"] and body["artifact"]["tree_sha256"]) for body in bodies}) > 1:
         shown = "".join(f"\n    {body['sha256'][:16]}  {body['output']}" for body in bodies[:10])
         raise InputError(f"{name!r} stands for {len(bodies)} artifacts:{shown}", fix="pass one of these")

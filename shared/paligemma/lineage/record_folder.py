@@ -179,8 +179,8 @@ def _misplaced(records: dict[str, Record]) -> Iterator[Fault]:
             yield Fault(path, "altered", f"it is a copy of {first[record.sha256]}")
             continue
         first[record.sha256] = path
-        if record.status != "running":
-            (*_, number) = _FILE.fullmatch(path).groups()
+        if record.status != "running" and (file := _FILE.fullmatch(path)):
+            number = file[5]
             own = f"{record.run}/{record.task}/{record.attempt}"
             attempts.setdefault(own, {})[int(number or 1)] = (path, record)
     for own, numbered in attempts.items():

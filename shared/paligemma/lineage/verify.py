@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from paligemma.artifacts.record import ROWS_FILE, Record
+from paligemma.artifacts.record import ROWS_FILE, MadeRecord, Record
 from paligemma.artifacts.recording import FOLDER, ROWS_FOLDER
 from paligemma.artifacts.signing import fault_of
 from paligemma.errors import InputError, PaliGemmaError
@@ -98,7 +98,9 @@ class _Look:
             else:
                 self.records[path] = record
         self.by_hash = {record.sha256: record for record in self.records.values()}
-        self.made = [record for record in self.records.values() if record.artifact and record.cached_from is None]
+        self.made = [
+            record for record in self.records.values() if isinstance(record, MadeRecord) and record.cached_from is None
+        ]
         self.of_output: dict[str, list[Record]] = defaultdict(list)
         for record in kept.records.values():
             self.of_output[record.output].append(record)
@@ -202,7 +204,7 @@ class _Look:
             return None
         return place
 
-    def _check_artifact(self, record: Record) -> None:
+    def _check_artifact(self, record: MadeRecord) -> None:
         place = self._place(record)
         if place is not None:
             found = artifact_faults(record, place, self.of_output[record.output])
@@ -226,16 +228,23 @@ class _Look:
             elif _sha256_or_fault(place) != sha256:
                 self.problems.append(Problem("altered", str(place), "a list of rows is not what was recorded"))
 
+    def _below_root(self, records: Iterable[Record]) -> set[str]:
+        """Where their artifacts are or were to be, by the paths from the root; of those below it."""
+        paths = (self.places.below_root(record.output) for record in records)
+        return {path for path in paths if path is not None}
+
     def _check_orphans(self) -> None:
         """Looks for artifacts that no record below the root knows of; signed or not, as that was said already."""
         records = list(self.kept.records.values())
-        known = {self.places.below_root(record.output) for record in records if record.artifact} - {None}
-        unfinished = {self.places.below_root(record.output) for record in records if not record.artifact} - {None}
+        known = self._below_root(record for record in records if record.artifact)
+        unfinished = self._below_root(record for record in records if not record.artifact)
         hashes = {record.sha256 for record in records}
         for where, what, record in orphans(self.root, known, unfinished):
             self.problems.append(Problem("orphaned", where, what))
-            gone = record and f"{record.run}/{record.task}/{record.attempt}.json"
-            if gone and record.sha256 not in hashes and gone not in {fault.path for fault in self.kept.faults}:
+            if record is None or record.sha256 in hashes:
+                continue
+            gone = f"{record.run}/{record.task}/{record.attempt}.json"
+            if gone not in {fault.path for fault in self.kept.faults}:
                 self.problems.append(Problem("missing", self._at(gone), f"the record of what is at {where} is gone"))
 
 

@@ -6,25 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from paligemma.errors import InputError, PaliGemmaError, did_you_mean
 from paligemma.foreign_json import SMALL_BYTES, read_json
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class VisionConfig(_Frozen):
+class VisionConfig(BaseModel, frozen=True, extra="forbid"):
     """SigLIP vision transformer (arXiv 2303.15343)."""
 
-    image_size: int = Field(224, gt=0, description="Side of the square input image, in pixels.")
-    patch_size: int = Field(14, gt=0, description="Side of a patch, in pixels; the image size is a multiple of it.")
-    width: int = Field(1152, gt=0, description="Width of the residual stream.")
-    depth: int = Field(27, gt=0, description="Number of layers.")
-    mlp_dim: int = Field(4304, gt=0, description="Hidden width of the MLP.")
-    num_heads: int = Field(16, gt=0, description="Attention heads; the width is a multiple of it.")
+    image_size: int = Field(default=224, gt=0, description="Side of the square input image, in pixels.")
+    patch_size: int = Field(default=14, gt=0, description="Side of a patch, in pixels; the image size is a multiple of it.")
+    width: int = Field(default=1152, gt=0, description="Width of the residual stream.")
+    depth: int = Field(default=27, gt=0, description="Number of layers.")
+    mlp_dim: int = Field(default=4304, gt=0, description="Hidden width of the MLP.")
+    num_heads: int = Field(default=16, gt=0, description="Attention heads; the width is a multiple of it.")
 
     @model_validator(mode="after")
     def _divisible(self) -> VisionConfig:
@@ -40,23 +36,23 @@ class VisionConfig(_Frozen):
         return (self.image_size // self.patch_size) ** 2
 
 
-class DecoderConfig(_Frozen):
+class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
     """Gemma decoder (arXiv 2403.08295), with Gemma 2's changes (arXiv 2408.00118) as explicit switches."""
 
-    width: int = Field(2048, gt=0, description="Width of the residual stream.")
-    depth: int = Field(18, gt=0, description="Number of layers.")
-    mlp_dim: int = Field(16384, gt=0, description="Hidden width of the gated MLP.")
-    num_heads: int = Field(8, gt=0, description="Query heads.")
-    num_kv_heads: int = Field(1, gt=0, description="Key/value heads; num_heads is a multiple of it.")
-    head_dim: int = Field(256, gt=0, description="Width of a head; even, because rotary embedding turns pairs.")
-    vocab_size: int = Field(257152, gt=0, description="Rows of the embedding.")
-    post_norms: bool = Field(False, description="Normalize after attention and MLP too (Gemma 2).")
+    width: int = Field(default=2048, gt=0, description="Width of the residual stream.")
+    depth: int = Field(default=18, gt=0, description="Number of layers.")
+    mlp_dim: int = Field(default=16384, gt=0, description="Hidden width of the gated MLP.")
+    num_heads: int = Field(default=8, gt=0, description="Query heads.")
+    num_kv_heads: int = Field(default=1, gt=0, description="Key/value heads; num_heads is a multiple of it.")
+    head_dim: int = Field(default=256, gt=0, description="Width of a head; even, because rotary embedding turns pairs.")
+    vocab_size: int = Field(default=257152, gt=0, description="Rows of the embedding.")
+    post_norms: bool = Field(default=False, description="Normalize after attention and MLP too (Gemma 2).")
     query_pre_attn_norm: Literal["rsqrt_head_dim", "rsqrt_emb_per_head"] = Field(
-        "rsqrt_head_dim", description="Queries are scaled by 1/sqrt of head_dim, or of width / num_heads (Gemma 2 27B)."
+        default="rsqrt_head_dim", description="Queries are scaled by 1/sqrt of head_dim, or of width / num_heads (Gemma 2 27B)."
     )
-    attn_logits_softcap: float = Field(0.0, ge=0, description="Soft cap on attention logits; 0 for none.")
+    attn_logits_softcap: float = Field(default=0.0, ge=0, description="Soft cap on attention logits; 0 for none.")
     final_logits_softcap: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Recorded, not applied: PaliGemma's reference reads its logits before the output cap, in training "
         "and in decoding (big_vision `paligemma.py`, which passes `pre_logits`).",
@@ -78,7 +74,7 @@ class DecoderConfig(_Frozen):
         return self.head_dim**-0.5
 
 
-class PaliGemmaConfig(_Frozen):
+class PaliGemmaConfig(BaseModel, frozen=True, extra="forbid"):
     """A vision tower and a decoder; the tower's `head` projects to the decoder's width."""
 
     img: VisionConfig = VisionConfig()
@@ -161,7 +157,7 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
         if mistake["type"] == "extra_forbidden":
             fields: Mapping = model.model_fields
             for part in mistake["loc"][:-1]:
-                annotation = fields[part].annotation
+                annotation = fields[str(part)].annotation
                 fields = annotation.model_fields if isinstance(annotation, type) else {}
             message = f"unknown key, {did_you_mean(str(mistake['loc'][-1]), fields)}"
         lines.append(f"{path}: {message}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: Layer
     return jax.lax.scan(plan.checkpoint(body), carry, (parameters, xs))
 
 
-def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan, xs=None) -> tuple[object, M]:
+def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan, xs=None) -> tuple[Any, M]:
     """As `scan_layers`, of the stack of this name, over all layers but the last, which is returned after the carry.
 
     Trained parameters are split in two, so that gradients are two pieces to be joined. Of the others, which may be most of
@@ -106,9 +106,9 @@ def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan,
     pieces = [jax.lax.split(leaf, [last, 1]) if split else None for leaf, split in zip(leaves, is_split, strict=True)]
 
     def layer_of(index, own: list) -> M:
-        own = iter(own)
+        rest = iter(own)
         picked = [
-            next(own) if split else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+            next(rest) if split else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
             for leaf, split in zip(leaves, is_split, strict=True)
         ]
         return nnx.merge(graph, jax.tree.unflatten(tree, gather(plan.mesh, picked)))

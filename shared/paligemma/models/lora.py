@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from paligemma.errors import did_you_mean
 
@@ -41,15 +41,13 @@ ATTENTION = ("q_einsum", "kv_einsum", "qkv_einsum", "attn_vec_einsum")
 _PREFIX = "lora_"
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(BaseModel, frozen=True, extra="forbid"):
     """Which linears get an adapter, and how large."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(8, gt=0, description="Width of the bottleneck.")
-    alpha: float = Field(16.0, gt=0, description="An adapter adds alpha / rank times its product.")
+    rank: int = Field(default=8, gt=0, description="Width of the bottleneck.")
+    alpha: float = Field(default=16.0, gt=0, description="An adapter adds alpha / rank times its product.")
     targets: tuple[str, ...] = Field(
-        ATTENTION, description="Linears of the decoder that get an adapter, by their names in the checkpoint."
+        default=ATTENTION, description="Linears of the decoder that get an adapter, by their names in the checkpoint."
     )
 
     @field_validator("targets")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -64,6 +66,16 @@ class PaliGemma(nnx.Module):
         if at is None:
             at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return self.llm(x, positions, mask, at + patches, plan, dropout)
+
+
+@overload
+def with_image(
+    patches: int, mask_ar: Int[Array, "b t"], mask_input: Bool[Array, "b t"]
+) -> tuple[Int[Array, "b p"], Bool[Array, "b p"]]: ...
+
+
+@overload
+def with_image(patches: int, mask_ar: Int[Array, "b t"], mask_input: None) -> tuple[Int[Array, "b p"], None]: ...
 
 
 def with_image(

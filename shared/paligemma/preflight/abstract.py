@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.parameters import TOWER, parameters_by_name
 from paligemma.data.batch import TrainBatch
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.precision import ComputeDtype, Precision
-from paligemma.runtime.sharding import batch_sharding, check_batch_size, fsdp_sharding, make_mesh
+from paligemma.runtime.sharding import Device, batch_sharding, check_batch_size, fsdp_sharding, make_mesh
 from paligemma.training.optimizer import make_optimizer
 from paligemma.training.recipe import Recipe
 from paligemma.training.step import StepSettings, TrainState, TrainStep, make_train_step
@@ -22,7 +24,7 @@ from paligemma.training.trainable import compile_pattern, is_trainable, split_tr
 
 
 def abstract_step(
-    config: PaliGemmaConfig, recipe: Recipe, devices: Sequence[jax.Device], auto: ComputeDtype, text_tokens: int
+    config: PaliGemmaConfig, recipe: Recipe, devices: Sequence[Device], auto: ComputeDtype, text_tokens: int
 ) -> tuple[TrainStep, tuple[TrainState, nnx.State, TrainBatch]]:
     """The step, and its arguments as shapes with shardings.
 
@@ -53,7 +55,7 @@ def abstract_step(
     graph, trainable, frozen = split_trainable(nnx.merge(graph, state), pattern)
     optimizer = make_optimizer(recipe, recipe.steps or 1000)
     optimizer_state = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable))
-    train_state = TrainState(placed((), jnp.int32), trainable, optimizer_state)
+    train_state = TrainState(cast(Array, placed((), jnp.int32)), trainable, optimizer_state)
 
     rows = batch_sharding(mesh)
     size, width = config.img.image_size, text_tokens - 1

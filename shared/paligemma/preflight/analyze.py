@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.parameters import parameters_by_name
@@ -76,7 +77,7 @@ class Report:
     hours: float | None
     dollars_per_hour: float | None
     dollars: float | None
-    found: Mapping[str, object]
+    found: Mapping[str, Any]
 
     def as_json(self) -> dict:
         """Plain values."""
@@ -202,10 +203,11 @@ def _received(found: Mapping) -> int | None:
 
 
 def _seconds(place: Target, found: Mapping, flops: float) -> float | None:
-    if not place.tflops or "arguments" not in found:
+    moved, received = _moved(found), _received(found)
+    if not place.tflops or moved is None or received is None:
         return None
-    messages = _received(found) / place.links if place.links else 0.0
-    return max(flops / (place.tflops * 1e12 * place.devices), _moved(found) / place.bandwidth, messages)
+    messages = received / place.links if place.links else 0.0
+    return max(flops / (place.tflops * 1e12 * place.devices), moved / place.bandwidth, messages)
 
 
 def in_gib(size: float) -> str:

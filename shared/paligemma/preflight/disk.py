@@ -8,16 +8,25 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from paligemma.checkpoints.architecture import HasDtype, HasShape
 from paligemma.errors import InputError
+from paligemma.models.config import PaliGemmaConfig
 from paligemma.preflight.analyze import in_gib, trained_shapes
 from paligemma.storage.disk_space import DISK_VARIABLE
 from paligemma.training.recipe import Recipe
 from paligemma.training.trainable import compile_pattern, is_trainable
 
 
+class _Array(HasShape, HasDtype, Protocol):
+    """What is known of an array whose values nobody reads here."""
+
+
 class _Model(Protocol):
-    config: object
-    arrays: Mapping[str, object]
+    @property
+    def config(self) -> PaliGemmaConfig: ...
+
+    @property
+    def arrays(self) -> Mapping[str, _Array]: ...
 
 
 @dataclass(frozen=True)

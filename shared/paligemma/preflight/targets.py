@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from paligemma.errors import InputError, did_you_mean
-from paligemma.models.config import VARIANTS
+from paligemma.models.config import VARIANTS, PaliGemmaConfig
 from paligemma.precision import ComputeDtype
 
 GIB = 2**30
@@ -43,7 +43,7 @@ class Target:
     bandwidth: float
     links: float
     compute: ComputeDtype
-    topology: Mapping[str, object] = field(default_factory=dict)
+    topology: Mapping[str, Any] = field(default_factory=dict)
 
 
 _V5E = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -136,7 +136,7 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def find_variant(name: str) -> object:
+def find_variant(name: str) -> PaliGemmaConfig:
     """The architecture of a published checkpoint.
 
     Raises:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from typing import Any, cast
 
 RESULT = "RESULT "
 
@@ -46,7 +47,7 @@ def compile_step(job: dict) -> dict:
     config, recipe = PaliGemmaConfig.model_validate(job["config"]), Recipe.model_validate(job["recipe"])
     step, arguments = abstract_step(config, recipe, devices, target.compute, job["text_tokens"])
     started = time.monotonic()
-    lowered = step.lower(*arguments)
+    lowered = cast(Any, step).lower(*arguments)  # as `jax.jit` made it
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paligemma.artifacts.record import RECORD_FILE, File, Record, file_sha256, list_files, read_record, tree_sha256
+from paligemma.artifacts.record import RECORD_FILE, File, MadeRecord, file_sha256, list_files, read_record, tree_sha256
 from paligemma.artifacts.store import localize
 from paligemma.errors import DamagedError, InputError, PaliGemmaError, did_you_mean
 from paligemma.foreign_json import first_fault, read_json, read_model
@@ -96,7 +96,7 @@ class Release:
 
     registry: Location
     version: str
-    record: Record
+    record: MadeRecord
     manifest: Manifest
 
     @property
@@ -343,6 +343,9 @@ def _champion(registry: str | Path | Location) -> tuple[Champion | None, int]:
     location = parse_location(registry) / CHAMPION_FILE
     try:
         pointer = read_pointer(location)
+    except DamagedPointerError as error:
+        raise DamagedPointerError(error.what, error.generation, where=location, fix=_fix(registry)) from None
+    try:
         return (None if pointer.value is None else Champion.model_validate(pointer.value)), pointer.generation
     except ValidationError as fault:
         raise DamagedPointerError(
@@ -351,8 +354,6 @@ def _champion(registry: str | Path | Location) -> tuple[Champion | None, int]:
             where=location,
             fix=_fix(registry),
         ) from None
-    except DamagedPointerError as error:
-        raise DamagedPointerError(error.what, error.generation, where=location, fix=_fix(registry)) from None
 
 
 def _fix(registry: str | Path | Location) -> str:

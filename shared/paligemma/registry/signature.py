@@ -52,7 +52,7 @@ def signer_of(key: Path) -> str:
 
 def sign(folder: Path, key: Path) -> None:
     """Writes `model.sig`, over everything in the folder."""
-    from model_signing import signing
+    from model_signing import signing  # pyright: ignore[reportMissingImports]  # an extra
 
     config = signing.Config().set_hashing_config(_hashing())
     config.use_elliptic_key_signer(private_key=key, password=_password()).sign(folder, folder / SIGNATURE_FILE)
@@ -66,7 +66,7 @@ def verify_signature(folder: Path, public_key: Path) -> None:
         DamagedError: the signature is of another key, or of other contents.
     """
     _need_library()
-    from model_signing import verifying
+    from model_signing import verifying  # pyright: ignore[reportMissingImports]  # an extra
 
     try:
         config = verifying.Config().set_hashing_config(_hashing()).use_elliptic_key_verifier(public_key=public_key)
@@ -83,7 +83,7 @@ def verify_signature(folder: Path, public_key: Path) -> None:
 
 
 def _hashing():
-    from model_signing import hashing
+    from model_signing import hashing  # pyright: ignore[reportMissingImports]  # an extra
 
     # The lineage record is written after the signature, whose hash it holds.
     ignored = [Path(SIGNATURE_FILE), Path(RECORD_FILE)]

@@ -68,10 +68,11 @@ def content_policy(template: str) -> str:
 
 def _sources(template: str) -> Iterator[str]:
     """The text of a template, and of those that it extends or takes from."""
-    source, _, _ = _environment().loader.get_source(_environment(), template)
+    source, _, _ = _loader().get_source(_environment(), template)
     yield source
     for other in jinja2.meta.find_referenced_templates(_environment().parse(source)):
-        yield from _sources(other)
+        if other is not None:  # whose name a value would say; ours name theirs
+            yield from _sources(other)
 
 
 def image_uri(image: np.ndarray) -> str:
@@ -87,9 +88,14 @@ def image_uri(image: np.ndarray) -> str:
 
 
 @functools.cache
+def _loader() -> jinja2.PackageLoader:
+    return jinja2.PackageLoader("paligemma.reports")
+
+
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("paligemma.reports"),
+        loader=_loader(),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

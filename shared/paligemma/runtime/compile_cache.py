@@ -18,7 +18,7 @@ _LEAST_SECONDS = 0.1
 def use_compile_cache() -> None:
     """Has JAX keep what it compiles in our cache folder, unless the user chose another place, or what is worth it."""
     reach_gcs_without_tensorflow()  # JAX looks at its folder long before Orbax looks at a bucket
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]  # made while JAX runs
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)

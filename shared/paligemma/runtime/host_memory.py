@@ -34,8 +34,8 @@ def trim_after_compiling() -> None:
     if trim is None:
         return
 
-    def trim_after(event: str, seconds: float, **_: object) -> None:
-        if event == COMPILED and seconds >= SECONDS_WORTH_IT:
+    def trim_after(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILED and duration_secs >= SECONDS_WORTH_IT:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(trim_after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -15,13 +15,14 @@ from paligemma.errors import InputError
 
 Batch = TypeVar("Batch")
 Tree = TypeVar("Tree")
-
+Device: TypeAlias = Any
+"""A `jax.Device`, which no type checker knows: jaxlib has no types of its binary part."""
 
 GATHERED = "gathered"
 """Name, for `jax.checkpoint` policies, of parameters that `gather` brought together."""
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, copies: int = 1) -> Mesh:
+def make_mesh(devices: Sequence[Device] | None = None, copies: int = 1) -> Mesh:
     """A mesh of `data` x `fsdp`.
 
     Args:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from paligemma.errors import StoppedError
 
@@ -51,7 +51,7 @@ class NotedSignals:
 
     def __init__(self) -> None:
         self.noted = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # what `signal.signal` gives back and takes, which has no name
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}

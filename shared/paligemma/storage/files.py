@@ -12,7 +12,7 @@ from paligemma.storage.location import GcsLocation, Location, parse_location
 from paligemma.storage.retry import ChangedError
 
 
-def parent_of(location: str | Path) -> Location:
+def parent_of(location: str | Location) -> Location:
     """The folder or prefix that a file is in."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
@@ -20,7 +20,7 @@ def parent_of(location: str | Path) -> Location:
     return GcsLocation(parsed.bucket, parsed.name.rpartition("/")[0])
 
 
-def write_file(location: str | Path, data: bytes) -> None:
+def write_file(location: str | Location, data: bytes) -> None:
     """Replaces a file's or an object's contents at once."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
@@ -29,7 +29,7 @@ def write_file(location: str | Path, data: bytes) -> None:
         gcs.write_bytes(parsed, data)
 
 
-def write_new_file(location: str | Path | Location, data: bytes) -> bool:
+def write_new_file(location: str | Location, data: bytes) -> bool:
     """Writes a file or an object that is not there yet, at once; False, and nothing done, if there is one."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
@@ -41,7 +41,7 @@ def write_new_file(location: str | Path | Location, data: bytes) -> bool:
     return True
 
 
-def copy_new_file(source: Path, location: str | Path | Location) -> bool:
+def copy_new_file(source: Path, location: str | Location) -> bool:
     """`write_new_file` with the contents of a local file, however large."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
@@ -65,7 +65,7 @@ def local_file(location: Location) -> Iterator[Path]:
         yield path
 
 
-def exists(location: str | Path, name: str) -> bool:
+def exists(location: str | Location, name: str) -> bool:
     """Whether a folder or prefix has a file of this name."""
     parsed = parse_location(location)
     return (parsed / name).is_file() if isinstance(parsed, Path) else gcs.stat(parsed / name) is not None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -33,6 +33,10 @@ STREAMS = 16
 
 _BUFFER = 1024 * 1024
 
+# None, which the client's pages name, and its types leave out.
+_NO_RETRIES: Any = None
+_NO_CHECKSUM: Any = None
+
 log = logging.getLogger("paligemma.storage")
 
 
@@ -49,7 +53,7 @@ class Object:
 
 def stat(location: GcsLocation) -> Object | None:
     """An object's metadata; None if there is no such object."""
-    blob = call("read", location, lambda: _bucket(location).get_blob(location.name, retry=None, timeout=60))
+    blob = call("read", location, lambda: _bucket(location).get_blob(location.name, retry=_NO_RETRIES, timeout=60))
     return None if blob is None else _object(blob)
 
 
@@ -60,7 +64,7 @@ def list_objects(prefix: GcsLocation) -> Iterator[Object]:
     while True:
 
         def page(token: str | None = token):
-            listing = _client().list_blobs(prefix.bucket, prefix=start, page_token=token, retry=None, timeout=60)
+            listing = _client().list_blobs(prefix.bucket, prefix=start, page_token=token, retry=_NO_RETRIES, timeout=60)
             blobs = list(next(listing.pages, []))
             return blobs, listing.next_page_token
 
@@ -125,7 +129,7 @@ def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = 
     checksum = crc32c_of(data)
 
     def send(blob: storage.Blob) -> None:
-        blob.upload_from_string(data, if_generation_match=if_generation, retry=None, timeout=60, checksum=None)
+        blob.upload_from_string(data, if_generation_match=if_generation, retry=_NO_RETRIES, timeout=60, checksum=_NO_CHECKSUM)
 
     return _put(location, len(data), checksum, if_generation, send)
 
@@ -144,7 +148,7 @@ def delete(location: GcsLocation, if_generation: int | None = None) -> None:
     def remove() -> None:
         try:
             blob = _bucket(location).blob(location.name)
-            blob.delete(if_generation_match=if_generation, retry=None, timeout=60)
+            blob.delete(if_generation_match=if_generation, retry=_NO_RETRIES, timeout=60)
         except google_exceptions().NotFound:
             return
         except google_exceptions().PreconditionFailed:
@@ -242,7 +246,7 @@ def upload(
             # A resumable session; each chunk is retried on its own.
             blob.chunk_size = RANGE_BYTES
             blob.upload_from_filename(
-                str(path), if_generation_match=if_generation, retry=chunk_retry(), timeout=120, checksum=None
+                str(path), if_generation_match=if_generation, retry=chunk_retry(), timeout=120, checksum=_NO_CHECKSUM
             )
 
         result = _put(location, size, checksum, if_generation, send)
@@ -276,7 +280,9 @@ def _fetch(found: Object, start: int, stop: int) -> bytes:
     if start == stop:
         return b""
     blob = _bucket(found.location).blob(found.location.name, generation=found.generation)
-    data = blob.download_as_bytes(start=start, end=stop - 1, raw_download=True, checksum=None, retry=None, timeout=60)
+    data = blob.download_as_bytes(
+        start=start, end=stop - 1, raw_download=True, checksum=_NO_CHECKSUM, retry=_NO_RETRIES, timeout=60
+    )
     if len(data) != stop - start:
         raise BadBytesError(f"{len(data)} bytes of {stop - start}")
     return data
@@ -285,7 +291,9 @@ def _fetch(found: Object, start: int, stop: int) -> bytes:
 def _fetch_to(found: Object, start: int, stop: int, handle: int) -> None:
     blob = _bucket(found.location).blob(found.location.name, generation=found.generation)
     writer = _RangeWriter(handle, start)
-    blob.download_to_file(writer, start=start, end=stop - 1, raw_download=True, checksum=None, retry=None, timeout=60)
+    blob.download_to_file(
+        writer, start=start, end=stop - 1, raw_download=True, checksum=_NO_CHECKSUM, retry=_NO_RETRIES, timeout=60
+    )
     if writer.position != stop:
         raise BadBytesError(f"{writer.position - start} bytes of {stop - start}")
 
@@ -339,7 +347,8 @@ def _put(
     return call("write", location, put)
 
 
-def _object(blob: storage.Blob) -> Object:
+def _object(blob: Any) -> Object:
+    """What is known of a `storage.Blob` that the service described, so that it has all of it."""
     location = GcsLocation(blob.bucket.name, blob.name)
     created = blob.time_created.timestamp() if blob.time_created else 0.0
     return Object(location, int(blob.size), blob.crc32c, int(blob.generation), created)

@@ -7,9 +7,9 @@ import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import jax
-import optax
 from flax import nnx
 
 from paligemma.errors import PaliGemmaError
@@ -80,7 +80,7 @@ class Loop:
     step: TrainStep
     frozen: nnx.State
     batches: Generator[FedBatch]
-    schedule: optax.Schedule
+    schedule: Callable[[int], Any]
     validate: Callable[[nnx.State], float] | None
     flops: Callable[[FedBatch], float]
     peak_flops: float
@@ -102,6 +102,7 @@ def fit(
         PreemptedError: SIGTERM or SIGINT came; the state is saved.
     """
     recipe, clock = loop.recipe, Clock()
+    validate_every = recipe.validate_every or loop.steps
     meter = _Meter(loop, clock, progress, telemetry, done)
     last_save = _begin(done)
 
@@ -121,7 +122,7 @@ def fit(
             with clock.phase("step"):
                 state, metrics = loop.step(state, loop.frozen, fed.batch)
                 meter.record(number, metrics, fed)
-            if loop.validate and (number % recipe.validate_every == 0 or number == loop.steps):
+            if loop.validate and (number % validate_every == 0 or number == loop.steps):
                 meter.flush()
                 with clock.phase("validate"):
                     loss = loop.validate(state.trainable)

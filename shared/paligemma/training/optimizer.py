@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array
 
 from paligemma.errors import InputError
 from paligemma.training.learning_rate import relative_schedule
@@ -47,14 +49,18 @@ def _scaling(recipe: Recipe) -> optax.GradientTransformation:
     # Adafactor as scaled vision transformers use it (arXiv 2106.04560): factored second moment whose decay is capped,
     # momentum in bfloat16, no update clipping, no relative step size.
     cap = second or 0.999
+
+    def decay_rate(count: Any, exponent: Any) -> Array:
+        return jnp.minimum(cap, 1.0 - (count + 1.0) ** -exponent)
+
     factored = optax.scale_by_factored_rms(
         min_dim_size_to_factor=32,
-        decay_rate_fn=lambda count, exponent: jnp.minimum(cap, 1.0 - (count + 1.0) ** -exponent),
+        decay_rate_fn=decay_rate,
     )
     return optax.chain(factored, optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16))
 
 
-def _decayed(parameters: nnx.State, pattern: str):
+def _decayed(parameters: Any, pattern: str):
     """Which of the trained parameters decay, as a tree of bools."""
     paths = {path: re.fullmatch(pattern, "/".join(map(str, path))) is not None for path, _ in nnx.to_flat_state(parameters)}
     if not any(paths.values()):

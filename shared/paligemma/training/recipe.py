@@ -26,81 +26,99 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trainable: str | tuple[str, ...] = Field(
-        "attention",
+        default="attention",
         description="Parameters that are trained: attention (of the decoder), llm, vision, all, lora (adapters), or a list of "
         "regular expressions of whole names.",
     )
-    lora: LoraConfig = Field(LoraConfig(), description="Adapters, for trainable: lora. Keys rank, alpha, targets.")
+    lora: LoraConfig = Field(default=LoraConfig(), description="Adapters, for trainable: lora. Keys rank, alpha, targets.")
 
-    batch_size: int = Field(8, gt=0, description="Examples in a step, over all devices.")
-    accumulate: int = Field(1, gt=0, description="Parts that a batch is worked through in; less memory, the same result.")
-    steps: int | None = Field(None, gt=0, description="Steps to train; give this or epochs. Without both: 64.")
-    epochs: float | None = Field(None, gt=0, description="Passes over the training records; give this or steps.")
+    batch_size: int = Field(default=8, gt=0, description="Examples in a step, over all devices.")
+    accumulate: int = Field(
+        default=1, gt=0, description="Parts that a batch is worked through in; less memory, the same result."
+    )
+    steps: int | None = Field(default=None, gt=0, description="Steps to train; give this or epochs. Without both: 64.")
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the training records; give this or steps.")
 
     optimizer: Literal["sgd", "momentum", "adamw", "adafactor", "lion"] = Field(
-        "sgd", description="sgd (no state), momentum, adamw, adafactor or lion."
+        default="sgd", description="sgd (no state), momentum, adamw, adafactor or lion."
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment: momentum, adamw and lion (b1), adafactor.")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="Decay of the first moment: momentum, adamw and lion (b1), adafactor."
+    )
     second_moment: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         description="Decay of the second moment (b2). Without: adamw 0.999, lion 0.99, adafactor 0.999 at most.",
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="Decoupled, as in big_vision: an update takes off schedule x weight_decay, not x learning_rate."
+        default=0.0,
+        ge=0,
+        description="Decoupled, as in big_vision: an update takes off schedule x weight_decay, not x learning_rate.",
     )
     weight_decay_on: str = Field(
-        r".*/(kernel|w|gating_einsum|linear|a|b)",
+        default=r".*/(kernel|w|gating_einsum|linear|a|b)",
         description="Regular expression of the names that decay: by default all matrices but the embeddings.",
     )
-    learning_rate: float = Field(0.03, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(default=0.03, gt=0, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = Field(
-        "cosine", description="Learning rate after warm-up: falls to 0 (cosine, linear), as 1/sqrt(1 + t/timescale), or stays."
+        default="cosine",
+        description="Learning rate after warm-up: falls to 0 (cosine, linear), as 1/sqrt(1 + t/timescale), or stays.",
     )
-    timescale: int = Field(10_000, gt=0, description="Steps, for the schedule rsqrt.")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
-    warmup_steps: int | None = Field(None, ge=0, description="Steps over which the rate rises from 0, in place of a share.")
-    gradient_clip: float | None = Field(None, gt=0, description="Largest global norm of a gradient; longer ones are shortened.")
+    timescale: int = Field(default=10_000, gt=0, description="Steps, for the schedule rsqrt.")
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="Steps over which the rate rises from 0, in place of a share."
+    )
+    gradient_clip: float | None = Field(
+        default=None, gt=0, description="Largest global norm of a gradient; longer ones are shortened."
+    )
 
     loss_per: Literal["example", "token"] = Field(
-        "example", description="What counts equally in a batch's loss: every example, or every suffix token."
+        default="example", description="What counts equally in a batch's loss: every example, or every suffix token."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a target's weight spread over the other tokens.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of what the decoder's attention and MLP add that is dropped.")
-    augment: Augmentation = Field(Augmentation(), description="Random changes of images: keys flip, crop, colour.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of a target's weight spread over the other tokens."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of what the decoder's attention and MLP add that is dropped."
+    )
+    augment: Augmentation = Field(default=Augmentation(), description="Random changes of images: keys flip, crop, colour.")
 
     frozen_dtype: FrozenDtype = Field(
-        "float16", description="Dtype that frozen parameters are held in; trained ones are float32."
+        default="float16", description="Dtype that frozen parameters are held in; trained ones are float32."
     )
     compute_dtype: ComputeDtype = Field(
-        "auto", description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32."
+        default="auto",
+        description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32.",
     )
     remat: Remat = Field(
-        "full", description="What the backward pass recomputes, from fast to lean: none, dots, attention, full."
+        default="full", description="What the backward pass recomputes, from fast to lean: none, dots, attention, full."
     )
     unroll: bool = Field(
-        False, description="Compile the decoder's layers one by one, not as a loop: slower to compile, faster to run."
+        default=False, description="Compile the decoder's layers one by one, not as a loop: slower to compile, faster to run."
     )
-    loss_chunk: int = Field(512, gt=0, description="Most tokens whose logits are in memory at once.")
-    buckets: int = Field(4, gt=0, description="Most text lengths that batches are padded to; each is compiled once.")
+    loss_chunk: int = Field(default=512, gt=0, description="Most tokens whose logits are in memory at once.")
+    buckets: int = Field(default=4, gt=0, description="Most text lengths that batches are padded to; each is compiled once.")
     vision_cache: Literal["none", "memory", "disk"] = Field(
-        "none", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
+        default="none", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
     )
-    data_parallel: int = Field(1, gt=0, description="Copies of the parameters; each is sharded over devices / copies.")
+    data_parallel: int = Field(default=1, gt=0, description="Copies of the parameters; each is sharded over devices / copies.")
 
-    seed: int = Field(0, ge=0, description="Determines the order of the examples, dropout, augmentation and adapters.")
-    validate_every: int | None = Field(None, gt=0, description="Steps between validation losses; without: never.")
+    seed: int = Field(default=0, ge=0, description="Determines the order of the examples, dropout, augmentation and adapters.")
+    validate_every: int | None = Field(default=None, gt=0, description="Steps between validation losses; without: never.")
     patience: int | None = Field(
-        None, gt=0, description="Stop after this many validation losses without a better one; without: never."
+        default=None, gt=0, description="Stop after this many validation losses without a better one; without: never."
     )
-    select: Literal["last", "best"] = Field("last", description="Parameters to give out: the last, or of the best validation.")
+    select: Literal["last", "best"] = Field(
+        default="last", description="Parameters to give out: the last, or of the best validation."
+    )
     non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="When a loss or gradient is not finite: end the run, or leave that step out and count it."
+        default="stop", description="When a loss or gradient is not finite: end the run, or leave that step out and count it."
     )
-    save_every: int | None = Field(None, gt=0, description="Steps between saved states. Without: every 10 minutes.")
-    keep_last: int = Field(2, gt=0, description="Saved states to keep.")
-    log_every: int = Field(1, gt=0, description="Steps between lines of metrics.jsonl.")
+    save_every: int | None = Field(default=None, gt=0, description="Steps between saved states. Without: every 10 minutes.")
+    keep_last: int = Field(default=2, gt=0, description="Saved states to keep.")
+    log_every: int = Field(default=1, gt=0, description="Steps between lines of metrics.jsonl.")
 
     @field_validator("trainable", mode="after")
     @classmethod

@@ -104,7 +104,8 @@ class StateStore:
         parsed = parse_location(location)
         self._location = parsed.absolute() if isinstance(parsed, Path) else parsed
         self._fingerprint = {"state_format": FORMAT, **fingerprint}
-        self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_last = keep_last
+        self._keep_best: Literal["min", "max"] | None = keep_best
         self._checkpoints: list[_Checkpoint] = []  # by step
         self._damaged: list[str] = []
         self._size = 0  # bytes of the newest state
@@ -389,7 +390,8 @@ def _is_of_storage(error: Exception) -> bool:
 def _best(checkpoints: list[_Checkpoint], mode: Literal["min", "max"]) -> _Checkpoint | None:
     """The one with the best metric; the earliest of equals."""
     sign = -1 if mode == "max" else 1
-    return min((one for one in checkpoints if one.metric is not None), key=lambda one: sign * one.metric, default=None)
+    measured = [(sign * one.metric, one) for one in checkpoints if one.metric is not None]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
 def _orbax():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +155,7 @@ def make_train_step(
             loss, gradients = _summed(part, settings.accumulate, batch, weights)
         norm = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable = cast(nnx.State, optax.apply_updates(state.trainable, updates))
         if settings.skip_non_finite:
             sound = jnp.isfinite(loss) & jnp.isfinite(norm)
             trainable, optimizer_state = jax.tree.map(
@@ -163,7 +163,8 @@ def make_train_step(
             )
         state = TrainState(state.step + 1, trainable, optimizer_state)
         if mesh is not None:  # where it came from: another layout would be compiled for anew in the next step
-            state = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, fsdp_sharding(mesh, x.shape)), state)
+            sharding_of = partial(fsdp_sharding, mesh)
+            state = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding_of(x.shape)), state)
         return state, StepMetrics(loss, norm)
 
     return jax.jit(step, donate_argnums=0)

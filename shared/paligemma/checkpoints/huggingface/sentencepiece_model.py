@@ -134,8 +134,8 @@ def _vocabulary(vocab: Mapping[str, int], entries: Iterable[Mapping[str, Any]]) 
         added[text] = bool(entry.get("special"))
     if image is not None and (behind := sorted(number for number in by_id if number > image)):
         raise _InexactError(f"{len(behind)} tokens are behind {IMAGE_TOKEN}, the first {by_id[behind[0]]!r}")
-    texts = [by_id.get(number) for number in range(len(by_id))]
-    if None in texts or len(set(texts)) < len(texts) or not all(isinstance(text, str) and text for text in texts):
+    texts = [text for number in range(len(by_id)) if isinstance(text := by_id.get(number), str) and text]
+    if len(set(texts)) < len(by_id):
         raise _InexactError("its ids do not count from 0 without a gap, or a piece is there twice")
     return texts, added
 

@@ -58,7 +58,7 @@ def fetch(source: str) -> Path:
         return snapshot_folder(source)
     except NotDownloadedError as error:
         try:
-            from huggingface_hub import errors, snapshot_download
+            from huggingface_hub import errors, snapshot_download  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError:
             raise NotDownloadedError(f"{error}\n           or let this download it: {how_to_install('huggingface')}") from None
     owner, name, revision = parse_source(source)
@@ -80,7 +80,7 @@ def fetch(source: str) -> Path:
 
 def _refusal(error: Exception, page: str, source: str) -> InputError | None:
     """What a user can do about an answer; None if it may pass."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors  # pyright: ignore[reportMissingImports]  # an extra
 
     token = f"the token is in {place}" if (place := token_place()) else "set HF_TOKEN to a token of that account"
     if isinstance(error, errors.RevisionNotFoundError):

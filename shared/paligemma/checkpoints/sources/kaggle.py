@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.sources.remote import unavailable
-from paligemma.errors import DamagedError, InputError
+from paligemma.errors import DamagedError, InputError, one_of
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.google.secret_manager import read_secret, secret_and_project
 from paligemma.storage.disk_space import explain_full_disk
 from paligemma.storage.retry import attempts
 
 Precision = Literal["float16", "bfloat16", "float32"]
-_FILES = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_FILES: dict[Precision, str] = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
 
 SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
 """Names the version of a secret whose payload is a kaggle.json."""
@@ -27,7 +28,7 @@ def parse_source(source: str, precision: Precision) -> tuple[str, str]:
     """The handle of a model's version, and the name of its file.
 
     Raises:
-        InputError: the source names no version.
+        InputError: the source names no version, or the precision is none.
     """
     owner, *rest = source.removeprefix("kaggle://").split("/")
     if len(rest) not in (4, 5) or not rest[3].isdigit():
@@ -36,7 +37,7 @@ def parse_source(source: str, precision: Precision) -> tuple[str, str]:
             expected="kaggle://owner/model/framework/variation/version, e.g. kaggle://google/paligemma/jax/paligemma-3b-pt-224/1",
         )
     model, framework, variation, version = rest[:4]
-    name = rest[4] if len(rest) == 5 else variation + _FILES[precision]
+    name = rest[4] if len(rest) == 5 else variation + _FILES[one_of(precision, list(_FILES), "--precision")]
     return f"{owner}/{model}/{framework}/{variation}/{version}", name
 
 

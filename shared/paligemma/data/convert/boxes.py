@@ -31,8 +31,8 @@ def box_of(annotation: dict) -> tuple[Corners, bool]:
     box = annotation.get("bbox")
     if box is None or box == []:
         return _around_polygons(annotation.get("segmentation")), True
-    values = [number_of(value) for value in box] if isinstance(box, list) else []
-    if len(values) != 4 or None in values:
+    values = _numbers(box) if isinstance(box, list) and len(box) == 4 else []
+    if len(values) != 4:
         raise EntryError("box_malformed", f"bbox is {_shown_box(box)}")
     x, y, width, height = values
     if width <= 0 or height <= 0:
@@ -45,13 +45,19 @@ def _around_polygons(segmentation: object) -> Corners:
         raise EntryError("box_missing", "there is neither bbox nor segmentation")
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         raise EntryError("box_missing", "there is no bbox, and the segmentation is a mask, not polygons")
-    points = [[number_of(value) for value in polygon] for polygon in segmentation]
-    if any(len(polygon) < 6 or len(polygon) % 2 or None in polygon for polygon in points):
+    points = [_numbers(polygon) for polygon in segmentation]
+    given = zip(points, segmentation, strict=True)
+    if any(len(numbers) < 6 or len(numbers) % 2 or len(numbers) < len(polygon) for numbers, polygon in given):
         raise EntryError("box_missing", "there is no bbox, and the segmentation is not polygons x, y, x, y, x, y, ...")
     xs, ys = ([value for polygon in points for value in polygon[start::2]] for start in (0, 1))
     if min(xs) == max(xs) or min(ys) == max(ys):
         raise EntryError("box_empty", "the polygons have no width or no height")
     return Corners(min(xs), min(ys), max(xs), max(ys))
+
+
+def _numbers(values: list) -> list[float]:
+    """Those of some values that are numbers."""
+    return [number for value in values if (number := number_of(value)) is not None]
 
 
 def _shown_box(box: object) -> str:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import DamagedError, InputError
@@ -41,7 +41,7 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _OTHERS = ("cp1251", "shift_jis", "gb18030", "euc_kr")
-codecs.register_error("paligemma.convert", lambda error: (BAD, error.end))
+codecs.register_error("paligemma.convert", lambda error: (BAD, cast(UnicodeDecodeError, error).end))  # only decoding uses it
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
                     raise InputError(f"The file is {kind}.", where=path, expected="the plain file, or gzip", fix=fix)
             if start[:2] == b"\x1f\x8b":
                 with gzip.open(file) as unpacked:
-                    yield unpacked
+                    yield cast(IO[bytes], unpacked)  # which it is, but for its types
             else:
                 yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

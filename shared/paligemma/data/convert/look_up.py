@@ -44,7 +44,7 @@ def look_up_images(
     for outcome in outcomes:
         if not isinstance(outcome.result, EntryError):
             rows += 1
-            name = outcome.result["image"]
+            name = str(outcome.result["image"])
             if not _is_there(folder, split_archive(name)[0] or name):
                 missing.append(name)
             if rows == _FIRST and len(missing) == rows:

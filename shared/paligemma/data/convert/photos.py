@@ -98,7 +98,7 @@ def _formats() -> tuple[str, ...]:
     """What is opened, HEIC photos where `pillow-heif` is installed; they come out turned already."""
     if not heif_is_read():
         return FORMATS
-    import pillow_heif
+    import pillow_heif  # pyright: ignore[reportMissingImports]  # an extra
 
     pillow_heif.register_heif_opener()
     return (*FORMATS, "HEIF")
@@ -197,7 +197,7 @@ def _agreeing(image: Pictured, photo: Photo) -> list[Kind]:
             kind for kind, actual in kinds.items() if _proportional(size, actual)
         ]
     (right, down) = image.reach
-    fitting = [kind for kind, (w, h) in kinds.items() if right <= w + TOLERANCE and down <= h + TOLERANCE]
+    fitting: list[Kind] = [kind for kind, (w, h) in kinds.items() if right <= w + TOLERANCE and down <= h + TOLERANCE]
     return fitting or list(kinds)
 
 

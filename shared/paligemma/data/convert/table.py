@@ -112,7 +112,7 @@ class Template(string.Formatter):
             raise EntryError("value_wrong", f"{shown(self._text)}: {type(error).__name__}: {error}") from None
 
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if key not in kwargs:
+        if not isinstance(key, str) or key not in kwargs:
             raise EntryError("column_missing", f"there is no {key!r}: {did_you_mean(str(key), kwargs)}")
         return kwargs[key]
 

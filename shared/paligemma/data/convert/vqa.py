@@ -76,8 +76,8 @@ def _answers(annotation: dict, entry: Entry, tally: Tally) -> list[str]:
     given = given if isinstance(given, list) else [] if given is None else [given]
     texts = [text_of(answer.get("answer") if isinstance(answer, dict) else answer) for answer in given]
     usable = [text for text in texts if text is not None and text.strip()]
-    only = text_of(annotation.get("multiple_choice_answer"))
-    if not usable and (only is None or not only.strip()):
+    only = text_of(annotation.get("multiple_choice_answer")) or ""
+    if not usable and not only.strip():
         raise EntryError("answer_missing", f"answers is {shown(annotation.get('answers'))}")
     if len(usable) < len(texts):
         tally.note("answer_dropped", entry.place, len(texts) - len(usable))

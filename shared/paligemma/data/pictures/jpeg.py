@@ -26,7 +26,8 @@ _MOST_SEGMENTS = 64
 def survey_jpeg(data: bytes) -> Survey:
     """What decides the pixels: frame, tables, scans, Adobe's colour marker, and what states an orientation."""
     place, count, spare = 2, 0, 0
-    kept, seen = [data[:2]], set()
+    kept: list[bytes | memoryview] = [data[:2]]
+    seen = set()
     frame: tuple[int, int, int, int] | None = None
     while True:
         found = _MARKER.search(data, place)

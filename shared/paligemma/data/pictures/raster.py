@@ -61,7 +61,7 @@ def survey_webp(data: bytes) -> Survey:
 
 def survey_heif(data: bytes) -> Survey:
     """Size, which libheif reads from the header."""
-    import pillow_heif
+    import pillow_heif  # pyright: ignore[reportMissingImports]  # an extra
 
     pillow_heif.register_heif_opener()
     width, height = Image.open(io.BytesIO(data), formats=("HEIF",)).size

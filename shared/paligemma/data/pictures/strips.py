@@ -106,10 +106,8 @@ class Upright:
         return self._image.crop(box).transpose(self._turn)
 
     def _rgb(self, strip: Image.Image) -> Image.Image:
-        if strip.mode in _SAMPLES:
-            return self._of_samples(strip)
-        if self.levels is not None and strip.mode == "L":
-            return self._of_grey(strip)
+        if self._grey is not None and self.levels is not None and strip.mode in (*_SAMPLES, "L"):
+            return _of_grey(strip, self._grey, self.levels)
         if strip.has_transparency_data:
             rgba = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -118,19 +116,17 @@ class Upright:
             self.levels.count(np.asarray(rgb))
         return rgb
 
-    def _of_samples(self, strip: Image.Image) -> Image.Image:
-        samples = _samples(strip, self._grey)
-        levels = self.levels.of(samples)
-        if isinstance(clear := strip.info.get("transparency"), int):
-            levels[samples == clear] = 255
-        return Image.fromarray(levels).convert("RGB")
 
-    def _of_grey(self, strip: Image.Image) -> Image.Image:
+def _of_grey(strip: Image.Image, grey: Grey, levels: Levels) -> Image.Image:
+    if strip.mode == "L":
         samples = np.asarray(strip)
-        levels = self.levels.of(255 - samples if self._grey.white_is_zero else samples)
-        if isinstance(clear := strip.info.get("transparency"), int):
-            levels[samples == clear] = 255
-        return Image.fromarray(levels).convert("RGB")
+        pixels = levels.of(255 - samples if grey.white_is_zero else samples)
+    else:
+        samples = _samples(strip, grey)
+        pixels = levels.of(samples)
+    if isinstance(clear := strip.info.get("transparency"), int):
+        pixels[samples == clear] = 255
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def _samples(strip: Image.Image, grey: Grey) -> np.ndarray:

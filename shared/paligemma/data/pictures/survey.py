@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import IO, cast
 
 from PIL import Image
 
@@ -71,7 +72,8 @@ class Survey:
         if self.decode is not None:
             return self.decode()
         whole = len(self.pieces) == 1 and isinstance(self.pieces[0], bytes)
-        return Image.open(io.BytesIO(self.pieces[0]) if whole else Spliced(self.pieces), formats=(self.format,))
+        file = io.BytesIO(self.pieces[0]) if whole else cast(IO[bytes], Spliced(self.pieces))  # Pillow only reads and seeks
+        return Image.open(file, formats=(self.format,))
 
 
 class Spliced(io.RawIOBase):
