@@ -1,4 +1,4 @@
-"""Making an artifact: a folder that appears whole, with its lineage record, or not at all."""
+"""Writes an artifact: a folder that appears complete, with its lineage record, or not at all."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _verified: dict[GcsLocation, _Copy] = {}
 
 @dataclass
 class Draft:
-    """An artifact being written: its folder, and facts for its record that are known only at the end.
+    """An artifact being written: its folder, and the facts for its record that are known only at the end.
 
     Attributes:
-        metrics: figures by which runs are compared; those that are not finite are left out.
-        hashes: sha256 by path of files that were hashed while they were written.
+        metrics: figures that compare runs; non-finite figures are left out.
+        hashes: sha256 by path of files that were hashed during writing.
     """
 
     folder: Path
@@ -63,16 +63,16 @@ class Draft:
 def produce(
     output: str | Path, type: str, component: str, parameters: Mapping[str, object], inputs: list[Input]
 ) -> Iterator[Draft]:
-    """Yields a draft whose folder becomes the artifact at `output` when the block ends without an exception.
+    """Yields a draft, whose folder becomes the artifact at `output` if the block raises nothing.
 
-    The record is written last, beside the artifact and then below the root's `lineage`.
+    The record is written last: first beside the artifact, then below the root's `lineage`.
 
     Args:
-        output: where the artifact is to be: a local folder, or a `gs://` prefix.
+        output: destination: a local folder or a `gs://` prefix.
         type: its kind, e.g. `records`.
-        component: the step that makes it.
-        parameters: everything that determines its contents besides the inputs; JSON values, no secrets.
-        inputs: what it is made from.
+        component: the step that makes the artifact.
+        parameters: everything besides the inputs that determines the contents; JSON values, no secrets.
+        inputs: the artifacts and files that it is made from.
     """
     location = parse_location(output)
     with attempt(component, output, parameters) as current:
@@ -95,14 +95,14 @@ def produce(
 
 
 def localize(location: str | Path | Location) -> Path:
-    """A path on this machine with what is at `location`: itself when it is local, else a cached, verified copy.
+    """A local path with the contents of `location`: itself if local, else a cached, verified copy.
 
     Args:
         location: a local path, or the `gs://` address of an artifact or of an object.
 
     Raises:
-        InputError: there is nothing there.
-        DamagedError: it is an artifact that is not whole, or an object whose bytes do not match its checksum.
+        InputError: nothing exists at the location.
+        DamagedError: the artifact is incomplete, or an object's bytes do not match its checksum.
     """
     location = parse_location(location)
     if isinstance(location, Path):
@@ -117,7 +117,7 @@ def localize(location: str | Path | Location) -> Path:
     folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
     with cache.exclusive_folder(folder, RECORD_FILE):
         if folder.is_dir() and _matches(folder, record):
-            atomic.write_file(folder / RECORD_FILE, data)  # the same files may have been made by another run
+            atomic.write_file(folder / RECORD_FILE, data)  # another run may have made the same files
         else:
             with (
                 write_directory(folder, may_replace=RECORD_FILE) as partial,
@@ -135,8 +135,8 @@ def record_of(location: str | Path) -> Record:
     """The record of the artifact at a location, local or on `gs://`.
 
     Raises:
-        InputError: there is none.
-        DamagedError: it is not whole.
+        InputError: no artifact is there.
+        DamagedError: the artifact is incomplete.
     """
     parsed = parse_location(location)
     folder = localize(parsed)
@@ -148,14 +148,14 @@ def record_of(location: str | Path) -> Record:
 
 
 def input_of(role: str, location: str | Path) -> Input:
-    """An input as the record names it: by the artifact's tree hash, or, of a file outside any artifact, by its own.
+    """An input as a record names it: by the artifact's tree hash, or by the file's own hash outside any artifact.
 
     Args:
-        role: what it is to the step, e.g. `checkpoint`.
+        role: the input's role in the step, e.g. `checkpoint`.
         location: an artifact, a file in one, or a plain file; local or `gs://`.
 
     Raises:
-        InputError: a folder that is not a whole artifact.
+        InputError: the folder is not a complete artifact.
     """
     parsed = parse_location(location)
     path = localize(parsed).absolute()
@@ -165,18 +165,18 @@ def input_of(role: str, location: str | Path) -> Input:
     if isinstance(parsed, Path):
         record, uri = read_record(in_artifact.parent), str(in_artifact.parent)
         if record.artifact.version is not None:
-            uri = record.artifact.uri  # a cached copy goes by its address in storage, which outlives this machine
+            uri = record.artifact.uri  # a cached copy is named by its address in storage, which outlives this machine
     else:
         record = record_of(parsed) if path.is_dir() else read_record(in_artifact.parent)
-        uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # where it is now, also after a copy
+        uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # its current address, even after a copy
     return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
 
 
 def _own_files(folder: Path) -> list[str]:
-    """The files of the artifact in a folder, by its record.
+    """The artifact's files in a folder, according to its record.
 
     Raises:
-        InputError: there is no telling them from others.
+        InputError: the record cannot be read, so the artifact's files are unknown.
     """
     path = folder / RECORD_FILE
     try:
@@ -213,10 +213,10 @@ def _write_record(current: Attempt, draft: Draft, type: str, component: str, loc
 
 
 def _of_artifact(data: bytes, where: object) -> Record:
-    """The record beside an artifact in Cloud Storage.
+    """Parses the record beside an artifact in Cloud Storage.
 
     Raises:
-        DamagedError: it is none, or of something else.
+        DamagedError: the data are not a record, or not an artifact's.
     """
     record = parse_record(data, where)
     if record.artifact is None:
@@ -237,5 +237,5 @@ def _version_and_files(data: bytes) -> tuple[str, list[str]]:
 
 
 def _matches(folder: Path, record: Record) -> bool:
-    """Whether a folder holds, byte for byte, what the record says."""
+    """Whether a folder's contents match the record byte for byte."""
     return tree_sha256(list_files(folder)) == record.artifact.tree_sha256
