@@ -1,4 +1,4 @@
-"""The SentencePiece model of a checkpoint folder: `tokenizer.model`, else made from `tokenizer.json` and cached."""
+"""Finds a checkpoint folder's SentencePiece model: `tokenizer.model`, else one made from `tokenizer.json` and cached."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ log = logging.getLogger("paligemma.checkpoints")
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """The file of a folder that has its tokenizer; None if there is none. Converts nothing."""
+    """The tokenizer's file in a folder; None without one. Converts nothing."""
     return next((folder / name for name in (TOKENIZER_FILE, TOKENIZER_JSON) if (folder / name).is_file()), None)
 
 
 def as_sentencepiece(path: Path) -> Path:
-    """A tokenizer's file as a SentencePiece model: the file itself, or the model that a `tokenizer.json` was made from.
+    """The SentencePiece model for a tokenizer's file: the file itself, or one made from a `tokenizer.json`.
 
     Raises:
-        InputError: a `tokenizer.json` that cannot be converted exactly.
-        DamagedError: a `tokenizer.json` that cannot be read.
+        InputError: the `tokenizer.json` cannot be converted exactly.
+        DamagedError: the `tokenizer.json` cannot be read.
     """
     if path.suffix != ".json":
         return path
