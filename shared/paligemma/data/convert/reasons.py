@@ -1,4 +1,4 @@
-"""Codes of what is skipped, and of what is said of the rest: the words of summary, list and page."""
+"""Codes for skipped entries and for notes about used ones, with their texts for summary, list and page."""
 
 from __future__ import annotations
 
