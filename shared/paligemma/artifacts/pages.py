@@ -13,7 +13,7 @@ from paligemma.errors import InputError
 from paligemma.storage.location import parse_location
 
 PAGES = ("report.html", "training.html", "preflight.html", "README.md")
-"""What an artifact's page is called; the last one is a release's card."""
+"""File names of an artifact's page; the last is a release's card."""
 RUN_PAGE = "summarize/summary/report.html"
 """The page of a whole run, in the run's folder: the pipeline's last step writes it, however the run ended."""
 

@@ -24,9 +24,9 @@ from paligemma.safe_names import Address, RelativePath, RunName, Sha256, Version
 
 RECORD_FILE = "lineage.json"
 ROWS_FILE = "rows.jsonl"
-"""In an artifact that has one, the list of its data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
+"""Optional list of an artifact's data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
 REJECTED_FILE = "rejected.jsonl"
-"""In an artifact that has one, the list of rows that were left out: lines with `line`, `code`, `message`."""
+"""Optional list of an artifact's rejected rows: lines with `line`, `code`, `message`."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 

@@ -14,7 +14,7 @@ from paligemma.artifacts.recording import FOLDER, attempt_under_way
 from paligemma.storage.folders import list_files
 
 DATE = "{date}"
-"""What stands for the day in a location."""
+"""Placeholder for the day in a location."""
 
 _ATTEMPT = re.compile(r"(\d{4})(\d\d)(\d\d)T\d{6}\.\d{3}Z-\w+")
 

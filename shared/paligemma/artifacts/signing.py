@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_VARIABLE = "PALIGEMMA_LINEAGE_KEY"
-"""Names the file of the private key (PEM); unset, records are not signed."""
+"""Path of the private key (PEM); unset: records are not signed."""
 
 _CONTEXT = b"paligemma lineage record\0"  # a record's signature is valid for nothing else
 

@@ -40,7 +40,7 @@ class _Copy:
 
 
 _verified: dict[GcsLocation, _Copy] = {}
-"""Local copies of artifacts that this process has hashed already, as of the generation of their record in storage."""
+"""Local copies that this process has hashed already, each with the generation of its record in storage."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from paligemma.precision import FLOAT32, Precision
 
 EMBEDDING = "llm/embedder/input_embedding"
 PADDING = 64
-"""Most rows that transformers adds to the embedding: for its image token, and up to a multiple of this."""
+"""transformers pads the embedding to a multiple of this many rows, with the image token among them."""
 
 _ATTENTION = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0"
 

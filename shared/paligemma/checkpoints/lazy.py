@@ -13,13 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 BLOCK = 64 * 1024 * 1024
-"""Most bytes, of whatever is streamed, that are in memory at a time."""
+"""Most bytes in memory at a time while streaming."""
 
 _ALIGNMENT = 64  # bytes; XLA's own
 _ROWS = 16
 _PIECE = 16 * 1024 * 1024  # bytes that a thread copies per task
 THREADS = min(16, max(4, os.cpu_count() or 1))
-"""That read: more than a small machine has cores, so that while one waits for the disk, another copies."""
+"""Threads that read. They exceed a small machine's cores, so that one copies while another waits for the disk."""
 
 
 class LazyArray(Protocol):

@@ -36,9 +36,9 @@ LEFT_OUT = (
     (re.compile(r"chrono/"), "the clock of big_vision's trainer (chrono/)"),
     (re.compile(r"img/MAPHead_0/"), "SigLIP's pooling head (img/MAPHead_0/), which PaliGemma has no use for"),
 )
-"""Beginnings of the names of arrays that are no parameters of the network (big_vision `train.py` saves params, opt, chrono).
+"""Prefixes of arrays that are not network parameters (big_vision `train.py` saves params, opt, chrono).
 
-Any other array that the network has no parameter for is refused."""
+Any other array without a parameter in the network is refused."""
 
 log = logging.getLogger("paligemma.checkpoints")
 

@@ -26,7 +26,7 @@ from paligemma.safe_names import relative_path_fault
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000
-"""A shard is closed before it is larger than this, unless one tensor is."""
+"""A shard stays below this size, unless a single tensor is larger."""
 
 _MOST_HEADER = 100_000_000  # bytes, the format's own limit
 _DTYPES = {
@@ -34,7 +34,7 @@ _DTYPES = {
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _UNREAD = re.compile(r"F[468](_\w+)?|U16|U32|U64|C64")
-"""Dtypes of the format that no parameter of ours has."""
+"""Dtypes of the format that we do not read."""
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 

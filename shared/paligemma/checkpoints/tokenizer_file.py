@@ -14,13 +14,13 @@ TOKENIZER_FILE = "tokenizer.model"
 TOKENIZER_JSON = "tokenizer.json"
 
 PUBLISHED = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
-"""PaliGemma's and PaliGemma 2's own: gs://big_vision/paligemma_tokenizer.model, which anybody may read."""
+"""The tokenizer of PaliGemma and PaliGemma 2: gs://big_vision/paligemma_tokenizer.model, which anybody may read."""
 PUBLISHED_SHA256 = "8986bb4f423f07f8c7f70d0dbe3526fb2316056c17bae71b1ea975e77a168fc6"
 PUBLISHED_ROWS = 257_152
-"""Rows of the embeddings that it belongs to."""
+"""Rows of the embeddings that belong to this tokenizer."""
 
 _RULES = 1
-"""Number of the rules of conversion: models that other rules made are not taken from the cache."""
+"""Version of the conversion rules: cached models of another version are not used."""
 
 log = logging.getLogger("paligemma.checkpoints")
 

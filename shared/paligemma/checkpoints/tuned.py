@@ -49,7 +49,7 @@ class TunedDescription(BaseModel):
     lora: LoraConfig | None = None
     steps: int
     grey_range: str = ""
-    """How the grey pictures of its training data were read, as `prepare_data --grey-range` had it."""
+    """The value of `prepare_data --grey-range` for the training data."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
 
 THREADS, READ_AHEAD = 8, 256
-"""Threads that read rows to check their texts, and rows that are in memory then."""
+"""Threads that read rows to check their texts, and the rows that they hold in memory."""
 
 ASPECTS = (3 / 4, 4 / 3)
 """Widest range of a crop's width to its height, relative to the stored square."""
 
 LUMA = (0.299, 0.587, 0.114)
-"""Grey of red, green and blue (ITU-R BT.601), as Pillow has it."""
+"""Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
 
 SIDES = {
     "en": "left right leftmost rightmost leftward leftwards rightward rightwards lefthand righthand clockwise counterclockwise "
@@ -36,10 +36,10 @@ SIDES = {
     "nl": "links rechts linker linkse rechter rechtse linksom rechtsom",
     "ru": "слева справа налево направо левый левая левое левой правый правая правое правой",
 }
-"""Words for sides and turns, which a mirrored picture would make wrong. Other senses (what is right) are refused with them."""
+"""Words for sides and turns, which mirroring makes wrong. Their other senses ("what is right") are refused too."""
 
 SIDE_SIGNS = ("左", "右", "왼쪽", "오른쪽")
-"""The same in languages written without spaces or with endings: found anywhere."""
+"""The same for languages written without spaces or with endings: matched anywhere."""
 
 _WORDS = "|".join(sorted({word for words in SIDES.values() for word in words.split()}))
 # Only letters continue a word, so left-hand and left_arm contain `left`.

@@ -14,7 +14,7 @@ FINDINGS = {
 DOMINANT_SHARE = 0.9
 MOST_CLASSES = 100
 ROWS_OF_A_CLASS = 10
-"""Rows that a class has on average, at least, for suffixes to be taken for classes and not for texts that recur."""
+"""Suffixes count as classes, not as recurring texts, if they have at least this many rows on average."""
 UNEQUAL = 10.0
 
 

@@ -24,7 +24,9 @@ LOSS_MULTIPLE = 8
 """Losses are padded to a multiple of this many tokens."""
 
 BATCHES_PER_BUCKET = 16
-"""Batches that a bucket holds at least. It costs a compilation; fewer would not earn it, and small data keeps one bucket."""
+"""Minimum number of batches in a bucket. Each bucket costs a compilation, which fewer batches do not repay. Small data has one
+bucket.
+"""
 
 
 class Bucket(NamedTuple):

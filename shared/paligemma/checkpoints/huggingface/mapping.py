@@ -76,7 +76,7 @@ TABLE = (
     Row(f"{_LAYERS}/post_ffw_norm/scale", "l d", f"{_LAYER}.post_feedforward_layernorm.weight", "d", post_norms=True),
     Row("llm/final_norm/scale", "d", f"{LANGUAGE}.norm.weight", "d"),
 )
-"""Their names are those of the published checkpoints, which every release of transformers reads."""
+"""The transformers names are those of the published checkpoints, which every release reads."""
 
 _POSITIONS = f"{TOWER}.embeddings.position_embedding.weight"
 

@@ -22,7 +22,7 @@ EMBEDDING = f"{LANGUAGE}.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 _ANCHOR = "multi_modal_projector.linear.weight"
-"""Every PaliGemma has one such tensor: what is before it in its name is before all of them."""
+"""Every PaliGemma has one tensor of this name. The prefix before it is the prefix of all tensors."""
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _RENAMED = (
     (re.compile(r"^model\.(?=vision_tower|multi_modal_projector|language_model|lm_head)"), ""),
@@ -62,7 +62,7 @@ LEFT_OUT = (
             lambda config, _: 10_000.0 ** -(np.arange(0, config.llm.head_dim, 2) / config.llm.head_dim)),
     LeftOut(re.compile(rf"{re.escape(TOWER)}\.head\..*"), "SigLIP's pooling head, which PaliGemma has no use for", None),
 )  # fmt: skip
-"""All that may be in a checkpoint beside its parameters; any other tensor is refused."""
+"""Everything that a checkpoint may hold besides parameters; other tensors are refused."""
 
 log = logging.getLogger("paligemma.checkpoints")
 

@@ -41,7 +41,7 @@ _PLAIN = {
     "byte_fallback": (True,),
     "ignore_merges": (None, False),
 }
-"""Settings of the model, and the values that SentencePiece has something like."""
+"""Settings of the tokenizer's model, and the values that SentencePiece can express."""
 _LOWEST = -1e7
 
 

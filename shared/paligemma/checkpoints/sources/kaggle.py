@@ -20,7 +20,7 @@ Precision = Literal["float16", "bfloat16", "float32"]
 _FILES = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
 
 SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
-"""Names the version of a secret whose payload is a kaggle.json."""
+"""Name of a secret version whose payload is a kaggle.json."""
 
 
 def parse_source(source: str, precision: Precision) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from paligemma.data.convert.outcomes import EntryError, shown
 from paligemma.data.tokenizer import NUM_LOC
 
 TOLERANCE = 0.5
-"""Pixels that a box may reach beyond its image by rounding, without a note."""
+"""Pixels by which rounding may push a box beyond its image without a note."""
 
 
 class Corners(NamedTuple):

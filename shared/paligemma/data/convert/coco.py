@@ -17,7 +17,7 @@ from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, o
 from paligemma.data.convert.photos import BoxPixels, Pictured, Size, find_frames, read_photo
 
 ListedImage = tuple[str, Size | None]
-"""File name, and width and height if they are there."""
+"""File name, and width and height if given."""
 
 
 def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) -> Iterator[Outcome]:

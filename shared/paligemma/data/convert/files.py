@@ -17,10 +17,10 @@ from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import DamagedError, InputError
 
 MAX_JSON_BYTES = 2 << 30
-"""Largest JSON file that is read whole: its objects take up to ten times as much memory."""
+"""Largest JSON file that is read: its objects take up to ten times as much memory."""
 
 BAD = "\udcff"
-"""Stands in decoded text for bytes that are not of its encoding; a row with it is skipped as `encoding_invalid`."""
+"""Replaces undecodable bytes in text; a row with it is skipped as `encoding_invalid`."""
 
 _BLOCK = 1 << 20
 _SIGNATURES = {

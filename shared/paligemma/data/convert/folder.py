@@ -15,7 +15,7 @@ _TABLES = (".csv", ".tsv", ".parquet")
 _SYSTEM = frozenset(
     ("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
 )
-"""What Finder, Explorer, servers and file systems leave behind; other such files are hidden by a dot."""
+"""Files left by Finder, Explorer, servers and file systems; other such files begin with a dot."""
 
 
 def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None = None) -> Iterator[Outcome]:

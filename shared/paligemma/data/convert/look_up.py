@@ -11,7 +11,7 @@ from paligemma.data.image_suffixes import SUFFIXES
 from paligemma.errors import InputError
 
 _FIRST = 100
-"""Rows after which a table whose images are all missing is given up."""
+"""Rows after which conversion stops if all images are missing."""
 
 
 def look_up_images(

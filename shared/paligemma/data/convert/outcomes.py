@@ -23,10 +23,10 @@ from paligemma.data.rows import MAX_LINE_BYTES, Repeated, RowError, parse_row
 from paligemma.errors import InputError
 
 Converted = dict[str, str | list[str]]
-"""A row: its image, prefix and suffix, and for some its answers."""
+"""A row: image, prefix, suffix, and optionally answers."""
 
 MAX_REJECT_FRACTION = 0.1
-"""Share of the entries that may be unusable: the default, which is that of prepare_data."""
+"""Default for the largest allowed share of unusable entries; the same as prepare_data's."""
 
 _SHOWN = 20
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://")

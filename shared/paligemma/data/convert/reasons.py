@@ -50,7 +50,7 @@ REASONS = {
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
 ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing"))
-"""Reasons that are no fault of the data: they are counted and listed, but do not make a conversion fail."""
+"""Reasons that are not faults of the data: they are counted and listed, but do not make a conversion fail."""
 
 NOTES = {
     "box_clipped": "boxes reach beyond their image, and end at its edge now (if many do: is the order x, y, width, height?)",
@@ -72,4 +72,4 @@ NOTES = {
     "hidden_left_out": "files and folders are hidden, or of the system (.ipynb_checkpoints, __MACOSX, Thumbs.db): left out",
     "link_left_out": "folders are links, which are not followed",
 }
-"""What is said of entries that are used, or that are not counted as such."""
+"""Notes about used entries, and about things that are not counted as entries."""

@@ -18,12 +18,12 @@ from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import InputError, did_you_mean
 
 MAX_CELL = 16 << 20
-"""Largest cell, and line, that is parsed, in characters: Python's own limit is 128 Ki, which pictures in base64 exceed."""
+"""Largest cell or line that is parsed, in characters. Python's own limit is 128 Ki, which pictures in base64 exceed."""
 
 _BATCH = 64
 _BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # a byte order mark and white space, in UTF-8 or UTF-16
 _SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)
-"""Excel's own first line, which says the delimiter."""
+"""Excel's own first line, which gives the delimiter."""
 
 _QUOTED = re.compile(r'"[^"]*"')
 

@@ -15,7 +15,7 @@ from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, o
 from paligemma.errors import InputError
 
 Question = tuple[str | None, object]
-"""Its text, and the id of the image that it is about."""
+"""A question's text, and its image's id."""
 
 
 def vqav2(questions: Path, annotations: Path, images: str, tally: Tally) -> Iterator[Outcome]:
