@@ -39,7 +39,7 @@ def number_of(value: object) -> float | None:
 
 
 def text_of(value: object) -> str | None:
-    """Text, or a number as people write it: 3, 2.5, and 3 for 3.0, since other tools store whole numbers with gaps as floats."""
+    """Text, or a number as people write it: 3, 2.5, and 3 for 3.0, as some tools store whole numbers with gaps as floats."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

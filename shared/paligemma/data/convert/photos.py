@@ -33,7 +33,7 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True)
 class Photo:
-    """An image file: its displayed width and height, and its EXIF orientation (1 to 8), which turns stored to displayed pixels."""
+    """An image file: displayed width and height, and the EXIF orientation (1 to 8) that turns stored to displayed pixels."""
 
     width: int
     height: int
