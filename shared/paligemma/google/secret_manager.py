@@ -1,4 +1,4 @@
-"""Secrets from Google Secret Manager, over its REST API: into memory only, never to a disk, a log or the environment.
+"""Reads secrets from Google Secret Manager over its REST API, into memory only: never to a disk, a log or the environment.
 
 https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
 """
@@ -19,7 +19,7 @@ from paligemma.storage.retry import BadBytesError, StorageUnavailableError, atte
 if TYPE_CHECKING:
     import requests
 
-# Not to be had from the environment: who could set it there could have our account's token sent anywhere.
+# Never taken from the environment: whoever sets it there could send our account's token anywhere.
 ENDPOINT = "https://secretmanager.googleapis.com"
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -27,13 +27,13 @@ _NAME = re.compile(r"projects/([\w.:-]+)/secrets/([\w-]+)/versions/[\w-]+")
 
 
 def read_secret(name: str) -> bytes:
-    """The payload of a secret's version, verified by its checksum.
+    """The payload of a secret version, verified by its checksum.
 
     Args:
         name: `projects/PROJECT/secrets/SECRET/versions/VERSION`; a version is a number, an alias or `latest`.
 
     Raises:
-        InputError: no such name, no Google credentials, not allowed, or no such secret or version.
+        InputError: the name is invalid, credentials or permission are missing, or there is no such secret or version.
         DamagedError: the payload never matched its checksum.
         StorageUnavailableError: the service did not answer.
     """
@@ -43,7 +43,7 @@ def read_secret(name: str) -> bytes:
     from google.auth.transport.requests import AuthorizedSession
 
     if _NAME.fullmatch(name) is None:
-        # What is there instead may be the secret itself, so it is not shown.
+        # The value may be the secret itself, so it is not shown.
         raise InputError(
             "What should be the name of a secret's version is none.", expected="projects/PROJECT/secrets/SECRET/versions/latest"
         )
@@ -74,7 +74,7 @@ def read_secret(name: str) -> bytes:
 
 
 def secret_and_project(name: str) -> str:
-    """The secret of a version's name, as arguments of `gcloud secrets` commands."""
+    """The secret in a version's name, as arguments for `gcloud secrets` commands."""
     project, secret = _NAME.fullmatch(name).groups()
     return f"{secret} --project {project}"
 
@@ -116,7 +116,7 @@ def _refused(name: str, response: requests.Response, account: str | None) -> Pal
             where=where,
             fix=f"check the name, or make it: gcloud secrets create {secret} --data-file FILE",
         )
-    # A version that is disabled or destroyed is a 400.
+    # A disabled or destroyed version gives a 400.
     return InputError(
         f"Secret Manager does not give {name}.", where=where, fix=f"see its versions: gcloud secrets versions list {secret}"
     )
@@ -132,6 +132,6 @@ def _message(response: requests.Response) -> str:
 def _no_credentials(name: str, error: Exception) -> PaliGemmaError:
     return InputError(
         f"There are no Google credentials to read the secret {name} with.",
-        where=str(error.args[0] if error.args else "").partition("\n")[0],  # further arguments may hold an answer
+        where=str(error.args[0] if error.args else "").partition("\n")[0],  # further arguments may hold the answer's contents
         fix="run `gcloud auth application-default login`, or give the pod or job a service account",
     )
