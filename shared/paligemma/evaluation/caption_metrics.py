@@ -49,7 +49,7 @@ def _counts(character: str) -> bool:
 
 @functools.cache
 def _word_pattern() -> re.Pattern[str]:
-    """What words look like. Vowel signs and accents of their own are part of a word, which Python's `\\w` does not know."""
+    """The pattern of a word. It includes combining vowel signs and accents, unlike Python's `\\w`."""
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
     letters = rf"[\w{marks}\u200c\u200d]+"
     return re.compile(
