@@ -34,7 +34,7 @@ MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
 EVALUATION_FOLDER = "evaluation"
 HISTORY = 100
-"""Earlier champions that the pointer remembers."""
+"""Number of earlier champions in the pointer's history."""
 
 
 class Format(BaseModel):

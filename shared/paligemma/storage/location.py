@@ -1,4 +1,4 @@
-"""Where something is: a local path, or a `gs://bucket/name` address. What is none is refused where it is read."""
+"""Locations: a local path, or a `gs://bucket/name` address. Other texts are refused while parsing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Location = Path | GcsLocation
 
 
 def parse_location(text: str | Path | GcsLocation) -> Location:
-    """A location from what a user or a record says.
+    """Parses a location from a user or a record.
 
     Raises:
-        InputError: a `gs://` address without a bucket, or with a part such as `..`; one of a scheme that is not storage; a
-            path with control characters.
+        InputError: a `gs://` address lacks a bucket or has a part such as `..`; the scheme is not storage; or a path has
+            control characters.
     """
     if isinstance(text, Path | GcsLocation):
         return text
@@ -55,5 +55,5 @@ def parse_location(text: str | Path | GcsLocation) -> Location:
 
 
 def absolute_uri(location: Location) -> str:
-    """The location as a record names it."""
+    """The location as text for a record."""
     return str(location.absolute()) if isinstance(location, Path) else str(location)
