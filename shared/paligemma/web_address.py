@@ -1,7 +1,7 @@
 """Web addresses, parsed only once: the connection goes to exactly what was checked.
 
-Programs read addresses differently: `http://169.254.169.254\\@127.0.0.1/` is one host to a browser and another to a parser of
-RFC 3986. Here an address is of one strict form, or refused, and the client is given the parts and not the text.
+Programs parse addresses differently: `http://169.254.169.254\\@127.0.0.1/` is one host to a browser and another to a parser of
+RFC 3986. Here an address has one strict form or is refused, and the client gets the parts, not the text.
 
 Numeric hosts such as `0x7f.1` follow the WHATWG URL standard ("ends in a number" and the IPv4 parser). Private networks are
 those of `ipaddress`, from IANA's registries of special-purpose addresses.

@@ -23,14 +23,13 @@ from paligemma.errors import InputError
 from paligemma.web_address import Ip, WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
 
 HOSTS_VARIABLE = "PALIGEMMA_PRIVATE_HOSTS"
-"""Hosts, separated by commas, that files may be fetched from although they are not on the internet."""
+"""Private hosts, separated by commas, from which files may be fetched."""
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 Rule = Callable[[WebAddress, Ip | None], str]
-"""Why nothing is to be sent to an address of the web at an address of the network (None: not looked up yet); empty if it may
-be."""
+"""Why a request to a web address at a network address (None: not looked up) is refused; empty if it is allowed."""
 
 
 def fetch_rule(address: WebAddress, ip: Ip | None) -> str:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 RANGE_BYTES = 32 * 1024 * 1024
-"""Bytes of a ranged request, and of a chunk of a resumable upload: what a broken connection costs at most."""
+"""Bytes per ranged request, and per chunk of a resumable upload: the most that a broken connection costs."""
 
 STREAMS = 16
-"""Connections that carry one large object, or many small ones."""
+"""Parallel connections for one large object, or for many small ones."""
 
 _BUFFER = 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""A training recipe: every choice that determines what is trained, how and for how long. Defaults run as they are."""
+"""A training recipe: every setting of what is trained, how, and for how long. The defaults run as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paligemma.training.trainable import compile_pattern
 from paligemma.yaml_text import parse_yaml
 
 OPERATIONAL = {"log_every", "save_every", "keep_last"}
-"""Keys that change nothing about the parameters that come out; a run can be resumed with other values of them."""
+"""Keys that do not affect the trained parameters; a run can be resumed with other values."""
 
 
 class Recipe(BaseModel):
@@ -133,15 +133,15 @@ class Recipe(BaseModel):
         return self.steps or 64
 
     def determining(self) -> dict:
-        """The values that determine the parameters that come out."""
+        """The values that determine the trained parameters."""
         return self.model_dump(mode="json", exclude=OPERATIONAL)
 
 
 def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = "the recipe") -> Recipe:
-    """A recipe from YAML text, then `key=value` overrides whose values are YAML too; `lora.rank=4` sets a key below another.
+    """Parses a recipe from YAML text, then applies `key=value` overrides. Values are YAML; `lora.rank=4` sets a nested key.
 
     Raises:
-        InputError: not YAML, an unknown key (with the nearest known one), or a wrong value.
+        InputError: the text is not YAML, a key is unknown (with the nearest known key), or a value is wrong.
     """
     values = parse_yaml(text, where, "The recipe")
     values = {} if values is None else values

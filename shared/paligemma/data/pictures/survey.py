@@ -18,7 +18,7 @@ MAX_PARTS = 250_000
 """Most chunks, blocks or segments of a file: each costs some microseconds."""
 
 SPARE_BYTES = 1024 * 1024
-"""Bytes beside the pixels that are not worth leaving out."""
+"""Bytes besides the pixels that are not worth dropping."""
 
 
 @dataclass(frozen=True)
