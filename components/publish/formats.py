@@ -1,4 +1,4 @@
-"""The formats that a release's model is written in."""
+"""The formats of a release's model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ FORMATS = ("big_vision", "huggingface")
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """The formats that a text names, with commas between, each once.
+    """Parses a comma-separated list of formats; drops repetitions.
 
     Raises:
-        InputError: one is unknown, or none is named.
+        InputError: a format is unknown, or none is named.
     """
     wanted = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in wanted:
