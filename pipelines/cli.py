@@ -1,4 +1,4 @@
-"""The command `paligemma`: its groups, and the commands for one model. Each imports what it needs inside it: help is quick."""
+"""The command `paligemma`: its groups, and the commands for one model. Commands import what they need, so help is fast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.commands.pipeline import pipeline
 from pipelines.commands.releases import app as registry
 
 _SMALL = 10_000_000
-"""Parameters of a model whose answer is sooner there than its optimized program."""
+"""Largest model (in parameters) whose answer takes less time than optimizing its program."""
 
 ModelName = Annotated[
     str,

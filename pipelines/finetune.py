@@ -16,10 +16,10 @@ from pipelines.caching import check_caching
 
 
 def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
-    """The DAG, for one kind of machines.
+    """The DAG for one profile's machines.
 
     Args:
-        place_task: given a step's name and a task of it, sets what it needs where it is to run: image, accelerator, retries.
+        place_task: given a step's name and its task, sets the task's image, accelerator and retries.
     """
 
     @dsl.pipeline(name="paligemma-finetune", description="Fine-tune PaliGemma and compare it with its base.")
@@ -81,7 +81,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         """
         place = {
             "artifact_root": artifact_root,
-            # KFP fills in a placeholder only where it is all of a value, and a run's name is not unique there.
+            # KFP fills in a placeholder only if it is the whole value, and a run's name is not unique there.
             "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             "run_task": dsl.PIPELINE_TASK_NAME_PLACEHOLDER,
         }
@@ -116,7 +116,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 "beams": beams,
                 **place,
             }
-            # The base is evaluated while fine-tuning runs: waiting for that costs the tuned model's evaluation nothing.
+            # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.
             of_base = evaluate(**judged)
             of_base.set_display_name("evaluate base")
             of_tuned = evaluate(
@@ -127,7 +127,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 **judged,
             )
             of_tuned.set_display_name("evaluate tuned")
-            # A placeholder, which is compared when the pipeline runs.
+            # A placeholder: the comparison happens when the pipeline runs.
             with dsl.If(of_tuned.outputs["Output"] == True, name="better"):  # noqa: E712
                 published = publish(
                     **checkpoint,
@@ -152,11 +152,11 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
 
 
 _ALWAYS = ("fetch-checkpoint", "preflight", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2")
-"""Tasks of every run that succeeds."""
+"""Tasks that every successful run has."""
 
 
 def _made(name: str, task: dsl.PipelineTask, output: str) -> dict:
-    """An input with its hash beside it: a task knows what it is given, not only where that is (see `pipelines/caching.py`)."""
+    """An input and its hash, so that a task knows its input's contents, not only its location (see `pipelines/caching.py`)."""
     return {name: task.outputs[output], f"{name}_sha256": task.outputs["tree_sha256"]}
 
 

@@ -1,4 +1,4 @@
-"""Data preparation on many pods: a pipeline of its own, for data sets that one machine would take too long for."""
+"""Data preparation on many pods: a separate pipeline for data sets that take too long on one machine."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from components.prepare_data.distributed_component import join_groups, list_grou
 
 
 def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
-    """Data preparation on many pods, for one kind of machines.
+    """Data preparation on many pods, for one profile's machines.
 
     Args:
-        place_task: as `make_pipeline` has it.
+        place_task: see `make_pipeline`.
     """
 
     @dsl.pipeline(name="paligemma-prepare", description="Prepare a split on many pods.")
@@ -51,7 +51,7 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
         """
         place = {
             "artifact_root": artifact_root,
-            # KFP fills in a placeholder only where it is all of a value, and a run's name is not unique there.
+            # KFP fills in a placeholder only if it is the whole value, and a run's name is not unique there.
             "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             "run_task": dsl.PIPELINE_TASK_NAME_PLACEHOLDER,
         }

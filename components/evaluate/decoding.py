@@ -98,9 +98,7 @@ def decode(
     if len(found) < rows:
         model = build_model(base, tuned)
         if jax.device_count() > 1:
-            model.mesh = make_mesh(
-                copies=jax.device_count()
-            )  # decoding reads every weight for every token, so each device holds all
+            model.mesh = make_mesh(copies=jax.device_count())  # decoding reads all weights for every token: a copy on each
         with WorkProgress(f"evaluating {what}", "rows", rows - len(found)) as progress:
             started = time.monotonic()
             batches = predict.predict(model, data, decoding.batch_size, decoding.settings, decoding.seed, frozenset(found))

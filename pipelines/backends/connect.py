@@ -1,4 +1,4 @@
-"""The backend that a command names."""
+"""Connects to the backend that a command names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipelines.profiles import find_profile
 
 
 def place_on(backend: str, profile: str, images: Path, **more: bool | str) -> PlaceTask:
-    """What places tasks on a profile of this backend; `more` as `placer` has it.
+    """The function that places tasks on a profile of this backend; for `more`, see `placer`.
 
     Raises:
-        InputError: the profile is one of another backend, or an image is not pinned, or not pushed.
+        InputError: the profile belongs to another backend, or an image is not pinned or not pushed.
     """
     if find_profile(profile).backend != backend:
         raise InputError(f"{profile} is no profile of {backend}.", where="--profile", expected=f"{backend}-...")
@@ -30,7 +30,7 @@ def connect(backend: str, host: str, namespace: str, experiment: str, project: s
     """The backend of this name.
 
     Raises:
-        InputError: it is not said where it is.
+        InputError: the backend's address is missing.
     """
     if backend == "kfp":
         from pipelines.backends.kubeflow import Kubeflow

@@ -381,7 +381,7 @@ def report(
 
 @contextmanager
 def _opened(root: str) -> Iterator[Index]:
-    """The index of a root. What it could not read is said first, and the rest is answered."""
+    """Opens the index of a root. First warns about unreadable records; answers use the rest."""
     from paligemma.lineage.index import Index
 
     with Index(root) as index:
@@ -391,7 +391,7 @@ def _opened(root: str) -> Iterator[Index]:
 
 @contextmanager
 def _opened_all(roots: list[str] | None) -> Iterator[Index]:
-    """The index of several roots, and of those that they name."""
+    """Opens the index of several roots, and of roots that these link to."""
     import os
 
     from paligemma.artifacts.recording import ROOT_VARIABLE
@@ -411,7 +411,7 @@ def _say_damaged(index: Index) -> None:
 
 
 def _say_sources(found: dict) -> None:
-    """What a chain begins with: what no step made, the checkpoint that was brought in, code and images."""
+    """Prints the sources of a chain: external inputs, the fetched checkpoint, code and images."""
     say("Sources")
     for one in found["sources"]:
         say(f"  {one['role']}: {one['uri']} sha256 {one['sha256']}")
@@ -427,7 +427,7 @@ def _say_sources(found: dict) -> None:
 
 
 def _say_scope(answer: dict) -> None:
-    """How far an answer goes."""
+    """Prints the scope of an answer."""
     say()
     for root in answer["looked_into"]:
         say(f"Looked into {root}.")
@@ -445,7 +445,7 @@ def _print(answer: object) -> None:
 
 
 def _table(names: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> None:
-    """Prints a table that is not cut where the output is no terminal; nothing without lines."""
+    """Prints a table, uncut unless on a terminal; prints nothing without lines."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -379,7 +379,7 @@ def run(
     source = named(source, "--source")
     date = today()
     train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
-    parsed = read_recipe(recipe, set_ or [])  # wrong recipes are refused before anything runs
+    parsed = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
     parameters = {
         "train_data": absolute(train_data),
         "validation_data": absolute(validation_data or train_data),
