@@ -58,7 +58,7 @@ def _location(artifact: dsl.Artifact) -> str:
         return str(location)
     said = Path(artifact.path or "") / LOCATION_FILE  # some runners pass on files but no metadata
     if said.is_file():
-        found = read_json(said, "What says where the artifact is", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
+        found = read_json(said, "The artifact's location", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
         if not (isinstance(found, str) and found):
             raise DamagedError(f"{LOCATION_FILE} names no location.", where=said, fix="run the pipeline again")
         return found

@@ -26,15 +26,13 @@ class Caching:
 
 
 CACHING = {
-    "fetch_checkpoint": Caching(False, "source is an address; what is behind it is found by its hash in $PALIGEMMA_CACHE"),
+    "fetch_checkpoint": Caching(False, "source is an address; its contents are cached by hash in $PALIGEMMA_CACHE"),
     "prepare_data": Caching(False, "data is an address: a growing file has other rows each week; images too"),
-    "preflight": Caching(
-        False, "it compiles for minutes at most, and finds what it has compiled before by the hash of the job"
-    ),
-    "finetune": Caching(False, "its state is kept by the hash of checkpoint, records and recipe: a second try goes on there"),
-    "evaluate": Caching(False, "it is compared with the champion of now, which is no input"),
+    "preflight": Caching(False, "it compiles for minutes at most, and caches its results by a hash of the job"),
+    "finetune": Caching(False, "its state is kept by the hash of checkpoint, records and recipe: a second try resumes there"),
+    "evaluate": Caching(False, "it is compared with the current champion, which is not an input"),
     "publish": Caching(False, "it moves a pointer; a release is named by the hash of its inputs, and never written twice"),
-    "summarize": Caching(False, "it says what became of this run"),
+    "summarize": Caching(False, "it summarizes this run"),
 }
 
 

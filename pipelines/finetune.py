@@ -54,15 +54,15 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
 
         Args:
             train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on; {date} is the UTC day the run began on.
-            validation_data: JSONL file of rows to evaluate on; {date} likewise.
+            validation_data: JSONL file of rows to evaluate on; {date} as in train_data.
             source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
             sha256: Expected sha256 of the weight file; empty: recorded, not checked.
             tokenizer: SentencePiece model, when it is not beside the weights.
             precision: Which file of a Kaggle model: by the dtype of its weights.
-            image_size: Side of the images that the model is to see, in pixels; 0: the checkpoint's own.
-            images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as above.
+            image_size: Side of the model's input images, in pixels; 0: the checkpoint's own.
+            images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as in train_data.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
-            target: Hardware that fine-tuning is to fit, e.g. l4 or v5e-4: the step preflight compiles for it.
+            target: Hardware that fine-tuning must fit, e.g. l4 or v5e-4; preflight compiles the training step for it.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
@@ -76,8 +76,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
-            serving: How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with vertex_model.
-            artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+            serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
+            artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
         """
         place = {
             "artifact_root": artifact_root,

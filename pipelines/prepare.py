@@ -47,7 +47,7 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
             compression: Compression of the shards: none or gzip.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
             against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
-            artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+            artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
         """
         place = {
             "artifact_root": artifact_root,

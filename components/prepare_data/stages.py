@@ -134,7 +134,7 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, object]) -> 
     known = folder / FINGERPRINT_FILE
     if kind_of(folder) not in (None, "folder") or (folder.is_dir() and any(folder.iterdir()) and not known.is_file()):
         raise InputError(
-            "What is at the place of unfinished work is something else.",
+            "The folder for unfinished work holds something else.",
             where=folder,
             fix="remove it, or choose another --output",
         )

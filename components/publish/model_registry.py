@@ -50,7 +50,7 @@ class VertexModel:
         found = _NAME.fullmatch(name)
         if found is None:
             raise InputError(
-                f"{name!r} is no model of Vertex AI.",
+                f"{name!r} is not a model of Vertex AI.",
                 where="--vertex-model",
                 expected="projects/PROJECT/locations/REGION/models/MODEL",
             )

@@ -78,14 +78,14 @@ class Candidate:
             return
         if self.decision is not None and self.decision.get("promote") is not True:
             raise InputError(
-                "The evaluation says that this model is not to replace another.",
+                "The evaluation says that this model must not replace another.",
                 where=self.evaluation,
                 expected=self.decision.get("why"),
                 fix="train a better one, or release it without making it the champion (--no-promote)",
             )
         if champion != self.compared_with:
             raise ChangedError(
-                "The model was not compared with the champion of now.",
+                "The model was not compared with the current champion.",
                 where=self.registry,
                 expected=f"an evaluation beside {champion.release if champion else 'no champion'}",
                 fix="evaluate it again, with --registry",

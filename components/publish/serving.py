@@ -54,11 +54,9 @@ def parse_serving(text: str, where: object) -> Serving:
     Raises:
         InputError: a key is unknown, missing, or has a wrong type; names the key.
     """
-    values = parse_yaml(text, where, "How the model is to be served")
+    values = parse_yaml(text, where, "The serving settings")
     if not isinstance(values, dict):
-        raise InputError(
-            "It is not said how the model is to be served.", where=where, expected="image, ports, predict_route, health_route"
-        )
+        raise InputError("The serving settings are missing.", where=where, expected="image, ports, predict_route, health_route")
     for name in values:
         if name not in Serving.model_fields:
             raise InputError(f"There is no key {name!r}.", where=where, fix=did_you_mean(str(name), Serving.model_fields))

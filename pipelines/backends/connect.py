@@ -17,7 +17,7 @@ def place_on(backend: str, profile: str, images: Path, **more: bool | str) -> Pl
         InputError: the profile belongs to another backend, or an image is not pinned or not pushed.
     """
     if find_profile(profile).backend != backend:
-        raise InputError(f"{profile} is no profile of {backend}.", where="--profile", expected=f"{backend}-...")
+        raise InputError(f"{profile} is not a profile of {backend}.", where="--profile", expected=f"{backend}-...")
     pinned = read_images(images)
     if unpushed := [image for image in pinned.values() if image.startswith("localhost/")]:
         raise InputError(
@@ -36,7 +36,7 @@ def connect(backend: str, host: str, namespace: str, experiment: str, project: s
         from pipelines.backends.kubeflow import Kubeflow
 
         if not host:
-            raise InputError("It is not said where Kubeflow Pipelines is.", where="--host", expected="https://...")
+            raise InputError("The address of Kubeflow Pipelines is missing.", where="--host", expected="https://...")
         return Kubeflow(host, namespace, experiment)
     from pipelines.backends.vertex import Vertex
 

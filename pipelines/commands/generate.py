@@ -190,5 +190,5 @@ def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
             questions.append(Question(name, data.parent / name, ask(text)))
         except (KeyError, TypeError, AttributeError) as error:
             expected = 'lines {"image": "file", "prefix": "question"}'
-            raise InputError(f"Row {len(questions) + 1} is no question: {error!r}.", where=data, expected=expected) from None
+            raise InputError(f"Row {len(questions) + 1} is not a question: {error!r}.", where=data, expected=expected) from None
     return questions

@@ -77,11 +77,9 @@ def _pattern_fault(pattern: re.Pattern, expected: str) -> Callable[[str], str]:
 
 
 _sha256_fault = _pattern_fault(_SHA256, "64 hexadecimal digits in lower case")
-_name_fault = _pattern_fault(_NAME, "a name of letters, digits, '_', '.' and '-' that begins with none of the last two")
+_name_fault = _pattern_fault(_NAME, "a name of letters, digits, '_', '.' and '-' that does not begin with '.' or '-'")
 version_id_fault = _pattern_fault(_VERSION, "a version of letters, digits, '_' and '-'")
-_release_fault = _pattern_fault(
-    _RELEASE, "a version of letters, digits, '_', '.' and '-' that begins with one of the first two"
-)
+_release_fault = _pattern_fault(_RELEASE, "a version of letters, digits, '_', '.' and '-' that begins with a letter or a digit")
 
 
 def _validator(fault_of: Callable[[str], str]) -> AfterValidator:

@@ -73,17 +73,17 @@ def parse_web_address(text: str, what: str = "The address") -> WebAddress:
         try:
             host = str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
-            raise _refused(what, "its host is no IPv6 address") from None
+            raise _refused(what, "its host is not an IPv6 address") from None
     else:
         host = host.removesuffix(".")
         labels = host.split(".")
         if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-            raise _refused(what, "its host is no name")
+            raise _refused(what, "its host is not a name")
         if _NUMBER.fullmatch(labels[-1]):
             try:
                 host = str(ipaddress.IPv4Address(host))
             except ValueError:
-                raise _refused(what, "its host is a number, and not four of them in decimal") from None
+                raise _refused(what, "its host is a number, but not in the form 1.2.3.4") from None
     return WebAddress(scheme, host, port, match["target"] or "/")
 
 

@@ -36,7 +36,7 @@ def fetch_rule(address: WebAddress, ip: Ip | None) -> str:
     """Files come over https from the internet. Hosts in `HOSTS_VARIABLE` may be private, or use http on this machine."""
     named = address.host in {name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",")}
     if address.scheme != "https" and not (named and _is_here(address, ip)):
-        return f"{address.host} is not asked over https"
+        return f"{address.host} is not contacted over https"
     if ip is not None and is_nobodys(ip):
         return f"{address.host} is link-local, or nobody's address ({ip})"
     if ip is not None and not is_public(ip) and not named:

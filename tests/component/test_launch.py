@@ -263,7 +263,7 @@ def test_what_a_cluster_refuses_is_said(kubernetes: TrainerServer, tmp_path: Pat
         run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
     assert "create, get, patch and delete trainjobs" in str(caught.value)
     (tmp_path / "account/token").unlink()
-    with pytest.raises(InputError, match="no pod of one"):
+    with pytest.raises(InputError, match="not in a pod"):
         run_elsewhere(TPUS, "components.x.main", FLAGS, "gs://b/out")
 
 

@@ -318,7 +318,7 @@ def _price() -> float | None:
     except ValueError:
         price = -1.0
     if not 0 <= price < math.inf:
-        raise InputError(f"{said!r} is no price.", where=f"${PRICE_VARIABLE}", expected="US dollars an hour, such as 1.2")
+        raise InputError(f"{said!r} is not a price.", where=f"${PRICE_VARIABLE}", expected="US dollars an hour, such as 1.2")
     return price
 
 

@@ -90,7 +90,7 @@ def connect(current: Attempt) -> None:
     try:
         homes = {str(home): home for one in current.inputs if one.record for home in _homes(one, current.root)}
     except (PaliGemmaError, OSError) as error:
-        log.warning("where the records of the inputs are is not known: %s", error)
+        log.warning("the location of the inputs' records is unknown: %s", error)
         return
     for home in homes.values():
         for root, other in ((home, current.root), (current.root, home)):
@@ -98,7 +98,7 @@ def connect(current: Attempt) -> None:
                 link = RootLink(root=absolute_uri(other), relative=_way(root, other))
                 write_new_file(root / FOLDER / ROOTS_FOLDER / link.name, link.render())
             except (PaliGemmaError, OSError) as error:
-                log.warning("lineage asked with --root %s will not know of %s: %s", root, other, error)
+                log.warning("lineage queries with --root %s will miss %s: %s", root, other, error)
 
 
 def _homes(one: Input, own: Location) -> Iterator[Location]:

@@ -125,7 +125,7 @@ def localize(location: str | Path | Location) -> Path:
             ):
                 versions.fetch(location, partial, RECORD_FILE, _version_and_files, progress.advance)
                 if not _matches(partial, read_record(partial)):
-                    raise DamagedError(f"What arrived of {location} is not what was recorded.", fix="run its step again")
+                    raise DamagedError(f"The download of {location} does not match its record.", fix="run its step again")
         record = read_record(folder)
     _verified[location] = _Copy(manifest.generation, folder, record)
     return folder
@@ -183,7 +183,7 @@ def _own_files(folder: Path) -> list[str]:
         artifact = parse_record(read_bounded(path, "The lineage record"), path).artifact
     except DamagedError as error:
         raise InputError(
-            f"Nothing says what of {folder} is the artifact's that is to be replaced: {error.what}",
+            f"The artifact in {folder} cannot be replaced, as its record is unreadable: {error.what}",
             where=path,
             expected="the record that the artifact was written with",
             fix="choose another output path, or look through it, and remove it yourself",

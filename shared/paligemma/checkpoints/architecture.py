@@ -172,7 +172,7 @@ def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
     others = [f"{name} is {array.dtype}" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
     if others:
         raise DamagedError(
-            f"Parameters are no floating-point numbers: {_shortened(others)}.",
+            f"Parameters are not floating-point numbers: {_shortened(others)}.",
             where=where,
             expected="float32, float16 or bfloat16",
             fix="take the weights as trained: integers are of a quantized or damaged checkpoint",

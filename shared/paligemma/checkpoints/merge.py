@@ -66,7 +66,7 @@ def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str,
 
 def _check_known(name: str, trained: str, base: Mapping[str, LazyArray]) -> None:
     if name not in base:
-        raise DamagedError(f"The tuned model has a parameter that its base has not: {trained}.")
+        raise DamagedError(f"The tuned model has a parameter that its base lacks: {trained}.")
 
 
 def _check_shape(shape: tuple[int, ...] | None, base: LazyArray, trained: str) -> None:

@@ -34,7 +34,7 @@ _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWA
 LEFT_OUT = (
     (re.compile(r"(?:opt|opt_state|optimizer)/"), "the optimizer's state (opt/)"),
     (re.compile(r"chrono/"), "the clock of big_vision's trainer (chrono/)"),
-    (re.compile(r"img/MAPHead_0/"), "SigLIP's pooling head (img/MAPHead_0/), which PaliGemma has no use for"),
+    (re.compile(r"img/MAPHead_0/"), "SigLIP's pooling head (img/MAPHead_0/), which PaliGemma does not use"),
 )
 """Prefixes of arrays that are not network parameters (big_vision `train.py` saves params, opt, chrono).
 

@@ -219,7 +219,7 @@ def _entries(path: Path, header: Mapping, start: int, size: int) -> Iterator[tup
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         (first, last), shape = entry["data_offsets"], entry["shape"]
         if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
-            raise ValueError(f"{name} has a shape or offsets that are no natural numbers")
+            raise ValueError(f"{name} has a shape or offsets that are not natural numbers")
         if _UNREAD.fullmatch(entry["dtype"]):
             raise InputError(
                 f"{name} is of dtype {entry['dtype']}, which is not read.",

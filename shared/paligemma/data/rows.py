@@ -35,7 +35,7 @@ REASONS = {
     "encoding_invalid": "the line is not UTF-8, or has half a surrogate pair",
     "json_invalid": "the line is not JSON",
     "not_an_object": "the line is JSON, but not an object",
-    "key_repeated": "a key is there twice: nobody knows which of its values is meant",
+    "key_repeated": "a key is repeated: nobody knows which value is meant",
     "key_missing": "image, prefix or suffix is missing",
     "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
@@ -44,7 +44,7 @@ REASONS = {
     "image_unreadable": "the file is not an image that can be decoded",
     "image_too_large": "the image has too many pixels, or bytes, to decode safely",
     "text_too_long": "prefix and suffix have more tokens than --max-text-tokens",
-    "text_unspellable": "the tokenizer does not give the text back: the model would learn another one",
+    "text_unspellable": "the tokenizer does not reproduce the text: the model would learn another text",
 }
 """Reason codes of `rejected.jsonl`, and what each means."""
 
@@ -223,7 +223,7 @@ def parse_row(line: bytes, number: int) -> Row:
         values = json.loads(text, object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         whole = number == 1 and text.lstrip().startswith("[")
-        what = "; the file looks like one JSON array, and is to have an object in each line" if whole else ""
+        what = "; the file looks like one JSON array, but each line must be an object" if whole else ""
         raise RowError("json_invalid", f"{error.msg} at character {error.pos + 1} of the line{what}") from None
     except RecursionError:
         raise RowError("json_invalid", "nested too deeply") from None
@@ -232,7 +232,7 @@ def parse_row(line: bytes, number: int) -> Row:
     if isinstance(values, Repeated):
         raise RowError("key_repeated", values.what)
     if not isinstance(values, dict):
-        many = "; the file looks like one JSON array, and is to have an object in each line" if number == 1 else ""
+        many = "; the file looks like one JSON array, but each line must be an object" if number == 1 else ""
         raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")
     for key in ("image", "prefix", "suffix"):
         if key not in values:

@@ -201,7 +201,7 @@ def find_metric(name: str, mask_decoder: str = "") -> Metric:
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"The metric {name!r} cannot be imported: {why}.", expected="module:function") from None
     if not callable(function):
-        raise InputError(f"The metric {name!r} is no function, but {function!r:.80}.", expected="module:function")
+        raise InputError(f"The metric {name!r} is not a function, but {function!r:.80}.", expected="module:function")
     return by_row(partial(_own_score, name, function), best=None)
 
 

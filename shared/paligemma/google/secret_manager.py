@@ -44,9 +44,7 @@ def read_secret(name: str) -> bytes:
 
     if _NAME.fullmatch(name) is None:
         # The value may be the secret itself, so it is not shown.
-        raise InputError(
-            "What should be the name of a secret's version is none.", expected="projects/PROJECT/secrets/SECRET/versions/latest"
-        )
+        raise InputError("This is not a secret version name.", expected="projects/PROJECT/secrets/SECRET/versions/latest")
     try:
         credentials, _ = google.auth.default(scopes=[_SCOPE])
     except GoogleAuthError as error:
@@ -67,7 +65,7 @@ def read_secret(name: str) -> bytes:
                 reason = type(error).__name__
             except BadBytesError as error:
                 if not again:
-                    raise DamagedError(f"What arrived of the secret {name} is not whole: {error}.", fix="run again") from None
+                    raise DamagedError(f"The secret {name} arrived damaged: {error}.", fix="run again") from None
             except requests.RequestException as error:
                 reason = type(error).__name__
     raise StorageUnavailableError(f"Secret Manager did not answer for {name}.", where=reason, fix="run the same command again")

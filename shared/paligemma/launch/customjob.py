@@ -39,7 +39,7 @@ class CustomJobs:
         project, location = project or os.environ.get(PROJECT_VARIABLE, ""), location or os.environ.get(REGION_VARIABLE, "")
         if not project or not location:
             raise InputError(
-                "It is not said in which project and region the custom job is to run.",
+                "The custom job's project or region is missing.",
                 expected="--project and --location, when the pipeline is compiled",
             )
         self._api, self._spec = VertexApi(project, location), spec

@@ -61,7 +61,7 @@ class TrainJobs:
             endpoint = ""
         if not endpoint:
             raise InputError(
-                "Several hosts are started from inside a Kubernetes cluster, and this is no pod of one.",
+                "Several hosts are started from inside a Kubernetes cluster, but this process is not in a pod.",
                 where=ACCOUNT_FOLDER,
                 expected="a service account's token",
                 fix="run the pipeline on Kubeflow Pipelines",

@@ -50,7 +50,7 @@ def launched() -> dict | None:
     said = os.environ.get(LAUNCH_VARIABLE)
     if not said:
         return None
-    where, what = f"${LAUNCH_VARIABLE}", "What says where the work is to be done"
+    where, what = f"${LAUNCH_VARIABLE}", "The description of the separate job"
     return parse_json(said, where, what, most=SMALL_BYTES, error=InputError, fix="compile the pipeline again")
 
 

@@ -91,7 +91,7 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     if not rows and not rejected:
         refuse_run(index, name)
         raise InputError(
-            f"{name!r} is no artifact, row or image below {shown_roots(index)}.",
+            f"{name!r} is not an artifact, row or image below {shown_roots(index)}.",
             expected="an artifact's address or hash, a row id, FILE:LINE of the data, or an image's file, name or hash",
             fix="`paligemma lineage list` and `show` name artifacts; rows.jsonl in records names rows and images",
         )

@@ -99,7 +99,7 @@ def send(url: str, sent: Iterator[RunEvent]) -> int:
             client.emit(event)
         except requests.RequestException as error:
             raise NotAcceptedError(
-                f"The receiver took {count} events, and then no more.", where=url, expected="status 2xx", fix=str(error)
+                f"The receiver took {count} events, and then refused.", where=url, expected="status 2xx", fix=str(error)
             ) from None
         count += 1
     return count

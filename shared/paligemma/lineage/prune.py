@@ -21,7 +21,7 @@ from paligemma.lineage.relocation import Made, Places, link_between, version_fol
 from paligemma.storage.folders import Entry, kind_of, read_file, remove_files, walk
 from paligemma.storage.location import GcsLocation, Location
 
-_WRITTEN_ANEW = "somebody wrote it anew meanwhile"
+_WRITTEN_ANEW = "somebody rewrote it meanwhile"
 
 
 def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ()) -> dict:

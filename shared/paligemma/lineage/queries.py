@@ -172,7 +172,7 @@ def refuse_run(index: Index, name: str) -> None:
         return
     made = [f"{name}/{task['task']}" for task in run_tasks(index, name) if task["artifacts"]]
     raise InputError(
-        f"{name!r} is a run, and no artifact.",
+        f"{name!r} is a run, not an artifact.",
         expected=" or ".join(made) or "a run that made one",
         fix="pass one of its artifacts",
     )

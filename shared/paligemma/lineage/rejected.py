@@ -57,7 +57,7 @@ def _rejections(places: list[tuple[Location, Places]], record: dict, line: int) 
         ]
     except (OSError, LookupError, PaliGemmaError) as error:
         why = error.what if isinstance(error, PaliGemmaError) else f"{REJECTED_FILE} cannot be read: {error}"
-        log.warning("what %s/%s rejected is not known: %s", record["run"], record["task"], why)
+        log.warning("the rows that %s/%s rejected are unknown: %s", record["run"], record["task"], why)
         return []
 
 

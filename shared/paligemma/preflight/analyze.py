@@ -154,7 +154,7 @@ def device_memory(place: Target) -> int:
         return place.memory
     told = os.environ.get(MEMORY_VARIABLE)
     if told and not told.isdecimal():
-        raise InputError(f"{told} is no number of bytes.", where=f"${MEMORY_VARIABLE}", expected="e.g. 17179869184")
+        raise InputError(f"{told} is not a number of bytes.", where=f"${MEMORY_VARIABLE}", expected="e.g. 17179869184")
     return (int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // place.devices
 
 

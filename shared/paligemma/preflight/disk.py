@@ -73,7 +73,7 @@ def examine_disk(base: _Model, recipe: Recipe) -> Disk:
     """
     told = os.environ.get(DISK_VARIABLE, "")
     if told and not told.isdecimal():
-        raise InputError(f"{told} is no number of bytes.", where=f"${DISK_VARIABLE}", expected="e.g. 80000000000")
+        raise InputError(f"{told} is not a number of bytes.", where=f"${DISK_VARIABLE}", expected="e.g. 80000000000")
     trained = trained_shapes(base.config, recipe.trainable, recipe.lora)
     # Weights with merged adapters become float32: at most all of attention.
     pattern = compile_pattern("attention" if recipe.trainable == "lora" else recipe.trainable)

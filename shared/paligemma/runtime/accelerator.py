@@ -51,7 +51,7 @@ class Accelerator:
         """Parses `KIND COUNT`; raises InputError for other texts."""
         kind, _, count = text.partition(" ")
         if kind not in _TO_DO or not count.isdecimal() or int(count) < 1:
-            raise InputError(f"{text!r} is no accelerator.", where=f"${ACCELERATOR_VARIABLE}", expected="gpu 1, tpu 4, ...")
+            raise InputError(f"{text!r} is not an accelerator.", where=f"${ACCELERATOR_VARIABLE}", expected="gpu 1, tpu 4, ...")
         return cls(kind, int(count))
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ def expect_accelerator() -> None:
     there = ", ".join(sorted({f"{device.platform} ({device.device_kind})" for device in found})) or "none"
     reasons = " ".join(f"{reason.rstrip('.')}." for reason in (missing, *complaints.said) if reason)
     raise InputError(
-        f"This step is to have {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
+        f"This step should have {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
         where=f"devices of this process: {there}",
         expected=f"{wanted.count} x {wanted.kind}, by ${ACCELERATOR_VARIABLE}",
         fix=_TO_DO[wanted.kind],

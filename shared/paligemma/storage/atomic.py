@@ -184,8 +184,8 @@ def _own_files(path: Path, may_replace: str, files_of: FilesOf | None) -> frozen
         own = None if files_of is None else frozenset(files_of(path))
     if foreign := _foreign(path, own):
         raise InputError(
-            f"{path} holds {foreign}, which is none of the artifact's files, and would be lost.",
-            expected="a folder with nothing in it but what the step that made it wrote",
+            f"{path} holds {foreign}, which is not one of the artifact's files, and would be lost.",
+            expected="a folder that holds only the files of its step",
             fix="move what is yours out of it, or choose another output path",
         )
     return own

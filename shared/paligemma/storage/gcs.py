@@ -216,7 +216,7 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
         partial.unlink()
         done_file.unlink(missing_ok=True)
         raise DamagedError(
-            f"What arrived of {location} does not match its checksum.",
+            f"The download of {location} does not match its checksum.",
             expected=f"crc32c {found.crc32c}",
             fix="run again; if it stays so, the object itself is damaged",
         )

@@ -40,7 +40,7 @@ def parse_location(text: str | Path | GcsLocation) -> Location:
     if isinstance(text, Path | GcsLocation):
         return text
     if text and (fault := address_fault(text)):
-        raise InputError(f"{shown(text)} is no location: {fault}.", expected="a path, or gs://bucket/path")
+        raise InputError(f"{shown(text)} is not a location: {fault}.", expected="a path, or gs://bucket/path")
     if text.startswith(SCHEME):
         bucket, _, name = text.removeprefix(SCHEME).partition("/")
         if not _BUCKET.fullmatch(bucket):

@@ -27,13 +27,13 @@ class Recipe(BaseModel):
 
     trainable: str | tuple[str, ...] = Field(
         "attention",
-        description="Parameters that are trained: attention (of the decoder), llm, vision, all, lora (adapters), or a list of "
+        description="Trained parameters: attention (of the decoder), llm, vision, all, lora (adapters), or a list of "
         "regular expressions of whole names.",
     )
     lora: LoraConfig = Field(LoraConfig(), description="Adapters, for trainable: lora. Keys rank, alpha, targets.")
 
     batch_size: int = Field(8, gt=0, description="Examples in a step, over all devices.")
-    accumulate: int = Field(1, gt=0, description="Parts that a batch is worked through in; less memory, the same result.")
+    accumulate: int = Field(1, gt=0, description="Parts in which a batch is processed; less memory, the same result.")
     steps: int | None = Field(None, gt=0, description="Steps to train; give this or epochs. Without both: 64.")
     epochs: float | None = Field(None, gt=0, description="Passes over the training records; give this or steps.")
 
@@ -61,18 +61,18 @@ class Recipe(BaseModel):
     timescale: int = Field(10_000, gt=0, description="Steps, for the schedule rsqrt.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
     warmup_steps: int | None = Field(None, ge=0, description="Steps over which the rate rises from 0, in place of a share.")
-    gradient_clip: float | None = Field(None, gt=0, description="Largest global norm of a gradient; longer ones are shortened.")
+    gradient_clip: float | None = Field(
+        None, gt=0, description="Largest global norm of a gradient; larger ones are scaled down."
+    )
 
     loss_per: Literal["example", "token"] = Field(
         "example", description="What counts equally in a batch's loss: every example, or every suffix token."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a target's weight spread over the other tokens.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of what the decoder's attention and MLP add that is dropped.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate on what the decoder's attention and MLP add.")
     augment: Augmentation = Field(Augmentation(), description="Random changes of images: keys flip, crop, colour.")
 
-    frozen_dtype: FrozenDtype = Field(
-        "float16", description="Dtype that frozen parameters are held in; trained ones are float32."
-    )
+    frozen_dtype: FrozenDtype = Field("float16", description="Dtype of frozen parameters; trained ones are float32.")
     compute_dtype: ComputeDtype = Field(
         "auto", description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32."
     )
@@ -83,7 +83,7 @@ class Recipe(BaseModel):
         False, description="Compile the decoder's layers one by one, not as a loop: slower to compile, faster to run."
     )
     loss_chunk: int = Field(512, gt=0, description="Most tokens whose logits are in memory at once.")
-    buckets: int = Field(4, gt=0, description="Most text lengths that batches are padded to; each is compiled once.")
+    buckets: int = Field(4, gt=0, description="Maximum number of text lengths that batches are padded to; each compiles once.")
     vision_cache: Literal["none", "memory", "disk"] = Field(
         "none", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
     )
@@ -94,7 +94,9 @@ class Recipe(BaseModel):
     patience: int | None = Field(
         None, gt=0, description="Stop after this many validation losses without a better one; without: never."
     )
-    select: Literal["last", "best"] = Field("last", description="Parameters to give out: the last, or of the best validation.")
+    select: Literal["last", "best"] = Field(
+        "last", description="Parameters to write: the last, or those of the best validation."
+    )
     non_finite: Literal["stop", "skip"] = Field(
         "stop", description="When a loss or gradient is not finite: end the run, or leave that step out and count it."
     )

@@ -324,7 +324,7 @@ class StateStore:
             if is_full_disk(error) or "No space left" in text:
                 place = self._location
                 raise InputError(
-                    f"There is no room left in {place}. What was saved before is whole.",
+                    f"There is no room left in {place}. Earlier saves are intact.",
                     where=text[:300],
                     expected=room_for(self._size, place) if isinstance(place, Path) else None,
                     fix="free some and run the same command again; it goes on from the last save",

@@ -48,7 +48,7 @@ def make_vision_cache(
     if recipe.vision_cache == "none":
         return None
     if any(name.startswith("img/") for name in parameters_by_name(trainable)):
-        raise InputError("The vision tower is trained: what it gives changes.", fix="set vision_cache=none")
+        raise InputError("The vision tower is trained, so its embeddings change.", fix="set vision_cache=none")
     tower, weights = nnx.split(nnx.merge(graph, trainable, frozen).img)
     if jax.process_count() > 1:
         mesh = make_mesh(jax.local_devices())

@@ -60,7 +60,7 @@ LEFT_OUT = (
     LeftOut(re.compile(r".*\.position_ids"), "positions, counted from 0", lambda _, tensor: _counted(tensor)),
     LeftOut(re.compile(r".*\brotary_emb\.(?:original_)?inv_freq"), "frequencies of the rotary embedding",
             lambda config, _: 10_000.0 ** -(np.arange(0, config.llm.head_dim, 2) / config.llm.head_dim)),
-    LeftOut(re.compile(rf"{re.escape(TOWER)}\.head\..*"), "SigLIP's pooling head, which PaliGemma has no use for", None),
+    LeftOut(re.compile(rf"{re.escape(TOWER)}\.head\..*"), "SigLIP's pooling head, which PaliGemma does not use", None),
 )  # fmt: skip
 """Everything that a checkpoint may hold besides parameters; other tensors are refused."""
 

@@ -91,7 +91,7 @@ def _pieces(values: Mapping[str, Any]) -> list[Piece]:
     if missing := [f"<0x{byte:02X}>" for byte in range(256) if kinds.get(f"<0x{byte:02X}>") != BYTE]:
         raise _InexactError(f"it has no piece for {len(missing)} bytes, the first {missing[0]}")
     if UNKNOWN not in kinds.values():
-        raise _InexactError("its unknown token is no piece")
+        raise _InexactError("its unknown token is not a piece")
     scores = _scores({text for text, kind in kinds.items() if kind == NORMAL}, set(kinds) | {"\t"}, model["merges"])
     return [Piece(text, scores.get(text, _LOWEST if kinds[text] == NORMAL else 0.0), kinds[text]) for text in vocabulary]
 
@@ -161,11 +161,11 @@ def _scores(normal: set[str], known: set[str], merges: Iterable[str | list[str]]
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         whole = left + right
         if whole not in known or left not in known or right not in known:
-            raise _InexactError(f"the merge of {left!r} and {right!r} has to do with no piece")
+            raise _InexactError(f"the merge of {left!r} and {right!r} matches no piece")
         if not (whole in normal and left in normal and right in normal):
             continue  # SentencePiece merges neither from nor into user-defined pieces
         if whole != last and whole in scores:
-            raise _InexactError(f"the merges that make {whole!r} do not stand together: pieces have equal scores")
+            raise _InexactError(f"the merges that make {whole!r} are not adjacent: pieces have equal scores")
         scores.setdefault(whole, -float(len(scores)))
         counts[whole] = counts.get(whole, 0) + 1
         last = whole

@@ -36,7 +36,7 @@ def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "f
         try:
             return source, _fetch(source, sha256, precision)
         except PaliGemmaError as error:
-            log.warning("%s cannot be had, trying the next source: %s", redacted(source), error)
+            log.warning("%s is not available, trying the next source: %s", redacted(source), error)
     return candidates[-1], _fetch(candidates[-1], sha256, precision)
 
 
@@ -60,7 +60,7 @@ def _candidates(sources: str) -> list[str]:
         raise InputError(
             "A source names a user or a password.",
             where=redacted(sources),
-            expected="an address without, as it would be on record",
+            expected="an address without them, because records keep it",
             fix="let the server take a signed address, or fetch the file yourself and name its path",
         )
     candidates = [source.strip() for source in sources.split(",") if source.strip()]

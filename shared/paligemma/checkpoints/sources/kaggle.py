@@ -76,7 +76,7 @@ def _refusal(status: int | None, handle: str, name: str) -> InputError | None:
     match status:
         case 401:
             return InputError(
-                f"Kaggle wants to know who asks for {handle}.",
+                f"Kaggle requires credentials for {handle}.",
                 fix="create a token at https://www.kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or mount it as "
                 f"~/.kaggle/kaggle.json, or keep it in Secret Manager and name it in {SECRET_VARIABLE}",
             )

@@ -55,7 +55,7 @@ def fetch(source: str, sha256: str) -> Path:
             except requests.HTTPError as error:
                 status = error.response.status_code
                 if status not in (408, 429) and status < 500:
-                    raise InputError(f"{redacted(source)} cannot be had: HTTP {status}.", fix="check the address") from None
+                    raise InputError(f"{redacted(source)} is not available: HTTP {status}.", fix="check the address") from None
                 if not again:
                     raise unavailable(source, error) from None
                 continue

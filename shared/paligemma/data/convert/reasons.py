@@ -25,7 +25,7 @@ REASONS = {
     "crowd": "the box is around a crowd, which is no single object (left out on purpose)",
     "box_missing": "the annotation has no box, and no polygon to take one from",
     "box_malformed": "the box is not four finite numbers: x, y, width, height",
-    "box_empty": "the box has no width or no height, or less than none",
+    "box_empty": "the box has a zero or negative width or height",
     "box_outside": "the box lies outside of the image",
     "box_too_small": "the box is so small that its corners are the same <loc> (a step is 1/1023 of the image)",
     "box_fraction": "all boxes of the file lie within the first pixel: these are fractions of the image, not pixels",
