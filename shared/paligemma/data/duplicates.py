@@ -16,9 +16,7 @@ from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
 
 NEAR_BITS = 3
-"""Most of its 64 bits in which each half of two difference hashes (`row_warnings.difference_hash`) may differ if pictures look
-the same.
-"""
+"""Bits (of 64) that may differ in each half of similar pictures' hashes (`row_warnings.difference_hash`)."""
 
 _BAND = 64
 """Most sorted neighbours that a hash is compared with, among those that share 16 bits with it."""

@@ -154,7 +154,7 @@ def _strips(matrix: Float[np.ndarray, "k n"]) -> nnx.List | None:
         return None
     strips = np.ascontiguousarray(matrix.reshape(inputs, -1, STRIP).transpose(1, 0, 2))
     pieces = 1
-    if strips.nbytes >= LARGE:  # equal or nearly equal sizes: pieces of one size share a compiled product
+    if strips.nbytes >= LARGE:  # equal or nearly equal sizes: XLA prepares the input once for pieces of one size
         pieces = next((count for count in PIECES if len(strips) % count == 0), min(len(strips), PIECES[-1]))
     return nnx.List([nnx.Param(_view(piece)) for piece in np.array_split(strips, pieces)])
 

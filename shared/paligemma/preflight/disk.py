@@ -48,7 +48,7 @@ class Disk:
 
     @property
     def fits(self) -> bool:
-        """Whether any space is left; True if unknown."""
+        """Whether any space is left for records; True if unknown."""
         return not self.given or self.for_records > 0
 
     def __str__(self) -> str:

@@ -125,7 +125,7 @@ def remove_files(folder: Location, files: Sequence[Entry], last: str) -> list[st
 
     Returns:
         The paths of objects that were kept because somebody rewrote them since the listing. If `last` is one, only `last`: the
-            folder is another writer's now, and nothing is removed.
+        folder is another writer's now, and nothing is removed.
     """
     if isinstance(folder, GcsLocation):
         first = [file for file in files if file.path == last]
