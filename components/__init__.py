@@ -1,1 +1,1 @@
-"""The pipeline's steps. Each is usable alone from its command line, and wired into the DAG by its `component.py`."""
+"""The pipeline's steps. Each runs alone from its command line, or in the DAG through its `component.py`."""

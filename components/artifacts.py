@@ -1,8 +1,8 @@
-"""KFP artifacts and ours: where an artifact is, and its own record mirrored into KFP's metadata.
+"""Connects KFP artifacts to ours: locates an artifact, and mirrors its record into KFP's metadata.
 
-With `artifact_root`, an artifact goes to a place of ours, and KFP's artifact only says where. Its `uri` stays the runner's:
-KFP's launcher fails a task whose artifact has moved out of the pipeline root, and copies all that is below the `uri` of an
-input onto the disk of every pod (uploadOutputArtifacts and downloadArtifacts of backend/src/v2/component/launcher_v2.go).
+With `artifact_root`, an artifact goes to our own location, and KFP's artifact only names it. Its `uri` stays the runner's:
+KFP's launcher fails a task whose artifact leaves the pipeline root, and copies everything below an input's `uri` onto every
+pod's disk (uploadOutputArtifacts and downloadArtifacts of backend/src/v2/component/launcher_v2.go).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from paligemma.storage.folders import read_file
 from paligemma.storage.location import SCHEME, parse_location
 
 LOCATION = "location"
-"""Key of the metadata that says where an artifact is, when that is not where the runner put it."""
+"""Metadata key for an artifact's location if it differs from the runner's."""
 LOCATION_FILE = "location.json"
 
 
 def input_location(artifact: dsl.Artifact | None, sha256: str = "") -> str:
-    """Where an input is: where its step says, else the runner's copy on this machine; empty for no input.
+    """The location of an input: as its step recorded it, else the runner's local copy; empty without an input.
 
     Args:
         artifact: the input.
-        sha256: its tree hash, as its step gave it out; empty: not compared.
+        sha256: its tree hash, as output by its step; empty: not compared.
 
     Raises:
-        DamagedError: another artifact has taken its place.
+        DamagedError: another artifact is at its location.
     """
     if artifact is None:
         return ""
@@ -56,9 +56,9 @@ def input_location(artifact: dsl.Artifact | None, sha256: str = "") -> str:
 def _location(artifact: dsl.Artifact) -> str:
     if location := artifact.metadata.get(LOCATION):
         return str(location)
-    said = Path(artifact.path or "") / LOCATION_FILE  # where a runner hands on the files, and not the metadata
+    said = Path(artifact.path or "") / LOCATION_FILE  # some runners pass on files but no metadata
     if said.is_file():
-        found = read_json(said, "What says where the artifact is", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
+        found = read_json(said, "The artifact's location", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
         if not (isinstance(found, str) and found):
             raise DamagedError(f"{LOCATION_FILE} names no location.", where=said, fix="run the pipeline again")
         return found
@@ -67,10 +67,10 @@ def _location(artifact: dsl.Artifact) -> str:
 
 
 def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: str) -> str:
-    """Where an output is to go: where the runner says, or, given a root, to a place of the task's own below it.
+    """The location for an output: the runner's, or, given a root, a separate location for the task below it.
 
-    Also has the lineage records of this process name the task, and kept below the root: without one, the folder that the
-    runner keeps its runs in.
+    Also makes this process's lineage records name the task, and stores them below the root; without a root, in the runner's
+    folder of runs.
     """
     run = run_name(artifact, run)
     name = parse_relative_path(artifact.name.rsplit("/", 1)[-1], "The artifact's name")
@@ -81,22 +81,22 @@ def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: 
 
 
 def run_name(artifact: dsl.Artifact, run: str) -> str:
-    """The name of the run that an output is of: its identity, which the cluster gives; the local runner's folder of the run."""
+    """The name of an output's run: the cluster's run id, or the local runner's folder name."""
     return safe_name(run if "://" in artifact.uri else Path(artifact.path).parts[-3])
 
 
 def place_task(root: str, run: str, task: str) -> None:
-    """Has the lineage records of this process name the task, and kept below the root, if there is one."""
+    """Makes this process's lineage records name the task, and stores them below the root if given."""
     if run and task:
         set_place(run, task, root)
 
 
 def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") -> None:
-    """Copies what identifies an artifact and its making from `lineage.json` into the KFP artifact's metadata.
+    """Copies an artifact's identity and origin from `lineage.json` into the KFP artifact's metadata.
 
-    The tree hash goes into `sha256_file` too, an output parameter, so that steps downstream have it as a parameter of theirs.
+    Also writes the tree hash to the output parameter `sha256_file`, which later steps take as a parameter.
 
-    A task that KFP serves from its cache shows this metadata too, so that `run` there is the run that did the work.
+    A task from KFP's cache shows the same metadata, so its `run` is the run that did the work.
     """
     record = record_of(location)
     made = record.artifact
@@ -109,6 +109,6 @@ def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") 
         Path(sha256_file).write_text(made.tree_sha256)
     if location != artifact.path:
         artifact.metadata[LOCATION] = location
-        Path(artifact.path).mkdir(parents=True, exist_ok=True)  # for who looks there
+        Path(artifact.path).mkdir(parents=True, exist_ok=True)  # for readers of KFP's metadata
         said = {LOCATION: location, "tree_sha256": made.tree_sha256, "record": record.sha256}
         (Path(artifact.path) / LOCATION_FILE).write_text(json.dumps(said, indent=2) + "\n")

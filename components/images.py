@@ -1,4 +1,4 @@
-"""Container images that the components run in on a cluster. Each holds this repository, installed, and nothing else."""
+"""Container images for the components on a cluster. Each contains only this repository, installed."""
 
 CPU_IMAGE = "paligemma:cpu"
-"""Steps that need no accelerator; built from `docker/`."""
+"""Image for steps without an accelerator; built from `docker/`."""

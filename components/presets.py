@@ -1,4 +1,4 @@
-"""Training recipes by name: one YAML file each, in `pipelines/presets`. Every command that takes a recipe takes both."""
+"""Training recipes by name: YAML files in `pipelines/presets`. Commands that take a recipe accept a name or a file."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def read_preset(name: str) -> str:
 
 
 def read_recipe(name: str = "", overrides: Sequence[str] = ()) -> Recipe:
-    """A preset, a recipe file, or for an empty name the reference recipe, with overrides; see `parse_recipe`.
+    """Reads a preset, a recipe file, or (for an empty name) the reference recipe, with overrides; see `parse_recipe`.
 
     Raises:
-        InputError: there is no such recipe, or it or an override is wrong.
+        InputError: there is no such recipe, or the recipe or an override is wrong.
     """
     return parse_recipe(read_preset(name), overrides, name) if name else parse_recipe(overrides=overrides)

@@ -1,4 +1,4 @@
-"""Looks at everything a run is given before its first step starts: what is wrong costs seconds here, and hours later."""
+"""Checks all inputs of a run before its first step starts: an error costs seconds here, but hours later."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from paligemma.storage.location import Location, parse_location
 from paligemma.training.recipe import Recipe, parse_recipe
 
 _LOOKED_AT = 100
-"""Rows of each file whose form and image are looked at; prepare_data looks at all."""
+"""Rows of each file whose form and image are checked; prepare_data checks all."""
 
 
 def check_run(parameters: Mapping[str, object]) -> list[str]:
     """Checks every path, key and parameter of the pipeline, local or on `gs://`.
 
     Args:
-        parameters: of `finetune_pipeline`, by name.
+        parameters: parameters of `finetune_pipeline` by name.
 
     Returns:
-        What is odd, and no reason not to run.
+        Warnings that do not prevent a run.
 
     Raises:
-        InputError: names the first that is wrong by its flag.
-        DamagedError: a file that is there is not whole.
+        InputError: names the first wrong flag.
+        DamagedError: an existing file is incomplete.
     """
     given = {name: str(value) for name, value in parameters.items()}
     recipe = parse_recipe(given["recipe"])
@@ -70,15 +70,15 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
 
 
 def split_data(parameters: Mapping[str, object], root: Path, fraction: float) -> dict[str, str]:
-    """Splits the training data by image, for a run that has no other data to judge by; the same data give the same files.
+    """Splits the training data by image, for a run without validation data. The same data give the same files.
 
     Args:
-        parameters: of the pipeline, checked.
-        root: the folder of what runs leave; the files go to `data` in it.
-        fraction: share of the images to judge by.
+        parameters: the pipeline's checked parameters.
+        root: the folder of all runs; the files go to `data` in it.
+        fraction: share of the images for validation.
 
     Returns:
-        The parameters that change: both files, and what image names are relative to.
+        The changed parameters: both files, and the folder that image names are relative to.
 
     Raises:
         InputError: there are fewer than two images.
@@ -97,7 +97,7 @@ def _flag(name: str) -> str:
 
 
 def _check_checkpoint(source: str, tokenizer: str, image_size: int) -> None:
-    """Opens a checkpoint that is on this machine, without reading its weights."""
+    """Opens a local checkpoint without reading its weights."""
     if "://" in source or "," in source:
         return
     checkpoint = open_checkpoint(source)
@@ -116,7 +116,7 @@ def _check_checkpoint(source: str, tokenizer: str, image_size: int) -> None:
 
 
 def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
-    """Refuses files of whose first rows none can be used; says of which some cannot."""
+    """Refuses a file whose first rows are all unusable; warns if some are."""
     for flag in ("train_data", "validation_data"):
         data, images = given[flag], given["images"] or str(parent_of(given[flag]))
         folder = parse_location(images)
@@ -149,7 +149,7 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
 def _fault(row: Row | RowError, folder: Location) -> str | None:
     if isinstance(row, RowError):
         return f"{row.code}, {row.message}"
-    # What archives hold is looked up by prepare_data; on gs://, a request for each image would take longer than the step does.
+    # prepare_data looks into archives. On gs://, a request per image would take longer than the whole step.
     if isinstance(folder, Path) and not (folder / (split_archive(row.image)[0] or row.image)).is_file():
         return f"image_missing, there is no {row.image!r}"
     return None
@@ -178,7 +178,7 @@ def _expect_file(location: str, flag: str, expected: str) -> None:
 
 
 def _expect_place(location: str, flag: str) -> None:
-    """A folder that can be written to, or made; of a bucket, that it is there."""
+    """Confirms that a folder is writable or can be created, or that a bucket exists."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
         above = next(folder for folder in (parsed, *parsed.parents) if folder.exists())

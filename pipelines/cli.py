@@ -1,4 +1,4 @@
-"""The command `paligemma`: its groups, and the commands for one model. Each imports what it needs inside it: help is quick."""
+"""The command `paligemma`: its groups, and the commands for one model. Commands import what they need, so help is fast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.commands.pipeline import pipeline
 from pipelines.commands.releases import app as registry
 
 _SMALL = 10_000_000
-"""Parameters of a model whose answer is sooner there than its optimized program."""
+"""Largest model (in parameters) whose answer takes less time than optimizing its program."""
 
 ModelName = Annotated[
     str,
@@ -80,7 +80,7 @@ def generate(
     ] = "",
     output: Annotated[
         Path | None,
-        typer.Option(help="File to append JSON lines to; what it has answered already is left out.", show_default="print them"),
+        typer.Option(help="File to append JSON lines to; questions answered in it are skipped.", show_default="print them"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images asked about at once.", min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.", min=1)] = 32,
@@ -88,8 +88,8 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw among this many most likely tokens; 0 for all.", min=0)] = 0,
     top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
-    best_of: Annotated[int, typer.Option(help="Samples of each answer, of which the most likely is given.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="What samples are drawn from, together with image name and prompt.")] = 0,
+    best_of: Annotated[int, typer.Option(help="Samples per answer; the most likely one is returned.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the samples, together with image name and prompt.")] = 0,
     grey_range: Annotated[
         str,
         typer.Option(
@@ -192,7 +192,7 @@ def preflight(
     warn_only: Annotated[bool, typer.Option(help="Exit with 0 when it does not fit.")] = False,
     fresh: Annotated[bool, typer.Option(help="Compile again what has been compiled before.")] = False,
 ) -> None:
-    """Compile the training step for hardware that is not there: memory, speed at best, price, and what fits if it does not."""
+    """Compile the training step for absent hardware: memory, best speed, price, and what would fit if it does not."""
     from pipelines.commands.preflight import Question, ask, tabulate
 
     question = Question(
@@ -211,7 +211,7 @@ def preview(
     model: Annotated[
         str,
         typer.Option(
-            help="Checkpoint or tuned model whose tokenizer and image size to show a row for, or embedded:tiny.",
+            help="Checkpoint or tuned model whose tokenizer and image size to use, or embedded:tiny.",
             show_default="none; must be given",
         ),
     ] = "",
@@ -244,7 +244,7 @@ def preview(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has (JAX, devices, memory, disk, credentials, clock), and what is missing for which command."""
+    """Say what this machine has (JAX, devices, memory, disk, credentials, clock), and what each command lacks."""
     from pipelines.commands.doctor import examine
 
     wrong = []

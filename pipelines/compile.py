@@ -15,8 +15,8 @@ def compile_pipeline(
 
     Args:
         output: the file.
-        name: the DAG, or data preparation alone.
-        place_task: where its tasks run; None leaves that to whoever edits the file.
+        name: `finetune` for the DAG, `prepare` for data preparation alone.
+        place_task: sets where tasks run; None leaves it open.
     """
     from kfp import compiler
 

@@ -20,10 +20,10 @@ from pipelines.caching import check_caching
 
 
 def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
-    """The DAG, for one kind of machines.
+    """The DAG for one profile's machines.
 
     Args:
-        place_task: given a step's name and a task of it, sets what it needs where it is to run: image, accelerator, retries.
+        place_task: given a step's name and its task, sets the task's image, accelerator and retries.
     """
 
     @dsl.pipeline(name="paligemma-finetune", description="Fine-tune PaliGemma and compare it with its base.")
@@ -58,15 +58,15 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
 
         Args:
             train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on; {date} is the UTC day the run began on.
-            validation_data: JSONL file of rows to evaluate on; {date} likewise.
+            validation_data: JSONL file of rows to evaluate on; {date} as in train_data.
             source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
             sha256: Expected sha256 of the weight file; empty: recorded, not checked.
             tokenizer: SentencePiece model, when it is not beside the weights.
             precision: Which file of a Kaggle model: by the dtype of its weights.
-            image_size: Side of the images that the model is to see, in pixels; 0: the checkpoint's own.
-            images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as above.
+            image_size: Side of the model's input images, in pixels; 0: the checkpoint's own.
+            images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as in train_data.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
-            target: Hardware that fine-tuning is to fit, e.g. l4 or v5e-4: the step preflight compiles for it.
+            target: Hardware that fine-tuning must fit, e.g. l4 or v5e-4; preflight compiles the training step for it.
             max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
@@ -80,12 +80,12 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
-            serving: How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with vertex_model.
-            artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+            serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
+            artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
         """
         place = {
             "artifact_root": artifact_root,
-            # KFP fills in a placeholder only where it is all of a value, and a run's name is not unique there.
+            # KFP fills in a placeholder only if it is the whole value, and a run's name is not unique there.
             "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             "run_task": dsl.PIPELINE_TASK_NAME_PLACEHOLDER,
         }
@@ -120,7 +120,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 "beams": beams,
                 **place,
             }
-            # The base is evaluated while fine-tuning runs: waiting for that costs the tuned model's evaluation nothing.
+            # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.
             of_base = evaluate(**judged)
             of_base.set_display_name("evaluate base")
             of_tuned = evaluate(
@@ -131,7 +131,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 **judged,
             )
             of_tuned.set_display_name("evaluate tuned")
-            # A placeholder, which is compared when the pipeline runs.
+            # A placeholder: the comparison happens when the pipeline runs.
             with dsl.If(of_tuned.outputs["Output"] == True, name="better"):  # noqa: E712
                 published = publish(
                     **checkpoint,
@@ -156,11 +156,11 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
 
 
 _ALWAYS = ("fetch-checkpoint", "preflight", "prepare-data", "prepare-data-2", "finetune", "evaluate", "evaluate-2")
-"""Tasks of every run that succeeds."""
+"""Tasks that every successful run has."""
 
 
 def _made(name: str, task: dsl.PipelineTask, output: str) -> dict:
-    """An input with its hash beside it: a task knows what it is given, not only where that is (see `pipelines/caching.py`)."""
+    """An input and its hash, so that a task knows its input's contents, not only its location (see `pipelines/caching.py`)."""
     return {name: task.outputs[output], f"{name}_sha256": task.outputs["tree_sha256"]}
 
 

@@ -1,6 +1,6 @@
-"""What a step is told that has its work done elsewhere: by a TrainJob of Kubeflow Trainer, or a custom job of Vertex AI.
+"""Specifications for steps that run as a separate job: a TrainJob of Kubeflow Trainer, or a custom job on Vertex AI.
 
-The step itself waits on a small machine (`paligemma.launch`): its task, parameters and artifacts are those of any profile.
+The step itself waits on a small machine (`paligemma.launch`). Its task, parameters and artifacts do not depend on the profile.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from pipelines.profiles import Machine
 
 RUNTIME = "paligemma-jax"
-"""Our ClusterTrainingRuntime, of pipelines/kubernetes/training-runtime.yaml."""
+"""Our ClusterTrainingRuntime in pipelines/kubernetes/training-runtime.yaml."""
 
 _SYSTEM_GB = 70
-"""Of a machine's boot disk, what its system and the image take."""
+"""GB of a boot disk that the system and the image take."""
 
 
 def train_job(
@@ -20,12 +20,12 @@ def train_job(
     """A TrainJob with a process on each of the machine's hosts.
 
     Args:
-        machine: one host, and how many of it.
-        image: with its digest.
-        timeout: seconds that it may be active.
-        retries: how often it is made again when it has failed.
-        tolerations: of each pod.
-        selectors: of its node.
+        machine: one host, and the number of hosts.
+        image: image with its digest.
+        timeout: maximum active time in seconds.
+        retries: how often a failed job is recreated.
+        tolerations: tolerations of each pod.
+        selectors: node selectors of each pod.
     """
     resources = {"cpu": machine.cpu, "memory": machine.memory, machine.accelerator: str(machine.count)}
     resources["ephemeral-storage"] = f"{machine.disk}G"
@@ -45,17 +45,17 @@ def train_job(
 def custom_job(
     machine: Machine, image: str, timeout: int, retries: int, spot: bool, project: str, location: str, account: str
 ) -> dict:
-    """A custom job with a worker pool for the first host, and one for all others.
+    """A custom job with one worker pool for the first host, and one for all others.
 
     Args:
-        machine: one host, and how many of it.
-        image: with its digest.
-        timeout: seconds that it may run.
-        retries: how often it is made again when it has failed.
-        spot: whether it may be taken away, for a lower price.
-        project: empty: that of the step.
-        location: likewise, its region.
-        account: whose rights it has; empty: Vertex AI's default.
+        machine: one host, and the number of hosts.
+        image: image with its digest.
+        timeout: maximum running time in seconds.
+        retries: how often a failed job is recreated.
+        spot: whether to use spot machines, which are cheaper but may be preempted.
+        project: project of the job; empty: the step's.
+        location: region of the job; empty: the step's.
+        account: service account of the job; empty: Vertex AI's default.
     """
     spec: dict[str, object] = {"machine_type": machine.machine_type}
     if machine.topology:

@@ -1,4 +1,4 @@
-"""Has each task of the DAG run on the machine that a profile gives its step, with its image, retries and secrets."""
+"""Places each task of the DAG on its profile's machine, with image, retries and secrets."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 PlaceTask = Callable[[str, "dsl.PipelineTask"], None]
 
 _SCRATCH_FOLDER = "/tmp"
-"""Where the images have everything that a step writes to a disk, caches too."""
+"""Folder for everything that a step writes to a disk, including caches."""
 _SIGNING_FOLDER = "/etc/paligemma/signing"
 
 _PAUSES: dict[str, dict] = {
-    # What Argo calls maxDuration is the time, from the first attempt's start, in which all attempts have to begin and end: here
-    # so long that it does not matter. It knows no longest pause, and by a factor of 2 the twentieth would be half a year.
+    # Argo's maxDuration limits the time from the first attempt's start to the end of the last; here it is too long to matter.
+    # Argo has no maximum pause: with a factor of 2, the twentieth pause would be half a year.
     "kfp": {"backoff_duration": "60s", "backoff_factor": 1, "backoff_max_duration": f"{365 * 24}h"},
-    # Vertex AI takes the same field for the longest pause.
+    # Vertex AI uses the same field as the maximum pause.
     "vertex": {"backoff_duration": "30s", "backoff_factor": 2, "backoff_max_duration": "600s"},
 }
-"""Between a step's attempts, by what the backend makes of KFP's settings."""
+"""Pauses between a step's attempts, by how each backend reads KFP's settings."""
 
 
 def read_images(path: Path) -> dict[str, str]:
-    """The images that `make images` built and pushed: by target, each with its digest.
+    """The images from `make images` by target, each with its digest.
 
     Raises:
-        InputError: the file is not one, or an image may change under its name.
+        InputError: the file is invalid, or an image has no digest.
     """
     images = read_json(path, "The list of images", most=SMALL_BYTES, error=InputError, fix="make images")
     for target, image in images.items():
@@ -64,21 +64,21 @@ def placer(
     location: str = "",
     service_account: str = "",
 ) -> PlaceTask:
-    """What places a task of the DAG.
+    """A function that places a task of the DAG.
 
     Args:
-        name: of a profile.
-        images: as `read_images` gives them; not needed locally.
-        spot: whether accelerators may be taken away at any time, for a lower price.
-        kaggle_secret: Secret Manager secret with `kaggle.json`, which `fetch_checkpoint` reads itself; a name, and no secret.
-        webhook_secret: likewise, with the address that `summarize` posts what became of the run to.
-        signing_secret: Kubernetes secret whose `key.pem` signs releases, which `publish` has mounted.
-        project: of custom jobs on Vertex AI; empty: that of the step that makes them.
-        location: likewise, their region.
-        service_account: whose rights custom jobs have; empty: Vertex AI's default.
+        name: name of a profile.
+        images: images from `read_images`; not needed locally.
+        spot: whether to use spot accelerators, which are cheaper but may be preempted at any time.
+        kaggle_secret: name of the Secret Manager secret with `kaggle.json`, which `fetch_checkpoint` reads itself.
+        webhook_secret: name of the Secret Manager secret with the address to which `summarize` posts a run's result.
+        signing_secret: name of the Kubernetes secret with `key.pem`, mounted in `publish` to sign releases.
+        project: project of custom jobs on Vertex AI; empty: the project of the step that creates them.
+        location: region of custom jobs; empty: the region of the step that creates them.
+        service_account: service account of custom jobs; empty: Vertex AI's default.
 
     Raises:
-        InputError: there is no such profile, or no image for it.
+        InputError: the profile is unknown, or has no image.
     """
     profile = find_profile(name)
     if profile.backend == "local":
@@ -122,7 +122,7 @@ def placer(
         if machine.accelerator:
             task.set_accelerator_type(machine.accelerator).set_accelerator_limit(machine.count)
             task.set_env_variable(ACCELERATOR_VARIABLE, str(machine.given))
-        if step == "preflight":  # it has the accelerator's image, and no accelerator
+        if step == "preflight":  # the step uses the accelerator's image without an accelerator
             task.set_env_variable("JAX_PLATFORMS", "cpu")
             task.set_env_variable(DISK_VARIABLE, str(min(SMALL.disk, profile.accelerated.disk) * 10**9))
         task.set_env_variable("PALIGEMMA_IMAGE", pinned[machine.image])  # for the lineage record
@@ -144,7 +144,7 @@ def placer(
 def _nodes(machine: Machine, spot: bool) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Tolerations of a machine's pods, and selectors of its nodes, on GKE."""
     tolerations, selectors = [], dict(machine.selectors)
-    if machine.accelerator:  # GKE keeps other pods off such nodes by a taint of the resource's name
+    if machine.accelerator:  # GKE keeps other pods off such nodes with a taint named like the resource
         tolerations.append({"key": machine.accelerator, "operator": "Exists", "effect": "NoSchedule"})
     if spot:
         selectors["cloud.google.com/gke-spot"] = "true"
@@ -159,8 +159,8 @@ def _place_on_kubernetes(
     from kfp import kubernetes
 
     kubernetes.set_timeout(task, timeout)
-    # KFP has no request for a node's disk. A limit keeps one step from having others evicted; how large the disks are is said
-    # in pipelines/guides/cloud-setup.sh.
+    # KFP cannot request a node's disk space. A limit keeps one step from evicting others; pipelines/guides/cloud-setup.sh sets
+    # the disk sizes.
     kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=_SCRATCH_FOLDER, size_limit=f"{machine.disk}G")
     for key, value in selectors.items():
         kubernetes.add_node_selector(task, key, value)

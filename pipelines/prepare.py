@@ -1,4 +1,4 @@
-"""Data preparation on many pods: a pipeline of its own, for data sets that one machine would take too long for."""
+"""Data preparation on many pods: a separate pipeline for data sets that take too long on one machine."""
 
 # Inside a pipeline a call of a component gives a task, and a parameter is a channel: KFP's decorators have the types of the
 # functions that they decorate.
@@ -14,10 +14,10 @@ from components.prepare_data.distributed_component import join_groups, list_grou
 
 
 def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda step, task: None) -> BaseComponent:
-    """Data preparation on many pods, for one kind of machines.
+    """Data preparation on many pods, for one profile's machines.
 
     Args:
-        place_task: as `make_pipeline` has it.
+        place_task: see `make_pipeline`.
     """
 
     @dsl.pipeline(name="paligemma-prepare", description="Prepare a split on many pods.")
@@ -51,11 +51,11 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
             compression: Compression of the shards: none or gzip.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
             against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
-            artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
+            artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
         """
         place = {
             "artifact_root": artifact_root,
-            # KFP fills in a placeholder only where it is all of a value, and a run's name is not unique there.
+            # KFP fills in a placeholder only if it is the whole value, and a run's name is not unique there.
             "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             "run_task": dsl.PIPELINE_TASK_NAME_PLACEHOLDER,
         }

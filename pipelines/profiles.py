@@ -1,4 +1,4 @@
-"""Which machines a pipeline's steps get: one table from the name of a profile to machines, and how often a step is tried.
+"""Profiles: a table from profile names to the machines of a pipeline's steps; and how often a step is tried.
 
 GKE's selectors: https://cloud.google.com/kubernetes-engine/docs/concepts/tpus and .../docs/how-to/gpus; Vertex's accelerators:
 https://cloud.google.com/vertex-ai/docs/pipelines/machine-types.
@@ -17,26 +17,26 @@ from paligemma.runtime.accelerator import Accelerator
 Backend = Literal["local", "kfp", "vertex"]
 
 ACCELERATED = ("finetune", "evaluate")
-"""Steps that use an accelerator; every other one runs on a plain machine."""
+"""Steps that use an accelerator; other steps run on a plain machine."""
 
 _HOUR = 3600
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a task is given.
+    """The machine of a task.
 
     Attributes:
         image: target of `docker/Dockerfile`.
         cpu: cores, as Kubernetes writes them.
-        memory: likewise.
-        accelerator: what the backend calls it; none if empty.
-        count: of them; TPU chips count one by one.
-        selectors: labels of the nodes that will do, on GKE.
-        hosts: how many of it work together, a process on each.
-        machine_type: of a custom job on Vertex AI; empty: the task itself is given what is above.
-        topology: of its TPU chips.
-        disk: GB for what a step holds: a checkpoint, records and a release.
+        memory: memory, as Kubernetes writes it.
+        accelerator: the backend's name of the accelerator; empty for none.
+        count: number of accelerators; for TPUs, of chips.
+        selectors: labels of suitable nodes on GKE.
+        hosts: number of such machines that work together, with a process on each.
+        machine_type: machine type of a custom job on Vertex AI; empty: the task itself gets the resources above.
+        topology: topology of the TPU chips.
+        disk: GB for a step's files: a checkpoint, records and a release.
     """
 
     image: Literal["cpu", "gpu", "tpu"]
@@ -52,24 +52,24 @@ class Machine:
 
     @property
     def is_launched(self) -> bool:
-        """Whether a task cannot be this machine, but only have one made: a task is one container."""
+        """Whether the step runs as a separate job, because a task is a single container."""
         return self.hosts > 1 or bool(self.machine_type)
 
     @property
     def given(self) -> Accelerator | None:
-        """What a process on one of its hosts is to find."""
+        """The accelerator that a process on one of its hosts should find."""
         return Accelerator(self.image, self.count) if self.count else None
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Machines of a pipeline.
+    """The machines of a pipeline.
 
     Attributes:
-        backend: what runs it.
+        backend: the backend that runs it.
         accelerated: machine of the steps in `ACCELERATED`.
-        target: what `preflight` compiles for.
-        evaluating: machine of `evaluate`, when it is another: decoding has one host.
+        target: target of `preflight`.
+        evaluating: machine of `evaluate`, if different: decoding uses one host.
     """
 
     backend: Backend
@@ -78,8 +78,8 @@ class Profile:
     evaluating: Machine | None = None
 
     def machine(self, step: str) -> Machine:
-        """What a step runs on."""
-        if step == "preflight":  # on a plain machine, with the accelerator's compiler
+        """The machine of a step."""
+        if step == "preflight":  # a plain machine, with the accelerator's compiler
             return replace(SMALL, image=self.accelerated.image)
         if step not in ACCELERATED:
             return SMALL
@@ -88,13 +88,13 @@ class Profile:
 
 @dataclass(frozen=True)
 class Robustness:
-    """What a step is allowed, and how often it is tried.
+    """A step's time limit and number of tries.
 
     Attributes:
-        retries: after a failure or a machine that was taken away; `finetune` goes on from its saved state.
-        timeout: seconds of one attempt, on Kubernetes, or of a job elsewhere.
-        spot_retries: in place of `retries` on spot machines, which may be taken away many times. Not always, as neither KFP nor
-            Vertex tells an exit code from another: a wrong recipe would hold an accelerator through all of them.
+        retries: number of retries after a failure or preemption; `finetune` continues from its saved state.
+        timeout: seconds for one attempt on Kubernetes, or for a separate job.
+        spot_retries: replaces `retries` on spot machines, which may be preempted many times. Not used elsewhere: neither KFP
+            nor Vertex AI distinguishes exit codes, so a wrong recipe would hold an accelerator through all retries.
     """
 
     retries: int
@@ -113,11 +113,11 @@ ROBUSTNESS = {
 }
 
 SMALL = Machine("cpu", cpu="4", memory="16G")
-"""For steps that need no accelerator. Merging and decoding work on a block of one array at a time."""
+"""Machine for steps without an accelerator. Merging and decoding process one block of an array at a time."""
 
 
 def _gke_gpu(name: str, cpu: int, memory: int, target: str, count: int = 1, hosts: int = 1) -> Profile:
-    """GPUs of one host, with what each of them brings of cores and GB; with several hosts, one GPU to evaluate on."""
+    """GPUs of one host, with `cpu` cores and `memory` GB per GPU. With several hosts, one GPU evaluates."""
 
     def machine(count: int, hosts: int) -> Machine:
         selectors = {"cloud.google.com/gke-accelerator": name}
@@ -129,7 +129,7 @@ def _gke_gpu(name: str, cpu: int, memory: int, target: str, count: int = 1, host
 
 
 def _several(target: str, count: int) -> str:
-    """What preflight calls so many of a target in one machine."""
+    """preflight's name for `count` GPUs of a target in one machine."""
     return target if count == 1 else f"{target}-{count}"
 
 
@@ -139,7 +139,7 @@ _ONE_HOST = {1: "1x1", 4: "2x2", 8: "2x4"}
 
 
 def _gke_tpu(generation: str, chips: int, topology: str = "", hosts: int = 1) -> Profile:
-    """Chips of one host; with several hosts, four of each, and a host of four to evaluate on."""
+    """Chips of one host. With several hosts, four chips per host, and one host with four chips evaluates."""
 
     def machine(count: int, topology: str, hosts: int) -> Machine:
         accelerator = {"cloud.google.com/gke-tpu-accelerator": _GKE_TPUS[generation]}
@@ -152,12 +152,12 @@ def _gke_tpu(generation: str, chips: int, topology: str = "", hosts: int = 1) ->
 
 
 def _vertex_gpu(name: str, cpu: int, memory: int, target: str, count: int = 1) -> Profile:
-    """GPUs of one host; cores and GB are those of Vertex AI's machine with so many."""
+    """GPUs of one host; cores and GB are those of Vertex AI's machine with this number of GPUs."""
     return Profile("vertex", Machine("gpu", str(cpu), f"{memory}G", name, count), _several(target, count))
 
 
 def _vertex_gpus(one: Profile, machine_type: str, hosts: int) -> Profile:
-    """Hosts with eight GPUs each; one GPU evaluates."""
+    """Several hosts with eight GPUs each; one GPU evaluates."""
     whole = replace(one.accelerated, count=8, hosts=hosts, machine_type=machine_type)
     return Profile("vertex", whole, one.target, evaluating=one.accelerated)
 
@@ -208,14 +208,14 @@ CANNOT = {
     "pipelines/profiles.py",
     r".*multi-?host": "kfp-tpu-v5e-16, kfp-tpu-v6e-16, kfp-gpu-a100-16, kfp-gpu-h100-16, vertex-gpu-a100-16 or -h100-16",
 }
-"""Why a profile is not there, by what the beginning of its name matches."""
+"""Why a profile does not exist, by a pattern for the beginning of its name."""
 
 
 def find_profile(name: str) -> Profile:
-    """A profile by its name.
+    """A profile by name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such profile.
     """
     if name not in PROFILES:
         why = next((reason for pattern, reason in CANNOT.items() if re.match(pattern, name)), None)

@@ -1,4 +1,4 @@
-"""What the end of a run says: which model it was, where everything is, and what can be done next, ready to be typed."""
+"""The closing lines of a run: its model, its files, and the next commands, ready to type."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from paligemma.storage.location import SCHEME
 from pipelines.run_local import RunOutputs
 
 COMMAND = ".venv/bin/paligemma"
-"""The command, as one types it in the folder that README.md is in."""
+"""The command as typed in the folder of README.md."""
 
 
 def end_of_run(outputs: RunOutputs, parameters: Mapping[str, object]) -> Iterator[str]:
-    """The lines.
+    """The closing lines.
 
     Args:
-        outputs: of the run.
-        parameters: of the pipeline.
+        outputs: the run's outputs.
+        parameters: the pipeline's parameters.
     """
     yield f"model:       {describe(str(parameters['source']), open_checkpoint(outputs.checkpoint))}"
     yield f"tuned model: {short(outputs.tuned)}"
@@ -43,7 +43,7 @@ def end_of_run(outputs: RunOutputs, parameters: Mapping[str, object]) -> Iterato
 
 
 def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
-    """The command that asks a tuned model what the first row of the validation data does."""
+    """The command that asks a tuned model the first question of the validation data."""
     image, prompt = "IMAGE", "PROMPT"
     data = str(parameters["validation_data"])
     images = str(parameters.get("images") or parent_of(data))
@@ -57,7 +57,7 @@ def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
 
 
 def short(location: str) -> str:
-    """A path as one would type it here, if it is below this folder; else as it is."""
+    """A path relative to the current folder if it is below it; else unchanged."""
     if location.startswith(SCHEME):
         return location
     relative = os.path.relpath(location)

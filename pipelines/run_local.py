@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StepFailedError(PaliGemmaError):
-    """A step of the DAG failed; has the exit code of the step's own error."""
+    """A step of the DAG failed. The exit code is that of the step's error."""
 
 
 _PAGES = {
@@ -41,7 +41,7 @@ _PAGES = {
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Where a finished run's artifacts are: local paths, or `gs://` addresses. No release if the model was not better."""
+    """The artifacts of a finished run: local paths or `gs://` addresses. There is no release if the model was not better."""
 
     checkpoint: str
     tuned: str
@@ -51,11 +51,11 @@ class RunOutputs:
 
     @property
     def root(self) -> str:
-        """What artifacts, and records of lineage, are below."""
+        """The root of artifacts and lineage records."""
         return self.tuned.rsplit("/", 3)[0]
 
     def pages(self) -> dict[str, str]:
-        """Every page of the run, by what it is about; on `gs://`, the artifact that it is in."""
+        """Every page of the run by subject; on `gs://`, the page's artifact."""
         run = self.tuned.rsplit("/", 2)[0]
         places = {name: (f"{run}/{artifact}", page) for name, (artifact, page) in _PAGES.items()}
         return {
@@ -68,7 +68,7 @@ class RunOutputs:
 def run_pipeline(
     parameters: dict[str, object], root: Path, runner: SubprocessRunner | DockerRunner | None = None
 ) -> RunOutputs:
-    """Runs the DAG; its artifacts go below `root`, in a folder of this run's own, and what the steps print into `root/logs`.
+    """Runs the DAG. Artifacts go to a separate folder for this run below `root`, and logs to `root/logs`.
 
     Args:
         parameters: arguments of `finetune_pipeline`.
@@ -76,7 +76,7 @@ def run_pipeline(
         runner: one of KFP's local runners; without it, each task is a subprocess.
 
     Raises:
-        StepFailedError: names the step that failed, and says why.
+        StepFailedError: names the failed step, and says why.
     """
     from kfp import local
 
@@ -90,13 +90,13 @@ def run_pipeline(
     )
     log = RunLog(root / "logs" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.log")
     with contextlib.closing(log), contextlib.redirect_stdout(log), warnings.catch_warnings():
-        # The runner warns of what only matters elsewhere: image names, display names, resources.
+        # The runner warns about settings that only matter on clusters: image names, display names, resources.
         warnings.filterwarnings("ignore", module=r"kfp\.local")
         try:
             finetune_pipeline(**parameters)
         except RuntimeError as error:
             raise _failure(log, error) from None
-    # A pipeline gives nothing out from inside an exit handler; but every task says where it writes.
+    # A pipeline has no outputs from inside an exit handler, but every task says where it writes.
     folder = f"{str(parameters.get('artifact_root') or root.absolute()).rstrip('/')}/{log.run}"
     outputs = RunOutputs(
         f"{folder}/fetch-checkpoint/checkpoint",
@@ -105,13 +105,13 @@ def run_pipeline(
         f"{folder}/evaluate-2/evaluation",
     )
     missing = [location for location in vars(outputs).values() if location and not exists(location, RECORD_FILE)]
-    if missing:  # the runner's word is not enough: what it reports as done must be there
+    if missing:  # do not trust the runner: reported outputs must exist
         raise StepFailedError("The run left no whole artifact.", where=missing[0], fix=f"see {log.path}")
     return replace(outputs, release=_release_of(outputs, str(parameters.get("registry", ""))))
 
 
 def _release_of(outputs: RunOutputs, registry: str) -> str:
-    """The champion, if this run made it. The task that publishes is in a branch of the DAG, which gives nothing out."""
+    """The champion, if this run made it. The publishing task is in a branch of the DAG, which has no outputs."""
     release = read_champion_release(registry) if registry else None
     if release is None:
         return ""

@@ -1,4 +1,4 @@
-"""What KFP's local runner prints: all of it into a log file, and to the screen only what a person wants to follow."""
+"""Splits the output of KFP's local runner: everything into a log file, and only the essential lines to the screen."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TextIO
 from paligemma.terminal import printable
 
 _SECONDS_OF_SILENCE = 10.0
-"""After which a line says that a task is still at it, where there is no terminal whose last line can be written anew."""
+"""Without a terminal, prints a line that a task is still running after this many seconds of silence."""
 _ANEW = "\r\x1b[2K"
-"""Goes to the beginning of the line, and clears it (ECMA-48: CR, EL 2)."""
+"""Moves to the beginning of the line and clears it (ECMA-48: CR, EL 2)."""
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
 _ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
@@ -25,12 +25,12 @@ _ERROR = re.compile(r"\s*(?P<kind>paligemma(?:\.\w+)*\.\w+Error): (?P<message>.*
 
 
 class RunLog(io.TextIOBase):
-    """A stream to take the place of standard output during a run. Every second, a terminal's last line says what goes on.
+    """A stream that replaces standard output during a run. On a terminal, the last line shows the progress every second.
 
     Attributes:
         run: the run's name, once a task has ended well.
         failed_task: the first task that failed.
-        error_kind, error: dotted name of the class, and text, of the last of our own errors that a task ended with.
+        error_kind, error: dotted class name and text of the last of our own errors that ended a task.
     """
 
     def __init__(self, path: Path, screen: TextIO | None = None) -> None:
@@ -47,7 +47,7 @@ class RunLog(io.TextIOBase):
         threading.Thread(target=self._tick_on, daemon=True).start()
 
     def writable(self) -> bool:
-        """As any text stream."""
+        """True, as for any text stream."""
         return True
 
     def write(self, text: str) -> int:
@@ -76,7 +76,7 @@ class RunLog(io.TextIOBase):
         return "\n".join(self.path.read_text().rstrip().splitlines()[-lines:])
 
     def tick(self, now: float) -> None:
-        """Says which task is under way, since when, and how far it was last. Called every second."""
+        """Shows the running task, its duration, and its last progress. Called every second."""
         with self._writing:
             if not self._task:
                 return
@@ -109,7 +109,7 @@ class RunLog(io.TextIOBase):
         if match := _ERROR.fullmatch(line):
             self.error_kind, self.error, self._in_error = match["kind"], [match["message"]], True
         elif self._in_error:
-            # The particulars of our errors are indented lines, inside the runner's own indentation.
+            # The details of our errors are lines indented relative to the runner's own indentation.
             self._in_error = bool(re.match(r"\s{6,}\S", line))
             if self._in_error:
                 self.error.append(line[4:])

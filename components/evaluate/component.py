@@ -42,12 +42,12 @@ def evaluate(
     run: str = "",
     run_task: str = "",
 ) -> bool:
-    """Decodes answers to every row and judges them, beside another evaluation's if one is given; says whether to promote.
+    """Decodes answers to every row and judges them, also against other evaluations if given; says whether to promote.
 
-    The answer is the output named `Output`: KFP's local runner finds no other in a condition.
+    The result is the output named `Output`: KFP's local runner supports no other in a condition.
 
     Args:
-        registry: Registry of releases, whose champion is evaluated on the same records, to be better than too.
+        registry: Registry of releases; its champion is evaluated on the same records, and must be beaten too.
         margin: By how much the first metric must surely be better than that of baseline and champion.
         task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
         metrics: Metrics in place of the task's, with commas, the deciding one first.
@@ -60,13 +60,13 @@ def evaluate(
         top_p: Draw among the most likely tokens that reach this probability.
         best_of: Samples of each row, the most likely of which is its answer.
         seed: What samples are drawn from, together with the row's identity.
-        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
-        records_sha256: Hash of records, as the step that made it gives it; empty: not compared.
-        tuned_sha256: Hash of tuned, as the step that made it gives it; empty: not compared.
-        baseline_sha256: Hash of baseline, as the step that made it gives it; empty: not compared.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
+        records_sha256: Expected tree hash of records, from the step that made them; empty: not compared.
+        tuned_sha256: Expected tree hash of tuned, from the step that made it; empty: not compared.
+        baseline_sha256: Expected tree hash of baseline, from the step that made it; empty: not compared.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import json
     import math
@@ -119,7 +119,7 @@ def evaluate(
     table = values["confusion"] or {"labels": [], "counts": []}
     if table["labels"]:
         confusion.log_confusion_matrix(table["labels"], table["counts"])
-    # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.
+    # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.
     Path(summary.path).write_text(json.dumps(values, indent=2))
     Path(confusion.path).write_text(json.dumps(table))
     gate = folder / "gate.json"

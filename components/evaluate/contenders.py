@@ -1,4 +1,4 @@
-"""Other models' evaluations of the same rows, which a candidate is compared with."""
+"""Other models' evaluations of the same rows, for comparison with a candidate."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Evaluation:
 
     Attributes:
         summary: its metrics.json.
-        answers: by row, in order.
-        scores: of the deciding metric, by row, in order.
+        answers: answers in row order.
+        scores: scores by the deciding metric in row order.
     """
 
     summary: Mapping
@@ -47,16 +47,16 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evaluation:
-    """Reads an evaluation that a model is to be better than.
+    """Reads an evaluation that a model must beat.
 
     Args:
-        folder: its artifact.
-        metric: the deciding one.
-        inputs: of the candidate's evaluation.
+        folder: the evaluation's artifact.
+        metric: the deciding metric.
+        inputs: inputs of the candidate's evaluation.
 
     Raises:
-        InputError: it is of other records, or was not judged by this metric.
-        DamagedError: it cannot be read.
+        InputError: the evaluation is of other records, or lacks this metric.
+        DamagedError: the evaluation cannot be read.
     """
     theirs = {entry.sha256 for entry in read_record(folder, ARTIFACT_TYPE).inputs if entry.role == RECORDS_ROLE}
     if theirs != {entry.sha256 for entry in inputs if entry.role == RECORDS_ROLE}:
@@ -156,13 +156,13 @@ def find_contenders(
 
 
 def released_with(release: Release, metric: str, inputs: Sequence[Input], decoding: Mapping[str, object]) -> Evaluation | None:
-    """The evaluation that a model was released with; None if it is of other records or another way of decoding or judging.
+    """The evaluation of a release; None if its records, decoding or metric differ.
 
     Args:
         release: the champion.
-        metric: the deciding one.
-        inputs: of the candidate's evaluation.
-        decoding: parameters that must be equal.
+        metric: the deciding metric.
+        inputs: inputs of the candidate's evaluation.
+        decoding: decoding parameters that must be equal.
     """
     made = localize(release.location) / EVALUATION_FOLDER
     try:

@@ -1,4 +1,4 @@
-"""Answers to every row, of which none is decoded twice: batches are kept until the evaluation is published."""
+"""Decodes answers to every row, none twice: batches are saved until the evaluation is published."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "sentencepiece")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How rows are answered.
+    """How to decode answers.
 
     Attributes:
-        settings: greedily, by samples, or by beam search.
+        settings: greedy, sampling, or beam search.
         batch_size: rows decoded at once; does not change an answer.
-        seed: what samples are drawn from, together with the row's identity.
+        seed: seed of the samples, together with the row's hash.
     """
 
     settings: DecodeSettings
@@ -45,7 +45,7 @@ class Decoding:
 
 
 def check_compatible(base: Checkpoint, data: Records) -> None:
-    """Confirms that the records hold images of the model's size."""
+    """Confirms that the records have the model's image size."""
     if base.config.img.image_size != data.dataset.image_size:
         raise InputError(
             f"The records hold images of {data.dataset.image_size} pixels, the model wants {base.config.img.image_size}.",
@@ -57,14 +57,14 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
 def kept_predictions(
     place: str, state_root: str, base: Checkpoint, inputs: Sequence[Input], decoding: Decoding
 ) -> KeptPredictions:
-    """Where the predictions of a model are kept, and what determines them.
+    """The saved predictions of a model, with the values that determine them.
 
     Args:
-        place: folder or prefix, used unless there is a `state_root`.
-        state_root: folder or prefix below which they have a place of their own, named by what determines them.
+        place: folder or prefix for predictions; ignored if `state_root` is given.
+        state_root: root folder or prefix; predictions get a subfolder named by a hash of what determines them.
         base: the checkpoint.
         inputs: checkpoint, records and, if there is one, the tuned model.
-        decoding: how rows are answered.
+        decoding: how to decode answers.
     """
     determined_by = {
         "inputs": {entry.role: entry.sha256 for entry in inputs},
@@ -84,21 +84,21 @@ def kept_predictions(
 def decode(
     base: Checkpoint, tuned: TunedModel | None, data: Records, decoding: Decoding, kept: KeptPredictions, what: str
 ) -> list[Prediction]:
-    """The predictions of all rows, in their order. Only those that are not kept are decoded, and then kept.
+    """The predictions of all rows in order. Decodes only rows without a saved prediction, and saves them.
 
     Args:
         base, tuned: the model; it is not loaded if nothing is left to do.
         data: the rows.
-        decoding: how to answer.
-        kept: what there is already.
-        what: the model, in the progress.
+        decoding: how to decode answers.
+        kept: the saved predictions.
+        what: the model's name in the progress line.
     """
     rows = data.dataset.rows
     found = kept.read(row_ids(data, range(rows)))
     if len(found) < rows:
         model = build_model(base, tuned)
         if jax.device_count() > 1:
-            model.mesh = make_mesh(copies=jax.device_count())  # decoding reads every weight for every token: whole on each
+            model.mesh = make_mesh(copies=jax.device_count())  # decoding reads all weights for every token: a copy on each
         with WorkProgress(f"evaluating {what}", "rows", rows - len(found)) as progress:
             started = time.monotonic()
             batches = predict.predict(model, data, decoding.batch_size, decoding.settings, decoding.seed, frozenset(found))

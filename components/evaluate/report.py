@@ -1,4 +1,4 @@
-"""The evaluation's page: figures, and every row with its picture and boxes, worst first."""
+"""The evaluation's page: figures, and rows with pictures and boxes, worst first."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from paligemma.evaluation.gate import Decision
 from paligemma.reports.page import image_uri, render, write_page
 
 REPORT_ROWS = 5000
-"""Rows in the report, the worst ones: with a picture each, a page of 5,000 has about 30 MB."""
+"""Most rows in the report, worst first. With a picture each, a page of 5,000 rows has about 30 MB."""
 
 THUMBNAIL_SIZE = 192
-"""Side in pixels of the pictures, at most."""
+"""Maximum side of the pictures in pixels."""
 
 PictureOf = Callable[[int], UInt8[np.ndarray, "size size 3"]]
 
@@ -53,12 +53,12 @@ def render_report(
     """The page as HTML.
 
     Args:
-        judgement: what it shows, every row up to `REPORT_ROWS`.
-        baseline: shown beside.
-        decision: the gate's.
-        picture_of: the image of a row by its number.
-        source: what to call the data.
-        model: the base, in a line.
+        judgement: what the page shows, up to `REPORT_ROWS` rows.
+        baseline: the base's evaluation, shown beside; None for none.
+        decision: the gate's decision; None for none.
+        picture_of: returns a row's image by number.
+        source: name of the data.
+        model: a line that describes the base.
     """
     summary = judgement.summary
     worst = np.argsort(judgement.scores[judgement.primary].rows, kind="stable")[:REPORT_ROWS].tolist()

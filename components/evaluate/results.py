@@ -1,4 +1,4 @@
-"""What predictions are worth: judged by metrics, summed up in `metrics.json`, listed row by row in `predictions.jsonl`."""
+"""Judges predictions by metrics; writes the summary to `metrics.json`, and the rows to `predictions.jsonl`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from paligemma.evaluation.significance import bootstrap_interval
 from paligemma.evaluation.tasks import TASKS
 
 _ENOUGH = 1e-6
-"""Share of the best value by which a value may be less, and still be the best: rounding."""
+"""Relative rounding tolerance for a value to count as the best."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Predictions and what they are worth.
+    """Predictions and their scores.
 
     Attributes:
-        predictions: in the order of the rows.
-        matches: exact match of every row.
-        scores: by the name of the metric, the deciding one first.
-        summary: contents of `metrics.json`. Where a value is no finite number, it is None.
+        predictions: predictions in row order.
+        matches: exact match for every row.
+        scores: scores by metric name, deciding metric first.
+        summary: contents of `metrics.json`, with None for non-finite values.
     """
 
     predictions: Sequence[Prediction]
@@ -55,12 +55,12 @@ def judge(
     """Judges predictions.
 
     Args:
-        model: what to call it.
-        predictions: in the order of the rows.
+        model: the model's name.
+        predictions: predictions in row order.
         task: what the rows ask, by name.
-        metrics: by name, the deciding one first.
-        seconds: that decoding took.
-        max_new_tokens: most tokens that an answer could have.
+        metrics: metrics by name, deciding metric first.
+        seconds: decoding time.
+        max_new_tokens: maximum tokens of an answer.
 
     Raises:
         InputError: a user's own metric does not return a number.
@@ -120,7 +120,7 @@ def write_results(folder: Path, judgement: Judgement, decision: Decision | None)
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with None in place of every number that JSON cannot hold: a model that diverged has such probabilities."""
+    """Replaces numbers that JSON cannot hold by None: a diverged model has such probabilities."""
     if isinstance(value, Mapping):
         return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -129,7 +129,7 @@ def finite(value: Any) -> Any:
 
 
 def suffix_loss(predictions: Sequence[Prediction]) -> tuple[float, tuple[float, float] | None]:
-    """Loss of the targets, in nats a token, and its 95 % bootstrap interval; None without rows."""
+    """Loss of the targets in nats a token, and its 95 % bootstrap interval; the interval is None without rows."""
     if not predictions:
         return 0.0, None
     losses, tokens = np.array([(-p.target_logprob, p.target_tokens) for p in predictions]).T
@@ -138,7 +138,7 @@ def suffix_loss(predictions: Sequence[Prediction]) -> tuple[float, tuple[float, 
 
 
 def _shortfalls(metrics: Mapping[str, Metric], perfect: Mapping[str, float | None]) -> list[str]:
-    """What to know of metrics by which not even a row's own first reference is as good as can be."""
+    """Notes about metrics by which even a row's first reference is not perfect."""
     return [
         f"{name}: a model that answers each of these rows with its first reference has {value:.4g}, "
         f"not {metric.best:g}. {metric.shortfall[:1].upper()}{metric.shortfall[1:]}."
@@ -148,7 +148,7 @@ def _shortfalls(metrics: Mapping[str, Metric], perfect: Mapping[str, float | Non
 
 
 def _cut_off(predictions: Sequence[Prediction], max_new_tokens: int) -> list[str]:
-    """What to know where right answers are longer than answers could be."""
+    """Notes for the case that references are longer than `max_new_tokens` allows."""
     longer = [p.target_tokens for p in predictions if p.target_tokens > max_new_tokens]
     if not longer:
         return []

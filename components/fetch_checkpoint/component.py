@@ -29,10 +29,10 @@ def fetch_checkpoint(
         sha256: Expected sha256 of the weight file; empty: recorded, not checked. https:// needs it.
         tokenizer: SentencePiece model, when it is not beside the weights.
         precision: Which file of a Kaggle model: by the dtype of its weights.
-        image_size: Side of the images that the checkpoint is to be used with, in pixels; 0: its own.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        image_size: Side of the checkpoint's input images, in pixels; 0: its own.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     from components.artifacts import mirror_record, output_location
     from components.fetch_checkpoint.main import fetch_checkpoint as run_step

@@ -71,7 +71,7 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
     folder = checkpoint.weights.parent
     is_npz = checkpoint.weights.suffix == ".npz"
     files = {checkpoint.weights.name: checkpoint.weights} if is_npz else checkpoint_files(folder)
-    if checkpoint.weights.suffix == ".safetensors":  # one file, under the name that later steps look for
+    if checkpoint.weights.suffix == ".safetensors":  # one file, under the name that later steps expect
         others = {name: path for name, path in files.items() if name != INDEX_FILE and not name.endswith(".safetensors")}
         files = {**others, SINGLE_FILE: checkpoint.weights.resolve()}
     expected = {name: known_sha256(path) for name, path in files.items()}

@@ -31,14 +31,14 @@ def finetune(
 
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
-        state: Folder or gs:// prefix for the training state, which an interrupted task goes on from. Empty: below
-            artifact_root, in a place that what determines the run gives its name; without artifact_root, beside the output.
-        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
-        records_sha256: Hash of records, as the step that made it gives it; empty: not compared.
-        validation_sha256: Hash of validation, as the step that made it gives it; empty: not compared.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        state: Folder or gs:// prefix for the training state, from which an interrupted task resumes. Empty: a subfolder of
+            artifact_root named by a hash of recipe, data and checkpoint; without artifact_root, beside the output.
+        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
+        records_sha256: Expected tree hash of records, from the step that made them; empty: not compared.
+        validation_sha256: Expected tree hash of validation, from the step that made it; empty: not compared.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import json
     import shutil
@@ -70,5 +70,5 @@ def finetune(
     summary = read_json(folder / "summary.json", "The summary of the training", nonfinite=True)
     for key in ("final_loss", "examples_per_second", "seconds"):
         metrics.log_metric(key, summary[key])
-    # A Metrics artifact that is only logged to has no file, which stores that expect one report as missing.
+    # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.
     Path(metrics.path).write_text(json.dumps(summary, indent=2))

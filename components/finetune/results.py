@@ -1,4 +1,4 @@
-"""What a run leaves: the trained parameters, what is needed to use them, and what is known of how they came about."""
+"""Writes a run's results: the trained parameters, the facts needed to use them, and how they were trained."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def write_results(
     Args:
         folder: an existing folder.
         base: the checkpoint that was trained.
-        recipe: how.
+        recipe: how it was trained.
         trained: the trained parameters by name.
-        entries: of `metrics.jsonl`.
-        progress: what else is known of the run.
-        seconds: that this process took for its steps.
-        device: number and kind.
-        frozen_identical: whether the frozen parameters were compared with the base's, and are the same.
-        grey_range: how the grey pictures of the training data were read; empty: as each file states.
+        entries: entries of `metrics.jsonl`.
+        progress: other facts about the run.
+        seconds: time of this process's steps.
+        device: number and kind of devices.
+        frozen_identical: whether the frozen parameters were compared with the base's and are equal.
+        grey_range: the training data's grey range; empty: as stated in each file.
     """
     steps = [entry for entry in entries if "loss" in entry]
     last, values = steps[-1]["step"], recipe.model_dump(mode="json")
@@ -94,8 +94,8 @@ def render_training(
 
     Args:
         summary: contents of `summary.json`.
-        recipe, trained, entries: as `write_results` takes them.
-        model: which one was trained.
+        recipe, trained, entries: see `write_results`.
+        model: a line that describes the base.
     """
     return render(
         "training.html",
@@ -115,7 +115,7 @@ def render_training(
 
 
 def final_figures(entries: list[dict]) -> dict[str, float]:
-    """What a run is compared by: the loss over the last tenth of the steps, and speed."""
+    """Figures that compare runs: the mean loss over the last tenth of the steps, and speed."""
     steps = [entry for entry in entries if "loss" in entry]
     tail = [entry["loss"] for entry in steps[-max(1, len(steps) // 10) :]]
     rates = sorted(entry["examples_per_second"] for entry in steps)
@@ -123,7 +123,7 @@ def final_figures(entries: list[dict]) -> dict[str, float]:
 
 
 def _seconds_by_phase(steps: list[dict]) -> dict[str, float]:
-    """Where the time went, over all entries."""
+    """Seconds by phase, summed over all entries."""
     total: Counter[str] = Counter()
     for entry in steps:
         total.update({key.removeprefix(_PHASE): value for key, value in entry.items() if key.startswith(_PHASE)})

@@ -19,17 +19,17 @@ def preflight(
     run: str = "",
     run_task: str = "",
 ):
-    """Compiles the training step for the hardware that is to run it, and fails when it does not fit.
+    """Compiles the training step for its hardware, and fails if it does not fit.
 
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
         text_tokens: Most tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
-        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import shutil
 

@@ -45,10 +45,10 @@ def prepare_data(
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
-        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import shutil
 

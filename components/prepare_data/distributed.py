@@ -1,4 +1,4 @@
-"""Preparing a split on many machines: groups of line ranges are listed, prepared, and joined to the bytes `main.run` gives."""
+"""Prepares a split on many machines: lists, prepares and joins groups of line ranges. Same bytes as `main.run`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from paligemma.storage.files import write_file
 
 
 def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:
-    """Groups of consecutive line ranges, about equal, one for each pod: `FIRST:STOP`, numbers of shards."""
+    """Groups of consecutive line ranges, about equal, one per pod: `FIRST:STOP`, in shard numbers."""
     with tempfile.TemporaryDirectory() as folder:
         count = len(_split(data, rows_per_shard, Path(folder)))
     pods = max(1, min(pods, count))
@@ -40,7 +40,7 @@ def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:
 def prepare_group(
     group: str, data: str, checkpoint: str, images: str, output: Path, settings: Mapping[str, Any], workers: int
 ) -> None:
-    """Prepares one group into `output`, which is no artifact yet: `join_groups` makes one of all of them."""
+    """Prepares one group into `output`. This is not an artifact yet: `join_groups` makes one from all groups."""
     inputs, settings = open_inputs(data, checkpoint, images, "group", ""), checked_settings(settings)
     output.mkdir(parents=True, exist_ok=True)
     first, stop = map(int, group.split(":"))
@@ -64,10 +64,10 @@ def join_groups(
     max_reject_fraction: float,
     against: str,
 ) -> None:
-    """Makes the records of all groups of a split.
+    """Makes a split's records from all groups.
 
     Raises:
-        InputError: a group was prepared from something else, or too many rows were rejected.
+        InputError: a group has other inputs or settings, or too many rows were rejected.
         DamagedError: a range is missing.
     """
     inputs, settings = open_inputs(data, checkpoint, images, split, against), checked_settings(settings)

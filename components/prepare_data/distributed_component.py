@@ -38,7 +38,7 @@ def prepare_group(
     """Prepares one group of line ranges, with as many processes as the pod has cores.
 
     Args:
-        group: As from list_groups.
+        group: A group from list_groups.
         data: JSONL file of rows.
         images: Folder that image paths are relative to; empty: the JSONL file's folder.
         max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
@@ -81,7 +81,7 @@ def join_groups(
     """Joins all groups of a split to records: the same bytes as prepare_data gives on one machine.
 
     Args:
-        parts: What prepare_group left, of every group.
+        parts: Outputs of prepare_group for every group.
         data: JSONL file of rows.
         images: Folder that image paths are relative to; empty: the JSONL file's folder.
         split: Name of the split; begins the shards' names.
@@ -92,9 +92,9 @@ def join_groups(
         compression: Compression of the shards: none or gzip.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import shutil
     from pathlib import Path

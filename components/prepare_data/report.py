@@ -17,13 +17,13 @@ from paligemma.data.rows import REASONS, RowError
 from paligemma.reports.page import image_uri, render
 
 THUMBNAIL_SIZE = 224
-"""Side in pixels of the pictures, at most."""
+"""Maximum side of the pictures in pixels."""
 
-_WINDOW = 32  # files that are held at once
+_WINDOW = 32  # files held at once
 
 
 def render_report(dataset: Dataset, facts: Facts, job: Job, data: str, model: str = "") -> str:
-    """The page as HTML. Reads the images that it shows once more, so that shards need not be searched for them."""
+    """The page as HTML. Reads its images from the source again, rather than search the shards."""
     source = open_images(job.images)
     remarks = facts.warned + facts.rejects
     images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
@@ -45,7 +45,7 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str, model: st
 
 
 def _pictures(source: ImageSource, names: Iterable[str], size: int, grey_range: GreyRange | None) -> dict[str, str]:
-    """Data URIs of the images that can be shown."""
+    """Data URIs of the images that can be read."""
     shown = {}
     remaining = sorted(names)
     while remaining:

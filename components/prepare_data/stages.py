@@ -1,4 +1,4 @@
-"""What preparing a split is made of, on one machine or many: opening its inputs, the folder of unfinished work, finishing."""
+"""The stages of preparing a split, on one machine or many: open inputs, find the work folder, finish."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ log = logging.getLogger("paligemma.prepare_data")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a split is prepared from, opened and checked.
+    """A split's inputs, opened and checked.
 
     Attributes:
-        data: the JSONL file as the user named it; `rows_file` is a copy on this machine.
+        data: the JSONL file as named by the user; `rows_file` is a local copy.
         images: the folder or prefix of the images.
-        model: the checkpoint in a line, for the page.
-        against: another split; empty for none. `against_images` is where its images are, if it is a JSONL file.
+        model: a line that describes the checkpoint, for the page.
+        against: another split; empty for none. `against_images` is its image folder, if it is a JSONL file.
     """
 
     data: str
@@ -64,16 +64,16 @@ class Inputs:
     against_images: str
 
     def records(self) -> list[Input]:
-        """The inputs as lineage names them."""
+        """The inputs for the lineage record."""
         named = [("data", self.data), ("checkpoint", self.checkpoint), ("tokenizer", self.tokenizer)]
         return [input_of(role, where) for role, where in named + [("against", self.against)] * bool(self.against)]
 
 
 def open_inputs(data: str, checkpoint: str, images: str, split: str, against: str) -> Inputs:
-    """Checks everything that can be wrong before any work is done.
+    """Opens the inputs, and checks everything before any work is done.
 
     Raises:
-        InputError: something is.
+        InputError: an input is wrong.
     """
     opened = open_checkpoint(checkpoint)
     if opened.tokenizer is None:
@@ -104,10 +104,10 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
 
 
 def checked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides what becomes of a line; a grey range in one spelling, and only if there is one.
+    """The settings that decide what becomes of a line; a grey range is normalized, and left out if empty.
 
     Raises:
-        InputError: the grey range is none, or a choice is not taken.
+        InputError: the grey range is invalid, or a choice is none of the choices.
     """
     one_of(given["over_long"], get_args(OverLong), "--over-long")
     one_of(given["compression"], get_args(Compression), "--compression")
@@ -118,15 +118,15 @@ def checked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_reject_fraction: float) -> dict[str, object]:
-    """Everything that determines the records besides the inputs. The number of processes does not."""
+    """Everything besides the inputs that determines the records. The number of processes does not."""
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
 
 
 def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Path:
-    """The folder that holds finished shards until the records are: beside the output, or, of a prefix, in the cache folder.
+    """The folder of finished shards until the records are done: beside the output, or in the cache folder for a prefix.
 
-    What an earlier, killed run with the same inputs and settings finished is still in it; anything else is not. Image files
-    are taken to be the same: hashing them all would be half the work.
+    It keeps the finished shards of a killed run with the same inputs and settings, and nothing else. Image files are assumed
+    unchanged: hashing them all would be half the work.
     """
     location = parse_location(output)
     if isinstance(location, Path):
@@ -137,7 +137,7 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Pat
     known = folder / FINGERPRINT_FILE
     if kind_of(folder) not in (None, "folder") or (folder.is_dir() and any(folder.iterdir()) and not known.is_file()):
         raise InputError(
-            "What is at the place of unfinished work is something else.",
+            "The folder for unfinished work holds something else.",
             where=folder,
             fix="remove it, or choose another --output",
         )
@@ -146,20 +146,20 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Pat
         if finished := len(list(folder.glob("*.facts"))):
             log.info("%d shards were finished by an earlier run (remove %s to begin anew)", finished, folder)
     else:
-        write_file(known, b"")  # so that it is known for ours until it is empty
+        write_file(known, b"")  # removed last, so that the folder stays recognizable
         clear(folder, but=FINGERPRINT_FILE)
         write_file(known, wanted.encode())
     return folder
 
 
 def fingerprint(inputs: Inputs, settings: Mapping[str, Any]) -> str:
-    """Equal for ranges that belong together: of all that decides what becomes of a line, but for the contents of images."""
+    """A hash of all that decides what becomes of a line, except image contents. Ranges with equal hashes belong together."""
     facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
     return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
 
 
 def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path) -> Job:
-    """What to do with each line. A gzip file is unpacked to the folder first."""
+    """The job for each line. First unpacks a gzip file into the folder."""
     data = inputs.rows_file
     if is_gzip(data):
         data = folder / "rows"
@@ -178,18 +178,18 @@ def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path) -> Job:
 
 
 def check_room(folder: Path, draft: Path, job: Job, parts: Sequence[LineRange]) -> None:
-    """Confirms before any work is done that the shards fit on the disks that hold them, if all rows are kept.
+    """Confirms before any work that the shards fit on their disks, if all rows are kept.
 
     Raises:
-        InputError: they do not; says how much room is needed.
+        InputError: they do not fit; says how much room is needed.
     """
     if job.compression != "none":
-        return  # how far they pack shows only afterwards
+        return  # their compression ratio is known only afterwards
     row = job.image_size**2 * 3 + 4 * job.max_text_tokens
     done = sum(path.stat().st_size for path in folder.glob("*.tfrecord"))
     whole = row * sum(part.lines for part in parts)
     check_space(folder, max(0, whole - done))
-    if draft.stat().st_dev != folder.stat().st_dev:  # else shards are linked and not copied
+    if draft.stat().st_dev != folder.stat().st_dev:  # on one disk, shards are linked, not copied
         check_space(draft, whole)
 
 
@@ -203,10 +203,10 @@ def finish(
     max_reject_fraction: float,
     output: str,
 ) -> Dataset:
-    """Fills the draft of the artifact from the ranges that are prepared in `folder`.
+    """Fills the artifact's draft from the prepared ranges in `folder`.
 
     Raises:
-        InputError: too many rows were rejected; then the folder is gone, as the images may be what is changed next.
+        InputError: too many rows were rejected. The folder is removed then, because the user may change images next.
     """
     facts = gather_facts(parts, folder)
     other = _listing_of(inputs) if inputs.against else None
@@ -228,7 +228,7 @@ def finish(
 
 
 def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejected: bytes) -> InputError:
-    """The error that fails the step; leaves the whole list beside the output."""
+    """The error that fails the step. Writes the whole list beside the output."""
     kept = f"{str(output).rstrip('/')}.rejected.jsonl"
     write_file(kept, rejected)
     reasons = ", ".join(f"{count} {code}" for code, count in facts.rejected.most_common())
@@ -243,7 +243,7 @@ def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejecte
 
 
 def _listing_of(inputs: Inputs) -> Listing:
-    """The rows of another split. Of a JSONL file, images are compared by their bytes only, as none is decoded."""
+    """The rows of another split. For a JSONL file, images are compared only by their bytes, since none is decoded."""
     if exists(inputs.against, RECORD_FILE):
         return read_listing(open_records(inputs.against).folder / ROWS_FILE)
     source = open_images(inputs.against_images)
@@ -262,7 +262,7 @@ def _listing_of(inputs: Inputs) -> Listing:
 
 
 def _code_sha256() -> str:
-    """Of the code that makes a shard: another version of it does not go on with this one's."""
+    """Hash of the code that makes a shard: another version does not continue this one's work."""
     import paligemma.data
 
     folder = Path(paligemma.data.__file__).parent

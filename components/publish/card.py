@@ -15,7 +15,7 @@ LICENCE = """The terms that the base checkpoint came with apply to this model to
 
 
 class Source(NamedTuple):
-    """A file that a model was made from: what it was to it, its address, and its hash."""
+    """A source file of a model: its role, address and hash."""
 
     role: str
     uri: str
@@ -37,16 +37,16 @@ def render_card(
     """The card's text.
 
     Args:
-        version: of the release.
+        version: the release's version.
         formats: folders with the model.
-        description: the tuned model's.
-        summary: its `summary.json`.
+        description: the tuned model's description.
+        summary: the tuned model's `summary.json`.
         metrics: the evaluation's `metrics.json`.
         decision: the evaluation's `gate.json`.
         training: the tuned model's record.
-        inputs: of the release.
-        sources: what all of it was made from that no step made.
-        model: where the first of the formats is.
+        inputs: the release's inputs.
+        sources: external sources of the whole chain.
+        model: location of the first format.
     """
     base, recipe = description.base, description.recipe
     header = {
@@ -141,7 +141,7 @@ def _input_row(entry: Input | Source) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """A number; one that there is none of, as of no rows, is a dash."""
+    """A number as text; a dash if there is none, e.g. without rows."""
     return "–" if value is None else f"{value:.4f}"
 
 

@@ -37,13 +37,13 @@ def publish(
         dtype: Of every parameter; stored keeps each as it is.
         promote: Make it the champion; refused when its evaluation says no.
         vertex_model: Model of Vertex AI's Model Registry to make it a version of, by its full name; empty: none.
-        serving: How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with vertex_model.
-        checkpoint_sha256: Hash of checkpoint, as the step that made it gives it; empty: not compared.
-        tuned_sha256: Hash of tuned, as the step that made it gives it; empty: not compared.
-        evaluation_sha256: Hash of evaluation, as the step that made it gives it; empty: not compared.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
+        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
+        tuned_sha256: Expected tree hash of tuned, from the step that made it; empty: not compared.
+        evaluation_sha256: Expected tree hash of evaluation, from the step that made it; empty: not compared.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import shutil
 

@@ -1,4 +1,4 @@
-"""The formats that a release's model is written in."""
+"""The formats of a release's model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FORMATS: tuple[Literal["big_vision"], Literal["huggingface"]] = ("big_vision", "
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
-    """The formats that a text names, with commas between, each once.
+    """Parses a comma-separated list of formats; drops repetitions.
 
     Raises:
-        InputError: one is unknown, or none is named.
+        InputError: a format is unknown, or none is named.
     """
     wanted: list[Format] = []
     for name in dict.fromkeys(name.strip() for name in text.split(",") if name.strip()):

@@ -1,4 +1,4 @@
-"""Vertex AI's Model Registry: a release as a version of a model there, for who deploys from it. The files stay where they are.
+"""Registers a release as a model version in Vertex AI's Model Registry, for deployment. The files stay in place.
 
 https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.models/upload
 """
@@ -29,7 +29,7 @@ log = logging.getLogger("paligemma.publish")
 
 @dataclass(frozen=True)
 class VertexModel:
-    """A model of the Model Registry, and how it is to be served."""
+    """A model of the Model Registry, and how to serve it."""
 
     project: str
     location: str
@@ -38,20 +38,20 @@ class VertexModel:
 
     @classmethod
     def parse(cls, name: str, serving: str, registry: str) -> VertexModel:
-        """Checks what is asked for, before anything is written.
+        """Checks the arguments before anything is written.
 
         Args:
             name: `projects/PROJECT/locations/REGION/models/MODEL`.
-            serving: YAML text, which `components.publish.serving` reads; Vertex AI takes no model without it.
-            registry: of the releases.
+            serving: YAML text for `components.publish.serving`; Vertex AI requires it.
+            registry: the registry of releases.
 
         Raises:
-            InputError: it is no such name, or it is not said how to serve it, or Vertex AI could not reach the files.
+            InputError: the name is invalid, `serving` is missing, or Vertex AI could not reach the files.
         """
         found = _NAME.fullmatch(name)
         if found is None:
             raise InputError(
-                f"{name!r} is no model of Vertex AI.",
+                f"{name!r} is not a model of Vertex AI.",
                 where="--vertex-model",
                 expected="projects/PROJECT/locations/REGION/models/MODEL",
             )
@@ -60,11 +60,11 @@ class VertexModel:
         return cls(found[1], found[2], found[3], parse_serving(serving, "--serving"))
 
     def upload(self, release: Release) -> str:
-        """Makes a release a version of the model; returns the version's name. The same release again changes nothing.
+        """Registers a release as a version of the model; returns the version's name. Repeating it changes nothing.
 
         Raises:
             BackendError: Vertex AI refused.
-            BackendUnavailableError: it did not answer.
+            BackendUnavailableError: Vertex AI did not answer.
         """
         api = VertexApi(self.project, self.location)
         name, alias = f"{api.parent}/models/{self.identity}", f"release-{release.version}"
@@ -105,13 +105,13 @@ def _find(api: VertexApi, name: str) -> dict | None:
 
 
 def _part(release: Release) -> str:
-    """The format that most servers read, if the release has it."""
+    """The part with the format that most servers read, if the release has it."""
     parts = [one.folder for one in release.manifest.formats]
     return "huggingface" if "huggingface" in parts else parts[0]
 
 
 def _files(release: Release, part: str) -> str:
-    """The folder with the model's files: below the artifact's prefix, which holds one for each time that it was written."""
+    """The folder of the model's files, below the artifact's prefix, which has one folder per version."""
     location = cast(GcsLocation, release_part(release.registry, release.version, part))  # `parse` has seen to that
     record = parse_record_of_artifact(gcs.read_bytes(location / RECORD_FILE)[0], location / RECORD_FILE)
     return str(folder_of(location, str(record.artifact.version)))

@@ -1,4 +1,4 @@
-"""What becomes a release: a tuned model with its base and its evaluation, checked against each other, and written."""
+"""Makes a release: checks a tuned model, its base and its evaluation against each other, and writes them."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _VERSION_LENGTH = 12
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tuned model that is to be released.
+    """A tuned model to release.
 
     Attributes:
-        version: a hash of all that it is made from: the same again for the same.
-        signer: hash of the public key that it is signed with; empty if it is not.
-        inputs: for the record.
-        compared_with: the champion that its evaluation compared it with; None if there was none.
+        version: a hash of everything it is made from, so equal inputs give the same version.
+        signer: hash of the signing public key; empty if unsigned.
+        inputs: inputs for the lineage record.
+        compared_with: the champion in its evaluation; None if there was none.
         decision: the evaluation's `gate.json`.
     """
 
@@ -69,24 +69,24 @@ class Candidate:
     decision: dict | None
 
     def check_decision(self, champion: Champion | None) -> None:
-        """Refuses to go on when it should not become the champion, before anything is written.
+        """Raises before anything is written if the candidate should not become the champion.
 
         Raises:
             InputError: its evaluation says no.
-            ChangedError: it was not compared with the champion of now.
+            ChangedError: it was not compared with the current champion.
         """
         if champion is not None and champion.release == self.version:
             return
         if self.decision is not None and self.decision.get("promote") is not True:
             raise InputError(
-                "The evaluation says that this model is not to replace another.",
+                "The evaluation says that this model must not replace another.",
                 where=self.evaluation,
                 expected=self.decision.get("why"),
                 fix="train a better one, or release it without making it the champion (--no-promote)",
             )
         if champion != self.compared_with:
             raise ChangedError(
-                "The model was not compared with the champion of now.",
+                "The model was not compared with the current champion.",
                 where=self.registry,
                 expected=f"an evaluation beside {champion.release if champion else 'no champion'}",
                 fix="evaluate it again, with --registry",
@@ -97,7 +97,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
     """Checks that the parts belong together.
 
     Raises:
-        InputError: they do not, or a format or dtype is unknown.
+        InputError: they do not belong together, or a format or dtype is unknown.
     """
     wanted, held_in = parse_formats(formats), one_of(dtype, get_args(ExportDtype), "--dtype")
     base, model = open_checkpoint(checkpoint), read_tuned(localize(tuned))
@@ -137,14 +137,14 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
 
 
 def write_release(candidate: Candidate) -> Release:
-    """Writes what of the release is not there yet: each format, then the release itself, which makes it whole."""
+    """Writes the missing parts of a release: each format, then the release itself, which completes it."""
     registry, version = candidate.registry, candidate.version
     if version in versions(registry):
         log.info("release %s is there already", version)
         return read_release(registry, version)
     for name in candidate.formats:
         location = release_part(registry, version, name)
-        if not exists(location, RECORD_FILE):  # else an attempt that did not finish has left it
+        if not exists(location, RECORD_FILE):  # else it is left over from an unfinished attempt
             export(candidate.tuned, str(location), name, candidate.dtype, base=candidate.checkpoint)
     formats = list(formats_in(registry, version, list(candidate.formats)))
     parts = [input_of(f"model, {name}", release_part(registry, version, name)) for name in candidate.formats]
@@ -171,15 +171,15 @@ def write_release(candidate: Candidate) -> Release:
             str(release_part(absolute_uri(parse_location(registry)), version, candidate.formats[0])),
         )
         (draft.folder / CARD_FILE).write_text(card)
-        if key is not None:  # the manifest has the hash of every file, so that its signature is one of the model too
+        if key is not None:  # the manifest has every file's hash, so its signature covers the model too
             sign(draft.folder, key)
     return read_release(registry, version)
 
 
 def sources_of(inputs: Iterable[Input]) -> list[Source]:
-    """What artifacts were made from that no step made: data files, and checkpoints by the address that they came from.
+    """The external sources of artifacts: data files, and checkpoints by their original address.
 
-    Their records are read beside the artifacts; of one that is gone nothing is said.
+    Reads the records beside the artifacts; skips artifacts that are gone.
     """
     found: dict[tuple[str, str], Source] = {}
     for one in inputs:
@@ -196,7 +196,7 @@ def sources_of(inputs: Iterable[Input]) -> list[Source]:
 
 
 def _compared_with(registry: str, hashes: set[str]) -> Champion | None:
-    """The champion that an evaluation was made beside. One that is not the champion of now is told apart by its hash alone."""
+    """The champion in an evaluation. A champion other than the current one is known only by its hash."""
     if not hashes:
         return None
     (compared,) = hashes

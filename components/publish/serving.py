@@ -1,4 +1,4 @@
-"""How Vertex AI is to serve a model: the container of an endpoint, as a mapping in YAML.
+"""How Vertex AI serves a model: the container of an endpoint, as a YAML mapping.
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
 """
@@ -13,7 +13,7 @@ from paligemma.errors import InputError, did_you_mean
 from paligemma.yaml_text import parse_yaml
 
 FILES = "{files}"
-"""In arguments and in the environment: the address of the folder with the release's files."""
+"""Placeholder in arguments and environment for the address of the release's files."""
 
 Route = Annotated[str, StringConstraints(pattern=r"^/\S*$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -34,7 +34,7 @@ class Serving(BaseModel):
     shared_memory_mb: Annotated[int, Field(ge=0)] = 0
 
     def container(self, files: str) -> dict:
-        """A ModelContainerSpec of Vertex AI's API, for a release whose files are at this address."""
+        """A ModelContainerSpec of Vertex AI's API, for a release with files at this address."""
         spec = {
             "imageUri": self.image,
             "command": self.command,
@@ -49,16 +49,14 @@ class Serving(BaseModel):
 
 
 def parse_serving(text: str, where: object) -> Serving:
-    """Reads it.
+    """Parses a serving specification.
 
     Raises:
-        InputError: a key is unknown, missing, or of another type; names it.
+        InputError: a key is unknown, missing, or has a wrong type; names the key.
     """
-    values = parse_yaml(text, where, "How the model is to be served")
+    values = parse_yaml(text, where, "The serving settings")
     if not isinstance(values, dict):
-        raise InputError(
-            "It is not said how the model is to be served.", where=where, expected="image, ports, predict_route, health_route"
-        )
+        raise InputError("The serving settings are missing.", where=where, expected="image, ports, predict_route, health_route")
     for name in values:
         if name not in Serving.model_fields:
             raise InputError(f"There is no key {name!r}.", where=where, fix=did_you_mean(str(name), Serving.model_fields))

@@ -16,14 +16,14 @@ def summarize(
     run: str = "",
     run_task: str = "",
 ):
-    """Writes what became of the run, and posts it to the address in the environment; for dsl.ExitHandler.
+    """Summarizes the run, and posts the result to the address in the environment; for dsl.ExitHandler.
 
     Args:
-        root: Folder or gs:// prefix with the lineage of the run; empty: artifact_root, else where the runner puts artifacts.
+        root: Folder or gs:// prefix with the lineage of the run; empty: artifact_root, else the runner's own location.
         expected: Tasks that the run has in any case, with commas: one without a record failed.
-        artifact_root: Folder or gs:// prefix that artifacts go to; empty: where the runner puts them.
-        run: Name of the run; with artifact_root and run_task, where the artifact goes.
-        run_task: Name of the task in it.
+        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
+        run_task: Name of the task in the run.
     """
     import json
     import shutil

@@ -1,4 +1,4 @@
-"""A message to whoever wants to know how a run ended. It can fail in any way without anything else failing."""
+"""Sends a message about how a run ended. Its failure never makes anything else fail."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from paligemma.web_address import parse_web_address
 URL_VARIABLE = "PALIGEMMA_WEBHOOK"
 FILE_VARIABLE = "PALIGEMMA_WEBHOOK_FILE"
 SECRET_VARIABLE = "PALIGEMMA_WEBHOOK_SECRET"
-_SECONDS = (5.0, 10.0)  # to connect, and to answer
+_SECONDS = (5.0, 10.0)  # seconds to connect, and to answer
 
 log = logging.getLogger("paligemma.lineage")
 
 
 def notify(message: dict) -> bool:
-    """Posts a message as JSON to the address in the environment, a mounted file or Secret Manager; whether it was taken.
+    """Posts a message as JSON to the address in the environment, a mounted file or Secret Manager. Returns whether it was
+    accepted.
 
-    The address is itself a secret, as whoever has it can post: it is in no message and no log. Redirects are not followed.
+    The address is a secret, since whoever has it can post: no message or log shows it. Does not follow redirects.
     """
     try:
         url = _address()
@@ -36,7 +37,7 @@ def notify(message: dict) -> bool:
     except InputError as error:
         log.warning("no notification was sent: %s", error)
         return False
-    except Exception as error:  # a notification is never a reason to fail, and the text may hold the address
+    except Exception as error:  # a notification must not fail the step, and the text may hold the address
         log.warning("no notification was sent: %s", type(error).__name__)
         return False
     return True

@@ -1,1 +1,1 @@
-"""What runs the DAG elsewhere: Kubeflow Pipelines and Vertex AI Pipelines, each behind the same four calls."""
+"""Backends that run the DAG elsewhere: Kubeflow Pipelines and Vertex AI Pipelines, behind one interface."""

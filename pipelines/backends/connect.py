@@ -1,4 +1,4 @@
-"""The backend that a command names."""
+"""Connects to the backend that a command names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipelines.profiles import find_profile
 
 
 def place_on(backend: str, profile: str, images: Path, **more: Any) -> PlaceTask:
-    """What places tasks on a profile of this backend; `more` as `placer` has it.
+    """The function that places tasks on a profile of this backend; for `more`, see `placer`.
 
     Raises:
-        InputError: the profile is one of another backend, or an image is not pinned, or not pushed.
+        InputError: the profile belongs to another backend, or an image is not pinned or not pushed.
     """
     if find_profile(profile).backend != backend:
-        raise InputError(f"{profile} is no profile of {backend}.", where="--profile", expected=f"{backend}-...")
+        raise InputError(f"{profile} is not a profile of {backend}.", where="--profile", expected=f"{backend}-...")
     pinned = read_images(images)
     if unpushed := [image for image in pinned.values() if image.startswith("localhost/")]:
         raise InputError(
@@ -31,13 +31,13 @@ def connect(backend: str, host: str, namespace: str, experiment: str, project: s
     """The backend of this name.
 
     Raises:
-        InputError: it is not said where it is.
+        InputError: the backend's address is missing.
     """
     if backend == "kfp":
         from pipelines.backends.kubeflow import Kubeflow
 
         if not host:
-            raise InputError("It is not said where Kubeflow Pipelines is.", where="--host", expected="https://...")
+            raise InputError("The address of Kubeflow Pipelines is missing.", where="--host", expected="https://...")
         return Kubeflow(host, namespace, experiment)
     from pipelines.backends.vertex import Vertex
 

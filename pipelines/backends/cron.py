@@ -1,4 +1,4 @@
-"""Times of a schedule, checked before anything is sent: both backends answer a wrong one late, and not in the same words."""
+"""Checks a schedule's cron expression before anything is sent: both backends report errors late, and differently."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ZONE = re.compile(r"(CRON_)?TZ=\S+\s+")
 
 
 def check_cron(backend: str, cron: str) -> None:
-    """Checks a cron expression as a backend takes it: with seconds in front for Kubeflow Pipelines, without for Vertex AI.
+    """Checks a cron expression in a backend's format: with leading seconds for Kubeflow Pipelines, without for Vertex AI.
 
-    KFP reads it with robfig/cron's six fields, which also knows words such as `@weekly`; a time zone may be in front of
-    Vertex AI's (https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.schedules).
+    KFP parses six fields with robfig/cron, which also knows words such as `@weekly`. Vertex AI allows a leading time zone
+    (https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.schedules).
 
     Raises:
-        InputError: names the first field that is wrong.
+        InputError: names the first wrong field.
     """
     if backend == "kfp" and cron.startswith("@"):
         return

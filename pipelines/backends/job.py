@@ -1,4 +1,4 @@
-"""What is asked of a backend: a compiled pipeline with checked parameters, once or on a schedule."""
+"""The interface to a backend: runs a compiled pipeline with checked parameters, once or on a schedule."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Job:
     """A pipeline to run.
 
     Attributes:
-        name: of the run or the schedule, as people see it.
-        documents: of the compiled YAML: the pipeline, and, for Kubernetes, its platform's settings.
-        parameters: of the pipeline, checked.
-        service_account: whose rights the steps have; empty: the backend's default.
-        root: gs:// prefix for what the backend itself keeps.
+        name: displayed name of the run or schedule.
+        documents: documents of the compiled YAML: the pipeline and, for Kubernetes, platform settings.
+        parameters: the pipeline's checked parameters.
+        service_account: service account of the steps; empty: the backend's default.
+        root: gs:// prefix for the backend's own files.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A schedule that is there: its name, when it starts runs, whether it does, and when next, as the backend says it."""
+    """An existing schedule: its name, cron expression, state and next time, as reported by the backend."""
 
     name: str
     cron: str
@@ -49,18 +49,18 @@ class Scheduled:
 
 
 class Backend(Protocol):
-    """What is asked of it. Each call raises `BackendError` or `BackendUnavailableError`."""
+    """A backend. Calls may raise `BackendError` or `BackendUnavailableError`."""
 
     def submit(self, job: Job) -> str:
-        """Runs it now; returns the run's identity."""
+        """Runs a job now; returns the run's id."""
         ...
 
     def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
-        """Runs it at the times of a cron expression, in place of a schedule of this name if it differs; shows first how."""
+        """Schedules a job by a cron expression. Replaces a schedule of this name if it differs; shows the difference first."""
         ...
 
     def status(self, run: str) -> str:
-        """How a run is, in a few lines."""
+        """The state of a run, in a few lines."""
         ...
 
     def cancel(self, run: str) -> None:
@@ -72,19 +72,19 @@ class Backend(Protocol):
         ...
 
     def unschedule(self, name: str) -> None:
-        """Deletes a schedule; runs that it has started go on."""
+        """Deletes a schedule; runs that it has started continue."""
         ...
 
     def pause(self, name: str) -> None:
-        """Has a schedule start no runs."""
+        """Pauses a schedule, so that it starts no runs."""
         ...
 
     def resume(self, name: str) -> None:
-        """Has a paused schedule start runs again, but none of those that it missed."""
+        """Resumes a paused schedule; missed runs are not made up."""
         ...
 
     def logs(self, run: str, task: str) -> list[str]:
-        """What a task of a run printed, by its last attempt, or the attempts that failed and the last."""
+        """The log of a run's task: of its last attempt, or of failed attempts and the last."""
         ...
 
 
@@ -92,15 +92,15 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
     """Compiles the DAG and checks its parameters, before anything is sent.
 
     Args:
-        name: of the run or the schedule.
-        parameters: YAML file.
-        profile: which hardware `preflight` is to compile for, unless the parameters say.
-        place_task: of the profile.
-        service_account: whose rights the steps have.
-        root: gs:// prefix for what the backend itself keeps; empty: below artifact_root.
+        name: name of the run or schedule.
+        parameters: YAML file with the parameters.
+        profile: sets the hardware that `preflight` compiles for, unless the parameters do.
+        place_task: places tasks on the profile's machines.
+        service_account: service account of the steps.
+        root: gs:// prefix for the backend's own files; empty: below artifact_root.
 
     Raises:
-        InputError: a parameter is unknown, missing or of another type.
+        InputError: a parameter is unknown, missing or of the wrong type.
     """
     from pipelines.finetune import finetune_pipeline
 
@@ -114,11 +114,10 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
 
 
 def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
-    """The parameters of a YAML file, as the pipeline takes them; `recipe` may be a preset's name, or keys and values, and
-    `serving` keys and values.
+    """Reads the pipeline's parameters from a YAML file. `recipe` may be a preset's name or a mapping, `serving` a mapping.
 
     Raises:
-        InputError: names the first that is unknown, missing or of another type.
+        InputError: names the first parameter that is unknown, missing or of the wrong type.
     """
     from components.presets import read_preset
     from components.publish.serving import parse_serving
@@ -159,7 +158,7 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
 
 
 def no_such_schedule(name: str, there: Iterable[str]) -> InputError:
-    """The error that there is no schedule of this name."""
+    """The error for a missing schedule."""
     names = sorted(there)
     return InputError(
         f"There is no schedule {name!r}.",
@@ -169,10 +168,10 @@ def no_such_schedule(name: str, there: Iterable[str]) -> InputError:
 
 
 def find_task(task: str, run: str, there: Iterable[str]) -> str:
-    """The name of a task of a run, as the backend has it.
+    """The backend's name for a run's task.
 
     Raises:
-        InputError: it has none of that name.
+        InputError: the run has no such task.
     """
     names = sorted(set(there))
     if task not in names:
@@ -181,7 +180,7 @@ def find_task(task: str, run: str, there: Iterable[str]) -> str:
 
 
 def step_names(pipeline: Mapping) -> set[str]:
-    """Names of a compiled pipeline's tasks that run a container: not of DAGs in it."""
+    """Names of a compiled pipeline's tasks that run a container; nested DAGs are left out."""
     components = pipeline.get("components", {})
     dags = [pipeline.get("root", {}), *components.values()]
     tasks = [task for component in dags for task in component.get("dag", {}).get("tasks", {}).items()]
@@ -189,16 +188,15 @@ def step_names(pipeline: Mapping) -> set[str]:
 
 
 def difference(before: Mapping, after: Mapping) -> str:
-    """What changes, as a unified diff of YAML; empty if nothing does."""
+    """The changes as a unified diff of YAML; empty if there are none."""
     old, new = (dump_yaml(canonical(value), sort_keys=True, width=200).splitlines() for value in (before, after))
     return "\n".join(difflib.unified_diff(old, new, "scheduled", "new", lineterm=""))
 
 
 def canonical(value: object) -> object:
-    """A JSON value with one spelling of every number.
+    """A JSON value with numbers in a canonical form.
 
-    Both backends keep what they are sent in protocol buffers' Struct, where all numbers are doubles: 0.0 may come back as 0,
-    and 8 as 8.0.
+    Both backends store values in protocol buffers' Struct, where all numbers are doubles: 0.0 may come back as 0, and 8 as 8.0.
     """
     if isinstance(value, Mapping):
         return {key: canonical(one) for key, one in value.items()}

@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines, by its own client."""
+"""Kubeflow Pipelines, through its own client."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from paligemma.yaml_text import dump_documents
 from pipelines.backends.job import Job, Scheduled, difference, find_task, no_such_schedule, step_names
 
 TOKEN_VARIABLE = "KFP_TOKEN"
-"""A bearer token for the API, where it asks for one; never a flag."""
+"""Bearer token for an API that needs one; never a flag."""
 
 _FILLED_IN = ("pipeline-runner", "default-editor")
-"""Service accounts that KFP fills in where none is asked for: of an installation for one user, and for several."""
+"""KFP's default service accounts, for single-user and multi-user installations."""
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
@@ -37,8 +37,8 @@ class Kubeflow:
 
         Args:
             host: address of the API, e.g. `https://HASH-dot-REGION.pipelines.googleusercontent.com`.
-            namespace: of the experiment, where KFP has several users.
-            experiment: that runs belong to; made if there is none.
+            namespace: namespace of the experiment, in a multi-user installation.
+            experiment: experiment of the runs; created if missing.
         """
         import kfp
         from urllib3.util.retry import Retry
@@ -50,7 +50,7 @@ class Kubeflow:
                 return config
 
             def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
-                """Once: the client's own tries five times, whatever the answer, and then does not say what it was."""
+                """Tries once: the client's own method tries five times for any answer, and then hides the answer."""
                 return self._healthz_api.healthz_service_get_healthz()
 
         with _errors(host):
@@ -73,9 +73,9 @@ class Kubeflow:
         return str(run.run_id)
 
     def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
-        """Makes a recurring run, one at a time, without catching up, unless there is just this one.
+        """Creates a recurring run (one at a time, without catch-up), unless an equal one exists.
 
-        A run of the one that it replaces goes on to its end, which might be after the new one's first has begun.
+        A run of the replaced one continues to its end, perhaps after the new one's first run has begun.
         """
         wanted = _canonical(job, cron)
         with _errors(self._host):
@@ -101,7 +101,7 @@ class Kubeflow:
                         pipeline_root=job.root or None,
                         service_account=job.service_account or None,
                     )
-            # The old one goes last: a crash in between leaves one too many, which the next call removes.
+            # The old one is deleted last: a crash in between leaves one too many, which the next call removes.
             old = [one.recurring_run_id for one in there if not same or one is not same[0]]
             for one in old:
                 self._delete(one)
@@ -110,11 +110,11 @@ class Kubeflow:
             show(f"the run {run} of the schedule before goes on to its end")
 
     def status(self, run: str) -> str:
-        """The run's state and that of its tasks."""
+        """The states of the run and its tasks."""
         with _errors(self._host):
             found = self._client.get_run(run)
         steps = step_names(_documents(found.pipeline_spec)[0])
-        nodes = (found.run_details.task_details or []) if found.run_details else []  # drivers, attempts and DAGs are among them
+        nodes = (found.run_details.task_details or []) if found.run_details else []  # includes drivers, attempts and DAGs
         tasks = sorted((node for node in nodes if node.display_name in steps), key=lambda node: str(node.start_time))
         lines = [f"{found.display_name}: {found.state}", *(f"  {task.display_name}: {task.state}" for task in tasks)]
         return "\n".join(map(printable, lines))
@@ -142,7 +142,7 @@ class Kubeflow:
         self._each(name, self._client.disable_recurring_run)
 
     def resume(self, name: str) -> None:
-        """Enables them."""
+        """Enables the recurring runs of this name."""
         self._each(name, self._client.enable_recurring_run)
 
     def logs(self, run: str, task: str) -> list[str]:
@@ -158,11 +158,11 @@ class Kubeflow:
         return [printable(line) for line in lines]
 
     def _log(self, run: str, pod: str) -> str:
-        """What a pod printed, or that KFP has it no more: it reads the pod itself, and an archive if one was set up."""
+        """A pod's log, or a note that KFP no longer has it: KFP reads the pod itself, or an archive if one is set up."""
         from kfp_server_api import ApiException
 
         path = f"/apis/v1alpha1/runs/{quote(run, safe='')}/nodes/{quote(pod, safe='')}/log"
-        client = self._client._run_api.api_client  # the generated client has no such call
+        client = self._client._run_api.api_client  # the generated client lacks this call
         try:
             answer: Any = client.call_api(
                 path, "GET", auth_settings=["Bearer"], _preload_content=False, _return_http_data_only=True
@@ -194,14 +194,14 @@ class Kubeflow:
         return str(self._client.create_experiment(self._experiment, namespace=namespace).experiment_id)
 
     def _under_way(self, experiment: str, recurring: Collection[str]) -> Iterator[str]:
-        """Runs of recurring runs that have not ended."""
+        """Unfinished runs of recurring runs."""
         for run in self._all(self._client.list_runs, "runs", experiment):
             if run.recurring_run_id in recurring and run.state not in _ENDED:
                 yield run.run_id
 
     def _delete(self, recurring: str) -> None:
-        """Deletes a recurring run, but not those runs of it that are under way, which belong to it and would go with it."""
-        api = self._client._recurring_run_api  # delete_recurring_run of the client has no such argument
+        """Deletes a recurring run, but keeps its unfinished runs, which belong to it and would be deleted too."""
+        api = self._client._recurring_run_api  # the client's delete_recurring_run lacks this argument
         api.recurring_run_service_delete_recurring_run(recurring_run_id=recurring, propagation_policy="ORPHAN")
 
     def _all(self, call: Callable, kind: str, experiment: str) -> Iterator:
@@ -227,7 +227,7 @@ def _canonical(job: Job, cron: str) -> dict:
 
 
 def _of_server(found, wanted: dict) -> dict:
-    """A recurring run as `_canonical` has it, without what the server filled in where nothing was wanted."""
+    """A recurring run in the form of `_canonical`, without defaults that the server filled in."""
     (pipeline, platform), settings = _documents(found.pipeline_spec), found.runtime_config
     account = found.service_account or ""
     return {
@@ -245,7 +245,7 @@ def _cron(found) -> str | None:
 
 
 def _pods(nodes: Collection, task: str) -> list[str]:
-    """The pods that ran a task, in the order they began: the step's node leads to its attempts' and to the next steps'."""
+    """The pods that ran a task, in order of start: a step's node links to its attempts and to the next steps."""
     own = re.compile(rf"{re.escape(task)}(\(\d+\))?|executor(\(\d+\))?")
     by_pod = {node.pod_name or node.task_id: node for node in nodes if own.fullmatch(node.display_name or "")}
     waiting = [pod for pod, node in by_pod.items() if node.display_name == task]
@@ -261,7 +261,7 @@ def _pods(nodes: Collection, task: str) -> list[str]:
 
 
 def _documents(specification: dict | None) -> tuple[dict, dict | None]:
-    """The pipeline, and its platform's settings if it has any, as the API has both in one field."""
+    """The pipeline, and its platform settings if any: the API has both in one field."""
     specification = specification or {}
     both = "pipeline_spec" in specification
     return (specification["pipeline_spec"], specification.get("platform_spec")) if both else (specification, None)
@@ -276,7 +276,7 @@ def _package(job: Job) -> Iterator[Path]:
 
 
 def refusal_of(body: str | bytes, reason: str) -> str:
-    """What the body of a refusal says; of one that says nothing, the status's name."""
+    """The message in a refusal's body; without one, the name of the status."""
     try:
         said = parse_json(body or "", "the refusal", "It")
     except DamagedError:
@@ -286,7 +286,7 @@ def refusal_of(body: str | bytes, reason: str) -> str:
 
 @contextmanager
 def _errors(host: str) -> Iterator[None]:
-    """Turns what the client raises into our own errors, and keeps what it prints for people off standard output."""
+    """Turns the client's exceptions into our own errors, and keeps its messages off standard output."""
     import urllib3
     from kfp_server_api import ApiException
 

@@ -1,4 +1,6 @@
-"""Vertex AI Pipelines, by its REST API: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.pipelineJobs."""
+"""Vertex AI Pipelines, through its REST API:
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.pipelineJobs.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,16 @@ class Vertex:
         self._parent = self._api.parent
 
     def submit(self, job: Job) -> str:
-        """Makes a pipeline job."""
+        """Creates a pipeline job."""
         identity = f"paligemma-finetune-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(3)}"
         made = {"name": f"{self._parent}/pipelineJobs/{identity}"}
         made = self._api.make(f"{self._parent}/pipelineJobs", _pipeline_job(job), made, pipelineJobId=identity)
         return made["name"].rsplit("/", 1)[-1]
 
     def schedule(self, job: Job, cron: str, dry_run: bool, show: Callable[[str], None]) -> None:
-        """Makes a schedule, one run at a time, or changes the one of this name if it differs. Vertex never catches up."""
+        """Creates a schedule with one run at a time, or updates one of this name if it differs. Vertex AI never catches up."""
         request = {"parent": self._parent, "pipelineJob": _pipeline_job(job)}
-        # The first count limits how many are started at a time, and the second one how many are under way.
+        # The first count limits runs started at a time, the second limits active runs.
         counts = {"maxConcurrentRunCount": "1", "maxConcurrentActiveRunCount": "1"}
         wanted = {"displayName": job.name, "cron": cron, **counts, "createPipelineJobRequest": request}
         there = self._find_schedule(job.name)
@@ -49,7 +51,7 @@ class Vertex:
                 self._api.post(f"{self._parent}/schedules", wanted)
 
     def status(self, run: str) -> str:
-        """The job's state and that of its tasks."""
+        """The states of the job and its tasks."""
         found = self._api.get(self._job(run))
         lines = [f"{found['displayName']}: {found['state']}"]
         if error := found.get("error"):
@@ -83,19 +85,19 @@ class Vertex:
         self._api.delete(self._named(name)["name"])
 
     def pause(self, name: str) -> None:
-        """Pauses it."""
+        """Pauses the schedule of this name."""
         found = self._named(name)
         if found.get("state") != "PAUSED":
             self._api.post(f"{found['name']}:pause", {})
 
     def resume(self, name: str) -> None:
-        """Resumes it, if it is paused: Vertex AI refuses it of others."""
+        """Resumes the schedule if it is paused; Vertex AI refuses otherwise."""
         found = self._named(name)
         if found.get("state") == "PAUSED":
             self._api.post(f"{found['name']}:resume", {"catchUp": False})
 
     def logs(self, run: str, task: str) -> list[str]:
-        """What the jobs of a task wrote into Cloud Logging, those that failed and were made again too."""
+        """The Cloud Logging entries of a task's jobs, including failed jobs that were recreated."""
         found = self._api.get(self._job(run))
         steps = step_names(found["pipelineSpec"])
         tasks = [one for one in found.get("jobDetail", {}).get("taskDetails", ()) if one["taskName"] in steps]
@@ -131,7 +133,7 @@ def _is_ours(schedule: Mapping) -> bool:
 
 
 def _run_in_lineage(tasks: Iterable[Mapping]) -> str | None:
-    """The number by which a job's steps know their run, from the metadata of what the first of them made."""
+    """The run id in a job's lineage, from the metadata of the first step's artifact."""
     for task in tasks:
         for made in task.get("outputs", {}).values():
             for artifact in made.get("artifacts", ()):
@@ -141,10 +143,10 @@ def _run_in_lineage(tasks: Iterable[Mapping]) -> str | None:
 
 
 def _asked_for(found: Mapping, wanted: Mapping) -> dict:
-    """What a schedule was asked to be, without what Vertex AI filled in besides: fields, labels and its own service account."""
+    """A schedule as requested, without what Vertex AI filled in: fields, labels and its own service account."""
     kept = {}
     for key, value in found.items():
-        if key in ("pipelineSpec", "parameterValues"):  # all of it was ours
+        if key in ("pipelineSpec", "parameterValues"):  # all of it is as requested
             kept[key] = value
         elif key == "serviceAccount":
             kept |= {} if key not in wanted and value.endswith(_DEFAULT_ACCOUNT) else {key: value}

@@ -1,1 +1,1 @@
-"""Groups of the command `paligemma`: one file each, which imports what a subcommand needs inside it."""
+"""Groups of the command `paligemma`, one file each. Subcommands import what they need inside their functions."""

@@ -1,4 +1,4 @@
-"""The command `paligemma convert`: data sets as they are published, to the rows that prepare_data reads."""
+"""The command `paligemma convert`: converts published data sets to the rows that prepare_data reads."""
 
 from __future__ import annotations
 

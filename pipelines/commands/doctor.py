@@ -1,4 +1,4 @@
-"""`paligemma doctor`: what this machine has, and what is missing for which command. Asks no network, and reads no secret."""
+"""`paligemma doctor`: reports what this machine has, and what each command lacks. Uses no network, and reads no secrets."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _EXTRAS: dict[Extra, tuple[str, str]] = {
     "preflight": ("libtpu", "paligemma preflight for TPUs and GPUs that are not there"),
     "signing": ("model_signing", "signed releases (publish, paligemma verify --key)"),
 }
-"""What has to be importable, and for what."""
+"""For each extra: the module that must be importable, and its purpose."""
 
 _SMALLEST_3B = 16 << 30
-"""Bytes of memory, and of disk, below which a 3B model is hardly tuned: its weights alone take 6 GB in float16."""
+"""Bytes of memory, and of disk, needed to tune a 3B model: its weights alone take 6 GB in float16."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """What is found, the most basic first."""
+    """The findings, most basic first."""
     yield _python()
     yield _jax()
     yield _memory()
@@ -129,7 +129,7 @@ def _file(path: Path) -> str:
 
 
 def _clock(now: datetime) -> Finding:
-    """A clock that is behind our own files is wrong: servers refuse signatures of another time, and lineage is out of order."""
+    """A clock behind our own files is wrong: servers refuse signatures from another time, and lineage is out of order."""
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     found = f"{now:%Y-%m-%d %H:%M:%S} UTC"
     if now.timestamp() >= newest:

@@ -1,4 +1,4 @@
-"""Answers about many images as JSON lines, a batch at a time, going on where an earlier run ended."""
+"""Answers about many images as JSON lines, a batch at a time; continues where an earlier run ended."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from paligemma.terminal import printable, printable_json
 log = logging.getLogger("paligemma.generate")
 
 _NAMED = 10
-"""Files that are named of those that are passed over; all are counted."""
+"""Most skipped files to name in the log; all are counted."""
 
 
 class Question(NamedTuple):
-    """A prompt about an image file, which answers name as the user did."""
+    """A prompt about an image file. Answers name the file as the user did."""
 
     name: str
     file: Path
@@ -38,17 +38,17 @@ class Question(NamedTuple):
 def find_questions(
     image: Path | None, data: Path | None, prompt: str, ask: Callable[[str], str], output: Path | None = None
 ) -> list[Question]:
-    """Everything that is asked: of a file, of a folder's images in the order of their names, or of the rows of a JSONL file.
+    """All questions: about one file, a folder's images sorted by name, or the rows of a JSONL file.
 
     Args:
-        image: a file or a folder; what a folder holds besides images is named in the log.
+        image: a file or a folder; the log names other files in the folder.
         data: a JSONL file.
-        prompt: what is asked; of a JSONL file, in place of its rows' prefixes.
-        ask: makes a prompt of it.
-        output: the file of answers, which may be in the folder.
+        prompt: the question; replaces the prefixes of a JSONL file.
+        ask: turns the question into a prompt.
+        output: the answers' file, which may be in the folder.
 
     Raises:
-        InputError: there is nothing to ask about or nothing asked, or a row is not one.
+        InputError: there is no image or no question, or a row is invalid.
     """
     if data is not None and image is None:
         return _rows(data, prompt, ask)
@@ -75,18 +75,18 @@ def find_questions(
 def answer_all(
     model: Model, questions: Sequence[Question], settings: DecodeSettings, batch_size: int, seed: int, output: Path | None
 ) -> int:
-    """Writes a JSON line for every question, as soon as its batch is done. An image that cannot be read has an `error`.
+    """Writes a JSON line for every question, as soon as its batch is done. The line of an unreadable image has an `error`.
 
     Args:
-        model: who answers.
-        questions: in the order of the lines.
+        model: the model that answers.
+        questions: the questions, in the order of the lines.
         settings: how to decode.
         batch_size: questions asked at once.
-        seed: samples are drawn from it, the image's name and the prompt, so that another batch size draws the same.
-        output: a file to append to; questions it has answers to are left out. None for standard output.
+        seed: seed of the samples, together with image name and prompt, so that the batch size does not matter.
+        output: a file to append to, which skips questions answered in it; None for standard output.
 
     Returns:
-        How many images could not be read.
+        Number of unreadable images.
     """
     unread = 0
     done = answered_before(output) if output is not None and output.exists() else set()
@@ -104,7 +104,7 @@ def answer_all(
                 except ImageError as error:
                     lines[question]["error"] = str(error)
                     unread += 1
-            # One shape for all batches: the last one is filled up.
+            # One shape for all batches: the last is filled up.
             missing = batch_size - len(asked) if asked and len(left) > batch_size else 0
             filled = asked + asked[:1] * missing
             seeds = [zlib.crc32(f"{seed} {question.name} {question.prompt}".encode()) for question in filled]
@@ -117,7 +117,7 @@ def answer_all(
 
 
 def _images(folder: Path, output: Path | None) -> list[Path]:
-    """The images of a folder and below, in the order of their names. Says what else there is, and is passed over.
+    """The images of a folder and below, sorted by name. Logs the other files, which are skipped.
 
     Raises:
         InputError: a folder cannot be read.
@@ -128,7 +128,7 @@ def _images(folder: Path, output: Path | None) -> list[Path]:
 
     images, others = [], []
     for parent, folders, files in os.walk(folder, onerror=fail):
-        # What is hidden is not the user's: copies that editors and file managers keep.
+        # Hidden files are not the user's: editors and file managers keep copies there.
         hidden = [name for name in folders if name.startswith(".") or (Path(parent) / name).is_symlink()]
         folders[:] = [name for name in folders if name not in hidden]
         others += [Path(parent) / name for name in hidden]
@@ -156,7 +156,7 @@ def _is_text(name: str) -> bool:
 
 
 def answered_before(output: Path) -> set[tuple[str, str]]:
-    """Image and prompt of every answer in a file, whose last line is cut off if a run ended while it was written.
+    """Image and prompt of every answer in a file. Cuts off an unfinished last line of an interrupted run.
 
     Raises:
         InputError: the file holds something else.
@@ -172,7 +172,7 @@ def answered_before(output: Path) -> set[tuple[str, str]]:
 
 
 def _cut_unfinished_line(output: Path) -> None:
-    """Cuts off what follows the last line feed. A file with none for longer than a line can be is left as it is."""
+    """Cuts off what follows the last line feed. Leaves a file unchanged if it has none within the longest line."""
     with output.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LINE_BYTES))
@@ -190,5 +190,5 @@ def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
             questions.append(Question(name, data.parent / name, ask(text)))
         except (KeyError, TypeError, AttributeError) as error:
             expected = 'lines {"image": "file", "prefix": "question"}'
-            raise InputError(f"Row {len(questions) + 1} is no question: {error!r}.", where=data, expected=expected) from None
+            raise InputError(f"Row {len(questions) + 1} is not a question: {error!r}.", where=data, expected=expected) from None
     return questions

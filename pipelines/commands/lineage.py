@@ -25,7 +25,7 @@ Roots = Annotated[
     list[str] | None,
     typer.Option(
         "--root",
-        help="Folder or gs:// prefix that runs wrote to; repeatable. Roots that these name are looked into too.",
+        help="Folder or gs:// prefix that runs wrote to; repeatable. Roots that these link to are read too.",
         show_default="$PALIGEMMA_LINEAGE_ROOT, or runs/pipeline",
     ),
 ]
@@ -37,10 +37,10 @@ _SHOWN_DAMAGED = 20
 @app.command("list")
 def list_(
     root: Root = DEFAULT_ROOT,
-    limit: Annotated[int, typer.Option(help="Most runs, from the newest.", min=1)] = 50,
+    limit: Annotated[int, typer.Option(help="Maximum number of runs, newest first.", min=1)] = 50,
     status: Annotated[
         Literal["", "succeeded", "failed", "preempted", "running"],
-        typer.Option(help="Only runs that ended so.", show_default="any"),
+        typer.Option(help="Only runs with this status.", show_default="any"),
     ] = "",
     component: Annotated[str, typer.Option(help="Only runs with this component, e.g. publish.", show_default="any")] = "",
     json: Json = False,
@@ -322,7 +322,7 @@ def prune(
 def export(
     root: Root = DEFAULT_ROOT,
     openlineage: Annotated[
-        bool, typer.Option("--openlineage", help="As OpenLineage RunEvents, the one format there is.", show_default="required")
+        bool, typer.Option("--openlineage", help="As OpenLineage RunEvents, the only format.", show_default="required")
     ] = False,
     run: Annotated[list[str] | None, typer.Option(help="Run to export; repeatable.", show_default="all")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the events, one a line.", show_default="print them")] = None,
@@ -363,7 +363,7 @@ def export(
 def report(
     root: Root = DEFAULT_ROOT,
     output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("lineage.html"),
-    limit: Annotated[int, typer.Option(help="Most runs, from the newest.", min=1)] = 200,
+    limit: Annotated[int, typer.Option(help="Maximum number of runs, newest first.", min=1)] = 200,
     rows: Annotated[int, typer.Option(help="Most data rows to search in, over all lists.", min=0)] = 20_000,
     json: Json = False,
 ) -> None:
@@ -381,7 +381,7 @@ def report(
 
 @contextmanager
 def _opened(root: str) -> Iterator[Index]:
-    """The index of a root. What it could not read is said first, and the rest is answered."""
+    """Opens the index of a root. First warns about unreadable records; answers use the rest."""
     from paligemma.lineage.index import Index
 
     with Index(root) as index:
@@ -391,7 +391,7 @@ def _opened(root: str) -> Iterator[Index]:
 
 @contextmanager
 def _opened_all(roots: list[str] | None) -> Iterator[Index]:
-    """The index of several roots, and of those that they name."""
+    """Opens the index of several roots, and of roots that these link to."""
     import os
 
     from paligemma.artifacts.recording import ROOT_VARIABLE
@@ -411,7 +411,7 @@ def _say_damaged(index: Index) -> None:
 
 
 def _say_sources(found: dict) -> None:
-    """What a chain begins with: what no step made, the checkpoint that was brought in, code and images."""
+    """Prints the sources of a chain: external inputs, the fetched checkpoint, code and images."""
     say("Sources")
     for one in found["sources"]:
         say(f"  {one['role']}: {one['uri']} sha256 {one['sha256']}")
@@ -427,7 +427,7 @@ def _say_sources(found: dict) -> None:
 
 
 def _say_scope(answer: dict) -> None:
-    """How far an answer goes."""
+    """Prints the scope of an answer."""
     say()
     for root in answer["looked_into"]:
         say(f"Looked into {root}.")
@@ -445,7 +445,7 @@ def _print(answer: object) -> None:
 
 
 def _table(names: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> None:
-    """Prints a table that is not cut where the output is no terminal; nothing without lines."""
+    """Prints a table, uncut unless on a terminal; prints nothing without lines."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

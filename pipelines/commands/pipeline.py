@@ -17,9 +17,9 @@ ImagesFile = Annotated[
 ]
 BackendName = Annotated[Literal["kfp", "vertex"], typer.Option(help="What runs it: Kubeflow Pipelines or Vertex AI.")]
 ParametersFile = Annotated[Path, typer.Option(help="YAML file of the pipeline's parameters.")]
-ServiceAccount = Annotated[str, typer.Option(help="Whose rights the steps have.", show_default="the backend's")]
+ServiceAccount = Annotated[str, typer.Option(help="Service account of the steps.", show_default="the backend's")]
 RunnerRoot = Annotated[
-    str, typer.Option(help="gs:// prefix for what the backend itself keeps.", show_default="runner, below artifact_root")
+    str, typer.Option(help="gs:// prefix for the backend's own files.", show_default="runner, below artifact_root")
 ]
 Host = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines.", show_default="none; needed for kfp")]
 Namespace = Annotated[str, typer.Option(help="Namespace in Kubeflow Pipelines.", show_default="none")]
@@ -27,15 +27,13 @@ Experiment = Annotated[str, typer.Option(help="Experiment in Kubeflow Pipelines 
 ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
 Project = Annotated[str, typer.Option(help="Google Cloud project.", show_default="none; needed for vertex")]
 Region = Annotated[str, typer.Option(help="Region of Vertex AI.", show_default="none; needed for vertex")]
-Spot = Annotated[bool, typer.Option(help="Accelerators at a lower price, which may be taken away at any time.")]
+Spot = Annotated[bool, typer.Option(help="Spot accelerators: cheaper, but they may be preempted at any time.")]
 KaggleSecret = Annotated[
     str, typer.Option(help="Name of the Secret Manager secret with kaggle.json, for kaggle:// sources.", show_default="none")
 ]
 WebhookSecret = Annotated[
     str,
-    typer.Option(
-        help="Secret Manager secret, by its full name, with the address that a message goes to at the end.", show_default="none"
-    ),
+    typer.Option(help="Full name of the Secret Manager secret with the address for a message at the end.", show_default="none"),
 ]
 SigningSecret = Annotated[
     str, typer.Option(help="Kubernetes secret whose key.pem signs releases; only for kfp.", show_default="none")
@@ -46,7 +44,7 @@ SigningSecret = Annotated[
 def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
     which: Annotated[
-        Literal["finetune", "prepare"], typer.Option(help="The DAG, or data preparation on many pods alone.")
+        Literal["finetune", "prepare"], typer.Option(help="The DAG, or only data preparation on many pods.")
     ] = "finetune",
     profile: ProfileName = "local",
     images: ImagesFile = None,
@@ -84,7 +82,7 @@ def submit(
     profile: ProfileName,
     images: Annotated[Path, typer.Option(help="digests.json of make images.")],
     parameters: ParametersFile,
-    name: Annotated[str, typer.Option(help="Name of the run, as people see it.")] = "paligemma-finetune",
+    name: Annotated[str, typer.Option(help="Displayed name of the run.")] = "paligemma-finetune",
     spot: Spot = False,
     kaggle_secret: KaggleSecret = "",
     webhook_secret: WebhookSecret = "",
@@ -166,7 +164,7 @@ def schedule(
         if not dry_run:
             raise
         say(difference({}, {"name": name, "cron": cron, "root": job.root, "parameters": dict(job.parameters)}), lines=True)
-        say(f"This was not compared with what is there. {error.what}", error=True)
+        say(f"This was not compared with the existing schedule. {error.what}", error=True)
 
 
 @pipeline.command()
@@ -178,7 +176,7 @@ def status(
     project: Project = "",
     location: Region = "",
 ) -> None:
-    """Say how a run is, and its tasks."""
+    """Show the state of a run and of its tasks."""
     from pipelines.backends.connect import connect
 
     say(connect(backend, host, namespace, "", project, location).status(run), lines=True)
@@ -226,7 +224,7 @@ def schedules(
     project: Project = "",
     location: Region = "",
 ) -> None:
-    """List the schedules that there are."""
+    """List all schedules."""
     from pipelines.backends.connect import connect
 
     found = connect(backend, host, namespace, experiment, project, location).schedules()
@@ -250,7 +248,7 @@ def unschedule(
     from pipelines.backends.connect import connect
 
     connect(backend, host, namespace, experiment, project, location).unschedule(name)
-    say(f"{name} is no schedule any more; runs under way go on: `cancel` ends one")
+    say(f"{name} is no longer a schedule; its running runs continue: `cancel` ends one")
 
 
 @pipeline.command()
@@ -263,7 +261,7 @@ def pause(
     project: Project = "",
     location: Region = "",
 ) -> None:
-    """Have a schedule start no runs until `resume`."""
+    """Pause a schedule: it starts no runs until `resume`."""
     from pipelines.backends.connect import connect
 
     connect(backend, host, namespace, experiment, project, location).pause(name)
@@ -280,7 +278,7 @@ def resume(
     project: Project = "",
     location: Region = "",
 ) -> None:
-    """Have a paused schedule start runs again, from the next time on."""
+    """Resume a paused schedule, from its next time on."""
     from pipelines.backends.connect import connect
 
     connect(backend, host, namespace, experiment, project, location).resume(name)
@@ -327,7 +325,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
-    target: Annotated[str, typer.Option(help="Hardware that fine-tuning is to fit.")] = "cpu",
+    target: Annotated[str, typer.Option(help="Hardware that fine-tuning must fit.")] = "cpu",
     max_text_tokens: Annotated[int, typer.Option(help="Most tokens of prefix and suffix.", min=4)] = 128,
     max_reject_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
@@ -364,7 +362,7 @@ def run(
         str,
         typer.Option(help="Folder or gs:// prefix that artifacts go to.", show_default="a folder of the run's below --root"),
     ] = "",
-    root: Annotated[Path, typer.Option(help="Local folder for what every run leaves.")] = Path("runs/pipeline"),
+    root: Annotated[Path, typer.Option(help="Local folder for the output of all runs.")] = Path("runs/pipeline"),
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     from components.presets import read_recipe
@@ -379,7 +377,7 @@ def run(
     source = named(source, "--source")
     date = today()
     train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
-    parsed = read_recipe(recipe, set_ or [])  # wrong recipes are refused before anything runs
+    parsed = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
     parameters = {
         "train_data": absolute(train_data),
         "validation_data": absolute(validation_data or train_data),

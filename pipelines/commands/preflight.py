@@ -1,4 +1,4 @@
-"""`paligemma preflight`: jobs by the command line's words, examined one by one, or as a table of batch by target."""
+"""`paligemma preflight`: examines the command line's jobs one by one, or as a table of batch size by target."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from paligemma.terminal import say, show_table, table_width
 from paligemma.training.recipe import Recipe
 
 ONE_OF_EACH = "t4,l4,a10g,a100-40,h100-80,v5e-1,v5e-4,v5e-8,v6e-1"
-"""Targets of a sweep, unless told."""
+"""Default targets of a sweep."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the command line asks; see `paligemma preflight --help`."""
+    """The command line's arguments; see `paligemma preflight --help`."""
 
     variant: str
     checkpoint: str
@@ -39,10 +39,10 @@ class Question:
     fresh: bool
 
     def architectures(self) -> dict[str, PaliGemmaConfig]:
-        """By name.
+        """Architectures by name.
 
         Raises:
-            InputError: none or both of variant and checkpoint are given, or one cannot be found.
+            InputError: not exactly one of variant and checkpoint is given, or one cannot be found.
         """
         if bool(self.variant) == bool(self.checkpoint):
             raise InputError("Give one of the two.", where="--variant, --checkpoint")
@@ -51,10 +51,10 @@ class Question:
         return {name: find_variant(name) for name in _listed(self.variant)}
 
     def targets(self, otherwise: str) -> list[str]:
-        """Names of targets.
+        """Names of the targets; `otherwise` if none is given.
 
         Raises:
-            InputError: there is none of this name.
+            InputError: a target is unknown.
         """
         names = _listed(self.target or otherwise)
         for name in names:
@@ -62,7 +62,7 @@ class Question:
         return names
 
     def recipes(self) -> list[Recipe]:
-        """One for each batch size.
+        """One recipe for each batch size.
 
         Raises:
             InputError: the recipe or an override is wrong.
@@ -77,10 +77,10 @@ class Question:
 
 
 def ask(question: Question, output: Path | None, warn_only: bool) -> None:
-    """Examines every job; of a single one that does not fit, looks for what does.
+    """Examines every job. For a single job that does not fit, searches for a recipe that does.
 
     Raises:
-        DoesNotFitError: there is one job, and it does not fit.
+        DoesNotFitError: the only job does not fit.
     """
     architectures = question.architectures()
     if len(architectures) > 1:

@@ -74,7 +74,7 @@ def verify(
     release: Annotated[str, typer.Argument(help="Version of a release, or the folder or gs:// prefix of an artifact.")],
     registry: Registry = "runs/pipeline/registry",
     key: Annotated[
-        Path | None, typer.Option(help="Public key (PEM) that the release is to be signed with.", show_default="none")
+        Path | None, typer.Option(help="Public key (PEM) that the release must be signed with.", show_default="none")
     ] = None,
 ) -> None:
     """Read every byte of a release, or of one artifact, and compare it with what was recorded."""

@@ -1,1 +1,1 @@
-"""The embedded default: what the tiny checkpoint was pretrained on, the demo's data, and the demo run itself."""
+"""The demo: the tiny checkpoint's pretraining, the demo's data, and the demo run."""

@@ -28,7 +28,7 @@ def questions(digit: int) -> list[tuple[str, str]]:
 
 
 def write_digits(folder: Path, validation_fraction: float = 0.2, seed: int = 0) -> None:
-    """Writes `images/*.png`, `train.jsonl` and `validation.jsonl`; an image is in one of the two splits only."""
+    """Writes `images/*.png`, `train.jsonl` and `validation.jsonl`; each image is in only one split."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()

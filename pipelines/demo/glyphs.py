@@ -1,4 +1,4 @@
-"""Pictures of digits, letters and shapes, drawn here: what the embedded checkpoint is pretrained on. No real data."""
+"""Draws pictures of digits, letters and shapes, for pretraining the embedded checkpoint. No real data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-CANVAS = 64  # pixels drawn on, before the picture is made coarse
+CANVAS = 64  # side of the drawing in pixels, before it is made coarse
 
 # A pen's path for each digit, in a unit box with y down; several ways of writing where people differ.
 _RING = [(0.5 + 0.34 * math.sin(a), 0.5 - 0.45 * math.cos(a)) for a in np.linspace(0, 2 * math.pi, 17)]
@@ -150,7 +150,7 @@ def _shape(pen: ImageDraw.ImageDraw, rng: np.random.Generator, name: str) -> Non
 
 
 def _dots(pen: ImageDraw.ImageDraw, rng: np.random.Generator, count: int) -> None:
-    """Dots on separate cells of a 3 x 3 grid."""
+    """Draws dots on separate cells of a 3 x 3 grid."""
     cell = CANVAS / 3
     for index in rng.permutation(9)[:count]:
         cx, cy = (index % 3 + 0.5) * cell + rng.normal(0, 2), (index // 3 + 0.5) * cell + rng.normal(0, 2)
@@ -159,7 +159,7 @@ def _dots(pen: ImageDraw.ImageDraw, rng: np.random.Generator, count: int) -> Non
 
 
 def _scan(ink: Image.Image, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Ink to a coarse, noisy scan, resized to the model's input."""
+    """Turns ink into a coarse, noisy scan, resized to the model's input."""
     if rng.random() < 0.5:
         ink = ink.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5)))
     coarse = int(rng.choice([8, 8, 8, 10, 12, 16, 32]))

@@ -2,7 +2,7 @@
 
     python -m pipelines.demo.pretrain --output shared/paligemma/checkpoints/embedded/tiny
 
-It never sees a scanned digit nor one of the demo's questions: the demo fine-tunes on those.
+It never sees a scanned digit or one of the demo's questions: the demo fine-tunes on those.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pipelines.demo.glyphs import LETTERS, SHAPES, Glyph, draw
 
 IMAGE_SIZE = 32
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-POOL = 40_000  # pictures drawn; each is met in several tasks
+POOL = 40_000  # number of pictures; each is used in several tasks
 BATCH_SIZE = 64
-TEXT_WIDTH = 24  # tokens of a whole text
-LOSS_WIDTH = 8  # tokens of a suffix
+TEXT_WIDTH = 24  # maximum tokens of a whole text
+LOSS_WIDTH = 8  # maximum tokens of a suffix
 
 
 def tasks(glyph: Glyph) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def tasks(glyph: Glyph) -> list[tuple[str, str]]:
 def train_tokenizer() -> bytes:
     """A SentencePiece model with PaliGemma's special symbols, trained on the tasks' texts.
 
-    Same behaviour as the real one: pad 0, eos 1, bos 2, byte fallback, digits split, no normalization, no dummy prefix.
+    It behaves like the real one: pad 0, eos 1, bos 2, byte fallback, digits split, no normalization, no dummy prefix.
     """
     import sentencepiece
 

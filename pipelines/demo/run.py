@@ -1,4 +1,4 @@
-"""The demo: the whole DAG on the embedded checkpoint and scanned digits, and a table of what came of it."""
+"""The demo: runs the whole DAG on the embedded checkpoint and scanned digits, and prints a table of results."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def run_demo(folder: Path, runner: SubprocessRunner | DockerRunner | None = None
     """Writes the data, runs the DAG, prints a table, and writes `summary.json`.
 
     Args:
-        folder: where all of it goes.
+        folder: folder for all output.
         runner: one of KFP's local runners; without it, each task is a subprocess.
 
     Raises:
-        DamagedError: a frozen parameter is not the base's.
+        DamagedError: a frozen parameter differs from the base's.
     """
     started = time.monotonic()
     data = folder / "data"
@@ -58,7 +58,7 @@ def run_demo(folder: Path, runner: SubprocessRunner | DockerRunner | None = None
 
 
 def summarize(outputs: RunOutputs, seconds: float) -> dict:
-    """What the run came to, from its artifacts."""
+    """The run's results, from its artifacts."""
     tuned_model, of_base, of_tuned = map(localize, (outputs.tuned, outputs.base_evaluation, outputs.tuned_evaluation))
     training = read_json(tuned_model / "summary.json", "The summary of the training", nonfinite=True)
     base, tuned = (read_json(folder / "metrics.json", "The metrics", nonfinite=True) for folder in (of_base, of_tuned))
@@ -84,7 +84,7 @@ def summarize(outputs: RunOutputs, seconds: float) -> dict:
 
 
 def show(summary: dict, file: Path) -> None:
-    """Prints base and tuned side by side, and where to look further."""
+    """Prints base and tuned model side by side, and where to find more."""
     table = Table(title=f"Exact match on {summary['examples']} held-out questions")
     table.add_column("question")
     for name in ("base", "tuned"):

@@ -1,4 +1,4 @@
-"""What every command shares: errors a user can meet are shown without a traceback, with their exit code."""
+"""Shared by every command: shows user errors without a traceback, and exits with their exit code."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from paligemma.terminal import printable
 
 
 def make_app(help: str | None = None, completion: bool = False) -> typer.Typer:
-    """An app with the house's settings; `completion` adds the flags that install the shell's."""
+    """A typer app with our settings; `completion` adds the flags that install shell completion."""
     return typer.Typer(help=help, no_args_is_help=True, add_completion=completion, pretty_exceptions_enable=False)
 
 
 def run_app(app: typer.Typer) -> None:
-    """Runs an app as the program: shows our log lines, turns our errors into a message and an exit code."""
+    """Runs an app as the program: shows our log lines, and turns our errors into a message and an exit code."""
     log = logging.getLogger("paligemma")
     log.setLevel(logging.INFO)
-    log.propagate = False  # a library that sets up the root logger would have every line twice
+    log.propagate = False  # else a library that sets up the root logger would print every line twice
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable("%(message)s"))
     log.addHandler(handler)
     try:
-        with explain_full_disk(Path()):  # steps name their own disks; this is for what is no step
+        with explain_full_disk(Path()):  # steps name their own disks; this is for other commands
             app()
     except PaliGemmaError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -37,7 +37,7 @@ def run_app(app: typer.Typer) -> None:
 
 
 class _Printable(logging.Formatter):
-    """Names in a message are often somebody else's."""
+    """A formatter that escapes control characters: names in messages often come from others."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(without_passwords(super().format(record)), lines=True)

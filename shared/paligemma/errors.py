@@ -1,6 +1,6 @@
-"""Errors a user can meet. Each says what was wrong, where, what was expected and what to do, and carries its exit code.
+"""User errors. Each says what was wrong, where, what was expected and what to do, and carries its exit code.
 
-Anything else that escapes is a bug and exits with 1.
+Any other exception is a bug and exits with 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Choice = TypeVar("Choice", bound=str)
 
 
 class PaliGemmaError(Exception):
-    """Base of every error that is shown to a user without a traceback."""
+    """Base class of errors that are shown to a user without a traceback."""
 
     exit_code = 1
 
@@ -33,24 +33,24 @@ class PaliGemmaError(Exception):
 
 
 def _shown(text: str) -> str:
-    """A message quotes what somebody else wrote: it steers no terminal, and no log keeps a password of it."""
+    """Escapes a message for display. It may quote foreign text, which must not control a terminal or leak a password."""
     return printable(without_passwords(text), lines=True)
 
 
 class InputError(PaliGemmaError):
-    """Wrong input or configuration: the user can correct it and run again."""
+    """Wrong input or configuration; the user can correct it and run again."""
 
     exit_code = 2
 
 
 class DamagedError(PaliGemmaError):
-    """A file or artifact is not what its writer wrote: truncated, altered, or only partly there."""
+    """A file or artifact differs from what was written: truncated, altered, or incomplete."""
 
     exit_code = 3
 
 
 class StoppedError(PaliGemmaError):
-    """The machine is being taken away, or somebody ended the program: the same command does it again, or goes on."""
+    """The machine was preempted, or somebody stopped the program. The same command starts again or continues."""
 
     exit_code = 4
 
@@ -68,12 +68,12 @@ def one_of(text: str, choices: Sequence[Choice], where: str) -> Choice:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Names the nearest valid choice, or lists the choices when nothing is near."""
+    """Suggests the nearest valid choice, or lists all choices if none is near."""
     choices = sorted(choices)
     return near_match(name, choices) or "one of: " + ", ".join(choices)
 
 
 def near_match(name: str, choices: Iterable[str]) -> str:
-    """Names the nearest valid choice; empty when nothing is near."""
+    """Suggests the nearest valid choice; empty if none is near."""
     near = difflib.get_close_matches(name, sorted(choices), n=1)
     return f"did you mean {near[0]!r}?" if near else ""

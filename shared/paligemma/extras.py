@@ -1,7 +1,7 @@
-"""Optional libraries: how to add them to the environment that `make` set up, from the folder of this clone.
+"""Optional libraries: the commands that add them to the environment of `make setup`, run in this clone's folder.
 
-The project is on no package registry. What is called `paligemma` there is somebody else's, or may be one day: no message and no
-page says to install that name.
+The project is on no package registry. A package called `paligemma` there is, or may become, somebody else's. So no message and
+no page says to install that name.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ Extra = Literal["heif", "huggingface", "lineage", "preflight", "signing"]
 
 
 def how_to_accelerate(kind: Literal["gpu", "tpu"]) -> str:
-    """The command that adds what JAX needs for an accelerator of one's own, as one types it in that folder."""
+    """The command that adds what JAX needs for an accelerator, to be typed in the clone's folder."""
     return f"make setup ACCELERATOR={kind}"
 
 
 def how_to_install(extra: Extra) -> str:
-    """The command, as one types it in the folder that README.md is in."""
+    """The command that installs an extra, to be typed in the clone's folder."""
     return f".venv/bin/python -m pip install --no-build-isolation --editable '.[{extra}]'"

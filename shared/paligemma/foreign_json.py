@@ -1,10 +1,10 @@
-"""The one reader of JSON that comes from outside: downloaded, mounted, or written by a run that may have been altered since.
+"""The only reader of JSON from outside: downloaded, mounted, or written by a run and perhaps altered since.
 
-What it returns holds no more than its callers expect: a bounded size and nesting, integers of 64 bits, finite numbers, no key
-twice, text that can be written again. Everything else is one of our own errors. Python's own reader takes NaN, 10,000 digits,
-the last of two equal keys and half a surrogate pair, and ends with a RecursionError where the nesting is deep.
+Its values stay within what callers expect: bounded size and nesting, 64-bit integers, finite numbers, no repeated key, text
+that can be written again. Everything else raises one of our own errors. Python's own reader accepts NaN, 10,000 digits, the
+last of two equal keys and half a surrogate pair, and raises RecursionError for deep nesting.
 
-RFC 8259 lets a reader set such limits (section 9) and says why equal keys are not to be relied on (section 4).
+RFC 8259 lets a reader set such limits (section 9) and says why repeated keys are unreliable (section 4).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from paligemma.regular_files import open_regular
 from paligemma.safe_names import shown
 
 SMALL_BYTES = 1 << 20
-"""The most of a pointer, a setting or another file of a few fields."""
+"""Maximum size of a pointer, a setting or another file with a few fields."""
 DOCUMENT_BYTES = 64 << 20
-"""The most of a document, such as a record that lists 100,000 files."""
+"""Maximum size of a document, such as a record that lists 100,000 files."""
 LINE_BYTES = 16 << 20
-"""The most of one line."""
+"""Maximum size of a line."""
 MOST_DEPTH = 64
-"""Lists and objects inside one another. What we read has at most 8."""
+"""Maximum nesting of lists and objects. Our own files have at most 8 levels."""
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)', re.DOTALL)  # it always fits at a quote, so the search is linear
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)', re.DOTALL)  # it always matches at a quote, so the search is linear
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STEPS = dict.fromkeys(b"[{", 1) | dict.fromkeys(b"]}", -1)
 _NO_BRACKETS = bytes(set(range(256)) - _STEPS.keys())
@@ -53,7 +53,7 @@ def read_json(
     """The value in a JSON file; see `parse_json`.
 
     Raises:
-        PaliGemmaError: of the type `error`, also if there is no such file, or something that is no file.
+        PaliGemmaError: of the type `error`; also if the file is missing or not a regular file.
     """
     data = read_bounded(path, what, most=most, error=error, fix=fix)
     return parse_json(data, path, what, kind=kind, most=most, nonfinite=nonfinite, error=error, fix=fix)
@@ -74,16 +74,16 @@ def parse_json(
 
     Args:
         data: the text; bytes are UTF-8.
-        where: it came from, for the message.
-        what: it is, as the beginning of a sentence, e.g. `The index of the weights`.
-        kind: type of the whole; `object` for any.
-        most: bytes that it may have.
-        nonfinite: take NaN and infinities, which our own files of figures hold.
-        error: what to raise: `InputError` where a user wrote the file, `DamagedError` where a program did.
-        fix: what to do, for the message.
+        where: where the text came from, for the message.
+        what: what the text is, as the beginning of a sentence, e.g. `The index of the weights`.
+        kind: expected type of the value; `object` for any.
+        most: maximum size in bytes.
+        nonfinite: accept NaN and infinities, which our own files of figures hold.
+        error: what to raise: `InputError` if a user wrote the file, `DamagedError` if a program did.
+        fix: advice for the message.
 
     Raises:
-        PaliGemmaError: of the type `error`: it is not JSON, or holds what is not taken.
+        PaliGemmaError: of the type `error`: the text is not JSON, or exceeds the limits above.
     """
     try:
         return _parse(data, kind, most, _ANY_NUMBER if nonfinite else _FINITE)
@@ -124,7 +124,7 @@ def parse_model(
     """The object of a JSON text, by its pydantic model; see `parse_json`.
 
     Raises:
-        PaliGemmaError: of the type `error`: it is not JSON, holds what is not taken, or is no such object.
+        PaliGemmaError: of the type `error`: the text is not JSON, exceeds the limits above, or does not fit the model.
     """
     values = parse_json(data, where, what, most=most, nonfinite=nonfinite, error=error, fix=fix)
     try:
@@ -134,7 +134,7 @@ def parse_model(
 
 
 def first_fault(fault: ValidationError) -> str:
-    """The first of a validation's mistakes, in one line: key path and message."""
+    """The first validation error in one line: key path and message."""
     mistake = fault.errors(include_url=False, include_input=False)[0]
     return ".".join(str(part) for part in mistake["loc"]) + (": " if mistake["loc"] else "") + mistake["msg"]
 
@@ -149,10 +149,10 @@ def read_json_lines(
     error: type[PaliGemmaError] = DamagedError,
     fix: str | None = None,
 ) -> Iterator[Any]:
-    """The value of every line of a file; lines of nothing but spaces are passed over.
+    """The value of every line of a file; skips blank lines.
 
     Args:
-        most: bytes that one line may have.
+        most: maximum size of a line in bytes.
 
     Raises:
         PaliGemmaError: of the type `error`; it names the line.
@@ -181,10 +181,10 @@ def read_bounded(
     error: type[PaliGemmaError] = DamagedError,
     fix: str | None = None,
 ) -> bytes:
-    """The bytes of a file, which may be no more than `most`.
+    """The bytes of a file of at most `most` bytes.
 
     Raises:
-        PaliGemmaError: of the type `error`: it is larger, not there, or no file.
+        PaliGemmaError: of the type `error`: the file is too large, missing, or not a regular file.
     """
     try:
         with open_regular(path) as file:
@@ -204,7 +204,7 @@ def _parse(data: bytes | str, kind: type, most: int, decoder: json.JSONDecoder) 
     value = decoder.decode(raw.decode("utf-8").removeprefix("\ufeff"))
     if not isinstance(value, kind):
         raise ValueError(f"it is {_name(type(value))}")
-    if _SURROGATE.search(raw):  # whole pairs are text, halves are not
+    if _SURROGATE.search(raw):  # a whole pair is valid text, half a pair is not
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 

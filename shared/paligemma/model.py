@@ -1,4 +1,4 @@
-"""The front door for notebooks, tests and scripts: `load` a checkpoint, ask for logits, tokens or text. Kept stable."""
+"""The stable interface for notebooks, tests and scripts: `load` a checkpoint, then compute logits, tokens or text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPT_BUCKET = 16
 
 @dataclass(frozen=True)
 class Answer:
-    """A text, its log-probability under the model in nats, and that of each of its tokens, eos included."""
+    """A text, its log-probability under the model in nats, and each token's, including eos."""
 
     text: str
     logprob: float
@@ -48,10 +48,10 @@ class Model:
 
     Attributes:
         config: its architecture.
-        tokenizer: its tokenizer, or None if the checkpoint came without.
+        tokenizer: its tokenizer; None if the checkpoint has none.
         module: the Flax NNX network.
-        grey_range: the samples that are black and white in grey pictures; None: as each file states.
-        mesh: the devices that `decode` uses; None for the one that the network is on.
+        grey_range: samples of black and white in grey pictures; None: as stated in each file.
+        mesh: the devices for `decode`; None for the network's own device.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Model:
         """Logits of the next token at every text position, in float32.
 
         Args:
-            images: in [-1, 1], of the model's size.
+            images: pixels in [-1, 1], of the model's image size.
             tokens: token ids.
             mask_ar: 0 on the prefix (fully visible), 1 on the suffix (causal).
             mask_input: 0 on padding; None hides nothing.
@@ -99,15 +99,15 @@ class Model:
     ) -> np.ndarray:
         """Greedy continuation of each prompt, as token ids `[b, max_new_tokens]`.
 
-        Decoding ends when every row has produced `eos_id`. What follows a row's own eos is not part of its answer; what
-        was not decoded is 0.
+        Decoding ends when every row has produced `eos_id`. Tokens after a row's own eos are not part of its answer; positions
+        that were not decoded are 0.
 
         Args:
-            images: in [-1, 1], of the model's size.
+            images: pixels in [-1, 1], of the model's image size.
             tokens: prompts, padded on the right.
             mask_input: 0 on padding.
-            mask_ar: of the prompts, usually 0.
-            max_new_tokens: most tokens to decode, at least 1.
+            mask_ar: the prompts' mask_ar, usually all 0.
+            max_new_tokens: maximum number of tokens to decode, at least 1.
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
         """
@@ -125,11 +125,11 @@ class Model:
         row_mask: ArrayLike | None = None,
         row_seeds: ArrayLike | None = None,
     ) -> Decoded:
-        """As `decode`, in any way of decoding, and with log-probabilities.
+        """Like `decode`, with any decoding settings, and with log-probabilities.
 
         Args:
-            settings: greedy, sampled, best of several samples, or by beam search, which needs an `eos_id`.
-            row_seeds: an integer for each row, which its samples are drawn from; by default its place in the batch.
+            settings: greedy, sampling, best of several samples, or beam search, which needs an `eos_id`.
+            row_seeds: a seed for each row's samples; by default its index in the batch.
         """
         self._check_batch(images, tokens)
         if settings.beams > 1 and eos_id is None:
@@ -146,7 +146,7 @@ class Model:
         )
 
     def generator(self) -> Generator:
-        """The network made ready to decode; made anew when its parameters have been replaced."""
+        """The network, ready to decode. Recreated after its parameters are replaced."""
         leaves = jax.tree.leaves(nnx.state(self.module))
         if self._ready is None or any(old is not new for old, new in zip(self._ready[0], leaves, strict=True)):
             self._ready = leaves, Generator(self.module, self.mesh)
@@ -158,7 +158,7 @@ class Model:
         Args:
             images: file paths, PIL images, or arrays `[height, width, 3]` of uint8; any size.
             prompts: one for each image, or one for all.
-            max_new_tokens: most tokens to decode.
+            max_new_tokens: maximum number of tokens to decode.
 
         Raises:
             InputError: an image cannot be read, or the checkpoint has no tokenizer.
@@ -172,13 +172,13 @@ class Model:
         settings: DecodeSettings,
         seeds: Sequence[int] | None = None,
     ) -> list[Answer]:
-        """As `generate`, in any way of decoding, and with log-probabilities.
+        """Like `generate`, with any decoding settings, and with log-probabilities.
 
         Args:
-            images: as in `generate`.
-            prompts: as in `generate`.
-            settings: greedy, sampled, best of several samples, or by beam search.
-            seeds: an integer for each answer, which its samples are drawn from; by default its place.
+            images: see `generate`.
+            prompts: see `generate`.
+            settings: greedy, sampling, best of several samples, or beam search.
+            seeds: a seed for each answer's samples; by default its index.
         """
         if self.tokenizer is None:
             raise InputError(
@@ -219,24 +219,24 @@ def load(
     Args:
         path: a big_vision `.npz` file, a folder with one, a Hugging Face folder, `embedded:tiny`, or a tuned model's folder;
             local or on `gs://`.
-        config: the architecture, as an object, mapping, JSON file or variant name; by default `config.json` beside the
-            weights, else inferred from an `.npz` file's shapes. With another image size than the weights', their position
-            embeddings are resampled.
-        dtype: dtype to hold the parameters in; by default the file's own.
-        base: for a tuned model, its base checkpoint when that is not where it was at training time.
+        config: the architecture, as an object, mapping, JSON file or variant name; by default `config.json` beside the weights,
+            else inferred from an `.npz` file's shapes. If its image size differs from the weights', position embeddings are
+            resampled.
+        dtype: dtype of the parameters in memory; by default the file's own.
+        base: a tuned model's base checkpoint, if it has moved since training.
 
     Raises:
-        InputError: nothing there, or an unknown configuration.
-        DamagedError: a file is not whole, does not fit the architecture, or is not the tuned model's base.
+        InputError: nothing is there, or the configuration is unknown.
+        DamagedError: a file is incomplete, does not fit the architecture, or is not the tuned model's base.
     """
     return build_model(*open_model(path, config, base), dtype=dtype)
 
 
 def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: str | None = None) -> Model:
-    """A model from an opened checkpoint, with a tuned model's parameters in place of its own where there are any.
+    """Builds a model from an opened checkpoint; a tuned model's parameters replace the checkpoint's.
 
     Raises:
-        DamagedError: a weight file's bytes are not those that were written, as far as anything is known of them.
+        DamagedError: a weight file's bytes do not match their checksums or hashes, if there are any.
     """
     arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
 
@@ -244,7 +244,7 @@ def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: 
         return stored if dtype is None or arrays[name] is not checkpoint.arrays[name] else jnp.dtype(dtype)
 
     with ThreadPoolExecutor(1) as pool:
-        # Members of an npz file are compared with their checksums while they are read.
+        # Reading a member of an npz file compares it with its checksum.
         hashed = pool.submit(checkpoint.verify) if checkpoint.weights.suffix != ".npz" else None
         module = build_module(checkpoint.config, arrays, dtype_of)
         if hashed is not None:

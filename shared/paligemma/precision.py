@@ -1,4 +1,4 @@
-"""Which dtypes a model holds its parameters in, multiplies in, and keeps its activations in. One policy for all of them."""
+"""The precision policy: the dtypes of a model's parameters, matrix products and activations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FrozenDtype = Literal["float16", "bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a model. Norm variance, rotary angles, softmax, logits and loss are float32 whatever they are.
+    """The dtypes of a model. Norm variance, rotary angles, softmax, logits and loss are always float32.
 
     Attributes:
-        activations: of the decoder's residual stream and of what its layers pass on.
-        products: of the operands of the decoder's matrix products. float16 with float32 activations: see
+        activations: dtype of the decoder's residual stream and layer outputs.
+        products: dtype of the operands of the decoder's matrix products. For float16 with float32 activations, see
             `models/scaled_matmul.py`.
-        vision: of the vision tower, activations and products.
+        vision: dtype of the vision tower's activations and products.
     """
 
     activations: jnp.dtype
@@ -29,15 +29,15 @@ class Precision:
 
     @staticmethod
     def of(compute: ComputeDtype = "auto", vision_parameters: jnp.dtype | str = "float32") -> Precision:
-        """The policy for a compute dtype, on the present device.
+        """The policy for a compute dtype on the current device.
 
         Args:
-            compute: `bfloat16` (the range of float32, 8 bits of precision), `float32`, or `float16`, whose range Gemma's
-                residual stream exceeds: there the activations stay float32, and only operands of products are float16. `auto`
-                is bfloat16 where the hardware multiplies it fast (TPUs, NVIDIA since compute capability 8.0), float16 on older
+            compute: `bfloat16` (the range of float32, 8 bits of precision), `float32`, or `float16`. Gemma's residual stream
+                exceeds float16's range, so activations stay float32, and only operands of products are float16. `auto` is
+                bfloat16 where the hardware multiplies it fast (TPUs, NVIDIA since compute capability 8.0), float16 on older
                 NVIDIA devices with tensor cores (7.0, 7.5: V100, T4), float32 elsewhere.
-            vision_parameters: the dtype that the vision tower's parameters are held in. The activations of SigLIP are small
-                enough for float16: a float16 tower computes in it, as the reference does, unless all is bfloat16.
+            vision_parameters: dtype of the vision tower's parameters. SigLIP's activations are small enough for float16, so a
+                float16 tower computes in float16, as the reference does, unless `compute` is bfloat16.
         """
         products = jnp.dtype(_fast_dtype() if compute == "auto" else compute)
         activations = jnp.dtype(jnp.bfloat16 if products == jnp.bfloat16 else jnp.float32)

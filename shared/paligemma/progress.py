@@ -1,4 +1,4 @@
-"""How far long work is: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of long work: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class WorkProgress:
-    """Counts units of work (`done`), and shows count, rate and time left on standard error."""
+    """Counts finished units of work (`done`), and shows count, rate and time left on standard error."""
 
     def __init__(self, what: str, unit: str, total: int | None = None) -> None:
-        """Args: `what` is being done, in which `unit`, and how many there are, if known."""
+        """Args: `what` names the work, `unit` its units, `total` their number if known."""
         self._what, self._unit, self._total = printable(what), unit, total
         self.done, self._facts, self._shown = 0, "", time.monotonic()
         self._first: tuple[float, int] | None = None
@@ -39,7 +39,7 @@ class WorkProgress:
             self._line()
 
     def advance(self, count: int = 1, facts: str = "") -> None:
-        """Adds to the units done; `facts` is shown beside them."""
+        """Adds finished units; `facts` is shown beside the count."""
         self.done += count
         self._facts = facts = printable(facts)
         if self._first is None:
@@ -51,12 +51,12 @@ class WorkProgress:
             self._line()
 
     def skip(self, count: int) -> None:
-        """Counts units that were done before, by another process; they have no part in the rate."""
+        """Counts units that an earlier process finished; they do not affect the rate."""
         self.done += count
 
     @property
     def rate(self) -> float:
-        """Units a second since the first was done, which is what leaves compiling out; 0 before that can be told."""
+        """Units a second since the first was done, which excludes compilation; 0 until it is known."""
         if self._first is None:
             return 0.0
         started, done = self._first
@@ -76,4 +76,4 @@ class WorkProgress:
 
 
 def _text(form: str) -> TextColumn:
-    return TextColumn(form, markup=False)  # what is done has a name, which may have brackets
+    return TextColumn(form, markup=False)  # the name of the work may have brackets

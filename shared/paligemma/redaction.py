@@ -1,6 +1,6 @@
-"""Texts without the secrets that addresses in them may hold: users and passwords always, query and fragment where asked.
+"""Removes secrets in addresses from texts: users and passwords always, query and fragment on request.
 
-Any spelling counts that some program takes for an address: other cases, backslashes, one slash or three, percent escapes.
+Covers every spelling that some program accepts as an address: other cases, backslashes, one slash or three, percent escapes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import re
 from urllib.parse import unquote
 
 _OURS = ("gs", "hf", "kaggle")
-"""Schemes whose addresses have no user: what follows `@` in them is a revision."""
+"""Schemes whose addresses have no user: `@` precedes a revision."""
 
-_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,30})"  # bounded, so that a long text takes no longer than long
-# Up to the last @ before a slash; or, where a password is not over at the slash in it, up to the last @ there is.
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,30})"  # bounded, so that time stays linear in the text's length
+# Up to the last @ before a slash; or, if the password contains a slash, up to the last @ of all.
 _USER = re.compile(
     rf"{_SCHEME}(?P<slashes>:[/\\]+)"
     r"(?P<user>[^\s/\\?#]*@|[^\s/\\?#@]*:(?!\d+[/\\?#\s]|\d+$)[^\s@]{0,1000}@(?:[^\s/\\?#]*@)?)"
@@ -22,12 +22,12 @@ _ESCAPED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,30}(?:%(?:25)*3a|:)(?:%(?:25)*(
 
 
 def without_passwords(text: str) -> str:
-    """A text whose addresses have neither user nor password."""
+    """Removes user and password from a text's addresses."""
     return _USER.sub(_without_user, _ESCAPED.sub(_unescaped, text))
 
 
 def without_secrets(text: str) -> str:
-    """A text whose addresses have neither user, password, query nor fragment: signed addresses have their key in the query."""
+    """Removes user, password, query and fragment from a text's addresses: signed addresses have their key in the query."""
     return _TAIL.sub(lambda found: found[0] if found["scheme"].lower() in _OURS else found["start"], without_passwords(text))
 
 
@@ -38,7 +38,7 @@ def _without_user(found: re.Match) -> str:
 
 
 def _unescaped(found: re.Match) -> str:
-    """The address as it reads without its escapes, if these hide that it has a user."""
+    """The unescaped address, if escapes hide a user."""
     plain = found[0]
     while plain != (plain := unquote(plain)):
         pass

@@ -1,4 +1,4 @@
-"""Opening files that somebody else named or left: a file, and nothing that hangs, has no end, or acts when it is opened."""
+"""Opens files of foreign origin: regular files only, nothing that hangs, is endless, or acts when opened."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """There is something other than a file. `strerror` says what."""
+    """The path is not a regular file. `strerror` says what it is."""
 
 
 def open_regular(path: str | Path) -> BufferedReader:
     """Opens a file for reading.
 
     Raises:
-        NotRegularError: it is a folder, a FIFO, a socket or a device, or its name is none.
-        OSError: it is not there, or may not be read.
+        NotRegularError: it is a folder, FIFO, socket or device, or its name is invalid.
+        OSError: the file is missing or may not be read.
     """
     try:
-        # A device may act when it is opened, so its kind is asked for first; what was opened is asked again.
+        # A device may act when opened, so check the type first, and again after opening.
         _confirm_regular(os.stat(path).st_mode, path)
-        # Without O_NONBLOCK, opening a FIFO waits for whoever writes to it.
+        # Without O_NONBLOCK, opening a FIFO waits for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:  # a NUL, or half of a surrogate pair
         raise NotRegularError(errno.EINVAL, "that is not a file's name", repr(str(path))) from None

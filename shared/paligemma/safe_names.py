@@ -1,9 +1,9 @@
-"""Names that become parts of paths: what comes from outside is one of these types, or is refused where it is read.
+"""Types for names that become parts of paths. A name from outside is parsed into one of these types, or refused.
 
-A record, a manifest, a pointer, a flag or a variable of the environment is written by somebody else, and each of these names
-is joined to a folder of this machine. So none can leave that folder, name its parent, or be another file than it seems.
+Others write records, manifests, pointers, flags and environment variables, and we join their names to local folders. So no name
+may leave its folder, name the parent, or denote another file than it seems to.
 
-Each type is a `str` that pydantic checks, and has a function `parse_...` for values that come without a model.
+Each type is a `str` that pydantic checks, with a function `parse_...` for values outside a model.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from paligemma.terminal import printable
 MOST_PATH_BYTES = 1024
 """The longest name of an object (cloud.google.com/storage/docs/objects#naming)."""
 MOST_ADDRESS_BYTES = 4096
-"""The longest path: PATH_MAX of Linux."""
+"""The longest path, PATH_MAX on Linux."""
 MOST_PART_BYTES = 255
-"""The longest name of a file: NAME_MAX of Linux and macOS."""
+"""The longest file name, NAME_MAX on Linux and macOS."""
 
 # C0 and C1 controls, line and paragraph separators, and marks that turn the direction of text (Unicode TR 9, section 2).
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -34,7 +34,7 @@ _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def relative_path_fault(path: str) -> str:
-    """Why a text is no path of a file below a folder; empty if it is one."""
+    """Why a text is not a path of a file below a folder; empty if it is."""
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
@@ -60,7 +60,7 @@ def relative_path_fault(path: str) -> str:
 
 
 def address_fault(text: str) -> str:
-    """Why a text is neither a path nor an address; empty if it may be one."""
+    """Why a text is neither a path nor an address; empty if it may be either."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -77,11 +77,9 @@ def _pattern_fault(pattern: re.Pattern, expected: str) -> Callable[[str], str]:
 
 
 _sha256_fault = _pattern_fault(_SHA256, "64 hexadecimal digits in lower case")
-_name_fault = _pattern_fault(_NAME, "a name of letters, digits, '_', '.' and '-' that begins with none of the last two")
+_name_fault = _pattern_fault(_NAME, "a name of letters, digits, '_', '.' and '-' that does not begin with '.' or '-'")
 version_id_fault = _pattern_fault(_VERSION, "a version of letters, digits, '_' and '-'")
-_release_fault = _pattern_fault(
-    _RELEASE, "a version of letters, digits, '_', '.' and '-' that begins with one of the first two"
-)
+_release_fault = _pattern_fault(_RELEASE, "a version of letters, digits, '_', '.' and '-' that begins with a letter or a digit")
 
 
 def _validator(fault_of: Callable[[str], str]) -> AfterValidator:
@@ -98,29 +96,29 @@ RelativePath = Annotated[str, _validator(relative_path_fault)]
 Sha256 = Annotated[str, _validator(_sha256_fault)]
 """A SHA-256, as hexadecimal digits in lower case."""
 RunName = Annotated[str, _validator(_name_fault)]
-"""What a run, a task or an attempt is called, and its folder or file."""
+"""The name of a run, task or attempt, and of its folder or file."""
 VersionId = Annotated[str, _validator(version_id_fault)]
-"""Which writing of an artifact in Cloud Storage it is: a part of its files' address."""
+"""The version of an artifact in Cloud Storage; part of its files' addresses."""
 ReleaseVersion = Annotated[str, _validator(_release_fault)]
 """The version of a release, and the name of its folder in a registry."""
 Address = Annotated[str, _validator(address_fault)]
-"""A path or an address as a record has it: any, but one that can be shown. `parse_location` makes a place of it."""
+"""Any path or address in a record, as long as it is printable. `parse_location` parses it."""
 
 
 def parse_relative_path(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
-    """A path below a folder.
+    """Parses a path below a folder.
 
     Args:
-        text: what is to be one.
-        what: it is, as the beginning of a sentence, e.g. `A shard's name`.
-        where: it came from, for the message.
-        error: what to raise: `InputError` where a user wrote it, `DamagedError` where a program did.
-        fix: what to do, for the message.
+        text: the text to parse.
+        what: what the text is, as the beginning of a sentence, e.g. `A shard's name`.
+        where: where the text came from, for the message.
+        error: what to raise: `InputError` if a user wrote it, `DamagedError` if a program did.
+        fix: advice for the message.
 
     Raises:
-        PaliGemmaError: of the type `error`: it leaves the folder, or cannot be a file's name on every system.
+        PaliGemmaError: of the type `error`: the path leaves the folder, or is not a valid file name on every system.
     """
     return _parse(text, relative_path_fault, "a path below its folder, such as part/file", what, where, error, fix)
 
@@ -128,28 +126,28 @@ def parse_relative_path(
 def parse_sha256(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
-    """A SHA-256; see `parse_relative_path`. What a user wrote may be in upper case: pass it through `str.lower`."""
+    """Parses a SHA-256; see `parse_relative_path`. For a user's text, which may be in upper case, apply `str.lower` first."""
     return _parse(text, _sha256_fault, "64 hexadecimal digits", what, where, error, fix)
 
 
 def parse_run_name(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
-    """The name of a run, a task or an attempt; see `parse_relative_path`."""
+    """Parses the name of a run, task or attempt; see `parse_relative_path`."""
     return _parse(text, _name_fault, "letters, digits, '_', '.' and '-'", what, where, error, fix)
 
 
 def parse_version_id(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
-    """The version of an artifact in Cloud Storage; see `parse_relative_path`."""
+    """Parses the version of an artifact in Cloud Storage; see `parse_relative_path`."""
     return _parse(text, version_id_fault, "letters, digits, '_' and '-'", what, where, error, fix)
 
 
 def parse_release_version(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
-    """The version of a release; see `parse_relative_path`."""
+    """Parses the version of a release; see `parse_relative_path`."""
     return _parse(text, _release_fault, "a version that `paligemma releases` lists", what, where, error, fix)
 
 
@@ -159,7 +157,7 @@ def is_release_version(text: str) -> bool:
 
 
 def shown(text: object) -> str:
-    """A text that cannot steer a terminal: its control characters as escapes, in quotes; long ones are cut."""
+    """Makes a text safe for a terminal: escapes control characters, adds quotes, and cuts long texts."""
     plain = printable(repr(text))
     return plain if len(plain) <= 200 else f"{plain[:200]}..."
 

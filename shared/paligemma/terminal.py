@@ -1,7 +1,7 @@
-"""What a command prints. Names in it are often somebody else's: they are shown, and steer nothing.
+"""Prints to the terminal. Names in the output often come from others; they must not control the terminal.
 
-All of it goes through here: `say` a line, `show_table` a table, `say_json` an answer for programs. Lines of our log, and our
-errors, are made printable where they are put together.
+All output goes through here: `say` prints a line, `show_table` a table, `say_json` an answer for programs. Log lines and errors
+are made printable where they are composed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-# C0 but for tab and line feed, DEL, C1 (ECMA-48 has a control sequence begin with U+009B too), line and paragraph separators,
-# marks that turn the direction of text (Unicode TR 9, section 2), and surrogates, which file names that are no UTF-8 become.
+# C0 except tab and line feed, DEL, C1 (by ECMA-48, U+009B too begins a control sequence), line and paragraph separators, marks
+# that change the direction of text (Unicode TR 9, section 2), and surrogates, which stand for file names that are not UTF-8.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _STEERING_OR_LINE = re.compile(f"[\n{_STEERING.pattern[1:]}")
 
@@ -23,9 +23,9 @@ def say(text: object = "", *, lines: bool = False, error: bool = False) -> None:
     """Prints a text.
 
     Args:
-        text: any; rich's markup counts for nothing in it.
-        lines: its line feeds end lines; without, it is one.
-        error: on standard error.
+        text: any text; rich's markup has no effect.
+        lines: whether line feeds end lines; otherwise they are escaped.
+        error: print to standard error.
     """
     _write(f"{printable(str(text), lines)}\n", error)
 
@@ -36,7 +36,7 @@ def say_json(text: str) -> None:
 
 
 def show_table(table: Table, error: bool = False) -> None:
-    """Prints a table: as wide as the terminal, or, where there is none, as wide as it is. Nothing without rows."""
+    """Prints a table, limited to the terminal's width if there is one. Prints nothing without rows."""
     if not table.row_count:
         return
     console = _console(error)
@@ -46,22 +46,22 @@ def show_table(table: Table, error: bool = False) -> None:
 
 
 def table_width() -> int:
-    """Columns that a table has room in."""
+    """Width available to a table, in characters."""
     return _console(False).width
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""A text with its control characters as escapes, such as \x1b.
+    r"""Escapes control characters in a text.
 
     Args:
-        text: any.
-        lines: keep line feeds; without, a value cannot look like a line of its own.
+        text: any text.
+        lines: keep line feeds; without it, a value cannot pass for a separate line.
     """
     return (_STEERING if lines else _STEERING_OR_LINE).sub(_escape, text)
 
 
 def printable_json(text: str) -> str:
-    """JSON text, which is the same value, without control characters in its strings."""
+    """JSON text for the same value, without raw control characters in its strings."""
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -76,7 +76,7 @@ def _console(error: bool) -> Any:
     from rich.text import Text
 
     class Plain(Console):
-        """Takes text for text: without markup, and with control characters as escapes. Only rich's own styles steer."""
+        """Prints plain text without markup, and escapes control characters. Only rich's own styles control the terminal."""
 
         def render_str(self, text: str, **options: Any) -> Text:
             plain: dict[str, Any] = {**options, "markup": False, "emoji": False}

@@ -1,10 +1,10 @@
-"""Addresses of the web, read once: what is checked is what is connected to.
+"""Web addresses, parsed only once: the connection goes to exactly what was checked.
 
-Programs read addresses differently: `http://169.254.169.254\\@127.0.0.1/` is one host to a browser and another to a parser of
-RFC 3986. Here an address is of one strict form, or refused, and the client is given the parts and not the text.
+Programs parse addresses differently: `http://169.254.169.254\\@127.0.0.1/` is one host to a browser and another to a parser of
+RFC 3986. Here an address has one strict form or is refused, and the client gets the parts, not the text.
 
-The numbers that are hosts, such as `0x7f.1`, are those of the WHATWG URL standard ("ends in a number" and the IPv4 parser);
-which networks are private is what `ipaddress` has of IANA's registries of special-purpose addresses.
+Numeric hosts such as `0x7f.1` follow the WHATWG URL standard ("ends in a number" and the IPv4 parser). Private networks are
+those of `ipaddress`, from IANA's registries of special-purpose addresses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class WebAddress:
-    """An address without user, password and fragment. `host` is in lower case, an IPv6 address without its brackets."""
+    """An address without user, password and fragment. `host` is in lower case; an IPv6 address has no brackets."""
 
     scheme: str
     host: str
@@ -37,14 +37,14 @@ class WebAddress:
 
     @property
     def url(self) -> str:
-        """The address as a client takes it."""
+        """The address as text for a client."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.target}"
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         return self.target.partition("?")[0].rsplit("/", 1)[-1]
 
 
@@ -52,14 +52,14 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def parse_web_address(text: str, what: str = "The address") -> WebAddress:
-    """An address from its text.
+    """Parses an address.
 
     Args:
         text: the address.
-        what: it is, as the beginning of a sentence. The message does not show the text, which may be a secret.
+        what: what the text is, as the beginning of a sentence. The message does not show the text, which may be a secret.
 
     Raises:
-        InputError: it is none, names a user, or its host is a number in an unusual form.
+        InputError: the text is not an address, names a user, or has a numeric host in an unusual form.
     """
     match = _ADDRESS.fullmatch(text.partition("#")[0])
     if match is None or "\\" in text:
@@ -72,27 +72,27 @@ def parse_web_address(text: str, what: str = "The address") -> WebAddress:
         try:
             host = str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
-            raise _refused(what, "its host is no IPv6 address") from None
+            raise _refused(what, "its host is not an IPv6 address") from None
     else:
         host = host.removesuffix(".")
         labels = host.split(".")
         if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-            raise _refused(what, "its host is no name")
+            raise _refused(what, "its host is not a name")
         if _NUMBER.fullmatch(labels[-1]):
             try:
                 host = str(ipaddress.IPv4Address(host))
             except ValueError:
-                raise _refused(what, "its host is a number, and not four of them in decimal") from None
+                raise _refused(what, "its host is a number, but not in the form 1.2.3.4") from None
     return WebAddress(scheme, host, port, match["target"] or "/")
 
 
 def is_web_address(text: str) -> bool:
-    """Whether a text is meant as an address of the web, in any spelling."""
+    """Whether a text is meant as a web address, in any spelling."""
     return re.match(r"\s*https?:", text, re.IGNORECASE) is not None
 
 
 def innermost(ip: Ip) -> Ip:
-    """The IPv4 address that an IPv6 address stands for, where it does: mapped, 6to4, Teredo, NAT64; else the address itself."""
+    """The IPv4 address inside an IPv6 address (mapped, 6to4, Teredo, NAT64); else the address itself."""
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
     if inside := ip.ipv4_mapped or ip.sixtofour:
@@ -105,13 +105,13 @@ def innermost(ip: Ip) -> Ip:
 
 
 def is_public(ip: Ip) -> bool:
-    """Whether an address is one of the internet's, and of a single machine."""
+    """Whether an address is a public unicast address."""
     ip = innermost(ip)
     return ip.is_global and not ip.is_multicast
 
 
 def is_nobodys(ip: Ip) -> bool:
-    """Whether nothing is to be sent to an address in any case: link-local ones (metadata servers), none, and groups."""
+    """Whether an address must never be contacted: link-local (metadata servers), unspecified, multicast."""
     ip = innermost(ip)
     return ip.is_link_local or ip.is_unspecified or ip.is_multicast or (ip.is_reserved and not ip.is_loopback)
 

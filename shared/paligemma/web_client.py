@@ -1,8 +1,7 @@
-"""Requests to addresses that somebody else may have chosen: the host is looked up once, what it is gets checked, and the
-connection goes there.
+"""Requests to addresses that somebody else may have chosen: looks up the host once, checks the result, and connects to it.
 
-Looking up a name a second time, as a client does by itself, may give another address than the one that was checked.
-Through a proxy that the environment names, the proxy looks names up; only hosts that are written as numbers are checked here.
+A second lookup, as clients do by themselves, may give another address than the checked one. With a proxy from the environment,
+the proxy looks up names, and only numeric hosts are checked here.
 """
 
 from __future__ import annotations
@@ -24,21 +23,20 @@ from paligemma.errors import InputError
 from paligemma.web_address import Ip, WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
 
 HOSTS_VARIABLE = "PALIGEMMA_PRIVATE_HOSTS"
-"""Hosts, separated by commas, that files may be fetched from although they are not on the internet."""
+"""Private hosts, separated by commas, from which files may be fetched."""
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 Rule = Callable[[WebAddress, Ip | None], str]
-"""Why nothing is to be sent to an address of the web at an address of the network (None: not looked up yet); empty if it may
-be."""
+"""Why a request to a web address at a network address (None: not looked up) is refused; empty if it is allowed."""
 
 
 def fetch_rule(address: WebAddress, ip: Ip | None) -> str:
-    """Files come over https from the internet. Hosts in `HOSTS_VARIABLE` may be private, and, on this machine, speak http."""
+    """Files come over https from the internet. Hosts in `HOSTS_VARIABLE` may be private, or use http on this machine."""
     named = address.host in {name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",")}
     if address.scheme != "https" and not (named and _is_here(address, ip)):
-        return f"{address.host} is not asked over https"
+        return f"{address.host} is not contacted over https"
     if ip is not None and is_nobodys(ip):
         return f"{address.host} is link-local, or nobody's address ({ip})"
     if ip is not None and not is_public(ip) and not named:
@@ -47,7 +45,7 @@ def fetch_rule(address: WebAddress, ip: Ip | None) -> str:
 
 
 def webhook_rule(address: WebAddress, ip: Ip | None) -> str:
-    """A message may go over https to any host that is not link-local, over http to this machine. No reason names the host."""
+    """A message may go over https to any host that is not link-local, or over http to this machine. Reasons omit the host."""
     if address.scheme != "https" and not _is_here(address, ip):
         return "it is neither https nor this machine"
     return "it is link-local, or nobody's" if ip is not None and is_nobodys(ip) else ""
@@ -57,18 +55,18 @@ def webhook_rule(address: WebAddress, ip: Ip | None) -> str:
 def request(
     method: str, address: WebAddress, rule: Rule, headers: Mapping[str, str] | None = None, **options: Any
 ) -> Iterator[requests.Response]:
-    """Sends one request to a network address that was checked. Redirects are not followed.
+    """Sends one request to a checked network address. Does not follow redirects.
 
     Raises:
-        InputError: the rule refuses it.
-        requests.RequestException: it could not be sent, or had no answer.
+        InputError: the rule refuses the address.
+        requests.RequestException: the request could not be sent, or had no answer.
     """
     failure = requests.ConnectionError("the host is not found")
     with requests.Session() as session:
         for ip in checked_addresses(address, rule):
             if ip is not None:
                 session.mount(f"{address.scheme}://", _Pinned(ip))
-                session.trust_env = False  # it would ask for a proxy again
+                session.trust_env = False  # it would look for a proxy again
                 session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
             try:
                 response = session.request(method, address.url, headers=headers, allow_redirects=False, **options)
@@ -84,11 +82,11 @@ def request(
 
 
 def checked_addresses(address: WebAddress, rule: Rule) -> list[Ip | None]:
-    """Where to connect to, the first choice first. None stands for a proxy that the environment names.
+    """The network addresses to connect to, in order of preference. None stands for a proxy from the environment.
 
     Raises:
-        InputError: the rule refuses one.
-        requests.ConnectionError: the host has none.
+        InputError: the rule refuses an address.
+        requests.ConnectionError: the host has no address.
     """
     proxies = get_environ_proxies(address.url)
     literal = _literal(address.host)
@@ -111,17 +109,17 @@ def _is_here(address: WebAddress, ip: Ip | None) -> bool:
 
 
 def _was_sent(error: requests.ConnectionError) -> bool:
-    """Whether there was a connection before it failed."""
+    """Whether a connection existed before the failure."""
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     return not isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
 
 
 @contextmanager
 def get_file(address: WebAddress, headers: Mapping[str, str], timeout: float) -> Iterator[requests.Response]:
-    """Asks for a file, and follows redirects, each of which is checked as the first address is. The body is not read yet.
+    """Requests a file, and follows redirects after checking each like the first address. Does not read the body yet.
 
     Raises:
-        InputError: the address, or one that it leads to, is refused.
+        InputError: the address or a redirect is refused.
         requests.RequestException: there was no answer.
     """
     with contextlib.ExitStack() as stack:
@@ -137,10 +135,10 @@ def get_file(address: WebAddress, headers: Mapping[str, str], timeout: float) ->
 
 
 def redirect(address: WebAddress, target: str) -> WebAddress:
-    """Where a redirect leads: a whole address, or a path of the same host.
+    """The target of a redirect: a full address, or a path on the same host.
 
     Raises:
-        InputError: it leads to no address, or to one without https from one with it.
+        InputError: the target is not an address, or leads from https to http.
     """
     if target.startswith("/") and not target.startswith(("//", "/\\")):
         target = WebAddress(address.scheme, address.host, address.port, target).url
@@ -151,10 +149,10 @@ def redirect(address: WebAddress, target: str) -> WebAddress:
 
 
 def lookup(address: WebAddress) -> list[Ip]:
-    """The network addresses of a host, in the order that they are to be tried in.
+    """The network addresses of a host, in the order to try them.
 
     Raises:
-        requests.ConnectionError: it has none.
+        requests.ConnectionError: the host has no address.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -171,7 +169,7 @@ def _literal(host: str) -> Ip | None:
 
 
 class _Pinned(HTTPAdapter):
-    """Connects to one network address, whatever the name; the certificate still has to be the name's."""
+    """Connects to one network address, whatever the name; the certificate must still match the name."""
 
     def __init__(self, ip: Ip) -> None:
         self._ip = ip

@@ -1,8 +1,8 @@
-"""The one reader, and the one writer, of our YAML: recipes, `--set` values, parameters files, price lists, compiled pipelines.
+"""The only reader and writer of our YAML: recipes, `--set` values, parameters files, price lists, compiled pipelines.
 
-Plain values mean what YAML 1.2's core schema says (https://yaml.org/spec/1.2.2, section 10.3.2), because PyYAML's own rules,
-those of YAML 1.1, take `1e-2` for a text, `no` and `on` for booleans, `1:30` for 90 and `010` for 8. Beyond that, a key that is
-there twice is an error, and so is whatever could not be written as JSON: dates, sets, infinities, integers beyond 64 bits.
+Plain values follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2, section 10.3.2). PyYAML follows YAML 1.1, which reads
+`1e-2` as text, `no` and `on` as booleans, `1:30` as 90 and `010` as 8. In addition, repeated keys are errors, and so is
+everything that JSON cannot hold: dates, sets, infinities, integers beyond 64 bits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from paligemma.errors import InputError
 from paligemma.foreign_json import read_bounded
 
 MOST_BYTES = 1 << 20
-"""The most of a text."""
+"""Maximum size of a text."""
 MOST_NODES = 200_000
-"""The most values of a text, aliases written out."""
+"""Maximum number of values in a text, with aliases written out."""
 
 _TAG = "tag:yaml.org,2002:"
-_RULES = {  # in this order: the first that fits decides
+_RULES = {  # in this order: the first match decides
     "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
-    # Underscores between digits are of YAML 1.1, and recipes have them.
+    # Underscores between digits come from YAML 1.1, and recipes use them.
     "int": (re.compile(r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+"), list("-+0123456789")),
     "float": (
         re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"),
@@ -38,15 +38,15 @@ _RULES = {  # in this order: the first that fits decides
 
 
 def parse_yaml(text: str | bytes, where: object, what: str) -> Any:
-    """The value of a YAML text; None of an empty one.
+    """The value of a YAML text; None for an empty text.
 
     Args:
         text: bytes are UTF-8.
-        where: it came from, for the message.
-        what: it is, as the beginning of a sentence, e.g. `The recipe`.
+        where: where the text came from, for the message.
+        what: what the text is, as the beginning of a sentence, e.g. `The recipe`.
 
     Raises:
-        InputError: names the line; it is not YAML, or holds what is not taken.
+        InputError: the text is not YAML, or violates the rules above; names the line.
     """
     documents = parse_documents(text, where, what)
     if len(documents) > 1:
@@ -58,7 +58,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     """The value in a YAML file; see `parse_yaml`.
 
     Raises:
-        InputError: also if there is no such file.
+        InputError: see `parse_yaml`; also if there is no such file.
     """
     return parse_yaml(read_yaml_text(path, what), path, what)
 
@@ -67,7 +67,7 @@ def read_yaml_text(path: str | Path, what: str) -> str:
     """The text in a YAML file, for `parse_yaml`.
 
     Raises:
-        InputError: it is not there, no file, too large, or not UTF-8.
+        InputError: the file is missing, not a regular file, too large, or not UTF-8.
     """
     data = read_bounded(path, what, most=MOST_BYTES, error=InputError, fix="check the path")
     try:
@@ -93,11 +93,11 @@ def parse_documents(text: str | bytes, where: object, what: str) -> list[Any]:
 
 
 def dump_yaml(value: Any, **options: Any) -> str:
-    """A value as YAML that this reader, and one of YAML 1.1, read as the same value; keys stay in order.
+    """A value as YAML that this reader and YAML 1.1 readers parse to the same value; keys stay in order.
 
     Args:
-        value: of lists, dictionaries, texts, numbers, booleans and None.
-        options: of `yaml.dump`.
+        value: a value of lists, dictionaries, texts, numbers, booleans and None.
+        options: options of `yaml.dump`.
     """
     return dump_documents([value], **options)
 
@@ -111,7 +111,7 @@ class _Loader(yaml.SafeLoader):
     """Loads lists, mappings, texts, numbers, booleans and null, and nothing else."""
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """An integer of 64 bits, decimal unless it begins with 0o or 0x; leading zeros mean nothing."""
+        """A 64-bit integer, decimal unless it begins with 0o or 0x; leading zeros have no meaning."""
         text = node.value.replace("_", "")
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         if len(text) > 24 or not -(1 << 63) <= (number := int(text, base)) < 1 << 63:
@@ -133,15 +133,15 @@ class _Loader(yaml.SafeLoader):
         return text == "true"
 
     def refuse(self, node: yaml.Node) -> None:
-        """Ends with what a tag says that is not taken."""
+        """Raises an error for a tag that is not supported."""
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not taken", node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that either version of YAML would take for something else."""
+    """Quotes every text that either version of YAML would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Writes everything out."""
+        """Always True: writes values out instead of aliases."""
         return True
 
 
@@ -193,9 +193,9 @@ def _documents(text: str) -> list[Any]:
 
 
 def _checked_size(loader: _Loader, node: yaml.Node, sizes: dict[int, int], within: set[int]) -> int:
-    """How many values a node has, those of an alias counted wherever it stands; its keys are texts or numbers, none twice.
+    """Number of values in a node, counting aliased values at each use. Checks that keys are unique texts or numbers.
 
-    Before anything is constructed, because merging (`<<`) changes the nodes.
+    Called before construction, because merging (`<<`) changes the nodes.
     """
     if id(node) in within:
         raise yaml.constructor.ConstructorError(None, None, "a value holds itself", node.start_mark)

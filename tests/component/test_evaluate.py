@@ -309,7 +309,7 @@ def test_a_page_that_cannot_be_rendered_costs_no_evaluation(
         ("def own(answer, references): return [1.0]", r"returned \[1\.0\]"),
         ("def own(answer): return 1", r"failed: TypeError"),
         ("def own(answer, references): return 1 / 0", r"failed: ZeroDivisionError.*odd_metric\.py:1"),
-        ("own = 3", r"is no function, but 3"),
+        ("own = 3", r"is not a function, but 3"),
         ("def other(): pass", r"cannot be imported: AttributeError"),
         ("def own(:", r"cannot be imported: SyntaxError"),
         ("raise RuntimeError('no licence')", r"cannot be imported: RuntimeError: no licence"),

@@ -135,7 +135,7 @@ def test_the_same_again_is_the_same_release(fair: Model, tmp_path: Path) -> None
 
 
 def test_the_gate_says_no(poor: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not to replace") as caught:
+    with pytest.raises(InputError, match="must not replace") as caught:
         poor.publish(tmp_path)
     assert "Keep what there is: exact_match is" in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"lineage"}  # the attempt is on record
@@ -157,7 +157,7 @@ def test_a_better_one_replaces_the_champion_and_goes_back(
 ) -> None:
     registry = tmp_path / "registry"
     first = fair.publish(registry)
-    with pytest.raises(ChangedError, match="not compared with the champion of now"):
+    with pytest.raises(ChangedError, match="not compared with the current champion"):
         good.publish(registry)  # it was evaluated when there was none
     beside = str(tmp_path / "beside")
     evaluate(BASE, str(records), beside, tuned=good.tuned, baseline=str(baseline), registry=str(registry), max_new_tokens=12)

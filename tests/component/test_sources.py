@@ -367,7 +367,7 @@ def test_an_interrupted_download_goes_on(web: str, tmp_path: Path) -> None:
 def test_sources_are_tried_in_turn(web: str, tmp_path: Path, caplog) -> None:
     folder = fetch(tmp_path, f"/nowhere.npz, {web}", sha256=SHA256)
     assert (folder / "tiny.npz").exists()
-    assert "/nowhere.npz cannot be had" in caplog.text
+    assert "/nowhere.npz is not available" in caplog.text
     with pytest.raises(InputError, match="no checkpoint file"):
         fetch(tmp_path, "/nowhere.npz, /nor/here.npz")
 

@@ -51,7 +51,7 @@ def run(client: docker.DockerClient, image: str, folder: Path, capsys: pytest.Ca
 def test_a_step_that_trains_refuses_without_an_accelerator(run: Callable, target: str, folder: Path) -> None:
     code, said = run(FINETUNE)
     assert code == 2
-    assert f"This step is to have {target} 1, but JAX has 0 of that kind." in said
+    assert f"This step should have {target} 1, but JAX has 0 of that kind." in said
     assert ("The library libcuda.so.1 cannot be loaded" in said) is (target == "gpu")
     assert "Traceback" not in said
     assert not (folder / "tuned").exists()

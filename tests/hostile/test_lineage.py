@@ -263,7 +263,7 @@ def test_unfinished_work_does_not_take_the_place_of_the_users(tmp_path: Path, ki
 @pytest.mark.parametrize("price", ["free", "nan", "inf", "-1"])
 def test_a_price_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, price: str) -> None:
     monkeypatch.setenv(PRICE_VARIABLE, price)
-    with pytest.raises(InputError, match="is no price"), attempt("make", tmp_path / "a", {}):
+    with pytest.raises(InputError, match="is not a price"), attempt("make", tmp_path / "a", {}):
         pass
 
 

@@ -196,7 +196,7 @@ def test_a_host_that_the_operator_names_may_be_private_but_not_link_local(monkey
         assert checked_addresses(parse_web_address("https://mirror.corp/x"), fetch_rule) == [ipaddress.ip_address(ip)]
         with pytest.raises(InputError, match="not on the internet"):
             checked_addresses(parse_web_address("https://other.corp/x"), fetch_rule)
-        with pytest.raises(InputError, match="not asked over https"):
+        with pytest.raises(InputError, match="not contacted over https"):
             checked_addresses(parse_web_address("http://mirror.corp/x"), fetch_rule)
     for ip in NOBODYS:
         name_has(monkeypatch, ip)
@@ -208,7 +208,7 @@ def test_a_host_that_the_operator_names_may_be_private_but_not_link_local(monkey
 @pytest.mark.parametrize("text", ["http://host/x", "HTTP://host/x", "http://localhost/x", "http://127.0.0.1/x"])
 def test_a_file_is_not_asked_for_in_the_clear(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = name_has(monkeypatch, "93.184.216.34")
-    with pytest.raises(InputError, match="not asked over https"):
+    with pytest.raises(InputError, match="not contacted over https"):
         checked_addresses(parse_web_address(text), fetch_rule)
     assert asked == []
 

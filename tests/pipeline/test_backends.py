@@ -308,7 +308,7 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         ({"train_data": None}, "a value of the type String"),
         ({"artifact_root": "/tmp/x"}, "share no disk"),
         ({"recipe": {"stepz": 1}}, "stepz"),
-        ({"vertex_model": "projects/p/locations/r/models/m"}, "not said how the model is to be served"),
+        ({"vertex_model": "projects/p/locations/r/models/m"}, "serving settings are missing"),
         ({"vertex_model": "projects/p/locations/r/models/m", "serving": {"image": "x"}}, "ports: Field required"),
     ],
 )
@@ -327,13 +327,13 @@ def test_wrong_parameters_are_refused_before_anything_is_sent(
 def test_the_profile_is_one_of_the_backend(folder: Path, kubeflow: KubeflowServer) -> None:
     command = on_kubeflow(folder, kubeflow)
     command[3] = "vertex-gpu-l4"
-    with pytest.raises(InputError, match="no profile of kfp"):
+    with pytest.raises(InputError, match="not a profile of kfp"):
         call("submit", *command)
     command[3] = "kfp-cpu"
     (folder / "digests.json").write_text(json.dumps({"cpu": f"localhost/paligemma@sha256:{'0' * 64}"}))
     with pytest.raises(InputError, match="on this machine only"):
         call("submit", *command)
-    with pytest.raises(InputError, match="not said where"):
+    with pytest.raises(InputError, match="address of Kubeflow Pipelines is missing"):
         call("status", "x", "--backend", "kfp")
 
 

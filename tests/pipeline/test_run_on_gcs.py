@@ -229,5 +229,5 @@ def test_an_altered_artifact_is_found(data: GcsLocation, tmp_path: Path) -> None
     shard = next(found for found in gcs.list_objects(output) if found.location.name.endswith(".tfrecord"))
     contents = gcs.read_bytes(shard.location)[0]
     gcs.write_bytes(shard.location, b"x" + contents[1:])
-    with pytest.raises(DamagedError, match="not what was recorded"):
+    with pytest.raises(DamagedError, match="does not match its record"):
         evaluate(checkpoint="embedded:tiny", records=str(output), output=str(tmp_path / "x"))

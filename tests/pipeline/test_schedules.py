@@ -140,7 +140,7 @@ def test_a_dry_run_needs_no_server(files: list[object], where: list[str]) -> Non
     assert result.exit_code == 0
     assert f"+cron: {where[5]}" in result.stdout
     assert "+  train_data: gs://b/train.jsonl" in result.stdout
-    assert "not compared with what is there" in result.stderr
+    assert "not compared with the existing schedule" in result.stderr
 
 
 def test_a_refused_connection_to_this_machine_names_the_port_forward(files: list[object]) -> None:

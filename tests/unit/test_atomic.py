@@ -98,7 +98,9 @@ def test_a_file_that_is_none_of_the_artifacts_keeps_it_from_being_replaced(tmp_p
     (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "x" / name).write_text("precious")
     first = name if name.startswith("part/") else name.partition("/")[0]
-    with pytest.raises(InputError, match=rf"holds {first}, which is none of the artifact's files.*\n.*\n.*move what is yours"):
+    with pytest.raises(
+        InputError, match=rf"holds {first}, which is not one of the artifact's files.*\n.*\n.*move what is yours"
+    ):
         fill_own(tmp_path / "x", "new", lambda: pytest.fail("it was refused too late"))
     assert contents(tmp_path / "x") == {MARKER: "old", "part/one": "old", name: "precious"}
 

@@ -172,7 +172,7 @@ def test_a_tuned_model_that_does_not_fit_its_base_is_damaged(artifacts: Path, tm
     description = json.loads((folder / DESCRIPTION_FILE).read_text())
     description["lora"] = {"rank": 2, "targets": ["q_einsum"]}
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description))
-    with pytest.raises(DamagedError, match=r"of the tuned model does not fit|half an adapter|its base has not"):
+    with pytest.raises(DamagedError, match=r"of the tuned model does not fit|half an adapter|its base lacks"):
         paligemma.load(folder)
 
 
@@ -180,7 +180,7 @@ def test_parameters_that_are_no_floats_are_damaged(artifacts: Path, tmp_path: Pa
     arrays = dict(read_npz(artifacts / "big_vision" / "checkpoint.npz"))
     arrays["img/head/bias"] = np.zeros(arrays["img/head/bias"].shape, np.int32)
     write_npz(tmp_path / "x.npz", arrays)
-    with pytest.raises(DamagedError, match="no floating-point numbers: img/head/bias is int32"):
+    with pytest.raises(DamagedError, match="not floating-point numbers: img/head/bias is int32"):
         open_checkpoint(tmp_path / "x.npz")
     folder = without_record(artifacts / "huggingface", tmp_path / "x")
     tensors = read_safetensors(folder / SINGLE_FILE)

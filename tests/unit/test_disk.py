@@ -76,5 +76,5 @@ def test_without_a_profile_it_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> 
     assert disk.as_json()["for_records"] is None
     assert not Disk(1, 2, 3, 6).fits
     monkeypatch.setenv(DISK_VARIABLE, "80G")
-    with pytest.raises(InputError, match="no number of bytes"):
+    with pytest.raises(InputError, match="not a number of bytes"):
         examine_disk(open_checkpoint("embedded:tiny"), parse_recipe(""))

@@ -124,7 +124,7 @@ def test_questions_that_cannot_be_asked_are_refused(small_data: SmallData, tmp_p
         find_questions(None, None, "x", str)
     with pytest.raises(InputError, match="no images"):
         find_questions(small_data.folder, None, "x", str)
-    with pytest.raises(InputError, match="Row 2 is no question"):
+    with pytest.raises(InputError, match="Row 2 is not a question"):
         find_questions(None, small_data.write([{"image": "a", "prefix": "b"}, {"prefix": "b"}]), "", str)
 
 

@@ -42,7 +42,7 @@ def test_a_trace_of_a_run_is_that_of_what_it_was_for(tmp_path: Path, data: Path,
     with Index(tmp_path / "root") as index:
         found = queries.trace(index, "one")
         assert found == queries.trace(index, made[task])
-        with pytest.raises(InputError, match="'one' is a run, and no artifact") as error:
+        with pytest.raises(InputError, match="'one' is a run, not an artifact") as error:
             impact(index, "one")
     assert "one/train" in str(error.value)
 
@@ -72,5 +72,5 @@ def test_a_line_of_a_file_that_was_moved_is_found_by_the_contents_of_the_file(tm
         assert [one["output"] for one in found["models"]] == [made["finetune"]]
         assert found["rows"][0]["image"] == "bad.png"
         moved.write_text("other rows\n")
-        with pytest.raises(InputError, match="no artifact, row or image"):
+        with pytest.raises(InputError, match="not an artifact, row or image"):
             impact(index, f"{moved}:2")

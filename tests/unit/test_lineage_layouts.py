@@ -193,7 +193,7 @@ def test_a_root_that_nobody_may_write_into_is_said(
     monkeypatch.setattr("paligemma.artifacts.root_links.write_new_file", refuse)
     world = World(tmp_path, "")
     make_chain(world, [0, 1, 1, 1], ["", "", ""], tmp_path / "rows.jsonl")
-    assert f"--root {world.root(0)} will not know of {world.root(1)}" in caplog.text
+    assert f"--root {world.root(0)} will miss {world.root(1)}" in caplog.text
 
 
 def test_no_name_of_a_root_leads_out_of_a_bucket_or_ends_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_a_row_names_exactly_the_models_trained_on_it(root: str, data: Path) -> 
         assert impact(index, row["row_id"])["kind"] == "row"
         of_line = impact(index, f"{data}:3")  # of every run that read the file, whatever was in it then
         assert of_line["rows"][0]["image"] == "bad.png"
-        with pytest.raises(InputError, match="no artifact, row or image"):
+        with pytest.raises(InputError, match="not an artifact, row or image"):
             impact(index, "f" * 64)
 
 
@@ -120,7 +120,7 @@ def test_a_line_that_was_rejected_says_where_and_why(root: str, data: Path) -> N
         assert (of_one["kind"], of_one["rows"], of_one["models"], of_one["others"]) == ("row", [], [], [])
         assert [found["code"] for found in of_one["rejected"]] == ["suffix_empty"]
         assert impact(index, f"{data}:1")["rejected"] == []
-        with pytest.raises(InputError, match="no artifact, row or image"):
+        with pytest.raises(InputError, match="not an artifact, row or image"):
             impact(index, f"{data}:5")
 
 
@@ -130,11 +130,11 @@ def test_a_list_of_rejected_rows_that_was_altered_answers_nothing(
     made = make_records(str(tmp_path / "root"), "one", data, [(3, "json_invalid", "Expecting value")], GOOD)
     list_ = Path(made) / "rejected.jsonl"
     list_.write_text(list_.read_text().replace('"line": 3', '"line": 9'))
-    with Index(tmp_path / "root") as index, pytest.raises(InputError, match="no artifact, row or image"):
+    with Index(tmp_path / "root") as index, pytest.raises(InputError, match="not an artifact, row or image"):
         impact(index, f"{data}:9")
     assert "rejected.jsonl was altered" in caplog.text
     list_.unlink()
-    with Index(tmp_path / "root") as index, pytest.raises(InputError, match="no artifact, row or image"):
+    with Index(tmp_path / "root") as index, pytest.raises(InputError, match="not an artifact, row or image"):
         impact(index, f"{data}:3")
     assert "rejected.jsonl is gone" in caplog.text
 
@@ -388,7 +388,7 @@ def test_what_was_replaced_after_it_was_looked_at_is_kept_and_said(
     assert gcs.read_bytes(theirs)[0] == b"theirs"
     left = [found.location for found in gcs.list_objects(parse_location(other))]
     (kept,) = planned["not_ours"]
-    assert kept["why"] == "somebody wrote it anew meanwhile"
+    assert kept["why"] == "somebody rewrote it meanwhile"
     if replaced == "file":  # the rest of the artifact is gone
         assert (left, kept["place"], len(planned["delete"])) == ([theirs], str(theirs), 1)
     else:  # another artifact is there: nothing of it is touched

@@ -66,7 +66,7 @@ def test_an_artifact_is_replaced_if_nothing_else_is_in_its_folder(tmp_path: Path
     (tmp_path / "a/file").write_text("damaged, which making it again is to mend")
     make(tmp_path / "a", "two")
     (tmp_path / "a/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds notes\.txt, which is none of the artifact's files"):
+    with pytest.raises(InputError, match=r"holds notes\.txt, which is not one of the artifact's files"):
         make(tmp_path / "a", "three")
     assert sorted((path.name, path.read_text()) for path in (tmp_path / "a").glob("*[!n]")) == [
         ("file", "two"),
@@ -77,7 +77,7 @@ def test_an_artifact_is_replaced_if_nothing_else_is_in_its_folder(tmp_path: Path
 def test_a_folder_whose_record_cannot_be_read_is_not_replaced(tmp_path: Path) -> None:
     make(tmp_path / "a")
     (tmp_path / "a/lineage.json").write_text("{")
-    with pytest.raises(InputError, match=r"Nothing says what of .* is the artifact's(.|\n)*not JSON(.|\n)*remove it yourself"):
+    with pytest.raises(InputError, match=r"The artifact in .* cannot be replaced(.|\n)*not JSON(.|\n)*remove it yourself"):
         make(tmp_path / "a")
     assert (tmp_path / "a/file").is_file()
 

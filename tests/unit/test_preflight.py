@@ -194,7 +194,7 @@ def test_what_a_terminal_has_no_room_for_goes_into_a_second_table(monkeypatch: p
 
 def test_memory_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MEMORY_VARIABLE, "16G")
-    with pytest.raises(InputError, match=r"16G is no number of bytes"):
+    with pytest.raises(InputError, match=r"16G is not a number of bytes"):
         device_memory(find_target("cpu"))
 
 

@@ -60,7 +60,7 @@ def test_the_pages_example_is_one() -> None:
         ("ports: [8080, 9090]", "port: 8080", "did you mean 'ports'"),
         ("predict_route: /generate", "predict_route: generate", "predict_route: "),
         ("health_route: /ping", "", "health_route: Field required"),
-        (WHOLE, "", "not said how"),
+        (WHOLE, "", "serving settings are missing"),
     ],
 )
 def test_what_no_endpoint_can_be_made_of_is_refused(old: str, new: str, said: str) -> None:

@@ -1,1 +1,1 @@
-"""Artifacts and their records: made whole, recorded last, found, fetched and checked. Asks nothing: that is `lineage`."""
+"""Writes, records, fetches and checks artifacts. Questions about them are answered in `lineage`."""

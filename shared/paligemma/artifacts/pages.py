@@ -1,4 +1,4 @@
-"""Which page an artifact has, and the way from one page to another: relative, so that it holds in a copy of the root too."""
+"""The page of an artifact, and links between pages. Links are relative, so they also work in a copy of the root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paligemma.errors import InputError
 from paligemma.storage.location import parse_location
 
 PAGES = ("report.html", "training.html", "preflight.html", "README.md")
-"""What an artifact's page is called; the last one is a release's card."""
+"""File names of an artifact's page; the last is a release's card."""
 RUN_PAGE = "summarize/summary/report.html"
 """The page of a whole run, in the run's folder: the pipeline's last step writes it, however the run ended."""
 
@@ -26,10 +26,9 @@ class Link(NamedTuple):
 
 
 def neighbours() -> list[Link]:
-    """From the page of the attempt under way: to those of what it was made from, and, in a pipeline, to its run's.
+    """Links from the current attempt's page to the pages of its inputs and, in a pipeline, to the page of its run.
 
-    Only where both are on a disk: on `gs://` each artifact's files are in a folder whose name is not known before they are
-    written.
+    Empty unless both pages are on a disk: on `gs://` an artifact's folder name is not known until its files are written.
     """
     current = attempt_under_way()
     if current is None or not isinstance(parse_location(current.output), Path):
@@ -43,7 +42,7 @@ def neighbours() -> list[Link]:
 
 def way(start: Path, artifact: str) -> str | None:
     """The relative address of an artifact's page, seen from a folder; None if it has none, or is not on this disk."""
-    with contextlib.suppress(InputError, OSError, ValueError):  # whatever a record calls an address
+    with contextlib.suppress(InputError, OSError, ValueError):  # a record may hold any text as an address
         place = parse_location(artifact)
         if isinstance(place, Path):
             found = next((place / name for name in PAGES if (place / name).is_file()), None)

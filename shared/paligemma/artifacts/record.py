@@ -1,7 +1,7 @@
-"""The lineage record: its fields, its hashes, and reading it back.
+"""The lineage record: its fields, its hashes, and its reader.
 
-A record names the records of its inputs by their hashes, so that the newest one vouches for all that came before it. It may
-have been written by anybody: what its fields hold is checked where it is parsed, and nothing else reads one.
+A record names the records of its inputs by hash, so the newest record vouches for all earlier ones. Anybody may have written
+it, so `parse_record` checks every field, and no other code reads a record.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from paligemma.safe_names import Address, RelativePath, RunName, Sha256, Version
 
 RECORD_FILE = "lineage.json"
 ROWS_FILE = "rows.jsonl"
-"""In an artifact that has one, the list of its data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
+"""Optional list of an artifact's data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
 REJECTED_FILE = "rejected.jsonl"
-"""In an artifact that has one, the list of rows that were left out: lines with `line`, `code`, `message`."""
+"""Optional list of an artifact's rejected rows: lines with `line`, `code`, `message`."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 
@@ -56,7 +56,7 @@ class File(_Part):
 
 
 class Artifact(_Part):
-    """What was made. On gs://, its files are below `uri`/version-`version`."""
+    """The artifact that a step made. On gs://, its files are below `uri`/version-`version`."""
 
     type: str
     uri: Address
@@ -72,7 +72,7 @@ class Artifact(_Part):
 
 
 class Producer(_Part):
-    """What made it."""
+    """The code and environment that made the artifact."""
 
     component: str
     parameters: dict
@@ -86,12 +86,12 @@ class Producer(_Part):
 
 
 class Input(_Part):
-    """What it was made from.
+    """One input of the artifact.
 
     Attributes:
         sha256: an artifact's tree hash, or a file's own.
-        record: the hash of the artifact's record; none of a file outside any artifact.
-        run: the run that made the artifact; another one than the record's own means that it was reused.
+        record: the hash of the artifact's record; None for a file outside any artifact.
+        run: the run that made the artifact; if it is not the record's own run, the artifact was reused.
     """
 
     role: str
@@ -102,7 +102,7 @@ class Input(_Part):
 
 
 class CachedFrom(_Part):
-    """The attempt whose artifact a run took over instead of making one."""
+    """The attempt whose artifact a run reused instead of making its own."""
 
     run: RunName
     task: RunName
@@ -128,14 +128,15 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     """Contents of `lineage.json`, and of every file below `lineage/`.
 
     Attributes:
-        run, task, attempt: which try of which step of which run this was.
-        status: `running` is only in the mark that an attempt leaves at its start; found without an end, it was killed.
-        output: where the artifact is, or was to be.
-        artifact: what was made; none unless the attempt succeeded.
-        metrics: figures by which runs are compared.
-        started, finished: UTC, ISO 8601. `seconds` is what it took.
-        cost_usd: `seconds` at the price that the machine's environment names.
-        sha256: hash of all other fields but the signature.
+        run, task, attempt: the run, its step, and the try of that step.
+        status: `running` occurs only in the mark that an attempt writes at its start. A mark without an end record means that
+            the attempt was killed.
+        output: where the artifact is, or should have been.
+        artifact: the artifact; None unless the attempt succeeded.
+        metrics: figures that compare runs.
+        started, finished: UTC, ISO 8601. `seconds` is the duration.
+        cost_usd: `seconds` times the price in the machine's environment.
+        sha256: hash of all other fields except the signature.
     """
 
     schema_version: Literal[2] = 2
@@ -170,7 +171,7 @@ def record_sha256(values: dict) -> str:
 
 
 def render_record(record: Record) -> bytes:
-    """A record as it is written."""
+    """The record as the bytes of its file."""
     return (json.dumps(record.model_dump(mode="json"), indent=2) + "\n").encode()
 
 
@@ -178,7 +179,7 @@ def parse_record(data: bytes, where: object) -> Record:
     """Reads a record; a `MadeRecord`, if it names an artifact.
 
     Raises:
-        DamagedError: it is no record, or not the one that was written.
+        DamagedError: the data are not a record, or were changed after writing.
     """
     values = parse_json(data, where, "The lineage record")
     has_artifact = isinstance(values, dict) and values.get("artifact") is not None
@@ -217,7 +218,7 @@ def parse_record_of_artifact(data: bytes, where: object) -> MadeRecord:
 
 
 def _fault_of(record: Record) -> str:
-    """Where a record contradicts itself; empty if it does not."""
+    """How a record contradicts itself; empty if it does not."""
     made = record.artifact
     if (made is not None) != (record.status == "succeeded"):
         return f"an attempt that is {record.status} has {'an' if made else 'no'} artifact"
@@ -243,7 +244,7 @@ def _parents(path: str) -> list[str]:
 
 
 def canonical_sha256(value: object) -> str:
-    """Hash of a JSON value, the same whatever the order of its keys."""
+    """Hash of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -251,27 +252,27 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes, read in pieces.
 
     Raises:
-        OSError: it is not there, or is no file.
+        OSError: there is no such file.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_sha256(files: Iterable[File]) -> str:
-    """Hash of an artifact: of the paths and hashes of its files, sorted by path."""
+    """Hash of an artifact: over the paths and hashes of its files, sorted by path."""
     lines = [f"{file.path}\0{file.sha256}\n" for file in sorted(files, key=lambda file: file.path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def list_files(folder: Path, known: Mapping[str, str] | None = None) -> list[File]:
-    """Every file of an artifact but its record, sorted by path.
+    """Every file of an artifact except its record, sorted by path.
 
     Args:
         folder: the artifact.
-        known: sha256 of files, by path, that need not be read for it.
+        known: sha256 by path of files that need not be read again.
 
     Raises:
-        InputError: a file's name cannot be recorded.
+        InputError: a record cannot hold a file's name.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD_FILE)
     for path in paths:
@@ -285,13 +286,13 @@ def list_files(folder: Path, known: Mapping[str, str] | None = None) -> list[Fil
 
 
 def read_record(folder: str | Path, type: str | None = None) -> MadeRecord:
-    """The record of a whole artifact, of the given type or of any.
+    """The record of a complete artifact, of the given type or of any type.
 
-    Checks that every file is there with its recorded size, which costs no reading. `verify` re-hashes.
+    Checks that every file exists with its recorded size, without reading contents. `verify` re-hashes.
 
     Raises:
-        InputError: the folder is not such an artifact.
-        DamagedError: it was one, and is not whole any more.
+        InputError: the folder is not an artifact of this type.
+        DamagedError: the artifact is no longer complete.
     """
     folder = Path(folder)
     path = folder / RECORD_FILE

@@ -1,9 +1,9 @@
-"""One try of a step: which run and task it belongs to, where its record goes, and that it leaves one however it ends.
+"""One attempt of a step: its run and task, and where its record goes. Every attempt leaves a record, however it ends.
 
-ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed; further ones of the same attempt end in _2.json, ...
-ROOT/lineage/RUN/TASK/ATTEMPT.started.json   the mark of an attempt under way; one that stays was killed
-ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive the artifacts they came with
-ROOT/lineage/roots/SHA256.json               other roots that steps of the same chains left their records below
+ROOT/lineage/RUN/TASK/ATTEMPT.json           records, never changed; further records of an attempt end in _2.json, ...
+ROOT/lineage/RUN/TASK/ATTEMPT.started.json   the mark of a running attempt; it stays if the attempt is killed
+ROOT/lineage/rows/SHA256.jsonl               lists of data rows, which outlive their artifacts
+ROOT/lineage/roots/SHA256.json               other roots with records of the same chains
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ ROWS_FOLDER = "rows"
 ROOTS_FOLDER = "roots"
 MARK_ENDING = ".started.json"
 RUN_VARIABLE = "PALIGEMMA_RUN"
-"""The run that steps started by hand belong to; unset, each is a run of its own."""
+"""The run of steps that are started by hand; unset: each step is a run of its own."""
 TASK_VARIABLE = "PALIGEMMA_TASK"
-"""The task in it; unset, the step and what it writes."""
+"""The task in that run; unset: named by the step and its output."""
 ROOT_VARIABLE = "PALIGEMMA_LINEAGE_ROOT"
-"""The root of records; unset, the artifact root, or the folder that the output is in."""
+"""The root of records; unset: the artifact root, or else the output's parent folder."""
 PRICE_VARIABLE = "PALIGEMMA_USD_PER_HOUR"
 
-_MOST_NAME = 200  # letters; what writers add to a name has to have room in a file's
+_MOST_NAME = 200  # characters; leaves room for what writers append to a file's name
 _PACKAGES = ("paligemma", "jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "pillow", "kfp")
 
 P = ParamSpec("P")
@@ -76,7 +76,7 @@ log = logging.getLogger("paligemma.lineage")
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a pipeline this process is."""
+    """The position of this process in a pipeline."""
 
     run: str
     task: str
@@ -88,12 +88,12 @@ _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
 
 def set_place(run: str, task: str, root: str) -> None:
-    """Says which task of which run this process is, and below which root its artifacts and records are."""
+    """Sets the run and task of this process, and the root for its artifacts and records."""
     _place.set(Place(run, task, root))
 
 
 def place_environment() -> dict[str, str]:
-    """The variables by which the records of a process on another machine say the same run and task, and go to the same root."""
+    """Environment variables that give a process on another machine the same run, task and root."""
     place = _place.get()
     if place is None:
         return {name: os.environ[name] for name in (RUN_VARIABLE, TASK_VARIABLE, ROOT_VARIABLE) if os.environ.get(name)}
@@ -102,7 +102,7 @@ def place_environment() -> dict[str, str]:
 
 @dataclass
 class Attempt:
-    """An attempt under way. What is known of it is filled in as it goes."""
+    """A running attempt. Its fields are filled in along the way."""
 
     component: str
     output: str
@@ -128,7 +128,7 @@ class Attempt:
         error: Failure | None = None,
         cached_from: CachedFrom | None = None,
     ) -> Record:
-        """The record of this moment, sealed."""
+        """The record as of now, sealed."""
         seconds = time.monotonic() - self._clock
         return seal(
             Record(
@@ -151,7 +151,7 @@ class Attempt:
         )
 
     def keep(self, record: Record, folder: Path | None = None) -> None:
-        """Writes the append-only copy of a record, and of the list of rows that its artifact, in `folder`, has."""
+        """Writes the append-only copy of a record, and of its artifact's list of rows if `folder` has one."""
         rows = record.artifact.file(ROWS_FILE) if record.artifact is not None else None
         if rows is not None and folder is not None:
             place = self.root / FOLDER / ROWS_FOLDER
@@ -162,26 +162,26 @@ class Attempt:
         self.records += 1
 
     def mark(self) -> None:
-        """Leaves the mark of an attempt that has begun."""
+        """Writes the mark that says that the attempt has begun."""
         keep_file(self.root, f"{self.run}/{self.task}/{self.name}{MARK_ENDING}", render_record(self.record("running")))
 
     def unmark(self) -> None:
-        """Removes the mark, once there is a record."""
+        """Removes the mark once a record exists."""
         folders.remove_file(self.root / FOLDER / self.run / self.task / f"{self.name}{MARK_ENDING}")
         _touch(self.root, self.run)
 
 
 @contextmanager
 def attempt(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path = "") -> Iterator[Attempt]:
-    """The attempt that this code is part of: the one under way, or a new one, which leaves a record however it ends.
+    """The current attempt, or else a new one, which leaves a record however it ends.
 
-    SIGTERM, unless somebody handles it already, ends a new one with `StoppedError`.
+    In a new attempt, SIGTERM raises `StoppedError`, unless it already has a handler.
 
     Args:
         component: the step.
-        output: where its artifact is to be.
-        parameters: everything else that it was called with; JSON values, no secrets.
-        root: where the folder `lineage` is to be, if neither the environment nor a pipeline says; empty: beside the output.
+        output: where the step writes its artifact.
+        parameters: all other arguments of the step; JSON values, no secrets.
+        root: parent of the folder `lineage`, if neither the environment nor a pipeline sets it; empty: beside the output.
     """
     current = _current.get()
     if current is not None:
@@ -205,12 +205,12 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
 
 
 def attempt_under_way() -> Attempt | None:
-    """The attempt that this code is part of; none outside a step."""
+    """The current attempt; None outside a step."""
     return _current.get()
 
 
 def about_attempt() -> list[tuple[str, str]]:
-    """What a page is about, as labels and values: the run, what it was made from, the code; nothing outside an attempt."""
+    """Labels and values for the head of a page: the run, its inputs, the code; empty outside an attempt."""
     current = _current.get()
     if current is None:
         return []
@@ -221,12 +221,12 @@ def about_attempt() -> list[tuple[str, str]]:
 
 
 def recorded(component: str, output: str = "output", root: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Makes each call of a step's function an attempt of the step.
+    """Decorator: each call of the step's function becomes an attempt of the step.
 
     Args:
         component: the step.
-        output: the function's parameter that says where its artifact is to be.
-        root: the one that says where the folder `lineage` is to be, as `attempt` takes it; empty: none does.
+        output: name of the parameter that says where the artifact goes.
+        root: name of the parameter that `attempt` takes as `root`; empty if there is none.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -245,20 +245,20 @@ def recorded(component: str, output: str = "output", root: str = "") -> Callable
 
 
 def seal(record: Record) -> Record:
-    """The record with its hash, and signed if there is a key."""
+    """The record with its hash, and with a signature if there is a key."""
     digest = record_sha256(record.model_dump(mode="json"))
     return record.model_copy(update={"sha256": digest, "signature": sign(digest)})
 
 
 def default_root(output: Location, root: str | Path = "") -> Location:
-    """The folder whose `lineage` holds the records of what is made at `output`."""
+    """The folder whose `lineage` holds the records of artifacts written to `output`."""
     place = _place.get()
     named = os.environ.get(ROOT_VARIABLE) or (place.root if place else "") or root
     return parse_location(named) if named else parent_of(output)
 
 
 def keep_file(root: Location, path: str, data: bytes) -> None:
-    """Writes a file below `lineage`, never over another one, so that an index sees from the run's folder that it is there."""
+    """Writes a new file below `lineage` and touches the run's folder, so that an index notices it. Overwrites nothing."""
     write_new_file(root / FOLDER / path, data)
     _touch(root, path.partition("/")[0])
 
@@ -269,12 +269,12 @@ def _touch(root: Location, run: str) -> None:
 
 
 def attempt_name() -> str:
-    """A name that sorts by time, and that no other attempt has."""
+    """A unique name that sorts by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3] + f"Z-{secrets.token_hex(3)}"
 
 
 def safe_name(name: str) -> str:
-    """A name of a run or task as a folder is called: a `RunName`, and no folder with something else."""
+    """The folder name for a run or task: a `RunName` that differs from the names of reserved folders."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "x"
     if len(safe) > _MOST_NAME:
         safe = f"{safe[:_MOST_NAME]}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
@@ -286,7 +286,7 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object],
     location = location.absolute() if isinstance(location, Path) else location
     run = place.run if place else os.environ.get(RUN_VARIABLE) or f"{component}-{name}"
     top = default_root(location, root)
-    # Steps started by hand for one run are told apart by what they write: two data sets are prepared, with one component.
+    # Steps started by hand for one run differ by what they write: one component prepares two data sets.
     task = place.task if place else os.environ.get(TASK_VARIABLE) or f"{component}-{absolute_uri(location).rpartition('/')[2]}"
     return Attempt(
         component=component,
@@ -301,7 +301,7 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object],
 
 
 def _price() -> float | None:
-    """US dollars an hour that this machine costs, if the environment says so."""
+    """Price of this machine in US dollars an hour; None if the environment does not say."""
     said = os.environ.get(PRICE_VARIABLE)
     if not said:
         return None
@@ -310,33 +310,33 @@ def _price() -> float | None:
     except ValueError:
         price = -1.0
     if not 0 <= price < math.inf:
-        raise InputError(f"{said!r} is no price.", where=f"${PRICE_VARIABLE}", expected="US dollars an hour, such as 1.2")
+        raise InputError(f"{said!r} is not a price.", where=f"${PRICE_VARIABLE}", expected="US dollars an hour, such as 1.2")
     return price
 
 
 def _leave_failure(current: Attempt, error: BaseException) -> None:
-    """A record of what went wrong, which must not itself get in the error's way."""
+    """Writes a record of the failure. A failure to write it must not hide the error itself."""
     stopped = isinstance(error, StoppedError | KeyboardInterrupt)
     message = error.what if isinstance(error, PaliGemmaError) else str(error)
     failure = Failure(kind=type(error).__name__, message=without_secrets(message)[:2000])
     try:
         current.keep(current.record("preempted" if stopped else "failed", error=failure))
         current.unmark()
-    except Exception as second:  # whatever it is, the first error is the one to show
+    except Exception as second:  # any type: the first error is the one to show
         log.warning("the failed attempt left no lineage record: %s", second)
 
 
 def _records_here() -> bool:
-    """Whether this is the one process of a step on several hosts that writes."""
+    """Whether this process writes the record; on several hosts, only one does."""
     try:
         processes = described()
-    except InputError:  # which joining them will raise again: it is to be on record
+    except InputError:  # joining the processes raises it again, inside the attempt, where it is recorded
         return True
     return (processes.index if processes else int(os.environ.get("TPU_WORKER_ID") or 0)) == 0
 
 
 def _plain(value: object) -> object:
-    """An argument as a record holds it."""
+    """An argument in the form that a record stores."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -356,7 +356,7 @@ def _now() -> str:
 
 def _producer(component: str, parameters: dict, device: str | None) -> Producer:
     sha, dirty = _git_state()
-    parameters = _plain_parameters(parameters)  # the one way into a record: no secret of an address passes
+    parameters = _plain_parameters(parameters)  # every argument passes here: secrets in addresses are removed
     return Producer(
         component=component,
         parameters=parameters,
@@ -383,7 +383,7 @@ def _package_versions() -> dict[str, str]:
 
 @functools.cache
 def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the source tree, and whether it was changed since; nothing outside a checkout. As at the first look."""
+    """Commit of the source tree, and whether it has changes; None outside a checkout. Read once per process."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -1,8 +1,8 @@
-"""Roots that know of each other: where steps of one chain left their records below several, each root names the others.
+"""Links between roots: when steps of one chain write records below several roots, each root names the others.
 
-ROOT/lineage/roots/SHA256.json   where records are too that belong to chains of this root; named by the hash of that place
+ROOT/lineage/roots/SHA256.json   another root with records of the same chains; named by the hash of its location
 
-Such a file only says where to look as well. It is not signed, and an answer says which roots it looked into, and which not.
+Such a file only says where else to look. It is not signed. Answers say which roots were read, and which were not.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class RootLink(BaseModel):
     """Names another root.
 
     Attributes:
-        root: its address when the two met.
-        relative: the way to it from this one, which still leads there when both were moved together; none between a disk and
-            Cloud Storage.
+        root: the other root's address when the link was written.
+        relative: the path from this root to the other, which still holds when both move together; None between a disk and Cloud
+            Storage.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -43,12 +43,12 @@ class RootLink(BaseModel):
     relative: str | None = None
 
     def render(self) -> bytes:
-        """The link as it is written."""
+        """The link as the bytes of its file."""
         return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
 
     @property
     def name(self) -> str:
-        """Its file, below `lineage/roots`."""
+        """Its file name, below `lineage/roots`."""
         return f"{hashlib.sha256(self.root.encode()).hexdigest()}.json"
 
 
@@ -56,7 +56,7 @@ def parse_root_link(data: bytes, where: object) -> RootLink:
     """Reads a link.
 
     Raises:
-        DamagedError: it is none.
+        DamagedError: the data are not a link.
     """
     link = parse_model(data, where, RootLink, "The name of another root")
     if link.render() != data:
@@ -65,7 +65,7 @@ def parse_root_link(data: bytes, where: object) -> RootLink:
 
 
 def linked_roots(root: Location) -> Iterator[tuple[str, list[Location]]]:
-    """The roots that a root names: each address as written, and the places where it may be now, the likeliest first."""
+    """The roots that a root names: each address as written, and where that root may be now, likeliest first."""
     folder = root / FOLDER / ROOTS_FOLDER
     for path in sorted(list_files(folder)):
         try:
@@ -83,14 +83,14 @@ def linked_roots(root: Location) -> Iterator[tuple[str, list[Location]]]:
 
 
 def connect(current: Attempt) -> None:
-    """Makes the root of an attempt's records, and those of its inputs' records, name each other.
+    """Links the root of an attempt's records and the roots of its inputs' records, in both directions.
 
-    What cannot be written, as where somebody else's root is only read, is warned of: an answer from that root will not know.
+    Warns if a link cannot be written, e.g. into a read-only root: answers from that root will miss the others.
     """
     try:
         homes = {str(home): home for one in current.inputs if one.record for home in _homes(one, current.root)}
     except (PaliGemmaError, OSError) as error:
-        log.warning("where the records of the inputs are is not known: %s", error)
+        log.warning("the location of the inputs' records is unknown: %s", error)
         return
     for home in homes.values():
         for root, other in ((home, current.root), (current.root, home)):
@@ -98,11 +98,11 @@ def connect(current: Attempt) -> None:
                 link = RootLink(root=absolute_uri(other), relative=_way(root, other))
                 write_new_file(root / FOLDER / ROOTS_FOLDER / link.name, link.render())
             except (PaliGemmaError, OSError) as error:
-                log.warning("lineage asked with --root %s will not know of %s: %s", root, other, error)
+                log.warning("lineage queries with --root %s will miss %s: %s", root, other, error)
 
 
 def _homes(one: Input, own: Location) -> Iterator[Location]:
-    """Roots, other than the own, that have the record of an input: where it is now, and where it was made."""
+    """Other roots that have the record of an input: where the input is now, and where it was made."""
     place = parse_location(one.uri)
     data = read_file(place / RECORD_FILE)
     record = parse_record(data, place / RECORD_FILE) if data is not None else None
@@ -115,19 +115,19 @@ def _homes(one: Input, own: Location) -> Iterator[Location]:
 
 
 def _above(place: Location) -> Iterator[Location]:
-    """The folders that a place is in, the nearest first."""
+    """The parent folders of a location, nearest first."""
     while (above := parent_of(place)) != place:
         yield above
         place = above
 
 
 def _has(root: Location, record: Record) -> bool:
-    """Whether a root has the record, which is not asked of its contents: no other attempt has this name."""
+    """Whether a root has the record. The name alone decides, since it is unique to the attempt."""
     return exists(root / FOLDER / record.run / record.task, f"{record.attempt}.json")
 
 
 def _way(start: Location, end: Location) -> str | None:
-    """The relative path from one root to another; None where there is none."""
+    """The relative path from one root to another; None if there is none."""
     if isinstance(start, GcsLocation) and isinstance(end, GcsLocation):
         return os.path.relpath(f"/{end.name}", f"/{start.name}") if start.bucket == end.bucket else None
     return os.path.relpath(end.absolute(), start.absolute()) if isinstance(start, Path) and isinstance(end, Path) else None
@@ -140,5 +140,5 @@ def _follow(start: Location, way: str) -> Location:
 
 
 def same_root(one: Location, others: Iterable[Location]) -> bool:
-    """Whether a place is one of others."""
+    """Whether a location is among the others."""
     return absolute_uri(one) in {absolute_uri(other) for other in others}

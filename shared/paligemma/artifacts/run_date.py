@@ -1,7 +1,7 @@
-"""The day on which a run began, by its records: the same for each of its steps, and however often one is tried again.
+"""The day on which a run began, from its records: the same for every step and every retry.
 
-A weekly run may name its data by that day. Neither the day of submission nor that of a step will do: a schedule is submitted
-once for all its runs, and a step that is tried again after midnight must read the file that it read before.
+A weekly run may name its data by that day. The day of submission is wrong, since a schedule is submitted once for all its runs.
+The day of a step is wrong, since a retry after midnight must read the same file as before.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from paligemma.artifacts.recording import FOLDER, attempt_under_way
 from paligemma.storage.folders import list_files
 
 DATE = "{date}"
-"""What stands for the day in a location."""
+"""Placeholder for the day in a location."""
 
 _ATTEMPT = re.compile(r"(\d{4})(\d\d)(\d\d)T\d{6}\.\d{3}Z-\w+")
 
 
 def with_run_date(location: str | Path) -> str:
-    """A location with the UTC day that this run began on, as `2026-03-02`, in place of each `{date}`."""
+    """Replaces each `{date}` in a location by the UTC day on which this run began, e.g. `2026-03-02`."""
     named = str(location)
     return with_date(named, run_date()) if DATE in named else named
 
 
 def with_date(location: str, date: str) -> str:
-    """A location with a day in place of each `{date}`."""
+    """Replaces each `{date}` in a location by a day."""
     return location.replace(DATE, date)
 
 
 def run_date() -> str:
-    """The UTC day of the earliest attempt that this run has left a record or a mark of; outside a run, today."""
+    """The UTC day of this run's earliest attempt, from its records and marks; outside a run, today."""
     current = attempt_under_way()
     if current is None:
         return today()
@@ -40,5 +40,5 @@ def run_date() -> str:
 
 
 def today() -> str:
-    """The UTC day of a run that begins now."""
+    """Today in UTC."""
     return f"{datetime.now(UTC):%Y-%m-%d}"

@@ -1,4 +1,4 @@
-"""Signatures of records: Ed25519, by a private key in a mounted file, checked with the public one."""
+"""Ed25519 signatures of records, made with a private key in a mounted file and checked with its public key."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_VARIABLE = "PALIGEMMA_LINEAGE_KEY"
-"""Names the file of the private key (PEM); unset, records are not signed."""
+"""Path of the private key (PEM); unset: records are not signed."""
 
-_CONTEXT = b"paligemma lineage record\0"  # a signature of a record is none of anything else
+_CONTEXT = b"paligemma lineage record\0"  # a record's signature is valid for nothing else
 
 
 def sign(sha256: str) -> Signature | None:
-    """The signature of a record with this hash; None without a key.
+    """Signs a record's hash; None without a key.
 
     Raises:
         InputError: the key cannot be read.
@@ -38,7 +38,7 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     """The public key of a PEM file.
 
     Raises:
-        InputError: there is none in it.
+        InputError: the file holds no Ed25519 public key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -58,7 +58,7 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def fault_of(signature: Signature | None, sha256: str, key: Ed25519PublicKey) -> str:
-    """What is wrong with the signature of what has this hash; empty if nothing is."""
+    """What is wrong with the signature of this hash; empty if it is valid."""
     from cryptography.exceptions import InvalidSignature
 
     if signature is None:
@@ -67,7 +67,7 @@ def fault_of(signature: Signature | None, sha256: str, key: Ed25519PublicKey) ->
         return "it is signed with another key"
     try:
         value = base64.b64decode(signature.value, validate=True)
-        if base64.b64encode(value).decode() != signature.value:  # one signature is written in one way
+        if base64.b64encode(value).decode() != signature.value:  # a signature has one valid spelling
             return "its signature does not fit its contents"
         key.verify(value, _CONTEXT + sha256.encode())
     except (InvalidSignature, ValueError):

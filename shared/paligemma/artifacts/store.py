@@ -1,4 +1,4 @@
-"""Making an artifact: a folder that appears whole, with its lineage record, or not at all."""
+"""Writes an artifact: a folder that appears complete, with its lineage record, or not at all."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class _Copy:
 
 
 _verified: dict[GcsLocation, _Copy] = {}
-"""Local copies of artifacts that this process has hashed already, as of the generation of their record in storage."""
+"""Local copies that this process has hashed already, each with the generation of its record in storage."""
 
 
 @dataclass
 class Draft:
-    """An artifact being written: its folder, and facts for its record that are known only at the end.
+    """An artifact being written: its folder, and the facts for its record that are known only at the end.
 
     Attributes:
-        metrics: figures by which runs are compared; those that are not finite are left out.
-        hashes: sha256 by path of files that were hashed while they were written.
+        metrics: figures that compare runs; non-finite figures are left out.
+        hashes: sha256 by path of files that were hashed during writing.
     """
 
     folder: Path
@@ -65,16 +65,16 @@ class Draft:
 def produce(
     output: str | Path, type: str, component: str, parameters: Mapping[str, object], inputs: list[Input]
 ) -> Iterator[Draft]:
-    """Yields a draft whose folder becomes the artifact at `output` when the block ends without an exception.
+    """Yields a draft, whose folder becomes the artifact at `output` if the block raises nothing.
 
-    The record is written last, beside the artifact and then below the root's `lineage`.
+    The record is written last: first beside the artifact, then below the root's `lineage`.
 
     Args:
-        output: where the artifact is to be: a local folder, or a `gs://` prefix.
+        output: destination: a local folder or a `gs://` prefix.
         type: its kind, e.g. `records`.
-        component: the step that makes it.
-        parameters: everything that determines its contents besides the inputs; JSON values, no secrets.
-        inputs: what it is made from.
+        component: the step that makes the artifact.
+        parameters: everything besides the inputs that determines the contents; JSON values, no secrets.
+        inputs: the artifacts and files that it is made from.
     """
     location = parse_location(output)
     with attempt(component, output, parameters) as current:
@@ -97,14 +97,14 @@ def produce(
 
 
 def localize(location: str | Path | Location) -> Path:
-    """A path on this machine with what is at `location`: itself when it is local, else a cached, verified copy.
+    """A local path with the contents of `location`: itself if local, else a cached, verified copy.
 
     Args:
         location: a local path, or the `gs://` address of an artifact or of an object.
 
     Raises:
-        InputError: there is nothing there.
-        DamagedError: it is an artifact that is not whole, or an object whose bytes do not match its checksum.
+        InputError: nothing exists at the location.
+        DamagedError: the artifact is incomplete, or an object's bytes do not match its checksum.
     """
     location = parse_location(location)
     if isinstance(location, Path):
@@ -119,7 +119,7 @@ def localize(location: str | Path | Location) -> Path:
     folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
     with cache.exclusive_folder(folder, RECORD_FILE):
         if folder.is_dir() and _matches(folder, record):
-            atomic.write_file(folder / RECORD_FILE, data)  # the same files may have been made by another run
+            atomic.write_file(folder / RECORD_FILE, data)  # another run may have made the same files
         else:
             with (
                 write_directory(folder, may_replace=RECORD_FILE) as partial,
@@ -127,7 +127,7 @@ def localize(location: str | Path | Location) -> Path:
             ):
                 versions.fetch(location, partial, RECORD_FILE, _version_and_files, progress.advance)
                 if not _matches(partial, read_record(partial)):
-                    raise DamagedError(f"What arrived of {location} is not what was recorded.", fix="run its step again")
+                    raise DamagedError(f"The download of {location} does not match its record.", fix="run its step again")
         record = read_record(folder)
     _verified[location] = _Copy(manifest.generation, folder, record)
     return folder
@@ -137,8 +137,8 @@ def record_of(location: str | Location) -> MadeRecord:
     """The record of the artifact at a location, local or on `gs://`.
 
     Raises:
-        InputError: there is none.
-        DamagedError: it is not whole.
+        InputError: no artifact is there.
+        DamagedError: the artifact is incomplete.
     """
     parsed = parse_location(location)
     folder = localize(parsed)
@@ -150,14 +150,14 @@ def record_of(location: str | Location) -> MadeRecord:
 
 
 def input_of(role: str, location: str | Location) -> Input:
-    """An input as the record names it: by the artifact's tree hash, or, of a file outside any artifact, by its own.
+    """An input as a record names it: by the artifact's tree hash, or by the file's own hash outside any artifact.
 
     Args:
-        role: what it is to the step, e.g. `checkpoint`.
+        role: the input's role in the step, e.g. `checkpoint`.
         location: an artifact, a file in one, or a plain file; local or `gs://`.
 
     Raises:
-        InputError: a folder that is not a whole artifact.
+        InputError: the folder is not a complete artifact.
     """
     parsed = parse_location(location)
     path = localize(parsed).absolute()
@@ -167,25 +167,25 @@ def input_of(role: str, location: str | Location) -> Input:
     if isinstance(parsed, Path):
         record, uri = read_record(in_artifact.parent), str(in_artifact.parent)
         if record.artifact.version is not None:
-            uri = record.artifact.uri  # a cached copy goes by its address in storage, which outlives this machine
+            uri = record.artifact.uri  # a cached copy is named by its address in storage, which outlives this machine
     else:
         record = record_of(parsed) if path.is_dir() else read_record(in_artifact.parent)
-        uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # where it is now, also after a copy
+        uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # its current address, even after a copy
     return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
 
 
 def _own_files(folder: Path) -> list[str]:
-    """The files of the artifact in a folder, by its record.
+    """The artifact's files in a folder, according to its record.
 
     Raises:
-        InputError: there is no telling them from others.
+        InputError: the record cannot be read, so the artifact's files are unknown.
     """
     path = folder / RECORD_FILE
     try:
         artifact = parse_record(read_bounded(path, "The lineage record"), path).artifact
     except DamagedError as error:
         raise InputError(
-            f"Nothing says what of {folder} is the artifact's that is to be replaced: {error.what}",
+            f"The artifact in {folder} cannot be replaced, as its record is unreadable: {error.what}",
             where=path,
             expected="the record that the artifact was written with",
             fix="choose another output path, or look through it, and remove it yourself",
@@ -215,10 +215,10 @@ def _write_record(current: Attempt, draft: Draft, type: str, component: str, loc
 
 
 def _of_version(data: bytes, where: object) -> tuple[MadeRecord, str]:
-    """The record beside an artifact in Cloud Storage, and the artifact's version.
+    """Parses the record beside an artifact in Cloud Storage, and the artifact's version.
 
     Raises:
-        DamagedError: it is none, or of something else.
+        DamagedError: the data are not a record, or not an artifact's.
     """
     record = parse_record_of_artifact(data, where)
     if record.artifact.version is None:
@@ -237,5 +237,5 @@ def _version_and_files(data: bytes) -> tuple[str, list[str]]:
 
 
 def _matches(folder: Path, record: MadeRecord) -> bool:
-    """Whether a folder holds, byte for byte, what the record says."""
+    """Whether a folder's contents match the record byte for byte."""
     return tree_sha256(list_files(folder)) == record.artifact.tree_sha256

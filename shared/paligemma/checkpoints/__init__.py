@@ -1,1 +1,1 @@
-"""Checkpoint files in, parameters out, and back. Knows the models, not the training."""
+"""Reads and writes checkpoint files. Knows the models, but not training."""

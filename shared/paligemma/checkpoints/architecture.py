@@ -1,4 +1,4 @@
-"""What a checkpoint's names and shapes say about its architecture, and whether they are a PaliGemma's."""
+"""Infers an architecture from a checkpoint's names and shapes, and checks that it is a PaliGemma's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from paligemma.precision import FLOAT32, Precision
 
 EMBEDDING = "llm/embedder/input_embedding"
 PADDING = 64
-"""Most rows that transformers adds to the embedding: for its image token, and up to a multiple of this."""
+"""transformers pads the embedding to a multiple of this many rows, with the image token among them."""
 
 _ATTENTION = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0"
 
@@ -42,7 +42,7 @@ class HasDtype(Protocol):
 
 
 def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora: LoraConfig | None = None) -> PaliGemma:
-    """The network with shapes in place of parameters; takes no memory."""
+    """The network with shapes instead of parameters; allocates no memory."""
     return nnx.eval_shape(lambda: PaliGemma(config, precision=precision, lora=lora, rngs=nnx.Rngs(0)))
 
 
@@ -56,12 +56,12 @@ def parameter_shapes(config: PaliGemmaConfig) -> Mapping[str, tuple[int, ...]]:
 def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGemmaConfig:
     """The architecture, from parameter shapes alone.
 
-    Soft caps and the scaling of queries leave no trace in shapes: they are those of the published variant with these shapes,
-    whatever its resolution; of any other checkpoint with post-norms, those of Gemma 2's small sizes (attention soft cap 50),
-    and of one without, Gemma 1's (none). Anything else needs a configuration.
+    Shapes do not show soft caps and query scaling. They are taken from the published variant with these shapes, at any
+    resolution. Otherwise, a checkpoint with post-norms gets those of Gemma 2's small sizes (attention soft cap 50), and one
+    without gets Gemma 1's (none). Anything else needs a configuration.
 
     Raises:
-        DamagedError: a parameter that is needed is not there, or has a rank no PaliGemma's has.
+        DamagedError: a required parameter is missing, or has a rank that no PaliGemma has.
     """
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGe
 
 
 def without_padding(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) -> dict[str, LazyArray]:
-    """The arrays, with no more rows of the embedding than the vocabulary has: files that come from transformers' have more."""
+    """The arrays, with the embedding cut to the vocabulary's rows: files made from transformers' have more rows."""
     result = dict(arrays)
     rows, found = config.llm.vocab_size, result.get(EMBEDDING)
     if found is not None and len(found.shape) == 2 and rows < found.shape[0] <= rows + PADDING:
@@ -118,7 +118,7 @@ def without_padding(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) ->
 
 
 def _padded(one: DecoderConfig, other: DecoderConfig) -> bool:
-    """Whether the other is the one with rows for transformers' image token, and up to a multiple of 64."""
+    """Whether `other` is `one` plus rows for transformers' image token, padded to a multiple of 64."""
     padded = one.model_copy(update={"vocab_size": (one.vocab_size // PADDING + 1) * PADDING})
     return _same_shapes(padded, other)
 
@@ -147,9 +147,9 @@ def check_shapes(
 
     Args:
         expected: shape of every parameter.
-        arrays: what is there.
-        where: it is.
-        nearest: names the published variant that what is there is most like.
+        arrays: the arrays to check, by name.
+        where: their location, for the message.
+        nearest: names the published variant that is most like the arrays.
 
     Raises:
         DamagedError: names the missing, unexpected and mis-shaped parameters.
@@ -167,12 +167,12 @@ def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
     """Confirms that parameters are floating-point numbers.
 
     Raises:
-        DamagedError: names those that are not.
+        DamagedError: names the parameters that are not.
     """
     others = [f"{name} is {array.dtype}" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
     if others:
         raise DamagedError(
-            f"Parameters are no floating-point numbers: {_shortened(others)}.",
+            f"Parameters are not floating-point numbers: {_shortened(others)}.",
             where=where,
             expected="float32, float16 or bfloat16",
             fix="take the weights as trained: integers are of a quantized or damaged checkpoint",
@@ -180,7 +180,7 @@ def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, HasShape]) -> str:
-    """What is missing, unexpected and mis-shaped; empty if nothing is."""
+    """Which parameters are missing, unexpected or mis-shaped; empty if none are."""
     missing = sorted(expected.keys() - arrays.keys())
     unexpected = sorted(arrays.keys() - expected.keys())
     wrong = [
@@ -203,7 +203,7 @@ def nearest_variant(
     arrays: Mapping[str, HasShape],
     shapes_of: Callable[[PaliGemmaConfig], Mapping[str, tuple[int, ...]]] = parameter_shapes,
 ) -> str:
-    """The published variant whose parameters agree most often in name and shape; `shapes_of` has them as `arrays` is named."""
+    """The published variant with the most parameters of equal name and shape; `shapes_of` names them as `arrays` does."""
 
     def agreement(name: str) -> int:
         shapes = shapes_of(VARIANTS[name])

@@ -1,4 +1,4 @@
-"""Bytes of a file read by several threads to where they are wanted, with their CRC-32 computed on the way."""
+"""Reads bytes of a file into an array with several threads, and computes their CRC-32 on the way."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import numpy as np
 
 from paligemma.checkpoints.lazy import THREADS
 
-_PIECE = 16 * 1024 * 1024  # bytes that are one thread's job
-_CHUNK = 512 * 1024  # bytes read at once: they are still in the core's own cache when their checksum is computed
-_POLYNOMIAL = 0xEDB88320  # of CRC-32 (IEEE 802.3), as of everything below: the highest bit is the lowest power
+_PIECE = 16 * 1024 * 1024  # bytes in one thread's task
+_CHUNK = 512 * 1024  # bytes per read: they are still in the core's own cache when the checksum is computed
+_POLYNOMIAL = 0xEDB88320  # CRC-32 (IEEE 802.3), as everywhere below: the highest bit is the lowest power
 
 
 def read_values(path: Path, offset: int, dtype: np.dtype, to: np.ndarray) -> int:
     """Fills an array with the values at an offset of a file.
 
-    Faster than copying from a memory map, which takes a page fault for every few pages, and no crash when the file has become
+    Faster than copying from a memory map, which takes a page fault for every few pages. Does not crash if the file has become
     shorter.
 
     Args:
         path: the file.
-        offset: of the first value, in bytes.
-        dtype: of the values in the file.
-        to: contiguous in C order; of any dtype.
+        offset: position of the first value, in bytes.
+        dtype: dtype of the values in the file.
+        to: the array to fill, contiguous in C order; of any dtype.
 
     Returns:
         CRC-32 of the bytes that were read.
 
     Raises:
-        EOFError: the file ends before.
+        EOFError: the file ends too early.
     """
     flat, itemsize = to.reshape(-1), dtype.itemsize
     with path.open("rb", buffering=0) as file:
 
         def read(start: int, stop: int) -> int:
-            if hasattr(os, "posix_fadvise"):  # not on macOS. The disk goes on while this thread computes
+            if hasattr(os, "posix_fadvise"):  # not on macOS; the disk reads ahead while this thread computes
                 os.posix_fadvise(file.fileno(), offset + start + THREADS * _PIECE, _PIECE, os.POSIX_FADV_WILLNEED)
             return _read_piece(file.fileno(), offset + start, dtype, flat[start // itemsize : stop // itemsize])
 
@@ -53,12 +53,12 @@ def crc32(values: np.ndarray) -> int:
 
 
 def combine(first: int, second: int, size: int) -> int:
-    """CRC-32 of two runs of bytes from that of each (zlib's `crc32_combine`).
+    """CRC-32 of two concatenated byte strings, from the CRC-32 of each (zlib's `crc32_combine`).
 
     Args:
-        first: of the first.
-        second: of the second.
-        size: bytes in the second.
+        first: CRC-32 of the first.
+        second: CRC-32 of the second.
+        size: length of the second, in bytes.
     """
     return _multiply(_power(8 * size), first) ^ second
 
@@ -105,7 +105,7 @@ def _multiply(one: int, other: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _power(exponent: int) -> int:
-    """x to the power, modulo the CRC's polynomial."""
+    """x to the power of `exponent`, modulo the CRC's polynomial."""
     result, square = 1 << 31, 1 << 30
     while exponent:
         if exponent & 1:

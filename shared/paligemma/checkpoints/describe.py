@@ -1,4 +1,4 @@
-"""A checkpoint in one line, for people: its name, how large it is, and which pictures it sees."""
+"""Describes a checkpoint in one line for people: its name, its size and its image size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOY = ", a toy for the demo"
 
 
 def describe(name: str, checkpoint: Checkpoint) -> str:
-    """The line, as `embedded:tiny, 1.2 million parameters, pictures of 32 x 32 pixels, a toy for the demo`."""
+    """The line, e.g. `embedded:tiny, 1.2 million parameters, pictures of 32 x 32 pixels, a toy for the demo`."""
     count = parameter_count(checkpoint)
     size = checkpoint.config.img.image_size
     toy = _TOY if name.startswith("embedded:") else ""
@@ -21,9 +21,9 @@ def describe(name: str, checkpoint: Checkpoint) -> str:
 
 
 def describe_opened(checkpoint: Checkpoint) -> str:
-    """The line of a checkpoint that a step was given, for its page: by where it was fetched from, if that is on record.
+    """The line for a step's checkpoint, for the step's page: named by its source, if that is recorded.
 
-    Else by its file's name and folder: pages are a part of artifacts, and are the same wherever they were made.
+    Otherwise it is named by its file and folder: pages belong to artifacts, so they are the same on every machine.
     """
     folder = checkpoint.weights.parent
     name = f"{folder.name}/{checkpoint.weights.name}"
@@ -36,24 +36,24 @@ def describe_opened(checkpoint: Checkpoint) -> str:
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:
-    """How many parameters there are."""
+    """Number of parameters."""
     return sum(math.prod(array.shape) for array in checkpoint.arrays.values())
 
 
 def describe_source(source: str) -> str:
-    """The line for what is about to be fetched; of what is elsewhere, its name: its size is not known before.
+    """The line for a source to be fetched. A remote source is only named: its size is unknown before the fetch.
 
     Raises:
-        PaliGemmaError: there is no such checkpoint here, or it is damaged.
+        PaliGemmaError: a local checkpoint is missing or damaged.
     """
     return source if "://" in source or "," in source else describe(source, open_checkpoint(source))
 
 
 def named(source: str, flag: str) -> str:
-    """The checkpoint that a user named.
+    """The checkpoint that a user named with `flag`.
 
     Raises:
-        InputError: none is named. Nothing stands in for it: results of another model than one meant look like results.
+        InputError: none is named. There is no default: results of the wrong model still look like results.
     """
     if source.strip():
         return source

@@ -1,4 +1,4 @@
-"""A model in the format that its user needs: adapters and trained parameters merged, streamed from file to file."""
+"""Exports a model to another format, with adapters and trained parameters merged, streamed from file to file."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def export(model: str | Path, output: str | Path, format: Format, dtype: ExportD
     """Writes a checkpoint, or a tuned model merged with its base, as an artifact of the type `checkpoint`.
 
     Args:
-        model: what `paligemma.load` takes.
+        model: anything that `paligemma.load` takes.
         output: a folder, or a `gs://` prefix.
-        format: big_vision's `checkpoint.npz`, or a Hugging Face folder; each with its configuration and the tokenizer.
-        dtype: of every parameter; `stored` keeps each as it is: those of the base in its dtype, trained ones in float32.
-        base: a tuned model's base, when that is not where it was at training time.
+        format: big_vision's `checkpoint.npz` or a Hugging Face folder, either with configuration and tokenizer.
+        dtype: dtype of every parameter; `stored` keeps the base's dtype for the base's parameters and float32 for trained ones.
+        base: a tuned model's base, if it has moved since training.
 
     Raises:
         InputError: there is no such model, or a value is too large for the dtype.
-        DamagedError: a file is not whole or not what was written, or the base is not the model's.
+        DamagedError: a file is incomplete or altered, or the base is not the model's.
     """
     checkpoint, tuned = open_model(model, base=base or None)
-    if tuned is None:  # a tuned model's base has been hashed
+    if tuned is None:  # a tuned model's base is hashed already
         checkpoint.verify()
     arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
     inputs = [input_of("checkpoint", checkpoint.location)]
@@ -53,7 +53,7 @@ def export(model: str | Path, output: str | Path, format: Format, dtype: ExportD
         if format == "huggingface":
             write_huggingface(draft.folder, checkpoint.config, arrays, cast, checkpoint.tokenizer)
             return
-        names = sorted(arrays)  # as published, below params/
+        names = sorted(arrays)  # below params/, as in the published files
         write_npz(
             draft.folder / "checkpoint.npz",
             ((f"params/{name}", arrays[name]) for name in names),
@@ -65,7 +65,7 @@ def export(model: str | Path, output: str | Path, format: Format, dtype: ExportD
 
 
 def _caster(dtype: ExportDtype) -> Callable[[str, np.ndarray], np.ndarray]:
-    """What is written of a parameter's name and a block of its values."""
+    """The function that converts a block of a named parameter's values for writing."""
 
     def cast(name: str, values: np.ndarray) -> np.ndarray:
         wanted = values.dtype if dtype == "stored" else jnp.dtype(dtype)

@@ -1,4 +1,4 @@
-"""The hashes that files of checkpoints and models should have, for those whose format has no checksum."""
+"""Expected hashes of checkpoint and model files, for formats without checksums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paligemma.errors import DamagedError
 
 
 def known_sha256(file: Path) -> str | None:
-    """The hash that a file should have: of an artifact's file, as recorded; of one in Hugging Face's cache, its name there."""
+    """A file's expected hash: from the record in an artifact, from the file's name in Hugging Face's cache; else None."""
     if (record := file.parent / RECORD_FILE).is_file():
         return {entry.path: entry.sha256 for entry in read_record(record.parent).artifact.files}.get(file.name)
     return expected_sha256(file.resolve())
@@ -20,7 +20,7 @@ def checked_sha256(file: Path) -> str:
     """Hash of a file.
 
     Raises:
-        DamagedError: it is not the one that the file should have.
+        DamagedError: it is not the expected hash.
     """
     found, known = file_sha256(file), known_sha256(file)
     if known not in (None, found):

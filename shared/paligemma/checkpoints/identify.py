@@ -1,7 +1,7 @@
-"""What a file or folder is that is no checkpoint we read, in words, with the way to one that is.
+"""Identifies files and folders that are not checkpoints we read, and says how to get one that is.
 
-Only the beginning of a file is read, and nothing unpickled. Formats are told by their first bytes (each format's own
-documentation), folders by the names in them.
+Reads only the beginning of a file, and unpickles nothing. Knows formats by their first bytes (each format's own documentation),
+and folders by the names in them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[\w./-]+")
 
 
 class Found(NamedTuple):
-    """What something is, as the end of a sentence that begins with `this is`, and what to do."""
+    """What something is, to complete a sentence that begins with `this is`, and what to do."""
 
     what: str
     fix: str
@@ -37,28 +37,28 @@ class Found(NamedTuple):
 
 
 def refuse_other(path: Path, what: str) -> None:
-    """Ends if a file is known to be something else than what its name says; else does nothing.
+    """Raises if a file is recognized as something other than its name says; else does nothing.
 
     Args:
         path: a file that a reader could not make sense of.
-        what: it should be, as the beginning of a sentence, e.g. `The checkpoint`.
+        what: what the file should be, as the beginning of a sentence, e.g. `The checkpoint`.
 
     Raises:
-        InputError: names what it is, and what to do.
-        DamagedError: it is empty, or a FIFO, a socket, a device.
+        InputError: says what the file is, and what to do.
+        DamagedError: the file is empty, or a FIFO, socket or device.
     """
     if found := identify_file(path):
         raise found.error(f"{what} cannot be read: this is {found.what}.", where=path, fix=found.fix)
 
 
 def refuse_folder(path: Path) -> None:
-    """As `refuse_other`, of a folder without weights that are read."""
+    """Like `refuse_other`, for a folder without weights that we read."""
     if found := identify_folder(path):
         raise InputError(f"The checkpoint cannot be read: this is {found.what}.", where=path, expected=_READ, fix=found.fix)
 
 
 def no_file(path: Path, what: str) -> PaliGemmaError:
-    """The error of a path at which there is no file: it is missing, or something else is there."""
+    """The error for a path without a file: nothing or something else is there."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def no_file(path: Path, what: str) -> PaliGemmaError:
 
 
 def identify_file(path: Path) -> Found | None:
-    """What a file is by its first bytes; None of one that is none of the known others."""
+    """What a file is by its first bytes; None if they are unknown."""
     try:
         with open_regular(path) as file:
             start = file.read(_BEGINNING)
@@ -82,7 +82,7 @@ def identify_file(path: Path) -> Found | None:
         return None
     if not start:
         return Found("an empty file", "fetch it again", DamagedError)
-    if start[8:9] == b"{" and start[4:8] == bytes(4):  # the length of its header, and that header
+    if start[8:9] == b"{" and start[4:8] == bytes(4):  # the header's length, then the header
         return _misnamed(path, ".safetensors", "a safetensors file")
     for begins, found in _BEGINNINGS:
         if start.startswith(begins):
@@ -98,7 +98,7 @@ def identify_file(path: Path) -> Found | None:
 
 
 def identify_folder(path: Path) -> Found | None:
-    """What a folder is, by the names in it; None of one that tells nothing."""
+    """What a folder is by the names in it; None if they tell nothing."""
     try:
         names = sorted(entry.name for entry in path.iterdir())
     except OSError:
@@ -109,11 +109,11 @@ def identify_folder(path: Path) -> Found | None:
 
 
 def _zip(path: Path) -> Found | None:
-    """A zip file's kind by the names in it; None of an `.npz` file."""
+    """What a zip file is by the names in it; None for an `.npz` file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # zipfile raises nearly anything on a damaged one, of which its reader says more
+    except Exception:  # zipfile raises nearly anything on damaged files; their reader explains them better
         return None
     if any(name.endswith("data.pkl") for name in names):
         return _PICKLE

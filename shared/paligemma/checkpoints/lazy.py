@@ -1,4 +1,4 @@
-"""Arrays that are read when indexed, and only where they are indexed. Knows no file format."""
+"""Lazy arrays: indexing reads only the values it selects. Knows no file format."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 BLOCK = 64 * 1024 * 1024
-"""Most bytes, of whatever is streamed, that are in memory at a time."""
+"""Most bytes in memory at a time while streaming."""
 
 _ALIGNMENT = 64  # bytes; XLA's own
 _ROWS = 16
-_PIECE = 16 * 1024 * 1024  # bytes that a thread copies at a time
+_PIECE = 16 * 1024 * 1024  # bytes that a thread copies per task
 THREADS = min(16, max(4, os.cpu_count() or 1))
-"""That read: more than a small machine has cores, so that while one waits for the disk, another copies."""
+"""Threads that read. They exceed a small machine's cores, so that one copies while another waits for the disk."""
 
 
 class LazyArray(Protocol):
-    """Shape and dtype now, values when indexed. An array of numpy's is one."""
+    """Has shape and dtype now, and reads values when indexed. A numpy array is one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -36,17 +36,17 @@ class LazyArray(Protocol):
 
 @runtime_checkable
 class Checked(Protocol):
-    """A lazy array that can tell whether its values are those that were written."""
+    """A lazy array that can verify its values."""
 
     def read_into(self, to: np.ndarray, /) -> None:
-        """All values, to where they are wanted; compared with their checksum if the file has one."""
+        """Reads all values into `to`, and compares them with their checksum if the file has one."""
 
     def verify(self) -> None:
-        """Compares all values with their checksum if the file has one. They are read for it."""
+        """Reads all values and compares them with their checksum if the file has one."""
 
 
 class Stacked:
-    """Arrays of equal shape and dtype seen as one with a leading axis, for files that keep each layer apart."""
+    """Views arrays of equal shape and dtype as one with a leading axis, for files that store layers separately."""
 
     def __init__(self, parts: Sequence[LazyArray]) -> None:
         self._parts = list(parts)
@@ -54,7 +54,7 @@ class Stacked:
         self.dtype = np.dtype(parts[0].dtype)
 
     def __getitem__(self, index) -> np.ndarray:
-        """Values at `index`; of each part, only what it selects is read."""
+        """Values at `index`; reads only what it selects from each part."""
         (layers, *within), rest = split_index(index, self.shape)
         chosen = self._parts[layers]
         values = empty((len(chosen), *lengths(within)), self.dtype)
@@ -63,12 +63,12 @@ class Stacked:
         return values[rest]
 
     def read_into(self, to: np.ndarray) -> None:
-        """As `Checked`: part by part."""
+        """See `Checked`; works part by part."""
         for place, part in enumerate(self._parts):
             read_into(part, to[place])
 
     def verify(self) -> None:
-        """As `Checked`: part by part."""
+        """See `Checked`; works part by part."""
         for part in self._parts:
             verify(part)
 
@@ -87,19 +87,19 @@ class FirstRows:
         return self._array[slices][rest]
 
     def read_into(self, to: np.ndarray) -> None:
-        """As `Checked`; the checksum is of all rows."""
+        """See `Checked`; the checksum covers all rows."""
         copy(self[...], to)
         self.verify()
 
     def verify(self) -> None:
-        """As `Checked`."""
+        """See `Checked`."""
         verify(self._array)
 
 
 def read(array: LazyArray, index: Any, dtype: np.dtype) -> np.ndarray:
-    """Values at an index, in a dtype; in memory of their own if they are a file's, for JAX on a CPU to take over.
+    """Values at an index, in a dtype. Values from a file get their own memory, which JAX on a CPU can take over.
 
-    When they are all there are, they are compared with the file's checksum. A part has none of its own: see `verify`.
+    If the index selects everything, values are compared with the file's checksum. Parts have no checksum: see `verify`.
     """
     slices, _ = split_index(index, array.shape)
     if lengths(slices) == tuple(array.shape) and isinstance(array, Checked):
@@ -115,7 +115,7 @@ def read(array: LazyArray, index: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def read_into(array: LazyArray, to: np.ndarray) -> None:
-    """All values of an array to where they are wanted; compared with the file's checksum if it has one."""
+    """Reads all values of an array into `to`, and compares them with the file's checksum if it has one."""
     if isinstance(array, Checked):
         array.read_into(to)
     else:
@@ -129,7 +129,7 @@ def verify(array: LazyArray) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array with any contents, aligned so that JAX on a CPU takes it over without a copy: whoever fills it gives it away."""
+    """An uninitialized array, aligned so that JAX on a CPU takes it over without a copy. Do not reuse it afterwards."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -137,10 +137,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def copy(values: np.ndarray, to: np.ndarray) -> None:
-    """Copies values to where they are wanted, in another order of axes or another dtype, with several threads.
+    """Copies values into `to`, possibly in another axis order or dtype, with several threads.
 
-    One alone would wait for every page of a memory-mapped file. A transposed matrix is copied a few rows at a time, so that
-    what is read of each memory line is used before the line is gone from the cache: nine times as fast as NumPy.
+    A single thread would wait for every page of a memory-mapped file. A transposed matrix is copied a few rows at a time, so
+    that each memory line is used up before it leaves the cache: nine times as fast as NumPy.
     """
 
     def copy_rows(first: int, last: int) -> None:
@@ -165,10 +165,10 @@ def copy(values: np.ndarray, to: np.ndarray) -> None:
 
 
 def split_index(index, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:
-    """Takes an index of integers, slices of step 1 and an ellipsis apart.
+    """Splits an index of integers, slices of step 1 and an ellipsis into two.
 
     Returns:
-        One slice for each axis, with both ends; and the index that drops the axes that integers had selected.
+        One slice with both ends for each axis, and the index that then drops the axes selected by integers.
     """
     index = index if isinstance(index, tuple) else (index,)
     if Ellipsis in index:
@@ -191,12 +191,12 @@ def split_index(index, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[i
 
 
 def lengths(slices: Sequence[slice]) -> tuple[int, ...]:
-    """Shape of what slices with both ends select."""
+    """The shape that slices with both ends select."""
     return tuple(part.stop - part.start for part in slices)
 
 
 def blocks(shape: Sequence[int], itemsize: int, most: int = BLOCK) -> Iterator[tuple[slice, ...]]:
-    """Indices of consecutive pieces of an array, in C order, each of at most so many bytes."""
+    """Indices of consecutive pieces of an array in C order, each of at most `most` bytes."""
     if math.prod(shape) * itemsize <= most or not shape:
         yield ()
         return

@@ -1,4 +1,4 @@
-"""A tuned model's parameters in place of its base's, adapters added to the weights they belong to. Lazily, one by one."""
+"""Merges a tuned model into its base: trained parameters replace the base's, adapters add to their weights. Lazy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter, mer
 
 @dataclass(frozen=True)
 class MergedWeight:
-    """A stacked weight with its adapter added, in float32; computed whenever it is indexed, for the layers it is indexed at."""
+    """A stacked weight plus its adapter, in float32. Indexing computes it for the selected layers."""
 
     target: str
     weight: LazyArray
@@ -25,12 +25,12 @@ class MergedWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the weight's."""
+        """The weight's shape."""
         return tuple(self.weight.shape)
 
     @property
     def dtype(self) -> np.dtype:
-        """float32: what was learnt is smaller than the steps of a 16-bit weight."""
+        """float32: the adapter's changes are smaller than the steps of a 16-bit weight."""
         return np.dtype(np.float32)
 
     def __getitem__(self, index) -> np.ndarray:
@@ -40,7 +40,7 @@ class MergedWeight:
 
 
 def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str, LazyArray]:
-    """Every parameter of the tuned model, by the names of its base.
+    """Every parameter of the tuned model, by the base's names.
 
     Raises:
         DamagedError: the tuned model has a parameter that does not fit its base.
@@ -66,7 +66,7 @@ def merged_arrays(base: Mapping[str, LazyArray], tuned: TunedModel) -> dict[str,
 
 def _check_known(name: str, trained: str, base: Mapping[str, LazyArray]) -> None:
     if name not in base:
-        raise DamagedError(f"The tuned model has a parameter that its base has not: {trained}.")
+        raise DamagedError(f"The tuned model has a parameter that its base lacks: {trained}.")
 
 
 def _check_shape(shape: tuple[int, ...] | None, base: LazyArray, trained: str) -> None:

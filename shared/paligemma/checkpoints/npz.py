@@ -1,6 +1,6 @@
-"""big_vision's `.npz` checkpoints as lazy arrays: stored members are memory-mapped, deflated ones streamed when used.
+"""Reads big_vision's `.npz` checkpoints as lazy arrays: maps stored members into memory, streams deflated ones on use.
 
-Nothing is unpickled, and nothing is allocated beyond what a member's header declares and its size confirms.
+Unpickles nothing, and allocates only what a member's header declares and its size confirms.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from paligemma.checkpoints.identify import no_file, refuse_other
 from paligemma.checkpoints.lazy import LazyArray, Stacked, blocks, copy, empty, lengths, split_index
 from paligemma.errors import DamagedError, PaliGemmaError
 
-_PIECE = 8 * 1024 * 1024  # bytes that are inflated at once; zipfile holds them about three times
+_PIECE = 8 * 1024 * 1024  # bytes inflated per step; zipfile holds about three copies
 _MOST_HEADER = 10_000  # bytes, NumPy's own limit
-_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # of a header's length, by version
+_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # size of a header's length field, by version
 _LOCAL_HEADER = 30  # bytes before the name in a zip member's local header (PKWARE APPNOTE 4.3.7)
 
 
 LEFT_OUT = (
     (re.compile(r"(?:opt|opt_state|optimizer)/"), "the optimizer's state (opt/)"),
     (re.compile(r"chrono/"), "the clock of big_vision's trainer (chrono/)"),
-    (re.compile(r"img/MAPHead_0/"), "SigLIP's pooling head (img/MAPHead_0/), which PaliGemma has no use for"),
+    (re.compile(r"img/MAPHead_0/"), "SigLIP's pooling head (img/MAPHead_0/), which PaliGemma does not use"),
 )
-"""Beginnings of the names of arrays that are no parameters of the network (big_vision `train.py` saves params, opt, chrono).
+"""Prefixes of arrays that are not network parameters (big_vision `train.py` saves params, opt, chrono).
 
-Any other array that the network has no parameter for is refused."""
+Any other array without a parameter in the network is refused."""
 
 log = logging.getLogger("paligemma.checkpoints")
 
@@ -47,8 +47,8 @@ class Member:
     """One array of the file: shape and dtype now, values when indexed.
 
     Attributes:
-        shape: as declared by the member's header.
-        dtype: likewise, in this machine's byte order; two-byte void, which is how numpy stores bfloat16, is bfloat16.
+        shape: the shape in the member's header.
+        dtype: the header's dtype in this machine's byte order; two-byte void, numpy's way to store bfloat16, is bfloat16.
     """
 
     def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
@@ -78,21 +78,21 @@ class Member:
         return f"{self._path}, member {self._info.filename}"
 
     def __getitem__(self, index) -> np.ndarray:
-        """Values at `index`. Of a stored member nothing else is read; a deflated one is decompressed block by block."""
+        """Values at `index`. Reads nothing else of a stored member; decompresses a deflated one block by block."""
         if self._is_stored:
             return self._native(self._mapped()[index])
         slices, rest = split_index(index, self.shape)
-        if self._fortran:  # what is first in the file is the last axis
+        if self._fortran:  # Fortran order: the file's first axis is the last one
             return self._native(self._inflate(self.shape[::-1], slices[::-1]).view(self._file_dtype)).T[rest]
         return self._native(self._inflate(self.shape, slices).view(self._file_dtype))[rest]
 
     def read_into(self, to: np.ndarray) -> None:
-        """All values, to where they are wanted, compared with the member's CRC-32; `to` may be of another dtype.
+        """Reads all values into `to`, of any dtype, and compares them with the member's CRC-32.
 
         Raises:
-            DamagedError: they are not what was written.
+            DamagedError: the values differ from their CRC-32.
         """
-        if not self._is_stored:  # decompressing compares
+        if not self._is_stored:  # decompressing compares the CRC-32
             copy(self[...], to)
         elif self._fortran or not to.flags.c_contiguous:
             copy(self._mapped(), to)
@@ -105,10 +105,10 @@ class Member:
             self._compare(found)
 
     def verify(self) -> None:
-        """Reads all values to compare them with the member's CRC-32. Decompressing has compared a deflated one's already.
+        """Reads all values and compares them with the member's CRC-32. For a deflated member, decompressing does so.
 
         Raises:
-            DamagedError: they are not what was written.
+            DamagedError: the values differ from their CRC-32.
         """
         if self._is_stored:
             values = self._mapped()
@@ -130,7 +130,7 @@ class Member:
         return values.view(self._file_dtype)
 
     def _native(self, values: np.ndarray) -> np.ndarray:
-        """Values in this machine's byte order; others are swapped, which copies them."""
+        """Values in this machine's byte order; swapping bytes makes a copy."""
         return values if values.dtype == self.dtype else values.astype(self.dtype)
 
     def _compare(self, crc: int) -> None:
@@ -144,7 +144,7 @@ class Member:
             )
 
     def _inflate(self, shape: tuple[int, ...], slices: tuple[slice, ...]) -> np.ndarray:
-        """Values in C order. The whole member is decompressed, because its checksum is at its end; the rest is dropped."""
+        """Values in C order. Decompresses the whole member, because its checksum is at the end, and drops the rest."""
         values = empty(lengths(slices), self._stored_dtype)
         row = self._stored_dtype.itemsize * math.prod(shape[1:])
         try:
@@ -177,12 +177,12 @@ class Member:
 def read_npz(path: str | Path) -> dict[str, LazyArray]:
     """Every array of a checkpoint by its parameter name (`llm/...`, `img/...`).
 
-    A leading `params/` is dropped; `encoderblock_0`, `encoderblock_1`, ... become one stacked `encoderblock`. What a training
-    run saves beside the parameters (`LEFT_OUT`) is left out, with a warning.
+    A leading `params/` is dropped; `encoderblock_0`, `encoderblock_1`, ... become one stacked `encoderblock`. Other data of a
+    training run (`LEFT_OUT`) is left out, with a warning.
 
     Raises:
-        InputError: there is no such file, or it is of another format.
-        DamagedError: it is not a whole npz file, or a member is a pickle.
+        InputError: there is no such file, or it has another format.
+        DamagedError: the npz file is incomplete, or a member is a pickle.
     """
     path = Path(path)
     if not path.is_file():
@@ -206,12 +206,12 @@ def write_npz(
     arrays: Iterable[tuple[str, LazyArray]] | Mapping[str, LazyArray],
     cast: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
 ) -> None:
-    """Writes arrays as stored (so that they can be memory-mapped) members, block by block. Equal arrays, equal bytes.
+    """Writes arrays block by block as stored members, which can be memory-mapped. Equal arrays give equal bytes.
 
     Args:
         path: the file.
-        arrays: by name.
-        cast: what is written of an array's name and a block of its values.
+        arrays: the arrays by name.
+        cast: converts a block of values for writing, given the array's name.
     """
     items: Iterable[tuple[str, Any]] = _pairs(arrays)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -249,7 +249,7 @@ def verify_weights(path: Path) -> None:
 
 
 def _parameters(infos: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-    """Members that may be parameters: all but those of `LEFT_OUT`, which are counted in a warning."""
+    """Members that may be parameters. Those of `LEFT_OUT` are dropped, with a warning that counts them."""
     kept: list[zipfile.ZipInfo] = []
     unused: Counter[str] = Counter()
     for info in infos:
@@ -290,7 +290,7 @@ def _stack_layers(members: dict[str, Member]) -> dict[str, LazyArray]:
 
 
 def _read_header(stream: IO[bytes]) -> bytes:
-    """The header of an npy file (NumPy's `lib.format`), of which no more is read than any array needs."""
+    """The header of an npy file (NumPy's `lib.format`); reads no more than any array needs."""
     magic = stream.read(npy.MAGIC_LEN)
     if magic[:-2] != npy.MAGIC_PREFIX or magic[-2:] not in _LENGTH_BYTES:
         raise ValueError("a member is not a NumPy array, or one of an unknown version")

@@ -1,4 +1,4 @@
-"""Finds what belongs together: a checkpoint's weights, its architecture and its tokenizer."""
+"""Opens a checkpoint: finds its weights, architecture and tokenizer."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Checkpoint:
     """A checkpoint on disk, opened but not loaded.
 
     Attributes:
-        location: address of the artifact or of the weight file on `gs://`, else the weight file's path.
-        weights: the weight file; of shards, their index.
+        location: on `gs://`, the address of the artifact or weight file; else the weight file's path.
+        weights: the weight file, or the index of its shards.
         config: its architecture.
-        arrays: every parameter by name, lazily.
-        tokenizer_file: the tokenizer beside it, a SentencePiece model or a `tokenizer.json`, if there is one.
+        arrays: every parameter by name, as lazy arrays.
+        tokenizer_file: the tokenizer beside the weights (SentencePiece model or `tokenizer.json`); None without one.
     """
 
     location: str
@@ -57,19 +57,19 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Path | None:
-        """The SentencePiece model, if there is a tokenizer; of a `tokenizer.json` it is made when it is first asked for.
+        """The SentencePiece model; None without a tokenizer. From a `tokenizer.json` it is made on first use.
 
         Raises:
-            InputError: `tokenizer.json` is of another kind than Gemma's.
+            InputError: `tokenizer.json` is not of Gemma's kind.
         """
         return as_sentencepiece(self.tokenizer_file) if self.tokenizer_file else None
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the weight file; of shards, of their names and hashes, as an artifact's.
+        """Hash of the weight file; for shards, of their names and hashes, like an artifact's tree hash.
 
         Raises:
-            DamagedError: a file's hash is not the one that its record, or Hugging Face's cache, has of it.
+            DamagedError: a file's hash differs from the one in its record or in Hugging Face's cache.
         """
         if self.weights.suffix != ".json":
             return checked_sha256(self.weights)
@@ -77,13 +77,13 @@ class Checkpoint:
         return tree_sha256(File(path=file.name, bytes=file.stat().st_size, sha256=checked_sha256(file)) for file in shards)
 
     def verify(self) -> None:
-        """Reads every byte of the weights, to compare it with what is known of it.
+        """Reads every byte of the weights and compares it with checksums or hashes.
 
-        An `.npz` file has checksums. Safetensors files have none, but hashes in `lineage.json` beside them, if a step wrote
-        them, or in their names in Hugging Face's cache; of others nothing is known, and they are not read.
+        An `.npz` file has checksums. Safetensors files have none; their hashes are in `lineage.json` beside them if a step
+        wrote them, or in their names in Hugging Face's cache. Other safetensors files cannot be verified, and are not read.
 
         Raises:
-            DamagedError: names the file, or the array, whose bytes are not what was written.
+            DamagedError: names the damaged file or array.
         """
         if self.weights.suffix == ".npz":
             npz.verify_weights(self.weights)
@@ -94,17 +94,17 @@ class Checkpoint:
 def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint file or folder.
 
-    Where the architecture has another image size than the weights, the position embeddings are resampled.
+    Position embeddings are resampled if the architecture's image size differs from the weights'.
 
     Args:
         path: a weight file, or a folder with one (big_vision's `.npz`, or Hugging Face's safetensors, whole or in shards),
             local or on `gs://`; `embedded:tiny` for the one in the package.
-        config: the architecture; by default the `config.json` beside the weights, ours or transformers', else inferred from
+        config: the architecture; by default from `config.json` beside the weights, ours or transformers', else inferred from
             the shapes of an `.npz` file.
 
     Raises:
-        InputError: nothing there, or several weight files to choose from.
-        DamagedError: a file is not whole, or does not fit the architecture.
+        InputError: there is no weight file, or several to choose from.
+        DamagedError: a file is incomplete or does not fit the architecture.
     """
     in_storage = isinstance(path, str) and path.startswith(SCHEME)
     weights = _find_weights(localize(path) if in_storage else resolve_embedded(path))
@@ -119,7 +119,7 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
     check_parameters(config, arrays, weights)
     check_dtypes(arrays, weights)
     location = str(weights.absolute())
-    if in_storage:  # an artifact goes by its own address, a weight file in a plain prefix by the file's
+    if in_storage:  # an artifact is named by its own address, a weight file in a plain prefix by the file's address
         in_prefix = weights.name != str(path).rsplit("/", 1)[-1] and not (weights.parent / RECORD_FILE).is_file()
         location = f"{str(path).rstrip('/')}/{weights.name}" if in_prefix else str(path)
     return Checkpoint(location, weights, config, arrays, find_tokenizer(weights.parent))
@@ -131,13 +131,13 @@ def open_model(
     """Opens a checkpoint, or a tuned model together with its base.
 
     Args:
-        path: of either; see `open_checkpoint`.
-        config: the architecture, when it is not to be found out.
-        base: a tuned model's base, when that is not where it was at training time.
+        path: path of either; see `open_checkpoint`.
+        config: the architecture, if it should not be inferred.
+        base: a tuned model's base, if it has moved since training.
 
     Raises:
-        InputError: nothing there, or an unknown configuration.
-        DamagedError: a file is not whole, does not fit the architecture, or is not the tuned model's base.
+        InputError: nothing is there, or the configuration is unknown.
+        DamagedError: a file is incomplete, does not fit the architecture, or is not the tuned model's base.
     """
     if str(path).startswith("embedded:") or not is_tuned_model(localize(path)):
         return open_checkpoint(path, config), None
@@ -148,7 +148,7 @@ def open_model(
 
 
 def check_base(tuned: TunedModel, checkpoint: Checkpoint) -> None:
-    """Confirms that a checkpoint is the one that the model was tuned from."""
+    """Confirms that a checkpoint is the tuned model's base."""
     expected = tuned.description.base.weights_sha256
     found = checkpoint.weights_sha256
     if found != expected:
@@ -161,7 +161,7 @@ def check_base(tuned: TunedModel, checkpoint: Checkpoint) -> None:
 
 
 def resolve_embedded(path: str | Path) -> Path:
-    """The folder that `embedded:NAME` stands for; any other path as it is."""
+    """The folder for `embedded:NAME`; any other path unchanged."""
     name = str(path)
     if not name.startswith("embedded:"):
         return Path(path)
@@ -173,13 +173,13 @@ def resolve_embedded(path: str | Path) -> Path:
 
 
 def _tuned_below(folder: Path) -> list[Path]:
-    """Tuned models below a folder, as a pipeline's root has them, the newest first."""
+    """Tuned models below a folder such as a pipeline's root, newest first."""
     found = [path for depth in range(1, 5) for path in folder.glob("*/" * depth + DESCRIPTION_FILE)]
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def _config_beside(weights: Path) -> PaliGemmaConfig | None:
-    """The architecture that `config.json` beside the weights has, ours or transformers'; None if there is none."""
+    """The architecture from `config.json` beside the weights, ours or transformers'; None without one."""
     beside = weights.parent / CONFIG_FILE
     if not beside.is_file():
         return None

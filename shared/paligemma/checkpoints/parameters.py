@@ -1,4 +1,4 @@
-"""Parameters by name: which are trained, where and in which dtype each lives, and how it gets to its devices."""
+"""Parameters by name: their dtypes, their devices, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from paligemma.models.paligemma import PaliGemma
 from paligemma.precision import ComputeDtype, Precision
 from paligemma.runtime.sharding import fsdp_sharding
 
-TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the tower's largest parameter speaks for it
+TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the largest parameter stands for the whole tower
 
 
 def parameters_by_name(model: nnx.Module | nnx.State) -> dict[str, nnx.Variable]:
-    """Every parameter variable, named as in big_vision's checkpoints."""
+    """All parameter variables, named as in big_vision's checkpoints."""
     state = model if isinstance(model, nnx.State) else nnx.state(model, nnx.Param)
     return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """Puts one array on its devices, each reading only its own slice of the file.
+    """Puts one array on its devices. Each device reads only its own slice of the file.
 
-    Values are compared with the file's checksum, if it has one, unless some of them are another process's to read.
+    Compares values with the file's checksum if it has one, unless another process reads some of them.
 
     Raises:
-        DamagedError: the values are not those that were written.
+        DamagedError: the values differ from their checksum.
     """
     if sharding is None:
         return jnp.asarray(read(array, ..., dtype))
     placed = jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: read(array, index, dtype), dtype=dtype)
     if sharding.is_fully_addressable and not sharding.is_fully_replicated:
-        verify(array)  # what the devices have read in slices; it is in the page cache now
+        verify(array)  # the devices have read it in slices, so it is in the page cache now
     return placed
 
 
@@ -52,16 +52,16 @@ def build_module(
     lora: LoraConfig | None = None,
     seed: int = 0,
 ) -> PaliGemma:
-    """The network with its parameters loaded one by one; adapters start at what the seed determines.
+    """The network, with its parameters loaded one by one. Adapters are initialized from the seed.
 
     Args:
         config: the architecture.
         arrays: every parameter by name.
         dtype_of: the dtype to hold a parameter in, from its name and its dtype in the file.
         compute: the dtype of activations.
-        mesh: where to shard the parameters; None for the default device.
+        mesh: the devices to shard the parameters over; None for the default device.
         lora: adapters to add; None for none.
-        seed: of the adapters.
+        seed: seed of the adapters' initial values.
     """
     precision = Precision.of(compute, dtype_of(TOWER, arrays[TOWER].dtype))
     graph, state = nnx.split(abstract_model(config, precision, lora))
@@ -70,6 +70,6 @@ def build_module(
         array = initial_factor(name, variable.shape, seed) if new else arrays[name]
         sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
         placed = place(array, np.dtype(dtype_of(name, array.dtype)), sharding)
-        # Copies are made in the background: all at once they would keep the whole file mapped beside its copy.
+        # Copies run in the background: all at once, they would keep the whole file mapped beside its copy.
         variable.set_value(placed.block_until_ready())
     return nnx.merge(graph, state)

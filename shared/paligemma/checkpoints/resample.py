@@ -1,4 +1,4 @@
-"""Position embeddings for another image size than the checkpoint's."""
+"""Resamples position embeddings to another image size than the checkpoint's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger("paligemma.checkpoints")
 
 
 def resampled(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) -> dict[str, LazyArray]:
-    """The arrays, with position embeddings of the configuration's image size, in the dtype of those in the file."""
+    """The arrays, with position embeddings for the configuration's image size, in the file's dtype."""
     result = dict(arrays)
     found = result.get(POSITIONS)
     if found is None or len(found.shape) != 3 or found.shape[1] in (config.img.num_patches, 0):
         return result
     if math.isqrt(found.shape[1]) ** 2 != found.shape[1]:
-        return result  # no grid: the check of shapes says so
+        return result  # not a grid: the check of shapes says so
     size = math.isqrt(found.shape[1]) * config.img.patch_size
     log.info("position embeddings resampled from %d to %d pixels", size, config.img.image_size)
     result[POSITIONS] = resample_positions(found[...], config.img.num_patches).astype(found.dtype)
@@ -31,14 +31,14 @@ def resampled(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) -> dict[
 
 
 def resample_positions(embeddings: np.ndarray, patches: int) -> np.ndarray:
-    """Position embeddings of a square grid, interpolated linearly along both its axes; the corners stay what they are.
+    """Interpolates position embeddings of a square grid linearly along both axes; the corners stay unchanged.
 
-    As big_vision does when it loads a checkpoint at another resolution (`models/vit.py`, `resample_posemb`), which is
+    Does the same as big_vision when it loads a checkpoint at another resolution (`models/vit.py`, `resample_posemb`):
     `scipy.ndimage.zoom` of order 1.
 
     Args:
         embeddings: `[1, old patches, width]`, any float dtype.
-        patches: of the new grid, a square number.
+        patches: patches of the new grid, a square number.
 
     Returns:
         `[1, patches, width]`, float32.
@@ -51,6 +51,6 @@ def resample_positions(embeddings: np.ndarray, patches: int) -> np.ndarray:
 
 
 def _weights(old: int, new: int) -> np.ndarray:
-    """What each of `new` points takes of `old` points, `[new, old]`: both lines of points have the same ends."""
+    """Interpolation weights `[new, old]` from `old` points to `new` points with the same ends."""
     places = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
     return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(old)))

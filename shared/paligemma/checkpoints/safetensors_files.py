@@ -1,6 +1,6 @@
-"""Safetensors files as lazy, memory-mapped arrays, and written piece by piece; one file, or shards with an index.
+"""Reads safetensors files as lazy, memory-mapped arrays, and writes them piece by piece: one file, or shards with an index.
 
-The format: https://github.com/huggingface/safetensors#format. What a header declares is confirmed before it is believed.
+The format: https://github.com/huggingface/safetensors#format. Headers are checked before they are trusted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paligemma.safe_names import relative_path_fault
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000
-"""A shard is closed before it is larger than this, unless one tensor is."""
+"""A shard stays below this size, unless a single tensor is larger."""
 
 _MOST_HEADER = 100_000_000  # bytes, the format's own limit
 _DTYPES = {
@@ -34,7 +34,7 @@ _DTYPES = {
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _UNREAD = re.compile(r"F[468](_\w+)?|U16|U32|U64|C64")
-"""Dtypes of the format that no parameter of ours has."""
+"""Dtypes of the format that we do not read."""
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
@@ -55,22 +55,22 @@ class Tensor:
         return self.values()[index]
 
     def values(self) -> np.ndarray:
-        """All of it, memory-mapped: reshaping and transposing it reads nothing."""
+        """All values, memory-mapped: reshaping and transposing them reads nothing."""
         if not math.prod(self.shape):
             return np.empty(self.shape, self.dtype)
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
 
     def first(self, rows: int) -> Tensor:
-        """Only the first rows of it."""
+        """Its first rows only."""
         return replace(self, shape=(rows, *self.shape[1:]))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, or of all the files that an index names.
+    """All tensors of a file, or of the files that an index names.
 
     Raises:
         InputError: there is no such file.
-        DamagedError: a file is not whole, its header lies, or the index does not agree with the files.
+        DamagedError: a file is incomplete, its header is wrong, or the index contradicts the files.
     """
     if not path.is_file():
         raise no_file(path, "checkpoint file")
@@ -102,10 +102,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Which file holds which tensor; files are in the index's folder.
+    """The file of each tensor, by name; files are in the index's folder.
 
     Raises:
-        DamagedError: it cannot be read, or names anything but safetensors files beside it.
+        DamagedError: the index is unreadable, or names anything but safetensors files beside it.
     """
     try:
         weight_map = read_json(path, "The index of the weights", fix="download it again").get("weight_map")
@@ -129,13 +129,13 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The file itself, or those that an index names."""
+    """The file itself, or the files that an index names."""
     return sorted(path.parent / name for name in set(read_index(path).values())) if path.suffix == ".json" else [path]
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor to write: `pieces` give its values in C order."""
+    """A tensor to write; `pieces` yields its values in C order."""
 
     name: str
     shape: tuple[int, ...]
@@ -148,12 +148,12 @@ class Outgoing:
 
 
 def write_safetensors(folder: Path, tensors: Iterable[Outgoing], shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes tensors, one piece in memory at a time, into an existing folder: as one file, or as shards with an index.
+    """Writes tensors into an existing folder, one piece in memory at a time: as one file, or as shards with an index.
 
     Args:
-        folder: where.
-        tensors: what, in this order.
-        shard_bytes: size of a shard, above which another one begins.
+        folder: the existing folder.
+        tensors: the tensors, in order.
+        shard_bytes: size in bytes above which a new shard begins.
     """
     shards: list[list[Outgoing]] = [[]]
     for tensor in tensors:
@@ -174,7 +174,7 @@ def write_safetensors(folder: Path, tensors: Iterable[Outgoing], shard_bytes: in
 
 
 def _write_file(path: Path, tensors: list[Outgoing]) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without this
     offset = 0
     for tensor in tensors:
         ends = [offset, offset + tensor.bytes]
@@ -213,13 +213,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _entries(path: Path, header: Mapping, start: int, size: int) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a header, each confirmed to begin where the one before ends, the first and the last at the data's ends."""
+    """Tensors of a header. Confirms that they cover the data end to end, without gaps or overlaps."""
     end = 0
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         (first, last), shape = entry["data_offsets"], entry["shape"]
         if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
-            raise ValueError(f"{name} has a shape or offsets that are no natural numbers")
+            raise ValueError(f"{name} has a shape or offsets that are not natural numbers")
         if _UNREAD.fullmatch(entry["dtype"]):
             raise InputError(
                 f"{name} is of dtype {entry['dtype']}, which is not read.",

@@ -1,4 +1,4 @@
-"""The SentencePiece model of a checkpoint folder: `tokenizer.model`, else made from `tokenizer.json` and cached."""
+"""Finds a checkpoint folder's SentencePiece model: `tokenizer.model`, else one made from `tokenizer.json` and cached."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ TOKENIZER_FILE = "tokenizer.model"
 TOKENIZER_JSON = "tokenizer.json"
 
 PUBLISHED = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
-"""PaliGemma's and PaliGemma 2's own: gs://big_vision/paligemma_tokenizer.model, which anybody may read."""
+"""The tokenizer of PaliGemma and PaliGemma 2: gs://big_vision/paligemma_tokenizer.model, which anybody may read."""
 PUBLISHED_SHA256 = "8986bb4f423f07f8c7f70d0dbe3526fb2316056c17bae71b1ea975e77a168fc6"
 PUBLISHED_ROWS = 257_152
-"""Rows of the embeddings that it belongs to."""
+"""Rows of the embeddings that belong to this tokenizer."""
 
 _RULES = 1
-"""Number of the rules of conversion: models that other rules made are not taken from the cache."""
+"""Version of the conversion rules: cached models of another version are not used."""
 
 log = logging.getLogger("paligemma.checkpoints")
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """The file of a folder that has its tokenizer; None if there is none. Converts nothing."""
+    """The tokenizer's file in a folder; None without one. Converts nothing."""
     return next((folder / name for name in (TOKENIZER_FILE, TOKENIZER_JSON) if (folder / name).is_file()), None)
 
 
 def as_sentencepiece(path: Path) -> Path:
-    """A tokenizer's file as a SentencePiece model: the file itself, or the model that a `tokenizer.json` was made from.
+    """The SentencePiece model for a tokenizer's file: the file itself, or one made from a `tokenizer.json`.
 
     Raises:
-        InputError: a `tokenizer.json` that cannot be converted exactly.
-        DamagedError: a `tokenizer.json` that cannot be read.
+        InputError: the `tokenizer.json` cannot be converted exactly.
+        DamagedError: the `tokenizer.json` cannot be read.
     """
     if path.suffix != ".json":
         return path

@@ -1,4 +1,4 @@
-"""A tuned model on disk: the trained parameters only, and what is needed to find and check their base."""
+"""A tuned model on disk: only the trained parameters, and the facts needed to find and check their base."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DESCRIPTION_FILE = "tuned.json"
 
 
 class Base(BaseModel):
-    """The checkpoint that the trained parameters replace a part of.
+    """The checkpoint that a tuned model is based on.
 
-    Whoever gives a tuned model away names it. It is looked for at a path, or fetched from `gs://` into the cache, and is read
-    for nothing else: its weights have to have this hash.
+    The author of a tuned model chooses this location, so it is not trusted. It is a path, or a `gs://` address that is fetched
+    into the cache. It serves only to find weights with this hash.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,26 +49,26 @@ class TunedDescription(BaseModel):
     lora: LoraConfig | None = None
     steps: int
     grey_range: str = ""
-    """How the grey pictures of its training data were read, as `prepare_data --grey-range` had it."""
+    """The value of `prepare_data --grey-range` for the training data."""
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned model, opened: its description, and its parameters by name, memory-mapped."""
+    """An opened tuned model: its description, and its memory-mapped parameters by name."""
 
     description: TunedDescription
     arrays: Mapping[str, np.ndarray]
 
 
 def is_tuned_model(path: str | Path) -> bool:
-    """Whether a folder looks like one of ours."""
+    """Whether a folder looks like a tuned model."""
     return (Path(path) / DESCRIPTION_FILE).is_file()
 
 
 def write_tuned(folder: Path, arrays: Mapping[str, np.ndarray], description: TunedDescription) -> None:
     """Writes both files into an existing folder."""
     safetensors.numpy.save_file(dict(arrays), folder / WEIGHTS_FILE)
-    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it readable by its owner only; the next step may be another
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read it; the next step may run as another user
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description.model_dump(), indent=2) + "\n")
 
 
@@ -77,7 +77,7 @@ def read_tuned(folder: str | Path) -> TunedModel:
 
     Raises:
         InputError: the folder is not a tuned model.
-        DamagedError: one of its files is not whole, or not what was recorded of it.
+        DamagedError: a file is incomplete, or differs from its record.
     """
     folder = Path(folder)
     if not is_tuned_model(folder):

@@ -1,1 +1,1 @@
-"""From JSONL rows and image files to batches: images, tokens, records, loader."""
+"""Turns JSONL rows and image files into batches: images, tokens, records, loader."""

@@ -1,4 +1,4 @@
-"""Random changes to training images, off by default: mirroring, crops, colours. Refused where they would make a text wrong."""
+"""Random changes to training images: mirroring, crops, colours. Off by default, and refused if they make a text wrong."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
 
 THREADS, READ_AHEAD = 8, 256
-"""Threads that read rows to check their texts, and rows that are in memory then."""
+"""Threads that read rows to check their texts, and the rows that they hold in memory."""
 
 ASPECTS = (3 / 4, 4 / 3)
 """Widest range of a crop's width to its height, relative to the stored square."""
 
 LUMA = (0.299, 0.587, 0.114)
-"""Grey of red, green and blue (ITU-R BT.601), as Pillow has it."""
+"""Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
 
 SIDES = {
     "en": "left right leftmost rightmost leftward leftwards rightward rightwards lefthand righthand clockwise counterclockwise "
@@ -36,19 +36,19 @@ SIDES = {
     "nl": "links rechts linker linkse rechter rechtse linksom rechtsom",
     "ru": "слева справа налево направо левый левая левое левой правый правая правое правой",
 }
-"""Words for sides and turns, which a mirrored picture would make wrong. Other senses (what is right) are refused with them."""
+"""Words for sides and turns, which mirroring makes wrong. Their other senses ("what is right") are refused too."""
 
 SIDE_SIGNS = ("左", "右", "왼쪽", "오른쪽")
-"""The same in languages written without spaces or with endings: found anywhere."""
+"""The same for languages written without spaces or with endings: matched anywhere."""
 
 _WORDS = "|".join(sorted({word for words in SIDES.values() for word in words.split()}))
-# Letters only delimit a word, so that left-hand and left_arm hold one.
+# Only letters continue a word, so left-hand and left_arm contain `left`.
 _SIDE = re.compile(rf"(?<![^\W\d_])(?:{_WORDS})(?![^\W\d_])|{'|'.join(SIDE_SIGNS)}", re.IGNORECASE)
 _PLACE = re.compile(r"<loc|<seg")
 
 
 class Augmentation(BaseModel):
-    """Which random changes are made. The defaults make none."""
+    """The random changes to make. By default there are none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,18 +62,18 @@ class Augmentation(BaseModel):
 
 
 def augment(image: UInt8[np.ndarray, "size size 3"], augmentation: Augmentation, key: tuple[int, int, int]) -> np.ndarray:
-    """The image, changed at random: mirrored, cropped and resized back, recoloured, in this order.
+    """Changes an image at random: mirrors, crops and resizes back, then recolours it.
 
     Args:
         image: as records store it.
-        augmentation: which changes, and how large.
-        key: seed, step and position in the batch, which determine them.
+        augmentation: the changes and their sizes.
+        key: seed, step and position in the batch, which determine the changes.
 
     Returns:
         uint8 `[size, size, 3]`.
     """
     seed, *place = key
-    # All eight are drawn whatever is turned on, so that turning one change on leaves the others as they were.
+    # All eight numbers are always drawn, so turning on one change leaves the others as they were.
     raw = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(1, *place))).random_raw(8)
     mirror, area, aspect, left, top, *factors = (raw >> np.uint64(11)) * 2.0**-53
     picture = Image.fromarray(image)
@@ -89,9 +89,9 @@ def augment(image: UInt8[np.ndarray, "size size 3"], augmentation: Augmentation,
 
 
 def crop_box(smallest: float, area: float, aspect: float, left: float, top: float) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a crop of the unit square, from numbers in [0, 1).
+    """Left, top, right and bottom of a crop of the unit square, from random numbers in [0, 1).
 
-    Its area is uniform from `smallest` to 1, its aspect ratio log-uniform in what of `ASPECTS` fits in the square.
+    The area is uniform from `smallest` to 1. The aspect ratio is log-uniform in the part of `ASPECTS` that fits the square.
     """
     share = smallest + (1 - smallest) * area
     low, high = np.log(np.clip(ASPECTS, share, 1 / share))
@@ -104,7 +104,7 @@ def crop_box(smallest: float, area: float, aspect: float, left: float, top: floa
 def colour_matrix(picture: Image.Image, brightness: float, contrast: float, saturation: float) -> tuple[float, ...]:
     """The 3 x 4 matrix, by rows, that changes brightness, then contrast about the mean grey, then saturation, and clips once.
 
-    A factor of 1 changes nothing; 0 would give black, the mean grey, and greys.
+    A factor of 1 changes nothing. 0 gives black, the mean grey, or grey levels, respectively.
     """
     mean = float(np.asarray(picture).mean(axis=(0, 1)) @ np.array(LUMA))
     linear = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * np.array([LUMA] * 3))
@@ -113,10 +113,10 @@ def colour_matrix(picture: Image.Image, brightness: float, contrast: float, satu
 
 
 def check_augmentation(augmentation: Augmentation, records: Records) -> None:
-    """Confirms that the changes leave every text right; reads every record once, if there is something to confirm.
+    """Confirms that the changes keep every text correct. Reads every record once, if any change is turned on.
 
-    Texts that name sides or turns (`SIDES`) would be wrong of a mirrored picture, places (`<loc0000>`, `<seg000>`) of a
-    mirrored or a cropped one.
+    Mirroring makes texts that name sides or turns (`SIDES`) wrong. Mirroring or cropping makes places (`<loc0000>`, `<seg000>`)
+    wrong.
 
     Raises:
         InputError: a text would be wrong; names the row.
@@ -142,7 +142,7 @@ def _all_rows(reader: RowReader, pool: ThreadPoolExecutor) -> Iterator[StoredRow
 
 
 def _contradiction(augmentation: Augmentation, row: StoredRow) -> tuple[str, str, str]:
-    """What of a row's texts contradicts which option, and the option's harmless value; empty when nothing does."""
+    """The word in a row's texts, the option that it contradicts, and the option's harmless value; empty if there is none."""
     for text in (row.prefix, row.suffix):
         place = _PLACE.search(text)
         if augmentation.flip and (side := place or _SIDE.search(text)):

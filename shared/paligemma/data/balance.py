@@ -1,4 +1,4 @@
-"""What is odd about the answers of a whole split: one answer nearly everywhere, classes of very unequal size."""
+"""Finds oddities in the answers of a whole split: one answer nearly everywhere, classes of very unequal size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FINDINGS = {
 DOMINANT_SHARE = 0.9
 MOST_CLASSES = 100
 ROWS_OF_A_CLASS = 10
-"""Rows that a class has on average, at least, for suffixes to be taken for classes and not for texts that recur."""
+"""Suffixes count as classes, not as recurring texts, if they have at least this many rows on average."""
 UNEQUAL = 10.0
 
 
 def balance_findings(rows: int, suffixes: Mapping[str, int]) -> dict[str, str]:
-    """Particulars of what is odd, by code.
+    """Details of each oddity, by code.
 
     Args:
-        rows: how many there are.
-        suffixes: how many rows have a suffix; those of long ones, and beyond a number of different ones, may be missing.
+        rows: number of rows.
+        suffixes: number of rows by suffix; long suffixes, and those beyond a maximum number, may be missing.
     """
     if rows < 2 * ROWS_OF_A_CLASS or not suffixes:
         return {}

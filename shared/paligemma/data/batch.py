@@ -1,4 +1,4 @@
-"""What a batch holds: the arrays that a training step or an evaluation reads."""
+"""A batch: the arrays that a training step or an evaluation reads."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ AnyArray: TypeAlias = Any
 
 
 class TrainBatch(NamedTuple):
-    """What a jitted training step reads. Text is padded on the right, losses to the widest row's number of them.
+    """What a jitted training step reads. Text is padded on the right; loss positions are padded to the row with the most.
 
     Attributes:
-        images: uint8, or already in [-1, 1]; `[b, 0]` when the step reads the rows' vision features from elsewhere.
-        tokens: the input tokens, without the last of the whole text.
+        images: uint8, or floats in [-1, 1]; `[b, 0]` if the step gets the rows' vision features from elsewhere.
+        tokens: the input tokens: the whole text without its last token.
         mask_ar: 1 on the input tokens of the suffix, 0 elsewhere.
         loss_positions: input positions whose next token counts in the loss, in order; 0 on padding.
-        targets: that next token.
-        mask_loss: 1 where an entry of `loss_positions` is one, 0 on padding.
+        targets: the token after each loss position.
+        mask_loss: 1 where `loss_positions` has a real entry, 0 on padding.
     """
 
     images: UInt8[AnyArray, "b height width 3"] | Float[AnyArray, "b height width 3"] | UInt8[AnyArray, "b 0"]
@@ -38,14 +38,14 @@ def train_batch(
     mask_loss: Int[np.ndarray, "b t+1"],
     loss_width: int | None = None,
 ) -> TrainBatch:
-    """A batch from arrays over whole texts, as big_vision has them: inputs are `[:, :-1]`, targets `[:, 1:]`.
+    """Makes a batch from arrays over whole texts, as in big_vision: inputs are `[:, :-1]`, targets `[:, 1:]`.
 
     Args:
-        images: as in `TrainBatch`.
+        images: see `TrainBatch`.
         tokens: whole texts, padded on the right.
         mask_ar: 1 on the suffix, 0 elsewhere.
-        mask_loss: 1 on the tokens to be predicted, 0 elsewhere; any pattern.
-        loss_width: entries of `loss_positions`; None for as many as the row with the most losses has.
+        mask_loss: 1 on the tokens to predict, 0 elsewhere; any pattern.
+        loss_width: width of `loss_positions`; None for the number of losses in the row with the most.
 
     Raises:
         ValueError: a row has more losses than `loss_width`.

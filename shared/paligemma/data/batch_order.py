@@ -1,9 +1,9 @@
-"""The order of training: which rows make up each batch, decided from lengths alone, without reading any data.
+"""The order of training: decides from lengths alone which rows make up each batch, without reading data.
 
 Every row belongs to a bucket of rows of similar text length, and a batch holds rows of one bucket, so that a jitted step
-compiles once per bucket. Every epoch is a permutation of all rows. Its rows queue up by bucket, in its order; whenever a
-bucket's queue holds a batch, that is the next batch. Queues outlive the epoch: batches are always full, and no row is
-left out. Where a step finds its rows is arithmetic, so any step is reached without replaying those before it.
+compiles once per bucket. Every epoch is a permutation of all rows. In that order, rows join their bucket's queue; as soon as a
+queue holds a full batch, it is the next batch. Queues carry over to the next epoch, so batches are always full and no row is
+left out. The rows of a step follow by arithmetic, so any step can be reached without replaying earlier ones.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ LOSS_MULTIPLE = 8
 """Losses are padded to a multiple of this many tokens."""
 
 BATCHES_PER_BUCKET = 16
-"""Batches that a bucket holds at least. It costs a compilation; fewer would not earn it, and small data keeps one bucket."""
+"""Minimum number of batches in a bucket. Each bucket costs a compilation, which fewer batches do not repay. Small data has one
+bucket.
+"""
 
 
 class Bucket(NamedTuple):
-    """The widths of a batch, in tokens: of the input text, and of the losses."""
+    """The widths of a batch in tokens: input text, and losses."""
 
     text_width: int
     loss_width: int
 
 
 class PlannedBatch(NamedTuple):
-    """A batch: its step from 0, its bucket, and its rows."""
+    """A batch: its step (from 0), bucket and rows."""
 
     step: int
     bucket: Bucket
@@ -47,7 +49,7 @@ class Plan:
 
     Attributes:
         buckets: narrowest first.
-        bucket_of: the bucket's number of every row.
+        bucket_of: number of each row's bucket.
     """
 
     def __init__(
@@ -58,14 +60,14 @@ class Plan:
         seed: int,
         buckets: int = 4,
     ) -> None:
-        """Plans batches of rows, of which there is at least one.
+        """Plans batches of at least one row.
 
         Args:
-            text_tokens: tokens of each row's whole text, of which the last is no input.
-            suffix_tokens: those that have a loss.
+            text_tokens: number of tokens of each row's whole text, including the last, which is not an input.
+            suffix_tokens: number of each row's tokens that have a loss.
             batch_size: rows in a batch, over all processes.
             seed: determines the order.
-            buckets: most buckets; 1 pads every batch to one width.
+            buckets: maximum number of buckets; 1 pads every batch to one width.
         """
         widths = round_up(text_tokens - 1, TEXT_MULTIPLE)
         chosen = bucket_widths(text_tokens - 1, buckets, BATCHES_PER_BUCKET * batch_size)
@@ -78,7 +80,7 @@ class Plan:
         self._batch_size, self._seed = batch_size, seed
 
     def batches(self, start_step: int = 0) -> Iterator[PlannedBatch]:
-        """The batches from a step on, from 0: exactly those that a run without a pause has there."""
+        """The batches from a step (counted from 0) on: exactly those of a run without interruption."""
         epoch = self._epoch_of(start_step)
         step, queues = self._steps_before(epoch), self._queues_before(epoch)
         while True:
@@ -88,7 +90,7 @@ class Plan:
                 places = np.flatnonzero(self.bucket_of[order] == number)
                 rows = np.concatenate([queue, order[places]])
                 whole = len(rows) // self._batch_size
-                # A batch is ready when its last row has come; that is in this epoch, as a queue is shorter than a batch.
+                # A batch is ready when its last row arrives. That is in this epoch, since a queue is shorter than a batch.
                 ready = places[np.arange(1, whole + 1) * self._batch_size - 1 - len(queue)]
                 of_bucket = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
                 planned += zip(ready.tolist(), [number] * whole, of_bucket, strict=True)
@@ -101,17 +103,17 @@ class Plan:
             epoch += 1
 
     def _steps_before(self, epoch: int) -> int:
-        """Batches that the rows of the epochs before this one make up."""
+        """Number of batches made up by the rows of earlier epochs."""
         return int((epoch * self._members // self._batch_size).sum())
 
     def _epoch_of(self, step: int) -> int:
         """The epoch in which a step's batch becomes ready."""
-        # Queues hold back less than a batch of each bucket.
+        # Each bucket's queue holds back less than a batch.
         latest = ((step + 1 + len(self.buckets)) * self._batch_size) // len(self.bucket_of) + 1
         return bisect_right(range(latest + 1), step, key=self._steps_before) - 1
 
     def _queues_before(self, epoch: int) -> list[np.ndarray]:
-        """What is left in each bucket's queue when an epoch begins: the last rows of the epochs before it."""
+        """The contents of each bucket's queue when an epoch begins: the last rows of earlier epochs."""
         queues = [np.empty(0, np.int64) for _ in self.buckets]
         wanted = epoch * self._members % self._batch_size
         while any(len(queue) < count for queue, count in zip(queues, wanted, strict=True)):
@@ -126,28 +128,29 @@ class Plan:
 def permutation(rows: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
     """The order of the rows in an epoch.
 
-    Sorts the raw output of Philox, which NumPy promises never to change, as it does not promise of `Generator.permutation`:
-    a run can be resumed on another machine with another NumPy.
+    Sorts the raw output of Philox, which NumPy promises never to change. It does not promise that for `Generator.permutation`.
+    So a run can be resumed on another machine with another NumPy.
     """
     keys = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(0, epoch))).random_raw(rows)
     return np.argsort(keys, kind="stable")
 
 
 def bucket_widths(input_tokens: Int[np.ndarray, " rows"], buckets: int, smallest: int) -> Int[np.ndarray, " k"]:
-    """The text widths, ascending, that pad least: at most `buckets`, each of `smallest` rows or more unless there is only one.
+    """The text widths, ascending, with the least padding: at most `buckets`, each with `smallest` rows or more unless it is the
+    only one.
 
-    Dynamic programming over the histogram of widths: the least padding of the rows up to a width in k buckets is the least,
-    over where the last bucket begins, of that of the rows before it in k - 1 buckets and the last bucket's own.
+    Dynamic programming over the histogram of widths. The least padding in k buckets, up to some width, is a minimum over the
+    start of the last bucket: the least padding of the rows before it in k - 1 buckets, plus its own padding.
     """
     widths, which = np.unique(round_up(input_tokens, TEXT_MULTIPLE), return_inverse=True)
     rows = np.concatenate([[0], np.bincount(which).cumsum()])
     size = len(widths)
-    # padded[i, j]: tokens, with padding, of the rows of widths[i] to widths[j] in one bucket; infinite for too few rows.
+    # padded[i, j]: tokens with padding if rows of widths[i] to widths[j] share a bucket; infinite for too few rows.
     together = rows[1:] - rows[:-1, None]
     padded = np.where(together >= max(smallest, 1), together * widths.astype(np.float64), np.inf)
     least, begins = [padded[0]], []
     for _ in range(min(buckets, size) - 1):
-        # joined[i, j]: the rows before widths[i] as well as can be, then one bucket to widths[j].
+        # joined[i, j]: the rows before widths[i] at their best, then one bucket up to widths[j].
         joined = np.full((size, size), np.inf)
         joined[1:] = least[-1][:-1, None] + padded[1:]
         begins.append(joined.argmin(axis=0))
@@ -160,7 +163,7 @@ def bucket_widths(input_tokens: Int[np.ndarray, " rows"], buckets: int, smallest
 
 
 def process_share(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Where a process's rows are in every batch: the shares are equal, and in the order of the processes.
+    """The slice of every batch that belongs to a process; shares are equal and in the order of the processes.
 
     Raises:
         InputError: the batch does not split evenly.
@@ -176,5 +179,5 @@ def process_share(batch_size: int, process_index: int, process_count: int) -> sl
 
 
 def round_up(length, multiple: int):
-    """The least multiple that is not less."""
+    """The least multiple of `multiple` that is at least `length`."""
     return -(-length // multiple) * multiple

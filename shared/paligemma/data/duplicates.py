@@ -1,4 +1,4 @@
-"""Rows and images that a data set has twice, or shares with another, found from the lists of its rows, without its images."""
+"""Finds rows and images that a data set repeats, or shares with another, from its list of rows alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
 
 NEAR_BITS = 3
-"""Each half of the difference hashes (`checks.difference_hash`) of pictures that look the same differs in so few of 64 bits."""
+"""Bits (of 64) that may differ in each half of similar pictures' hashes (`row_warnings.difference_hash`)."""
 
 _BAND = 64
-"""Neighbours that a hash is compared with among those that share 16 bits with it: so many, in sorted order, at most."""
+"""Most sorted neighbours that a hash is compared with, among those that share 16 bits with it."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What rows.jsonl says of every row, as the first 8 bytes of hashes: 48 bytes a row, however long the texts."""
+    """The contents of rows.jsonl as the first 8 bytes of hashes: 48 bytes a row, however long the texts."""
 
     lines: Int[np.ndarray, " rows"]
     rows: UInt64[np.ndarray, " rows"]
@@ -34,7 +34,7 @@ class Listing:
 
     @property
     def image_count(self) -> int:
-        """How many different images there are."""
+        """Number of different images."""
         return len(np.unique(self.images))
 
 
@@ -42,7 +42,7 @@ def read_listing(rows: Path) -> Listing:
     """Reads a `rows.jsonl`.
 
     Raises:
-        DamagedError: it does not list what is needed, as those of older versions of this program do not.
+        DamagedError: a needed field is missing, e.g. because an older version wrote the file.
     """
     kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
     try:
@@ -53,7 +53,7 @@ def read_listing(rows: Path) -> Listing:
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
-    """Row number, code and message of every row that repeats an earlier one in some way, the strongest way only."""
+    """Row number, code and message of every row that repeats an earlier one; only the strongest kind of repetition."""
     first_row, first_image = _first_places(listing.rows), _first_places(listing.images)
     repeated = first_row < np.arange(len(first_row))
     other_name = ~repeated & (listing.names != listing.names[first_image])
@@ -67,7 +67,7 @@ def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
 
 
 def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
-    """Row number, code and message of every row that another data set has too, or whose image it has; the strongest only."""
+    """Row number, code and message of every row that shares its contents or image with another data set; only the strongest."""
     row_at, image_at = _find(listing.rows, other.rows), _find(listing.images, other.images)
     for row in np.flatnonzero(row_at >= 0):
         yield int(row), "row_leaked", f"as line {other.lines[row_at[row]]} there"
@@ -81,11 +81,11 @@ def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
 
 
 def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
-    """Every picture that looks like an earlier one, with the first such; pictures without structure (0) look like none.
+    """Pairs of a picture and the first earlier picture that looks like it. Pictures without structure (hash 0) match none.
 
-    Halves that differ in 3 bits share at least one of their four 16-bit quarters. Sorted with each quarter of the first half in
-    front in turn, hashes are compared with their next neighbours; of quarters that more than 64 hashes share, not all pairs
-    are seen.
+    Halves that differ in 3 bits share at least one of their four 16-bit quarters. The hashes are sorted four times, with each
+    quarter of the first half in front, and compared with their next neighbours. If more than 64 hashes share a quarter, some
+    pairs are missed.
     """
     values, first, which = np.unique(looks, axis=0, return_index=True, return_inverse=True)
     structured = np.any(values, axis=1)
@@ -110,7 +110,7 @@ def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
 
 
 def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remark]:
-    """The findings as warnings, in the order of the rows, with what `rows.jsonl` knows of each row."""
+    """The findings as warnings in row order, with each row's facts from `rows.jsonl`."""
     pending = sorted(found, reverse=True)
     with rows.open("rb") as file:
         for number, line in enumerate(file):
@@ -128,7 +128,7 @@ def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int]]
 
 
 def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:
-    """For every value, where it first is among others; -1 for nowhere."""
+    """For every value, its first position in `among`; -1 if absent."""
     known, first = np.unique(among, return_index=True)
     if not len(known):
         return np.full(len(values), -1)
@@ -137,11 +137,11 @@ def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> 
 
 
 def _first_places(values: UInt64[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """For every value, where it first is."""
+    """For every value, its first position."""
     _, first, which = np.unique(values, return_index=True, return_inverse=True)
     return first[which]
 
 
 def _first_of(values: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which values are the first of their kind."""
+    """Whether each value is its first occurrence."""
     return _first_places(values) == np.arange(len(values))

@@ -1,4 +1,4 @@
-"""What to say of a row's image name that names no image: paths of other systems, addresses, near misses. Reads no image."""
+"""Explains image names that lead to no image: paths of other systems, addresses, near misses. Reads no image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MOST_NAMES = 200_000
 
 
 def unsafe_name(name: str, folder: str) -> str:
-    """What is said of a name that leads out of the image folder, or would on another system.
+    """Explains a name that leads out of the image folder, or would on another system; empty if it does not.
 
     Args:
-        name: as the row has it.
-        folder: what names are relative to: a path, or a `gs://` prefix.
+        name: the name in the row.
+        folder: the path or `gs://` prefix that names are relative to.
     """
     if _ADDRESS.match(name):
         return _of_absolute(name, folder, "is an address")
@@ -37,17 +37,17 @@ def unsafe_name(name: str, folder: str) -> str:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a name is an address, or an absolute path of Windows: the name of a file here only by an odd chance."""
+    """Whether a name is an address or an absolute Windows path, and so hardly a file's name here."""
     return bool(_ADDRESS.match(name) or _WINDOWS.match(name))
 
 
 def missing_name(name: str, exists: Callable[[str], bool], folder: str | None = None) -> str:
-    """What is said of a name that names nothing: what the folder has instead, where something is near.
+    """Explains a name that names nothing, with the nearest name in the folder if there is one.
 
     Args:
-        name: as the row has it.
-        exists: whether there is an image of another name.
-        folder: on this machine, to be listed for names in other capitals; None where it cannot be.
+        name: the name in the row.
+        exists: says whether an image with another name exists.
+        folder: a local folder, to search for the name in other capitals; None if there is none.
     """
     found = next((near for near in _near(name, folder) if near != name and exists(near)), None)
     if "\\" in name:
@@ -67,7 +67,7 @@ def _of_absolute(name: str, folder: str, what: str) -> str:
 
 
 def _relative(name: str, folder: str) -> str | None:
-    """The name that an absolute one has below the folder, as it is written or with links followed."""
+    """An absolute name made relative to the folder, as written or with links followed; None if it is not below the folder."""
     name = name.removeprefix("file://")
     pairs = [(name, str(folder).rstrip("/"))]
     if "://" not in folder:
@@ -87,7 +87,7 @@ def _example(name: str) -> str:
 
 
 def _near(name: str, folder: str | None) -> Iterator[str]:
-    """Other spellings of a name that data sets are known to have."""
+    """Other common spellings of a name in data sets."""
     slashed = name.replace("\\", "/")
     plain = slashed.strip().removeprefix("./")
     yield slashed
@@ -95,7 +95,7 @@ def _near(name: str, folder: str | None) -> Iterator[str]:
     yield unicodedata.normalize("NFC", plain)
     yield unicodedata.normalize("NFD", plain)
     yield unquote(plain)
-    yield plain.partition("/")[2] or plain  # the image folder's own name is part of it
+    yield plain.partition("/")[2] or plain  # the name includes the image folder's own name
     if folder:
         parent, _, file = plain.rpartition("/")
         listed = _by_letters(os.path.join(folder, parent))
@@ -105,7 +105,7 @@ def _near(name: str, folder: str | None) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=8)
 def _by_letters(folder: str) -> dict[str, str]:
-    """Names in a folder by their letters alone; nothing of one that is very large or not there."""
+    """Names in a folder by their case-folded letters; empty if the folder is very large or missing."""
     names: dict[str, str] = {}
     try:
         with os.scandir(folder) as entries:

@@ -1,6 +1,6 @@
-"""Where a data set's images are: a local folder, or a prefix in Google Cloud Storage, or tar files in either.
+"""The source of a data set's images: a local folder, a prefix in Google Cloud Storage, or tar files in either.
 
-A name goes through a tar file as through a folder: `shard-000.tar/cat.jpg`. Reads nothing outside the folder or prefix.
+A tar file acts as a folder in a name: `shard-000.tar/cat.jpg`. Nothing outside the folder or prefix is read.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from paligemma.storage.cache import local_copy
 from paligemma.storage.location import GcsLocation, parse_location
 
 MOST_AHEAD = 64 * 1024 * 1024
-"""Bytes of images that are fetched before they are asked for."""
+"""Most bytes of prefetched images."""
 
 _MOST_FOLDERS = 10_000
-"""Folders that are remembered, which bounds the memory of a tree of millions."""
+"""Most folders in the cache, which bounds memory for trees of millions."""
 
 
 class ImageSource(Protocol):
@@ -42,7 +42,7 @@ class ImageSource(Protocol):
         ...
 
     def expect(self, names: Iterable[str]) -> None:
-        """Says which files are read next, so that the source may begin; it holds no others."""
+        """Announces the files that are read next, so that the source can fetch them; it drops all others."""
         ...
 
 
@@ -66,7 +66,7 @@ class _Folder:
                 )
             raise InputError(f"There is no image folder {root}.", fix="check --images")
         self._root = os.path.realpath(root)
-        self._inside: set[str] = set()  # folders, as rows name them, whose links were followed
+        self._inside: set[str] = set()  # folders whose links were resolved, by their names in rows
 
     def read(self, name: str) -> bytes:
         try:
@@ -78,7 +78,7 @@ class _Folder:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
 
     def _path(self, name: str) -> str | Path:
-        """`image_path`, which follows the links of the whole way, once for each folder and not for each of its files."""
+        """Like `image_path`, but resolves links once for each folder, not for each of its files."""
         parent, file = os.path.split(name)
         if parent in self._inside and file not in ("", ".", ".."):
             path = os.path.join(self._root, name)
@@ -86,7 +86,7 @@ class _Folder:
                 if stat.S_ISREG(os.lstat(path).st_mode):
                     return path
             except (OSError, ValueError):
-                pass  # what is wrong with it is said below
+                pass  # reported below
         found = image_path(Path(self._root), name)
         folder = os.path.realpath(os.path.join(self._root, parent))
         if os.path.commonpath([self._root, folder]) == self._root:
@@ -96,17 +96,17 @@ class _Folder:
         return found
 
     def expect(self, names: Iterable[str]) -> None:
-        pass  # the disk is near
+        pass  # a local disk needs no prefetching
 
 
 class _Bucket:
-    """Fetches the objects that are expected in parallel, because each takes a round trip."""
+    """Fetches expected objects in parallel, because each takes a round trip."""
 
     def __init__(self, root: GcsLocation) -> None:
         self._root = root
         self._pool = ThreadPoolExecutor(gcs.STREAMS)
         self._coming: dict[str, Future[bytes | None]] = {}
-        self._ahead: dict[str, int] = {}  # bytes of what is coming, or has come
+        self._ahead: dict[str, int] = {}  # bytes in flight or held
         self._counting = threading.Lock()
         self._archives: dict[str, Path] = {}
         self._fetching = threading.Lock()
@@ -123,7 +123,7 @@ class _Bucket:
         self._coming = {name: self._coming.get(name) or self._pool.submit(self._fetch, name, self._has_room) for name in wanted}
 
     def _has_room(self, name: str, size: int) -> bool:
-        """Whether so many bytes may be held until they are asked for."""
+        """Whether `size` more bytes may be held."""
         with self._counting:
             if sum(self._ahead.values()) + size > MOST_AHEAD:
                 return False
@@ -138,7 +138,7 @@ class _Bucket:
             raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
         archive, member = split_archive(name)
         if archive:
-            path = self._archive(archive)  # once it is on this machine, its files are near
+            path = self._archive(archive)  # a local copy's files need no prefetching
             return read_member(path, member) if has_room(name, MOST_AHEAD + 1) else None
         found = gcs.stat(self._root / name)
         if found is None and is_foreign(name):
@@ -152,7 +152,7 @@ class _Bucket:
         return gcs.read_bytes(self._root / name, found.generation)[0] if has_room(name, found.size) else None
 
     def _archive(self, name: str) -> Path:
-        """This machine's copy of a tar file, which is fetched and verified once."""
+        """The local copy of a tar file, fetched and verified once."""
         with self._fetching:
             if name not in self._archives:
                 if gcs.stat(self._root / name) is None:
@@ -162,13 +162,13 @@ class _Bucket:
 
 
 def split_archive(name: str) -> tuple[str, str]:
-    """The tar file that a name goes through, and the member's name in it; empty, and the name, if there is none."""
+    """The tar file in a name, and the member's name in it; without a tar file, an empty text and the name."""
     archive, found, member = name.partition(".tar/")
     return (archive + ".tar", member) if found else ("", name)
 
 
 def read_member(archive: Path, member: str) -> bytes:
-    """A file in a tar file.
+    """The contents of a file in a tar file.
 
     Raises:
         RowError: there is no such file, or it is too large.
@@ -185,7 +185,7 @@ def read_member(archive: Path, member: str) -> bytes:
 
 @functools.lru_cache(maxsize=16)
 def _members(archive: Path) -> dict[str, tuple[int, int]]:
-    """Where each file of a tar file is, and its bytes; what is not a plain file, such as a link, is not there."""
+    """Offset and size of each plain file in a tar file; links and other entries are left out."""
     try:
         with tarfile.open(archive, "r:") as tar:
             return {member.name.removeprefix("./"): (member.offset_data, member.size) for member in tar if member.isreg()}

@@ -1,4 +1,4 @@
-"""How names of image files end: what is looked for in a folder, whatever is done with it. Contents decide, not names."""
+"""Suffixes of image files, for finding them in folders. Contents, not names, decide how a file is decoded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ SUFFIXES = frozenset(
         *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     )
 )
-"""Of the formats that are always decoded, in lower case."""
+"""Suffixes of the formats that are always decoded, in lower case."""
 
 HEIF_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
-"""Of photos that are decoded where `pillow-heif` is installed."""
+"""Suffixes of photos that are decoded if `pillow-heif` is installed."""
 
 
 def heif_is_read() -> bool:
@@ -22,6 +22,6 @@ def heif_is_read() -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image that can be decoded, by the end of its name."""
+    """Whether a file's suffix is that of an image that can be decoded."""
     ending = name[name.rfind(".") :].lower() if "." in name else ""
     return ending in SUFFIXES or (ending in HEIF_SUFFIXES and heif_is_read())

@@ -1,4 +1,4 @@
-"""Image files to the pixels that the model sees. The one place that decides how an image is decoded and resized."""
+"""Turns image files into the pixels that the model sees. The only module that decides how images are decoded and resized."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ MAX_PIXELS = 64 * 1024 * 1024
 """Largest image that is decoded: 64 megapixels. Checked from the header, before any pixel is decoded."""
 
 MAX_MEMORY = 432 * 1024 * 1024
-"""Most memory in bytes that an image takes, file and decoder together: a process then stays below 512 MiB with all it holds."""
+"""Most memory in bytes for an image, file and decoder together. The whole process then stays below 512 MiB."""
 
 MAX_BYTES = 256 * 1024 * 1024
 """Largest image file that is read."""
 
 SHRINK_MARGIN = 4
-"""A JPEG decoded at a reduced scale keeps this many times the pixels that the model sees, each way.
+"""A JPEG decoded at a reduced scale has at least this many times the model's pixels, in each direction.
 
-On photos 99 % of the levels are then within 1 of those of a full decode, and 0.1 from them on average; with twice the pixels
-it would be 90 % and 0.5.
+On photos, 99 % of the levels are then within 1 of a full decode, with a mean difference of 0.1. With twice the pixels, it would
+be 90 % and 0.5.
 """
 
 Warned = Callable[[str, str], None]
-"""Is told the code and the particulars of what is odd about a picture's levels; see `checks.WARNINGS`."""
+"""Called with the code and details of each oddity of a picture's levels; see `row_warnings.WARNINGS`."""
 
 _SURVEYS: dict[str, Callable[[bytes], Survey]] = {
     "AVIF": survey_avif,
@@ -71,13 +71,13 @@ def decode_image(
     """Decodes to RGB: first frame, EXIF orientation applied, transparency composited on white.
 
     Args:
-        data: the file's bytes; they decide the format, whatever the file's name is.
+        data: the file's bytes, which alone decide the format.
         where: names the image in errors.
-        grey_range: the samples that are black and white in grey pictures; None: as the file states, or the rule for its kind.
-        warned: is told what is odd about the levels.
+        grey_range: samples of black and white in grey pictures; None: as stated in the file, else the default for its kind.
+        warned: called for each oddity of the levels.
 
     Raises:
-        ImageError: not an image (`image_unreadable`) or too many pixels to decode safely (`image_too_large`).
+        ImageError: it is not an image (`image_unreadable`), or has too many pixels to decode safely (`image_too_large`).
     """
     return _decode(data, where, None, grey_range, warned, to_array)[0]
 
@@ -89,22 +89,22 @@ def fit_image(
     grey_range: GreyRange | None = None,
     warned: Warned | None = None,
 ) -> tuple[Image.Image, int, int]:
-    """Decodes to RGB and resizes as records store it; with it, the width and height that the file has.
+    """Decodes to RGB and resizes to the size in records. Also returns the file's own width and height.
 
-    Within 1 level of `resize`, and in less than half its time: rounds between the two directions, in 8 bits. A large JPEG is
-    decoded at a reduced scale, which costs a fraction; see `SHRINK_MARGIN`.
+    Within 1 level of `resize`, in less than half its time, because it rounds to 8 bits between the two directions. A large JPEG
+    is decoded at a reduced scale, which costs a fraction; see `SHRINK_MARGIN`.
 
     Raises:
-        ImageError: as of `decode_image`, whose other arguments are the same.
+        ImageError: see `decode_image`, also for the other arguments.
     """
     return _decode(data, where, size, grey_range, warned, lambda upright: to_square(upright, size))
 
 
 def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange | None, warned: Warned | None, finish):
-    """What `finish` makes of the upright image, every pixel of which is decoded, and the width and height that the file has."""
+    """The result of `finish` on the fully decoded, upright image, and the file's own width and height."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns about large images before it refuses them; our own limits are the ones that decide.
+            # Pillow warns about large images before it refuses them; our own limits decide instead.
             warnings.simplefilter("ignore")
             survey = _SURVEYS[recognize(data)](data)
             _check_size(survey, survey.width, survey.height, len(data), size)
@@ -113,7 +113,7 @@ def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange 
             if {width, height} != {survey.width, survey.height}:
                 _check_size(survey, width, height, len(data), size)
             if size is not None and image.format == "JPEG":
-                for scale in (8, 4, 2):  # only where blocks come out whole: elsewhere the picture would be shifted
+                for scale in (8, 4, 2):  # only if blocks scale to whole pixels, or else the picture would shift
                     if width % scale == height % scale == 0 and min(width, height) >= scale * SHRINK_MARGIN * size:
                         image.draft(None, (width // scale, height // scale))
                         break
@@ -126,7 +126,7 @@ def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange 
             return done, width, height
     except ImageError as error:
         raise ImageError(error.code, error.what, where) from None
-    except UnidentifiedImageError:  # whose words have the address of a buffer
+    except UnidentifiedImageError:  # its text contains a buffer's address
         raise ImageError(
             "image_unreadable", unreadable("its header is damaged, or of a variant that is not decoded").what, where
         ) from None
@@ -137,10 +137,10 @@ def _decode(data: bytes, where: object, size: int | None, grey_range: GreyRange 
 
 
 def _check_size(survey: Survey, width: int, height: int, file_bytes: int, size: int | None) -> None:
-    """Refuses an image that takes too much, in the same words whatever it is that takes it."""
+    """Refuses an image that takes too much memory, with the same message for every cause."""
     wanted = file_bytes + survey.extra_bytes + int(width * height * survey.pixel_bytes)
     wanted += max(width, height, STRIP_PIXELS) * STRIP_BYTES if survey.pixel_bytes != 4 else 0
-    wanted += 4 * max(width, height) * (size or 0)  # rows that are resized, columns that are not
+    wanted += 4 * max(width, height) * (size or 0)  # resized rows, columns not yet resized
     if width < 1 or height < 1:
         raise unreadable(f"it has {width} x {height} pixels")
     if width * height > MAX_PIXELS or wanted > MAX_MEMORY:
@@ -162,11 +162,11 @@ def read_image_file(path: str | Path) -> bytes:
     """An image file's bytes.
 
     Raises:
-        ImageError: it is not there (`image_missing`) or has too many bytes (`image_too_large`).
+        ImageError: the file is missing (`image_missing`) or too large (`image_too_large`).
     """
     try:
         with open(path, "rb") as file:
-            # Reads no more than there is, as Python allocates what is asked for: a quarter of a gigabyte for each image.
+            # Reads no more than the file's size: Python allocates the requested size, a quarter of a gigabyte for each image.
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, MAX_BYTES) + 1)
             if len(data) > size:  # a pipe, which has no size
@@ -192,7 +192,7 @@ def resize(
     resized = np.empty((size, size, 3), np.float32)
     height, width = image.shape[:2]
     rows = max(1, STRIP_PIXELS // width)
-    for channel in range(3):  # one at a time, and in strips: in float32 a plane is large
+    for channel in range(3):  # one plane at a time, in strips: a float32 plane is large
         plane = image[..., channel]
         strips = (
             (top, Image.fromarray(np.ascontiguousarray(plane[top : top + rows])).convert("F")) for top in range(0, height, rows)
@@ -202,16 +202,16 @@ def resize(
 
 
 def normalize(image: np.ndarray) -> Float[np.ndarray, "*any size size 3"]:
-    """0..255 to the model's -1..1."""
+    """Maps 0..255 to the model's -1..1."""
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def preprocess(image: np.ndarray, size: int) -> Float[np.ndarray, "size size 3"]:
-    """A decoded image of any size to the model's input."""
+    """Turns a decoded image of any size into the model's input."""
     return normalize(resize(image, size))
 
 
 def to_rgb(image: Image.Image, grey_range: GreyRange | None = None) -> Image.Image:
-    """Any mode to RGB, not turned: transparency composited on white, samples of more than 8 bits scaled."""
+    """Converts any mode to RGB without turning: transparency composited on white, samples of more than 8 bits scaled."""
     upright = Upright(image, 1, None, grey_range)
     return upright.whole() if upright.is_plain() else Image.fromarray(to_array(upright))

@@ -1,4 +1,4 @@
-"""Batches from records: endless and in the plan's order for training, once and in order for evaluation. Assembled ahead."""
+"""Batches from records: endless and in the plan's order for training, once and in order for evaluation. Prefetches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paligemma.data.tfrecord import RowReader
 from paligemma.errors import DamagedError, InputError
 
 LOOK_AHEAD = 4
-"""Batches that are assembled, each by a thread, while the one before them is used."""
+"""Batches that threads assemble, one each, while the batch before them is used."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,22 +37,22 @@ def training_batches(
     process_count: int = 1,
     with_images: bool = True,
 ) -> Generator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
-    """Endless batches with the numbers of their rows, in the order of a `Plan`; equal arguments give equal bits.
+    """Endless batches with their row numbers, in the order of a `Plan`; equal arguments give equal bits.
 
     Args:
         records: the data.
         batch_size: rows in a batch over all processes; each gets an equal share of every batch.
         seed: determines the order and the augmentation.
-        start_step: first step, from 0: the batches are those of a run that began at 0.
-        buckets: most text widths, and so most shapes of a batch.
-        augment: random changes to images; `check_augmentation` tells whether the texts allow them.
+        start_step: first step, from 0; its batches equal those of a run that began at step 0.
+        buckets: maximum number of text widths, and so of batch shapes.
+        augment: random changes to images; check them first with `check_augmentation`.
         process_index: which process this is, from 0.
-        process_count: how many there are.
-        with_images: False leaves images `[b, 0]`, for a step that has its rows' vision features already.
+        process_count: number of processes.
+        with_images: False leaves images `[b, 0]`, for steps that already have their rows' vision features.
 
     Raises:
         InputError: there are no rows, or a batch does not split over the processes.
-        DamagedError: `rows.jsonl`, or (when its batch's turn comes) a record is damaged.
+        DamagedError: `rows.jsonl` is damaged, or a record is, which shows when its batch is read.
     """
     if records.dataset.rows == 0:
         raise InputError(f"{records.folder} holds no rows.", expected="at least one")
@@ -77,7 +77,7 @@ def training_batches(
             tokens[place, :length] = row.tokens
             suffix[place, row.prefix_length : length] = 1
             if with_images and augment is not None:
-                # By the place in the batch of all processes: their number must not change what is trained on.
+                # Keyed by position in the whole batch: the number of processes must not change the training data.
                 images[place] = augmented(row.image, augment, (seed, planned.step, share.start + place))
             elif with_images:
                 images[place] = row.image
@@ -89,13 +89,13 @@ def training_batches(
 def validation_batches(
     records: Records, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Generator[tuple[Int[np.ndarray, " b"], TrainBatch]]:
-    """Every row once, in order, as training batches of one shape; the last is filled up with rows that have no loss.
+    """Every row once, in order, as training batches of one shape; rows without loss fill up the last.
 
     Args:
         records: the data.
         batch_size: rows in a batch over all processes.
         process_index: which process this is, from 0.
-        process_count: how many there are.
+        process_count: number of processes.
     """
     share = process_share(batch_size, process_index, process_count)
     prefix_tokens, suffix_tokens = read_lengths(records)
@@ -119,7 +119,7 @@ def validation_batches(
 
 
 def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
-    """`map(assemble, items)`, some of it ahead of time in threads, which end with the iterator."""
+    """`map(assemble, items)`, computed ahead in threads, which end with the iterator."""
     pool = ThreadPoolExecutor(LOOK_AHEAD, thread_name_prefix="loader")
     coming: deque[Future[Result]] = deque()
     try:

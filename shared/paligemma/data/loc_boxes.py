@@ -1,4 +1,4 @@
-"""Boxes written as `<loc>` symbols, as PaliGemma answers `detect`."""
+"""Boxes written as `<loc>` symbols: PaliGemma's answers to `detect`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OBJECT = re.compile(r"((?:<loc\d{4}>){4})\s*([^<;]*)")
 
 
 class Box(NamedTuple):
-    """A labelled box; coordinates in bins of 1/1024 of the image, as the symbols have them."""
+    """A labelled box; coordinates in bins of 1/1024 of the image, as in the symbols."""
 
     y0: int
     x0: int
@@ -20,12 +20,12 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> int:
-        """In square bins; 0 when turned inside out."""
+        """Area in square bins; 0 if an edge pair is reversed."""
         return max(0, self.y1 - self.y0) * max(0, self.x1 - self.x0)
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """The boxes in an answer such as `<loc0100><loc0200><loc0300><loc0400> cat ; ...`. What is not one is passed over."""
+    """The boxes in an answer such as `<loc0100><loc0200><loc0300><loc0400> cat ; ...`. Skips everything else."""
     boxes = []
     for symbols, label in _OBJECT.findall(text):
         y0, x0, y1, x1 = (int(value) for value in re.findall(r"\d{4}", symbols))

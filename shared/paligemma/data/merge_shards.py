@@ -1,4 +1,4 @@
-"""Prepared ranges to one data set: shards under their names, lists end to end, what only the whole shows, `dataset.json`."""
+"""Merges prepared ranges into a data set: names shards, joins lists, checks the whole, writes `dataset.json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FREQUENT_SUFFIXES = 20
 
 
 def gather_facts(parts: Sequence[LineRange], folder: Path) -> Facts:
-    """What is known of all the ranges together.
+    """The facts of all ranges together.
 
     Raises:
         DamagedError: a range is not finished.
@@ -46,11 +46,11 @@ def assemble(
     tokenizer_sha256: str,
     against: Listing | None,
 ) -> Dataset:
-    """Fills `output` from the ranges in `folder`, which stays as it is.
+    """Fills `output` from the ranges in `folder`, which stays unchanged.
 
     Args:
-        facts: of the ranges; the warnings that only the whole data set shows are added.
-        against: another split, of which this one should have no row and no image.
+        facts: facts of the ranges; warnings that need the whole data set are added.
+        against: another split, which should share no row or image with this one; None for none.
     """
     ending = ".tfrecord.gz" if job.compression == "gzip" else ".tfrecord"
     shards = []
@@ -94,7 +94,7 @@ def assemble(
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under another name, where the file system can; else a copy."""
+    """Hard-links a file if the file system can; else copies it."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,7 +1,6 @@
-"""Lines and image files to shards: each range of lines becomes a shard and what there is to say of it, in any process.
+"""Turns lines and image files into shards. Each range of lines becomes a shard and its facts, in any process.
 
-What a range gives depends on nothing but its lines and the job, so that the same bytes come out of one process, of many, and
-of many machines.
+A range's output depends only on its lines and the job, so one process, many processes and many machines give the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from paligemma.foreign_json import read_model
 
 OverLong = Literal["reject", "truncate"]
 Report = Callable[[int, int], None]
-"""Is told the number of the line that is prepared next, and how many rows of the range were rejected."""
+"""Called with the number of the next line, and the number of rows of the range rejected so far."""
 
 SAMPLE_SIZE = 48
 SHOWN_OF_A_CODE = 12
@@ -46,13 +45,13 @@ _PICTURES_KEPT = 16
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides what becomes of a line.
+    """Everything that decides what becomes of a line.
 
     Attributes:
-        data: the JSONL file, not packed.
-        images: what image names are relative to: a folder or a `gs://` prefix.
+        data: the JSONL file, uncompressed.
+        images: the folder or `gs://` prefix that image names are relative to.
         tokenizer: the SentencePiece model.
-        grey_range: the samples that are black and white in grey pictures; None: as each file states.
+        grey_range: samples of black and white in grey pictures; None: as stated in each file.
     """
 
     data: Path
@@ -66,7 +65,7 @@ class Job:
 
 
 class Remark(BaseModel):
-    """A line of `rejected.jsonl` or of `warnings.jsonl`. The row's identity is null where its image could not be read."""
+    """A line of `rejected.jsonl` or `warnings.jsonl`. The row's identity is null if its image could not be read."""
 
     line: int
     row_id: str | None
@@ -76,7 +75,7 @@ class Remark(BaseModel):
 
 
 class Sampled(BaseModel):
-    """A row to show."""
+    """A row for the report."""
 
     row_id: str
     line: int
@@ -87,18 +86,18 @@ class Sampled(BaseModel):
 
 
 class Facts(BaseModel):
-    """What is known of a range's rows, or of many ranges'; written when its shard is finished.
+    """Facts about the rows of one or many ranges; written when a range's shard is finished.
 
     Attributes:
-        lines: lines that are not blank.
-        rows, rejected, truncated: how many rows were kept, rejected by reason, and had their suffix cut.
-        warnings: how many rows have a warning, by its code.
-        prefix_tokens, suffix_tokens, text_tokens: how many rows have how many tokens.
-        suffixes: how many rows have a suffix, for suffixes of at most 200 characters, up to 10,000 different ones.
-        sample: the rows whose identities are least, which is as good as at random, and the same however rows are split up.
-        rejects, warned: the first of each code.
+        lines: number of lines that are not blank.
+        rows, rejected, truncated: number of rows that were kept, rejected (by reason), or had their suffix cut.
+        warnings: number of rows with a warning, by code.
+        prefix_tokens, suffix_tokens, text_tokens: histograms: number of rows by number of tokens.
+        suffixes: number of rows by suffix, for up to 10,000 different suffixes of at most 200 characters.
+        sample: the rows with the smallest identities: as good as random, and the same for any split into ranges.
+        rejects, warned: the first remarks of each code.
         shards: the shards.
-        bytes: of one range's lists, their sizes.
+        bytes: sizes of one range's lists.
     """
 
     lines: int = 0
@@ -118,11 +117,11 @@ class Facts(BaseModel):
 
     @property
     def reject_count(self) -> int:
-        """Rows rejected, for whatever reason."""
+        """Number of rejected rows, for all reasons."""
         return self.rejected.total()
 
     def add(self, other: Facts) -> None:
-        """Adds what is known of the next range."""
+        """Adds the facts of the next range."""
         self.lines += other.lines
         self.rows += other.rows
         self.truncated += other.truncated
@@ -137,26 +136,26 @@ class Facts(BaseModel):
         self.shards += other.shards
 
     def count_suffix(self, suffix: str, count: int = 1) -> None:
-        """Counts rows of a suffix, unless it is long, or one too many."""
+        """Counts rows of a suffix, unless the suffix is too long, or there are too many suffixes."""
         if suffix in self.suffixes or (len(self.suffixes) < MOST_SUFFIXES and len(suffix) <= LONGEST_SUFFIX):
             self.suffixes[suffix] += count
 
     def show(self, shown: list[Remark], remark: Remark) -> None:
-        """Keeps a remark for the report, if it is among the first of its code."""
+        """Keeps a remark for the report if it is among the first of its code."""
         if sum(other.code == remark.code for other in shown) < SHOWN_OF_A_CODE:
             shown.append(remark)
 
 
 def part_file(folder: Path, part: LineRange, kind: str) -> Path:
-    """Where a range's `tfrecord`, `rows`, `rejected`, `warnings` or `facts` are while a data set is being prepared."""
+    """Temporary file with a range's `tfrecord`, `rows`, `rejected`, `warnings` or `facts`."""
     return folder / f"{part.number:05d}.{kind}"
 
 
 def read_facts(folder: Path, part: LineRange) -> Facts | None:
-    """What is known of a range; None if it is not finished.
+    """The facts of a range; None if it is unfinished.
 
-    Files are not synced to the disk as they are written, which would cost a tenth of the time: sizes tell whether a machine
-    that lost power lost some of them. (The records are synced when they are whole.)
+    Syncing every file to the disk would cost a tenth of the time. Instead, sizes show whether a power failure lost any. (The
+    complete records are synced.)
     """
     try:
         facts = read_model(part_file(folder, part, "facts"), Facts, "What is known of a range")
@@ -178,7 +177,7 @@ class Preparer:
         self._pictures: dict[str, _Picture | RowError] = {}
 
     def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:
-        """Writes a range's shard, its part of the lists of rows, rejects and warnings, and last what is known of it."""
+        """Writes a range's shard, its lists of rows, rejects and warnings, and last its facts."""
         facts = Facts()
         with (
             part_file(folder, part, "rows").open("w", encoding="utf-8") as rows,
@@ -210,7 +209,7 @@ class Preparer:
     def judge(
         self, lines: Iterator[tuple[int, Row | RowError]], facts: Facts, report: Report
     ) -> Iterator[tuple[Example | None, _Picture | None, list[Remark]]]:
-        """Every row as an example with its warnings, or as None with the reason. Counts lines and what is cut."""
+        """Yields every row as an example with its warnings, or as None with the reason. Counts lines and cut suffixes."""
         window = list(islice(lines, _WINDOW))
         while window:
             following = list(islice(lines, _WINDOW))
@@ -227,14 +226,14 @@ class Preparer:
                     image = row.image if isinstance(row, Row) else None
                     yield None, None, [Remark(line=number, row_id=self._identity(row), code=error.code,
                                               message=error.message, image=image)]  # fmt: skip
-                except Exception as error:  # whatever it is goes on as it is, with the line that it came from
+                except Exception as error:  # any error propagates unchanged, with a note of its line
                     error.add_note(f"This happened at line {number} of {self._job.data}.")
                     raise
             window = following
         self._pictures.clear()
 
     def _tokenize(self, rows: list[Row]) -> dict[int, tuple[list[int], list[int], bool]]:
-        """Token ids of the prefix and of the suffix by line, and whether they spell the texts."""
+        """By line: token ids of prefix and suffix, and whether they decode to the texts."""
         texts = [text for row in rows for text in (row.prefix, row.suffix)]
         ids = self._tokenizer.encode_batch(texts)
         spelt = self._tokenizer.spells(texts, ids)
@@ -280,7 +279,7 @@ class Preparer:
         return example, picture, remarks
 
     def _misspelt(self, row: Row, prefix: list[int], suffix: list[int]) -> str:
-        """Where a text differs from what its tokens give."""
+        """Describes where a text differs from its decoded tokens."""
         for where, text, ids in (("prefix", row.prefix, prefix), ("suffix", row.suffix, suffix)):
             back = self._tokenizer.decode(ids)
             if back != text:
@@ -295,7 +294,7 @@ class Preparer:
         excess = total - self._job.max_text_tokens
         if excess <= 0:
             return prefix_ids, suffix_ids, False
-        # Cutting must leave the prefix, one token of the suffix, and eos: without eos the model never learns to stop.
+        # Cutting must leave the prefix, one suffix token and eos: without eos the model never learns to stop.
         if self._job.over_long == "reject" or excess > len(suffix_ids) - 2:
             parts = f"{len(prefix_ids)} of the prefix and {len(suffix_ids)} of the suffix"
             room = excess <= len(suffix_ids) - 2
@@ -311,7 +310,7 @@ class Preparer:
         return prefix_ids, [*suffix_ids[: -1 - excess], suffix_ids[-1]], True
 
     def _picture(self, name: str) -> _Picture:
-        """What a row needs of its image; the last few are kept, because data sets ask several questions of each image."""
+        """A row's image, decoded and resized. Keeps the last few, because data sets ask several questions about each image."""
         found = self._pictures.get(name)
         if found is None:
             if len(self._pictures) == _PICTURES_KEPT:
@@ -338,7 +337,7 @@ class Preparer:
         return _Picture(pixels, hashlib.sha256(data).hexdigest(), difference_hash(pixels), warnings)
 
     def _identity(self, row: Row | RowError) -> str | None:
-        """A rejected row's identity, if it has one."""
+        """A rejected row's identity; None if it has none."""
         if isinstance(row, RowError):
             return None
         picture = self._pictures.get(row.image)

@@ -1,4 +1,4 @@
-"""A page that shows exactly what the model is fed, of records or of rows that are not prepared yet."""
+"""A page that shows exactly what the model is fed, for records or for unprepared rows."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists, parent_of
 
 LOOKED_AT = 1000
-"""Most rows of a JSONL file that are judged; prepare_data judges all."""
+"""Most rows of a JSONL file that are checked; prepare_data checks all."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A self-contained HTML page, and what it is about in words.
+    """A self-contained HTML page, and its main facts in words.
 
     Attributes:
         page: HTML.
         model: the model's name, size and resolution.
-        counts: how many rows are fit, rejected and warned of, by reason; one line each.
+        counts: numbers of usable, rejected and warned rows, by reason; one line each.
     """
 
     page: str
@@ -46,7 +46,7 @@ class Preview:
 
 
 def preview_page(data: str, model: str, images: str = "", rows: int = 24, grey_range: str = "") -> str:
-    """The page of `make_preview` alone; in a notebook, `IPython.display.HTML(preview_page(...))` shows it."""
+    """Only the page of `make_preview`; in a notebook, `IPython.display.HTML(preview_page(...))` shows it."""
     return make_preview(data, model, images, rows, grey_range).page
 
 
@@ -56,15 +56,15 @@ def make_preview(
     """Shows what the model is fed.
 
     Args:
-        data: records, or a JSONL file, plain or gzip; local or `gs://`.
-        model: checkpoint or tuned model whose tokenizer and image size to show a row for.
-        images: what a JSONL file's image paths are relative to; empty: the file's folder.
-        rows: how many to show, from the first.
-        max_text_tokens: rows of a JSONL file that have more are rejected.
-        grey_range: the samples that are black and white in grey pictures of a JSONL file, `LOW,HIGH`; empty: as each states.
+        data: records, or a JSONL file (plain or gzip); local or `gs://`.
+        model: the checkpoint or tuned model whose tokenizer and image size are used.
+        images: folder or prefix that a JSONL file's image paths are relative to; empty: the file's folder.
+        rows: number of rows to show, from the first.
+        max_text_tokens: rows of a JSONL file with more tokens are rejected.
+        grey_range: samples of black and white in a JSONL file's grey pictures, `LOW,HIGH`; empty: as stated in each file.
 
     Raises:
-        InputError: there is no such data, or it was prepared with another tokenizer.
+        InputError: the data do not exist, or were prepared with another tokenizer.
     """
     opened, _ = open_model(model)
     if opened.tokenizer is None:
@@ -84,7 +84,7 @@ def make_preview(
 
 @dataclass
 class _Looked:
-    """What was seen of a data set: the first rows, and of all that were looked at, how many are what."""
+    """The part of a data set that was looked at: its first rows, and counts over all rows looked at."""
 
     whole: bool = True
     kept: int = 0
@@ -95,7 +95,7 @@ class _Looked:
 
     @property
     def of(self) -> str:
-        """What the counts are of."""
+        """Describes what the counts cover."""
         return f"{'all' if self.whole else 'the first'} {self.kept + self.rejected.total()} rows"
 
     def lines(self) -> list[str]:
@@ -136,7 +136,7 @@ def _of_rows(
     max_text_tokens: int,
     grey_range: GreyRange | None,
 ) -> _Looked:
-    """Judges rows as prepare_data does."""
+    """Checks rows like prepare_data."""
     path = localize(data)
     if not path.is_file():
         raise InputError(f"There is no data {data}.", where="--data", expected="records, or a JSONL file", fix="check the path")

@@ -1,4 +1,4 @@
-"""TFRecord shards of ready-made examples, and `dataset.json`, which describes them. The format, and opening."""
+"""Records: TFRecord shards of prepared examples, and `dataset.json`, which describes them. Defines and opens the format."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Compression = Literal["none", "gzip"]
 
 @dataclass(frozen=True)
 class Example:
-    """One record: what the model is fed, and where it came from.
+    """One record: the model's input, and its origin.
 
     Attributes:
         image: uint8 `[size, size, 3]`, already resized.
         prefix_ids: `[bos] prefix "\\n"`.
         suffix_ids: `suffix [eos]`.
-        row_id: identity of the row's contents; see `rows.row_id`.
-        line: its line in the source, from 1.
-        answers: references for evaluation; none when the suffix is the only one.
+        row_id: hash of the row's contents; see `rows.row_id`.
+        line: the row's line in the source, from 1.
+        answers: references for evaluation; empty if the suffix is the only one.
     """
 
     image: np.ndarray
@@ -63,11 +63,11 @@ class Dataset(BaseModel):
     """Contents of `dataset.json`. Histograms map a number of tokens (with bos, separator, eos) to a number of rows.
 
     Attributes:
-        warnings: how many rows have a warning of each code of `checks.WARNINGS`.
-        images: how many different images there are, by their bytes.
-        frequent_suffixes: the most frequent suffixes, and how many rows have each.
-        grey_range: the samples that are black and white in grey pictures, `LOW,HIGH`; empty: as each file states.
-        findings: particulars of what is odd about the split as a whole, by a code of `balance.FINDINGS`.
+        warnings: number of rows with a warning, by code of `row_warnings.WARNINGS`.
+        images: number of different images, by their bytes.
+        frequent_suffixes: the most frequent suffixes, and the number of rows of each.
+        grey_range: samples of black and white in grey pictures, `LOW,HIGH`; empty: as stated in each file.
+        findings: details of oddities of the whole split, by code of `balance.FINDINGS`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,8 +109,8 @@ def open_records(folder: str | Path) -> Records:
     """Opens a records artifact, local or on `gs://`.
 
     Raises:
-        InputError: the folder is not one.
-        DamagedError: it is not whole.
+        InputError: the folder is not a records artifact.
+        DamagedError: the artifact is incomplete.
     """
     folder = localize(folder)
     read_record(folder, ARTIFACT_TYPE)
@@ -118,10 +118,10 @@ def open_records(folder: str | Path) -> Records:
 
 
 def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
-    """Tokens of the prefix (with bos and separator) and of the suffix (with eos) of every row.
+    """Number of tokens of every row's prefix (with bos and separator) and suffix (with eos).
 
     Raises:
-        DamagedError: `rows.jsonl` does not list them.
+        DamagedError: `rows.jsonl` lacks them.
     """
     kind = np.dtype([("prefix", np.int32), ("suffix", np.int32)])
     try:
@@ -135,10 +135,10 @@ def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.nda
 
 
 def image_numbers(records: Records) -> Int[np.ndarray, " rows"]:
-    """A number for the image of every row, from 0: rows with the same image have the same one.
+    """An image number for every row, from 0: rows with the same image have the same number.
 
     Raises:
-        DamagedError: `rows.jsonl` does not list them.
+        DamagedError: `rows.jsonl` lacks them.
     """
     numbers: dict[str, int] = {}
     try:
@@ -152,10 +152,10 @@ def image_numbers(records: Records) -> Int[np.ndarray, " rows"]:
 
 
 def row_ids(records: Records, rows: Iterable[int]) -> list[str]:
-    """The `row_id` of rows by number, for a report of an error. Reads through `rows.jsonl`: seconds for millions of rows.
+    """The `row_id` of rows by number, for error reports. Reads through `rows.jsonl`, which takes seconds for millions of rows.
 
     Raises:
-        DamagedError: `rows.jsonl` does not list them.
+        DamagedError: `rows.jsonl` lacks them.
     """
     wanted = [int(row) for row in rows]
     found: dict[int, str] = dict.fromkeys(wanted, "")

@@ -1,4 +1,4 @@
-"""What is odd about a row that can be used all the same: warnings on texts and pictures. They reject nothing."""
+"""Warnings about odd but usable rows: their texts and pictures. Warnings reject nothing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ WARNINGS = {
     "image_levels_clipped": "more than a twentieth of the image is outside the grey range, and black or white (--grey-range)",
     "image_aspect_extreme": "one side of the image is more than 8 times the other: the model sees it squeezed to a square",
     "text_special": "the text spells out a special token, such as <image> or <pad>; here it is plain characters",
-    "text_not_nfc": "the text has characters in parts (not Unicode NFC): it has other tokens than the same text in NFC",
+    "text_not_nfc": "the text is not in Unicode NFC: its tokens differ from those of the same text in NFC",
     "text_invisible": "the text has zero-width or other invisible characters",
     "text_bidi": "the text has characters that change the writing direction",
     "text_control": "the text has control characters",
-    "loc_malformed": "<loc or <seg is followed by something other than a number there is, e.g. <loc1024> or <loc12>",
-    "loc_incomplete": "a box has other than 4 <loc> tokens, or a mask other than 16 <seg> tokens",
+    "loc_malformed": "<loc or <seg is followed by an invalid number, e.g. <loc1024> or <loc12>",
+    "loc_incomplete": "a box does not have 4 <loc> tokens, or a mask does not have 16 <seg> tokens",
     "loc_empty": "a box has no height or no width: it ends where it begins",
     "loc_order": "a box ends before it begins; the order is y1 x1 y2 x2",
     "text_truncated": "the suffix was cut to fit --max-text-tokens (--over-long truncate): the model learns to stop early",
@@ -41,19 +41,19 @@ WARNINGS = {
 TINY_SIDE = 4
 EXTREME_ASPECT = 8.0
 FLAT_RANGE = 2
-"""Levels that the colours of a picture differ by at most for it to be of one colour: JPEG adds as much."""
+"""A picture has one colour if its levels differ by at most this: JPEG alone adds as much."""
 
 _LUMA = np.array([299, 587, 114])
-"""Thousandths of red, green and blue in grey (ITU-R BT.601), which JPEG changes less than colours."""
+"""Weights of red, green and blue in grey, in thousandths (ITU-R BT.601). JPEG changes grey less than colours."""
 _SPECIAL = re.compile(r"<(?:image|pad|eos|bos|unk|s|/s|mask)>")
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_JOINERS = frozenset("\u200c\u200d")  # part of how Persian, Indic scripts and emoji are written
+_JOINERS = frozenset("\u200c\u200d")  # used in writing Persian, Indic scripts and emoji
 _TOKEN = re.compile(r"<(loc|seg)(?=[\d>])(\d*)(>?)")
 _RUN = re.compile(r"((?:<loc\d{4}>)+)|((?:<seg\d{3}>)+)")
 
 
 def text_warnings(text: str) -> Iterator[tuple[str, str]]:
-    """Codes and particulars of what is odd about a prefix or a suffix."""
+    """Codes and details of oddities in a prefix or suffix."""
     if not text.isascii() or not text.isprintable():
         yield from _character_warnings(text)
     if "<" in text:
@@ -63,7 +63,7 @@ def text_warnings(text: str) -> Iterator[tuple[str, str]]:
 
 
 def image_warnings(image: Image.Image, width: int, height: int) -> Iterator[tuple[str, str]]:
-    """Codes and particulars of what is odd about a picture: as it is stored, and its width and height in its file."""
+    """Codes and details of oddities in a picture, given as stored in records, and with its file's width and height."""
     if min(width, height) < TINY_SIDE:
         yield "image_tiny", f"{width} x {height} pixels"
     if max(width, height) > EXTREME_ASPECT * min(width, height):
@@ -81,16 +81,17 @@ def _colours(pixel: float | tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def difference_hash(image: UInt8[np.ndarray, "height width 3"]) -> int:
-    """128 bits that pictures which look alike share nearly all of: on a grid, whether each cell is darker than its neighbour.
+    """A 128-bit hash that is nearly equal for similar pictures. A bit says whether a grid cell is darker than its neighbour.
 
-    The upper 64 compare with the neighbour to the right, the lower with the one below. They outlive another size, format or
-    quality, not cropping or mirroring. 0 of a picture that has no structure to compare, or less than 9 pixels.
+    The upper 64 bits compare with the neighbour to the right, the lower 64 with the one below. The hash survives changes of
+    size, format and quality, but not cropping or mirroring. It is 0 for a picture without structure, or with fewer than 9
+    pixels.
     """
-    height, width = image.shape[0] // 9, image.shape[1] // 9  # of a cell; what is left over is cut from the edges
+    height, width = image.shape[0] // 9, image.shape[1] // 9  # size of a cell; the remainder is cut from the edges
     top, left = (image.shape[0] - 9 * height) // 2, (image.shape[1] - 9 * width) // 2
     strips = image[top : top + 9 * height, left : left + 9 * width].reshape(9, height, 27 * width).sum(axis=1, dtype=np.uint32)
     grey = strips.reshape(9, 9, 3 * width) @ np.tile(_LUMA, width)
-    cells = grey // max(1000 * height * width, 1)  # in whole levels: less is noise
+    cells = grey // max(1000 * height * width, 1)  # whole levels only: smaller differences are noise
     cell, right, below = cells[:8, :8], cells[:8, 1:], cells[1:, :8]
     return int.from_bytes(np.packbits([cell < right, cell < below]).tobytes(), "big")
 

@@ -1,4 +1,4 @@
-"""JSONL rows `{"image", "prefix", "suffix"}`: reading them, and saying exactly what is wrong with one."""
+"""Reads JSONL rows `{"image", "prefix", "suffix"}`, and says exactly what is wrong with a bad one."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from paligemma.errors import DamagedError, InputError
 from paligemma.storage.disk_space import check_space
 
 MAX_LINE_BYTES = 1 << 20
-"""Longest line that is parsed; longer ones are rejected without being held in memory."""
+"""Longest line that is parsed, in bytes; longer lines are rejected without being held in memory."""
 
 MAX_RATIO = 250
-"""Most bytes that a byte of a gzip file may stand for: rows pack to a fifth or a tenth, gzip's limit is a thousandth."""
+"""Highest allowed compression ratio of a gzip file: rows reach 5 to 10, gzip's limit is 1,000."""
 
 _BLOCK = 1 << 20
 _ANY_RATIO = 64 << 20
-"""Bytes unpacked that are taken whatever the ratio is."""
+"""Unpacked bytes that are allowed at any ratio."""
 
 REASONS = {
     "line_too_long": "the line is longer than 1 MiB",
     "encoding_invalid": "the line is not UTF-8, or has half a surrogate pair",
     "json_invalid": "the line is not JSON",
     "not_an_object": "the line is JSON, but not an object",
-    "key_repeated": "a key is there twice: nobody knows which of its values is meant",
+    "key_repeated": "a key is repeated: nobody knows which value is meant",
     "key_missing": "image, prefix or suffix is missing",
     "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
@@ -44,13 +44,13 @@ REASONS = {
     "image_unreadable": "the file is not an image that can be decoded",
     "image_too_large": "the image has too many pixels, or bytes, to decode safely",
     "text_too_long": "prefix and suffix have more tokens than --max-text-tokens",
-    "text_unspellable": "the tokenizer does not give the text back: the model would learn another one",
+    "text_unspellable": "the tokenizer does not reproduce the text: the model would learn another text",
 }
 """Reason codes of `rejected.jsonl`, and what each means."""
 
 
 class RowError(Exception):
-    """A row that cannot be used: a code of `REASONS`, and the particulars."""
+    """An unusable row: a code of `REASONS`, and details."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -59,13 +59,13 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Repeated:
-    """Stands for a JSON object with a key that is there twice. Python takes the last of its values, other readers the first."""
+    """Replaces a JSON object with a repeated key. Python takes the key's last value, other readers the first."""
 
     key: str
 
     @property
     def what(self) -> str:
-        """What is wrong with it."""
+        """Describes the repeated key."""
         return f"{self.key[:40]!r} is there twice"
 
     def __repr__(self) -> str:
@@ -83,9 +83,9 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
 
 @dataclass(frozen=True)
 class Row:
-    """A row whose form is right. `image` is relative to the image folder.
+    """A well-formed row. `image` is relative to the image folder.
 
-    `answers` are references for evaluation, where several are right or were given; without any, the suffix is the one.
+    `answers` are the references for evaluation if there are several; if empty, the suffix is the only reference.
     """
 
     line: int
@@ -97,13 +97,13 @@ class Row:
 
 @dataclass(frozen=True)
 class LineRange:
-    """Consecutive whole lines of a file: the unit of work, of which each becomes one shard.
+    """Consecutive whole lines of a file: the unit of work. Each range becomes one shard.
 
     Attributes:
-        number: of the range, and of its shard, from 0.
-        start, stop: its bytes in the file.
+        number: number of the range and of its shard, from 0.
+        start, stop: its byte range in the file.
         line: number of its first line, from 1.
-        lines: how many it has.
+        lines: number of lines.
     """
 
     number: int
@@ -114,7 +114,7 @@ class LineRange:
 
 
 def split_lines(path: Path, lines: int) -> list[LineRange]:
-    """Cuts a file after every so many lines. Reads it once, and parses nothing.
+    """Cuts a file after every `lines` lines. Reads it once, and parses nothing.
 
     Raises:
         InputError: the file cannot be read.
@@ -139,7 +139,7 @@ def split_lines(path: Path, lines: int) -> list[LineRange]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file begins as a gzip file does, whatever its name."""
+    """Whether a file is gzip by its first bytes, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(2) == b"\x1f\x8b"
@@ -148,11 +148,11 @@ def is_gzip(path: Path) -> bool:
 
 
 def unpack(path: Path, target: Path) -> None:
-    """Writes what is in a gzip file, so that its lines can be reached from anywhere.
+    """Unpacks a gzip file, so that its lines can be read from any position.
 
     Raises:
-        DamagedError: it is cut short, or its checksum is wrong.
-        InputError: it holds more than rows pack to, or than there is room for.
+        DamagedError: the file is cut short, or its checksum is wrong.
+        InputError: it unpacks to more than rows plausibly do, or to more than the disk has room for.
     """
     partial = target.with_name(f"{target.name}.partial")
     try:
@@ -167,7 +167,7 @@ def unpack(path: Path, target: Path) -> None:
 
 
 def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple[int, Row | RowError]]:
-    """Every line that is not blank, numbered from 1, as a row or what is wrong with it. Streams; a BOM is skipped.
+    """Yields every line that is not blank, numbered from 1, as a row or an error. Streams; skips a BOM.
 
     Args:
         path: the file.
@@ -188,12 +188,12 @@ def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple
 
 
 def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
-    """`read_rows` of a whole file that may be gzip, of which no more is unpacked than is asked for.
+    """`read_rows` for a whole file that may be gzip. Unpacks no more than is consumed.
 
     Raises:
         InputError: the file cannot be read.
-        DamagedError: it is a gzip file that is cut short, or its checksum is wrong.
-        InputError: it is one that holds more than rows pack to.
+        DamagedError: the gzip file is cut short, or its checksum is wrong.
+        InputError: the gzip file unpacks to more than rows plausibly do.
     """
     if not is_gzip(path):
         yield from read_rows(path)
@@ -208,10 +208,10 @@ def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
 
 
 def parse_row(line: bytes, number: int) -> Row:
-    """One line as a row.
+    """Parses one line as a row.
 
     Raises:
-        RowError: it is not one.
+        RowError: the line is not a row.
     """
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -223,7 +223,7 @@ def parse_row(line: bytes, number: int) -> Row:
         values = json.loads(text, object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         whole = number == 1 and text.lstrip().startswith("[")
-        what = "; the file looks like one JSON array, and is to have an object in each line" if whole else ""
+        what = "; the file looks like one JSON array, but each line must be an object" if whole else ""
         raise RowError("json_invalid", f"{error.msg} at character {error.pos + 1} of the line{what}") from None
     except RecursionError:
         raise RowError("json_invalid", "nested too deeply") from None
@@ -232,7 +232,7 @@ def parse_row(line: bytes, number: int) -> Row:
     if isinstance(values, Repeated):
         raise RowError("key_repeated", values.what)
     if not isinstance(values, dict):
-        many = "; the file looks like one JSON array, and is to have an object in each line" if number == 1 else ""
+        many = "; the file looks like one JSON array, but each line must be an object" if number == 1 else ""
         raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")
     for key in ("image", "prefix", "suffix"):
         if key not in values:
@@ -256,16 +256,16 @@ def parse_row(line: bytes, number: int) -> Row:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value."""
+    """JSON's name for a value's type."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Where a row's image is: below `folder`, also after links are followed.
+    """The path of a row's image, which is below `folder` even with links followed.
 
     Raises:
-        RowError: it is not below the folder, or not there.
+        RowError: the image is missing, or not below the folder.
     """
     if not name or "\0" in name:
         raise RowError("image_missing", f"{name!r} is not a file name")
@@ -294,7 +294,7 @@ def _no_file(name: str, path: str, root: str) -> RowError:
 
 
 def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
-    """Identity of a row's contents: sha256 over the image bytes' hash, the prefix and the suffix, each with its length."""
+    """Hash of a row's contents: sha256 over the image bytes' hash, prefix and suffix, each with its length."""
     digest = hashlib.sha256()
     for part in (image_sha256, prefix, suffix):
         data = part.encode()
@@ -303,7 +303,7 @@ def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
 
 
 class _Unpacked(io.RawIOBase):
-    """What is in a gzip file, as long as it is not much more than the file."""
+    """The contents of a gzip file, as long as they are not implausibly larger than the file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, gzip.open(path)  # noqa: SIM115
@@ -345,7 +345,7 @@ def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Ro
 
 
 def _lines(file, size: float) -> Iterator[bytes | None]:
-    """Lines of a binary file from where it is, as many as `size` bytes hold; None for one that is too long."""
+    """Lines of a binary file from its current position, up to `size` bytes; None for a line that is too long."""
     while size > 0 and (line := file.readline(MAX_LINE_BYTES + 1)):
         size -= len(line)
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):

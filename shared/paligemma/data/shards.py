@@ -1,4 +1,4 @@
-"""Writing a shard: examples as `tf.train.Example` in a TFRecord file, encoded here, because TensorFlow takes seconds to import.
+"""Writes a shard: examples as `tf.train.Example` in a TFRecord file. Encoded here, because TensorFlow takes seconds to import.
 
 The formats: tensorflow/core/example/example.proto, and tensorflow/core/lib/io/record_writer.h.
 """
@@ -17,16 +17,16 @@ _BLOCK = 1 << 20
 _SMALL = [bytes((value,)) for value in range(128)]
 
 _Pieces = list[bytes]
-"""Bytes in pieces, joined once at the end: fields lie within fields, and an image would be copied for each."""
+"""Pieces of bytes, joined once at the end: fields are nested, and joining at each level would copy the image."""
 
 
 class ShardWriter:
-    """Writes one shard; equal examples give equal bytes. `shard` describes it once it is closed."""
+    """Writes one shard; equal examples give equal bytes. After closing, `shard` describes it."""
 
     shard: Shard
 
     def __init__(self, path: Path, compression: Compression) -> None:
-        """Begins the file, in place of what is there."""
+        """Creates the file, and replaces an existing one."""
         self._path, self._rows = path, 0
         self._file = path.open("wb", buffering=_BLOCK)
         self._hashed = _Hashed(self._file)
@@ -57,7 +57,7 @@ class ShardWriter:
 
 
 def serialize(example: Example) -> bytes:
-    """An example as a `tf.train.Example`, with its features in the order of their names."""
+    """An example as the bytes of a `tf.train.Example`, with features sorted by name."""
     several = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
     features = [
         *several,
@@ -88,7 +88,7 @@ def _ints(values: list[int]) -> _Pieces:
 
 
 def _field(tag: bytes, payload: _Pieces) -> _Pieces:
-    """A length-delimited field of a protocol buffer; its tag is its number, times 8, and 2."""
+    """A length-delimited field of a protocol buffer; its tag is its number times 8, plus 2."""
     return [tag, _varint(sum(map(len, payload))), *payload]
 
 
@@ -104,7 +104,7 @@ def _varint(value: int) -> bytes:
 
 
 class _Hashed:
-    """A file that hashes what is written to it, which saves reading it again."""
+    """A file that hashes what is written, which saves reading it again."""
 
     def __init__(self, file) -> None:
         self._file, self.digest = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Splits rows into those to train on and those to judge by: by image, so that no picture is in both."""
+"""Splits rows into training and validation data, by image, so that no picture is in both."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from paligemma.storage.atomic import write_file
 
 
 def split_rows(data: Path, images: Path | None, fraction: float, train: Path, validation: Path) -> tuple[int, int]:
-    """Writes every line of a JSONL file to one of two, in their order; which one depends on the image's bytes alone.
+    """Writes every line of a JSONL file, in order, to one of two files. The image's bytes alone decide which.
 
-    Lines that are no rows go to the training data, where prepare_data counts them.
+    Lines that are not rows go to the training data, where prepare_data counts them.
 
     Args:
-        data: the file, plain or gzip; may be `train`.
-        images: the folder that image names are relative to; None where it is not on this machine. An image that cannot be
-            read, or that is outside the folder, goes by its name.
-        fraction: share of the images that are for validation; at least one is, and at least one is not.
+        data: the file, plain or gzip; may be the same path as `train`.
+        images: the folder that image names are relative to; None if it is not on this machine. An image that is unreadable or
+            outside the folder is identified by its name.
+        fraction: share of the images for validation; each side gets at least one image.
         train, validation: the files to write.
 
     Returns:
-        How many rows each has.
+        Number of rows in each file.
 
     Raises:
         InputError: there are fewer than two images.
@@ -62,7 +62,7 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
 
 
 def _key(name: str, images: ImageSource | None) -> str:
-    """What an image is known by. Hashed, so that the order of keys has nothing to do with that of names."""
+    """Key of an image. Hashed, so that the order of keys is independent of the order of names."""
     content = name.encode("utf-8", "surrogatepass")
     if images is not None:
         with contextlib.suppress(RowError):

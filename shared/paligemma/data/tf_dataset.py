@@ -1,4 +1,4 @@
-"""Records as a `tf.data.Dataset`, for code of one's own that trains with TensorFlow's input pipeline. No step imports it."""
+"""Records as a `tf.data.Dataset`, for your own code with TensorFlow's input pipeline. No step imports this module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
 
     Returns:
         Per row: `image` (uint8 `[size, size, 3]`), `tokens` (int64 `[t]`), `prefix_length` and `suffix_length` (tokens),
-        `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty where the suffix is the only one), `line`.
+        `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty if the suffix is the only one), `line`.
 
     Raises:
         InputError: TensorFlow is not installed.
@@ -48,13 +48,13 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
 
 @functools.cache
 def import_tensorflow():
-    """The `tensorflow` module, without its start-up chatter and with every accelerator hidden from it.
+    """Imports `tensorflow` without its start-up messages, and hides every accelerator from it.
 
     Raises:
-        InputError: it is not installed.
+        InputError: TensorFlow is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it prints a notice about numerics that do not concern us
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it prints a notice about numerics that do not concern us
     try:
         import tensorflow as tf
     except ImportError:

@@ -1,7 +1,7 @@
-"""`tf.train.Example`, the message in a TFRecord, without TensorFlow, whose import takes six seconds and 650 MB.
+"""`tf.train.Example`, the message in a TFRecord, without TensorFlow, which takes six seconds and 650 MB to import.
 
-After tensorflow/core/example/example.proto and feature.proto: a message is its field numbers and types, so that these bytes and
-TensorFlow's are the same (tests/unit/test_shards.py compares them).
+Source: tensorflow/core/example/example.proto and feature.proto. Field numbers and types determine the bytes, so these equal
+TensorFlow's (tests/unit/test_shards.py compares them).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _file() -> FileDescriptorProto:
     return FileDescriptorProto(name="paligemma/tf_example.proto", package=_PACKAGE, syntax="proto3", message_type=messages)
 
 
-# A pool of its own: in the default one, TensorFlow registers the same names, and two files may not have one name.
+# A separate pool: TensorFlow registers the same names in the default pool, where names must be unique.
 _POOL = DescriptorPool()
 _POOL.Add(_file())
 TFExample: Any = GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.Example"))

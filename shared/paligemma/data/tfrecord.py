@@ -1,4 +1,4 @@
-"""Random access to the rows of TFRecord shards: an index of offsets from the record headers alone, every payload checked.
+"""Random access to the rows of TFRecord shards. Indexes offsets from record headers alone, and checks every payload.
 
 The format, little-endian: length (uint64), masked crc32c of it (uint32), payload, masked crc32c of it (uint32); after
 tensorflow/core/lib/io/record_writer.h.
@@ -34,7 +34,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class StoredRow:
-    """What a record holds of a row, as `records.Example` describes it."""
+    """A row as stored in a record; see `records.Example`."""
 
     image: UInt8[np.ndarray, "size size 3"]
     tokens: Int[np.ndarray, " t"]
@@ -47,13 +47,13 @@ class StoredRow:
 
 
 class RowReader:
-    """Reads rows of records by their number, from any thread. A shard is indexed when a row of it is first read."""
+    """Reads rows of records by number, from any thread. Indexes a shard when one of its rows is first read."""
 
     def __init__(self, records: Records) -> None:
-        """Unpacks gzip shards into the cache folder, unless they are there.
+        """Unpacks gzip shards into the cache folder, unless they are there already.
 
         Raises:
-            DamagedError: a gzip shard is not what was written.
+            DamagedError: a gzip shard is damaged.
         """
         shards = records.dataset.shards
         packed = records.dataset.compression == "gzip"
@@ -67,7 +67,7 @@ class RowReader:
         return self._ends[-1] if self._ends else 0
 
     def read(self, row: int) -> StoredRow:
-        """The row of this number, from 0, in the order of the shards.
+        """The row with this number, from 0, in the order of the shards.
 
         Raises:
             IndexError: there is no such row.
@@ -98,21 +98,21 @@ class RowReader:
 class TFRecordFile:
     """One uncompressed TFRecord file of a known number of rows.
 
-    Files are opened for each read, which costs 3 microseconds: thousands of shards need no thousands of open files. They
-    are read and not mapped, so that a file cut short under a running job is an error and not a bus error.
+    Opens the file for each read, which costs 3 microseconds, so thousands of shards need not stay open. Reads rather than maps
+    the file, so a file that is cut short during a job gives an error, not a crash (SIGBUS).
     """
 
     def __init__(self, path: Path, rows: int, fix: str) -> None:
-        """Args: `fix` is what an error tells the user to do about a damaged file."""
+        """Args: `fix` tells the user what to do about a damaged file."""
         self.path, self.rows, self._fix = path, rows, fix
         self._offsets: np.ndarray | None = None
         self._lock = threading.Lock()
 
     def read(self, row: int) -> bytes:
-        """The payload of a row, from 0.
+        """The payload of a row, by number from 0.
 
         Raises:
-            DamagedError: it does not match its checksum, or the file's headers are damaged.
+            DamagedError: the payload does not match its checksum, or the file's headers are damaged.
         """
         offsets = self._index()
         begin, stop = int(offsets[row]), int(offsets[row + 1])
@@ -132,7 +132,7 @@ class TFRecordFile:
         return payload
 
     def _index(self) -> Int[np.ndarray, " rows+1"]:
-        """Where each record begins, and where the last one ends."""
+        """The start of each record, and the end of the last."""
         with self._lock:
             if self._offsets is None:
                 self._offsets = self._scan()
@@ -173,13 +173,13 @@ class TFRecordFile:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of a TFRecord: crc32c, rotated and offset, so that one over data with checksums in it stays a good one."""
+    """The checksum of a TFRecord: crc32c, rotated and offset, so that it stays sound over data that contain checksums."""
     value = google_crc32c.value(data)
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _unpack(records: Records) -> list[Path]:
-    """Uncompressed copies of gzip shards, in the cache folder, by the sha256 of what they are copies of."""
+    """Unpacks gzip shards into the cache folder, named by the sha256 of the shards."""
     shards, size = records.dataset.shards, records.dataset.image_size
     folder = cache_folder() / "shards"
     paths = [folder / f"{shard.sha256}.tfrecord" for shard in shards]
@@ -187,7 +187,7 @@ def _unpack(records: Records) -> list[Path]:
     if missing:
         rows = sum(shard.rows for _, shard, _ in missing)
         folder.mkdir(parents=True, exist_ok=True)
-        check_space(folder, rows * size * size * 3)  # the images, which are nearly all of it
+        check_space(folder, rows * size * size * 3)  # the images, which make up nearly all of the size
         with WorkProgress("unpacking shards", "rows", rows) as progress:
             for source, shard, path in missing:
                 with exclusive(path):
@@ -200,7 +200,7 @@ def _unpack(records: Records) -> list[Path]:
 def _unpack_one(source: Path, shard: Shard, path: Path) -> None:
     if file_sha256(source) != shard.sha256:
         raise DamagedError("A shard is not what was written.", where=source, fix="run prepare_data again")
-    partial = path.with_name(f".{path.name}.partial")  # of one writer at a time: the caller holds the lock
+    partial = path.with_name(f".{path.name}.partial")  # one writer at a time: the caller holds the lock
     with gzip.open(source) as packed, partial.open("wb") as file:
         shutil.copyfileobj(packed, file, _PIECE)
         file.flush()

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizer with PaliGemma's special symbols, and the layout of a training sequence."""
+"""The SentencePiece tokenizer with PaliGemma's special symbols, and the layout of a training sequence."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Tokenizer:
 
     Attributes:
         pad_id, eos_id, bos_id: PaliGemma's 0, 1, 2.
-        sha256: of the model file.
-        vocab_size: number of pieces, which may be less than the embedding's rows.
+        sha256: hash of the model file.
+        vocab_size: number of pieces; may be less than the embedding's rows.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Loads a SentencePiece model file and checks that it is one PaliGemma can use.
+        """Loads a SentencePiece model file and checks that PaliGemma can use it.
 
         Raises:
-            InputError: no such file, or a special symbol is missing.
-            DamagedError: not a SentencePiece model.
+            InputError: the file or a special symbol is missing.
+            DamagedError: the file is not a SentencePiece model.
         """
         path = Path(path)
         if not path.is_file():
@@ -68,7 +68,7 @@ class Tokenizer:
         self._separator = [self._model.PieceToId(SEPARATOR)]
 
     def _check_texts(self, path: Path) -> None:
-        """The library takes pieces of any bytes, and fails when one of them is decoded."""
+        """Checks that pieces are valid text: the library accepts any bytes, and fails only when decoding them."""
         try:
             self._model.IdToPiece(list(range(self._model.GetPieceSize())))
         except UnicodeDecodeError:
@@ -81,15 +81,15 @@ class Tokenizer:
         return self._model.EncodeAsIds(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of many texts, on one thread: whoever has many texts has processes of its own."""
+        """`encode` for many texts, on one thread, because callers with many texts use processes."""
         return self._model.EncodeAsIds(texts, num_threads=1)
 
     def spells(self, texts: list[str], ids: list[list[int]]) -> list[bool]:
-        """Whether each text is what its token ids, as from `encode_batch`, decode to."""
+        """Whether each text equals its decoded token ids from `encode_batch`."""
         return [back == text for back, text in zip(self._model.DecodeIds(ids, num_threads=1), texts, strict=True)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, up to the first eos; padding and ids beyond the vocabulary are dropped."""
+        """The text of token ids up to the first eos; drops padding and ids beyond the vocabulary."""
         ids = [int(token) for token in ids]
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
@@ -109,9 +109,9 @@ class Tokenizer:
         return self.with_suffix_marks(self.encode(suffix))
 
     def with_prefix_marks(self, ids: list[int]) -> list[int]:
-        """A prefix's token ids between bos and the separator."""
+        """Adds bos and the separator around a prefix's token ids."""
         return [self.bos_id, *ids, *self._separator]
 
     def with_suffix_marks(self, ids: list[int]) -> list[int]:
-        """A suffix's token ids before eos."""
+        """Appends eos to a suffix's token ids."""
         return [*ids, self.eos_id]

@@ -1,4 +1,4 @@
-"""Preparing ranges of lines in several processes, which end with this one, whatever ends it."""
+"""Prepares ranges of lines in several processes, which end when this process ends for any reason."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class WorkerDiedError(PaliGemmaError):
-    """A process was killed from outside, as a system short of memory does. Finished shards are kept: running again goes on."""
+    """A worker was killed from outside, e.g. for lack of memory. Finished shards are kept, so running again continues."""
 
     exit_code = 4
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: int, progress: WorkProgress) -> None:
-    """Prepares the ranges that are not finished yet; see `prepare.part_file` for what it leaves in `folder`.
+    """Prepares the unfinished ranges; see `prepare.part_file` for the files in `folder`.
 
     Args:
         job: what to do.
         parts: the ranges.
-        folder: where to; may hold ranges that an earlier call finished.
-        workers: processes; 1 is this one.
-        progress: is told of lines.
+        folder: destination; may hold ranges that an earlier call finished.
+        workers: number of processes; with 1, this process does the work.
+        progress: counts lines.
 
     Raises:
         WorkerDiedError: a process was killed.
@@ -64,7 +64,7 @@ def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: i
 
 
 def _prepare_here(job: Job, todo: list[LineRange], folder: Path, progress: WorkProgress) -> None:
-    gc.freeze()  # or what was imported would be searched for garbage again and again, which takes 3 % of the time
+    gc.freeze()  # else garbage collection searches all imported objects again and again, which takes 3 % of the time
     try:
         _prepare_in_turn(job, todo, folder, progress)
     finally:
@@ -85,11 +85,11 @@ def _prepare_in_turn(job: Job, todo: list[LineRange], folder: Path, progress: Wo
 
 @dataclass(frozen=True)
 class _Board:
-    """Memory that the processes share.
+    """Shared memory of the processes.
 
     Attributes:
-        line, rejected: of every range, the line it is at, 0 before it begins, and how many rows were rejected.
-        stop: 1 when nobody waits for the ranges any more.
+        line, rejected: for every range, its current line (0 before it begins), and its number of rejected rows.
+        stop: 1 once nobody waits for the ranges.
     """
 
     line: Any
@@ -122,7 +122,7 @@ def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers
             fix="run the same command again, which goes on from the finished shards; if memory ran out, with fewer --workers",
         ) from None
     finally:
-        board.stop.value = 1  # or the pool would finish what it has begun
+        board.stop.value = 1  # else the pool would finish what it has begun
         pool.shutdown(cancel_futures=True)
 
 
@@ -132,9 +132,9 @@ _board: _Board
 
 
 def _begin(job: Job, folder: Path, board: _Board) -> None:
-    """Makes a new process ready."""
+    """Initializes a new process."""
     global _preparer, _folder, _board
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process tells the others to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _preparer, _folder, _board = Preparer(job), folder, board
     gc.freeze()

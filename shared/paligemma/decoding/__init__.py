@@ -1,1 +1,1 @@
-"""Generating text from a model and its prompts."""
+"""Generates text from a model and prompts."""

@@ -1,7 +1,7 @@
 """Beam search with the semantics of big_vision's `beam_decode`: scores are sums of log-probabilities, whatever the length.
 
-At every step each live sequence could end: the best ended one so far is kept. Then the best continuations by a token other
-than eos live on. A row is done when none of its live sequences is as likely as its best ended one: they can only get less so.
+At every step, each live sequence could end; the best ended sequence so far is kept. Then the best continuations by a token
+other than eos stay alive. A row is done when no live sequence is as likely as its best ended one, since likelihood only falls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paligemma.models.paligemma import PaliGemma
 
 
 class Sequences(NamedTuple):
-    """Token ids, their log-probabilities, and the sum of these."""
+    """Token ids, their log-probabilities, and the sums of these."""
 
     tokens: Int[Array, "b n t"]
     logprobs: Float[Array, "b n t"]
@@ -29,7 +29,7 @@ class Sequences(NamedTuple):
         return Sequences(tokens, logprobs, jnp.take_along_axis(self.scores, which, axis=1))
 
     def put(self, step: Int[Array, ""], tokens: Int[Array, "b n"], logprobs: Float[Array, "b n"]) -> Sequences:
-        """The sequences with one more token each, number `step`."""
+        """The sequences with one more token each, at position `step`."""
         return Sequences(
             self.tokens.at[:, :, step].set(tokens), self.logprobs.at[:, :, step].set(logprobs), self.scores + logprobs
         )
@@ -51,7 +51,7 @@ def beam_search(
     beams: int,
     max_new_tokens: int,
 ) -> Sequences:
-    """The best ended sequence of every row (n = 1); its eos is always there, and 0 follows it."""
+    """The best ended sequence of every row (n = 1); it always has an eos, followed by 0."""
     batch = row_mask.shape[0]
     nothing = Sequences(
         jnp.zeros((batch, 1, max_new_tokens), jnp.int32),
@@ -79,12 +79,12 @@ def beam_search(
 def _grow(
     ended: Sequences, live: Sequences, logits: Float[Array, "b n v"], step: Int[Array, ""], eos_id: Int[Array, ""], beams: int
 ) -> tuple[Sequences, Sequences, Int[Array, "b m"]]:
-    """The best ended sequence, the live ones with one more token, and which of the old ones each of these came from."""
+    """The best ended sequence, the live ones with one more token, and the index of the old sequence each came from."""
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     ending = live.put(step, jnp.full(live.scores.shape, eos_id), jnp.take(logprobs, eos_id, axis=-1))
     both = Sequences(*(jnp.concatenate(parts, axis=1) for parts in zip(ended, ending, strict=True)))
     ended = both.take(jnp.argmax(both.scores, axis=1)[:, None])
-    # One more than is kept of each, because eos may be among them.
+    # One more per sequence than is kept, because eos may be among them.
     best, tokens = jax.lax.top_k(logprobs, min(beams + 1, logprobs.shape[-1]))
     scores = jnp.where(tokens == eos_id, jnp.finfo(best.dtype).min, live.scores[..., None] + best)
     flat = (scores.shape[0], -1)

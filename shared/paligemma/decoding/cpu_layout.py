@@ -1,12 +1,11 @@
-"""A decoder's layers taken apart for a CPU, each weight in the layout that its product reads.
+"""Unstacks a decoder's layers for a CPU, and lays out each weight as its product reads it.
 
-In a loop on a CPU XLA would copy what is stacked, and turn round what is not a plain matrix, at every token: twice the weights'
-bytes, where reading them once is all the time there is. An MLP's gate and up-projection, and the embedding, stay views of the
-stacked arrays; attention and the MLP's second product are copied.
+In a loop on a CPU, XLA would copy stacked weights, and transpose those that are not plain matrices, at every token. That moves
+twice the weights' bytes, when reading them once already takes all the time. An MLP's gate and up-projection, and the embedding,
+stay views of the stacked arrays; attention's weights and the MLP's second weight are copied.
 
-With a few rows, XLA's products go through a wide matrix in strips of columns, whose parts lie far apart in memory, at half the
-speed that memory has. Models that are small enough have such a matrix once more, strip after strip, and in pieces for several
-cores.
+With few rows, XLA's products walk a wide matrix in strips of columns. A strip's parts lie far apart, so this reaches half of
+the memory's speed. Small enough models hold such a matrix a second time, strip after strip, in pieces for several cores.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ _EQUATIONS = {
 
 
 STRIP = 64
-"""Columns of a strip: as many as XLA's products take at a time."""
+"""Columns of a strip: as many as XLA's products process at a time."""
 
 PIECES = range(16, 65)
-"""Pieces that the strips of a large matrix are put into: XLA runs a piece's product on one core, more than 8 on several."""
+"""Pieces of a large matrix. XLA runs each piece's product on one core, and more than 8 pieces on several cores."""
 
 LARGE = 1 << 21
-"""Bytes of a matrix from which several cores read it sooner than one."""
+"""Size in bytes from which several cores read a matrix faster than one."""
 
 FEW = range(2, 33)
-"""Rows of which products are faster with strips."""
+"""Most rows for which strips are faster."""
 
 MOST_COPIED = 1 << 30
-"""Bytes of a decoder that gets strips: its weights are in memory twice."""
+"""Largest decoder, in bytes, that gets strips: they hold its weights a second time."""
 
 
 def take_apart(decoder: Decoder) -> None:
-    """Replaces the layers of a decoder that is on one CPU by a list of them, and its output embedding's product."""
+    """Replaces a decoder's stacked layers by a list, and its output embedding's product, on one CPU."""
     graph, stacked = nnx.split(decoder.layers)
     leaves = [*jax.tree.leaves(stacked), decoder.embedder.input_embedding[...]]
     strips = sum(leaf.nbytes for leaf in leaves) <= MOST_COPIED
@@ -69,17 +68,17 @@ def take_apart(decoder: Decoder) -> None:
 
 
 def weight_first(x: Float[Array, "b t k"], weight: Float[Array, "n k"], dtype: jnp.dtype) -> Float[Array, "b t n"]:
-    """`x` times a weight's rows, as the product of the weight and the few columns that `x` turned round has.
+    """`x` times a weight's rows, computed as the weight times the few columns of `x` transposed.
 
-    XLA's products go through their first operand as it lies, and repack the second: here the smaller one. The barrier keeps XLA
-    from turning the product round again.
+    XLA's products read the first operand in place and repack the second, which here is the smaller one. The barrier keeps XLA
+    from transposing the product back.
     """
     turned = product("mk,nk->nm", x.reshape(-1, x.shape[-1]), weight, dtype)
     return jax.lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
 
 
 def by_strips(x: Float[Array, "b t k"], pieces: Sequence[Float[Array, "s k c"]], dtype: jnp.dtype) -> Float[Array, "b t n"]:
-    """`x` times a matrix in pieces of some strips each: a product for every piece."""
+    """`x` times a matrix that is split into pieces of several strips, with one product per piece."""
     rows = x.reshape(-1, x.shape[-1])
     parts = [product("smk,skc->smc", jnp.broadcast_to(rows, (len(piece), *rows.shape)), piece, dtype) for piece in pieces]
     columns = [part.transpose(1, 0, 2).reshape(len(rows), -1) for part in parts]
@@ -87,7 +86,7 @@ def by_strips(x: Float[Array, "b t k"], pieces: Sequence[Float[Array, "s k c"]],
 
 
 class _Matrix(nnx.Module):
-    """A matrix from inputs to outputs: as it is, and, where that is asked for, in strips too."""
+    """A matrix from inputs to outputs: plain, and on request in strips too."""
 
     def __init__(self, weight: np.ndarray, dtype: jnp.dtype, strips: bool) -> None:
         self.w = nnx.Param(_view(weight))
@@ -101,7 +100,7 @@ class _Matrix(nnx.Module):
 
 
 class _Einsum(nnx.Module):
-    """`gemma.Einsum` with its weight as a matrix."""
+    """`gemma.Einsum` with a plain matrix as its weight."""
 
     def __init__(self, equation: str, weight: np.ndarray, dtype: jnp.dtype, strips: bool) -> None:
         inputs, self.output = equation.split("->")
@@ -119,7 +118,7 @@ class _Einsum(nnx.Module):
 
 
 class _Mlp(nnx.Module):
-    """`gemma.FeedForward` with its gate and up-projection apart, and its second weight turned round."""
+    """`gemma.FeedForward` with separate gate and up-projection, and its second weight transposed."""
 
     def __init__(self, mlp: FeedForward, strips: bool) -> None:
         self.gate, self.up = (_Matrix(part, mlp.dtype, strips) for part in np.asarray(mlp.gating_einsum[...]))
@@ -131,7 +130,7 @@ class _Mlp(nnx.Module):
 
 
 class _Embedder(nnx.Module):
-    """`gemma.Embedder` with its table as the first operand of logits, or in strips."""
+    """`gemma.Embedder` with its table as the logits' first operand, or in strips."""
 
     def __init__(self, embedder: Embedder, strips: bool) -> None:
         self.embedder = embedder
@@ -151,17 +150,17 @@ class _Embedder(nnx.Module):
 
 
 def _strips(matrix: Float[np.ndarray, "k n"]) -> nnx.List | None:
-    """A matrix as pieces `[s, k, 64]` of strips; None when it does not split into strips."""
+    """A matrix as pieces `[s, k, 64]` of strips; None if it does not split into strips."""
     inputs, outputs = matrix.shape
     if outputs % STRIP:
         return None
     strips = np.ascontiguousarray(matrix.reshape(inputs, -1, STRIP).transpose(1, 0, 2))
     pieces = 1
-    if strips.nbytes >= LARGE:  # of one size, or nearly: what pieces of one size read is made once for all of them
+    if strips.nbytes >= LARGE:  # equal or nearly equal sizes: XLA prepares the input once for pieces of one size
         pieces = next((count for count in PIECES if len(strips) % count == 0), min(len(strips), PIECES[-1]))
     return nnx.List([nnx.Param(_view(piece)) for piece in np.array_split(strips, pieces)])
 
 
 def _view(array: np.ndarray) -> Array:
-    """An array of JAX's on the CPU: the same memory, where its alignment allows."""
+    """A JAX array on the CPU; shares memory if the alignment allows."""
     return jax.device_put(array, jax.devices("cpu")[0], may_alias=True)

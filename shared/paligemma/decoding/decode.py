@@ -1,4 +1,4 @@
-"""Decoding on a machine's devices: one prefill, then one `lax.while_loop` that stops when every row has ended."""
+"""Decodes on a machine's devices: one prefill, then one `lax.while_loop` that stops when every row has ended."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Decoded(NamedTuple):
     """Answers to a batch of prompts.
 
     Attributes:
-        tokens: what follows a row's own eos is not part of its answer; what was not decoded is 0.
-        logprobs: of each token, under the model; 0 after the answer.
-        scores: log-probability of the answer: the sum up to its eos.
-        reference_scores: log-probability of the given references; 0 without any.
+        tokens: token ids. Tokens after a row's own eos are not part of its answer; positions that were not decoded are 0.
+        logprobs: each token's log-probability under the model, in nats; 0 after the answer.
+        scores: log-probability of the answer: the sum up to and including its eos.
+        reference_scores: log-probability of the given references; 0 without references.
     """
 
     tokens: Int[np.ndarray, "b t"]
@@ -38,10 +38,10 @@ class Decoded(NamedTuple):
 
 
 class Generator:
-    """A network made ready to decode. On one CPU its layers are taken apart; elsewhere XLA reads stacked ones in place."""
+    """A network that is ready to decode. On one CPU its layers are unstacked; elsewhere XLA reads stacked layers in place."""
 
     def __init__(self, module: PaliGemma, mesh: Mesh | None = None) -> None:
-        """Keeps the network where it is, or, given a mesh, lays it out over that; batches are then split over it too."""
+        """Keeps the network in place, or shards it over a mesh if given; batches are then split over the mesh too."""
         self.mesh = mesh
         graph, state = nnx.split(module)
         devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
@@ -68,15 +68,15 @@ class Generator:
         """Answers to prompts.
 
         Args:
-            images: in [-1, 1].
+            images: pixels in [-1, 1].
             tokens: prompts, padded on the right.
             mask_input: False on padding.
-            mask_ar: of the prompts; 0 throughout for an ordinary prefix.
+            mask_ar: the prompts' mask_ar; all 0 for an ordinary prefix.
             settings: how to decode.
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
-            row_seeds: what a row's samples are drawn from; by default its place in the batch.
-            references: texts to score, padded on the right, and False on that padding.
+            row_seeds: seed of each row's samples; by default its index in the batch.
+            references: texts to score, padded on the right, and their mask, False on padding.
         """
         rows = len(tokens)
         row_mask = np.ones(rows, bool) if row_mask is None else np.asarray(row_mask, bool)
@@ -110,7 +110,7 @@ def decode(
     *,
     settings: DecodeSettings,
 ) -> tuple[Int[Array, "b t"], Float[Array, "b t"], Float[Array, " b"], Float[Array, " b"]]:
-    """What `Decoded` has, on the devices. See `Generator`; `graph` and `state` are of `nnx.split`."""
+    """What `Decoded` has, on the devices. See `Generator`; `graph` and `state` come from `nnx.split`."""
     model = nnx.merge(graph, state)
     logits, prompt = prefill(model, images, tokens, mask_input, mask_ar)
     given = score(model, prompt, logits, references, reference_mask) if references.shape[1] else jnp.zeros(len(tokens))
@@ -132,7 +132,7 @@ def _sample(
     eos_id: Int[Array, ""],
     settings: DecodeSettings,
 ) -> Sequences:
-    """`best_of` answers to every prompt."""
+    """Samples `best_of` answers to every prompt."""
     batch, candidates = keys.shape
     steps = settings.max_new_tokens
 
@@ -140,7 +140,7 @@ def _sample(
         return choose(logits, jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys), settings)
 
     def note(found: Sequences, step: Array, token: Array, logprob: Array, ended: Array) -> Sequences:
-        """What follows an answer's eos is written down, as the reference does, but has no part in its likelihood."""
+        """Stores tokens after an answer's eos too, as the reference does, but leaves them out of its likelihood."""
         return found.put(step, token, jnp.where(ended, 0.0, logprob))
 
     def running(carry) -> Bool[Array, ""]:

@@ -1,8 +1,8 @@
-"""The cache of keys and values, and the two passes of decoding: over whole prompts, and over one more token of each answer.
+"""The KV cache, and the two passes of decoding: over whole prompts, and over one more token of each answer.
 
-Keys and values of prompts are computed once and only read from then on; those of answers are kept apart from them. So several
-candidate answers of one prompt (samples, beams) share its cache, prompts of unequal length need no alignment, and a loop
-carries, and a beam search reorders, no more than the answers' part.
+Keys and values of prompts are computed once and then only read. Those of answers are separate. So candidate answers of one
+prompt (samples, beams) share its cache, and prompts of unequal length need no alignment. A loop carries, and a beam search
+reorders, only the answers' part.
 
 Axes: b prompts, n candidate answers of each, p positions of a prompt, t positions of an answer, k key/value heads, g query
 heads of each, h head width, d model width.
@@ -25,12 +25,12 @@ from paligemma.models.paligemma import PaliGemma, with_image
 
 
 class Prompt(NamedTuple):
-    """What decoding reads of its prompts.
+    """What decoding needs from its prompts.
 
     Attributes:
         cache: keys `[b, k, h, p]` and values `[b, k, p, h]` of every layer: a list of pairs, or a pair with a layer axis.
         valid: False on padding.
-        length: tokens, the image's included.
+        length: number of tokens, including the image's.
     """
 
     cache: Any
@@ -45,7 +45,7 @@ def prefill(
     mask_input: Bool[Array, "b t"],
     mask_ar: Int[Array, "b t"],
 ) -> tuple[Float[Array, "b 1 v"], Prompt]:
-    """Logits of the first token of every answer, and what the later ones need."""
+    """Logits of the first token of every answer, and the prompts' cache for later tokens."""
     x = model.embed(model.img(images), tokens)
     mask_ar, valid = with_image(x.shape[1] - tokens.shape[1], mask_ar, mask_input)
     positions, mask = jnp.cumsum(valid, axis=1) - 1, prefix_lm_mask(mask_ar, valid)
@@ -59,7 +59,7 @@ def prefill(
     if isinstance(layers, nnx.List):
         *lower, top = layers
         x, cache = _run(lower, layer, x, [None] * len(lower))
-        x, of_top = layer(top, x, None, last)  # nobody reads the last layer elsewhere
+        x, of_top = layer(top, x, None, last)  # only these positions of the last layer are read
         cache = [*cache, of_top]
     else:
         x, cache = scan_layers(layer, layers, x)
@@ -69,7 +69,7 @@ def prefill(
 
 
 def empty_answers(prompt: Prompt, candidates: int, max_new_tokens: int) -> Any:
-    """Room for the keys and values `[b, k, n, t, h]` of answers, shaped as the prompt's cache is."""
+    """An empty cache for answers' keys and values `[b, k, n, t, h]`, with the structure of the prompt's cache."""
 
     def room(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         *front, _, width = pair[1].shape
@@ -82,7 +82,7 @@ def empty_answers(prompt: Prompt, candidates: int, max_new_tokens: int) -> Any:
 def extend(
     model: PaliGemma, prompt: Prompt, answers: Any, tokens: Int[Array, "b n"], step: Int[Array, ""]
 ) -> tuple[Float[Array, "b n v"], Any]:
-    """Logits after one more token of every answer, which is number `step` of them, and the answers' cache with it."""
+    """Logits after one more token of every answer, at position `step`, and the answers' updated cache."""
     x = model.llm.embed(tokens)
     positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
 
@@ -111,12 +111,12 @@ def score(
     texts: Int[Array, "b s"],
     mask: Bool[Array, "b s"],
 ) -> Float[Array, " b"]:
-    """Log-probability of a given answer to each prompt, whose cache spares it another pass over the prompt.
+    """Log-probability of a given answer to each prompt. Reuses the prompt's cache.
 
     Args:
         model: the network.
-        prompt: of `prefill`.
-        logits: of `prefill`.
+        prompt: from `prefill`.
+        logits: from `prefill`.
         texts: the answers, padded on the right.
         mask: False on padding.
     """
@@ -149,7 +149,7 @@ def score(
 
 
 def _layer(block: Block, x: Array, attention: Callable[[Array], Array]) -> Array:
-    """A decoder layer with its attention to be filled in; see `gemma.Block`."""
+    """A decoder layer with a given attention function; see `gemma.Block`."""
     attended = attention(block.pre_attention_norm(x))
     x = x + (block.post_attention_norm(attended) if block.post_norms else attended)
     mixed = block.mlp(block.pre_ffw_norm(x))
@@ -173,7 +173,7 @@ def _attend(
     prompt: tuple[Float[Array, "b k h p"], Float[Array, "b k p h"]],
     answer: tuple[Float[Array, "b k n t h"], Float[Array, "b k n t h"]],
 ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b k n t h"], Float[Array, "b k n t h"]]]:
-    """Self-attention of one more token of every candidate: to its prompt, and to its own answer so far."""
+    """Self-attention of one more token of every candidate, to its prompt and to its own answer so far."""
     query, key, value = attention.project(x)
     query = apply_rope(query, positions) * attention.scale
     start = (0, 0, 0, step, 0)
@@ -185,7 +185,7 @@ def _attend(
     k, p, t = keys.shape[1], valid.shape[1], keys.shape[3]
     g = heads // k
     grouped = query.reshape(b, n, k, g, h).swapaxes(1, 2)
-    # All candidates' queries at once against the prompt they share; of each its own against its answer.
+    # All candidates' queries attend to their shared prompt at once, and each to its own answer.
     together = grouped.reshape(b, k, n * g, h)
     of_prompt = jnp.einsum("bkqh,bkhp->bkqp", together, prompt[0], preferred_element_type=jnp.float32)
     of_answer = jnp.einsum("bkngh,bknth->bkngt", grouped, keys, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""Drawing a token from logits: each row with a key of its own, so that its draws do not depend on the rows beside it."""
+"""Draws tokens from logits. Each row has its own key, so its draws do not depend on other rows in the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paligemma.decoding.settings import DecodeSettings
 def choose(
     logits: Float[Array, "b n v"], keys: Key[Array, "b n"], settings: DecodeSettings
 ) -> tuple[Int[Array, "b n"], Float[Array, "b n"]]:
-    """A token for every candidate, and its log-probability under the model: before temperature and truncation."""
+    """A token for every candidate, and its log-probability under the model, before temperature and truncation."""
     if settings.temperature == 0:
         tokens = _place_of_largest(logits)
     else:
@@ -26,9 +26,9 @@ def choose(
 
 
 def _place_of_largest(logits: Float[Array, "b n v"]) -> Int[Array, "b n"]:
-    """The first of the largest: as `argmax`, which on a CPU goes through the vocabulary one by one.
+    """Same as `argmax`, which on a CPU walks the vocabulary one entry at a time.
 
-    Looked for among the largest of each strip of the vocabulary, and then in its strip: one quick pass over all logits.
+    Finds the strip of the vocabulary with the largest logit, then searches that strip: one quick pass over all logits.
     """
     strips = logits.reshape(*logits.shape[:-1], -1, math.gcd(logits.shape[-1], 256))
     of_strips = strips.max(axis=-1)
@@ -39,14 +39,14 @@ def _place_of_largest(logits: Float[Array, "b n v"]) -> Int[Array, "b n"]:
 
 
 def _first(true: Bool[Array, "*rows n"]) -> Int[Array, "*rows"]:
-    """Where the first True is; the last place when there is none."""
+    """Index of the first True; the last index if there is none."""
     return jnp.min(jnp.where(true, jnp.arange(true.shape[-1]), true.shape[-1] - 1), axis=-1)
 
 
 def truncate(logits: Float[Array, "*rows v"], top_k: int, top_p: float) -> Float[Array, "*rows v"]:
-    """Logits with -inf for all but the `top_k` most likely tokens, and of these all but the fewest that reach `top_p`.
+    """Sets logits to -inf, except for the `top_k` most likely tokens, and among these the fewest that reach `top_p`.
 
-    Tokens as likely as the last one kept are kept too. 0 and 1 switch either off.
+    Ties with the last kept token are kept too. `top_k` 0 and `top_p` 1 turn truncation off.
     """
     if 0 < top_k < logits.shape[-1]:
         logits = jnp.where(_at_least(logits, lambda kept: kept.sum(axis=-1) >= top_k), logits, -jnp.inf)
@@ -60,7 +60,7 @@ def truncate(logits: Float[Array, "*rows v"], top_k: int, top_p: float) -> Float
 def _at_least(
     values: Float[Array, "*rows v"], enough: Callable[[Bool[Array, "*rows v"]], Bool[Array, "*rows"]]
 ) -> Bool[Array, "*rows v"]:
-    """Where values reach the highest threshold that keeps enough of them.
+    """True where values reach the highest threshold that keeps enough of them.
 
     Found bit by bit, in 32 passes over the values: much cheaper than sorting a vocabulary.
     """

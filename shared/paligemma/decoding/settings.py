@@ -1,4 +1,4 @@
-"""How an answer is looked for: greedily, by sampling, as the best of several samples, or by beam search."""
+"""Decoding settings: greedy, sampling, best of several samples, or beam search."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from paligemma.errors import InputError
 
 NO_EOS = -1
-"""An `eos_id` that no token has: decode the full length."""
+"""An `eos_id` that matches no token, to decode the full length."""
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """One way of decoding. Every combination of values compiles once.
+    """Decoding settings. Each combination of values compiles once.
 
     Attributes:
-        max_new_tokens: most tokens of an answer, with its eos.
+        max_new_tokens: maximum tokens of an answer, including eos.
         temperature: 0 takes the most likely token; otherwise logits are divided by it and a token is drawn.
-        top_k: draw among this many most likely tokens; 0 for all.
-        top_p: draw among the fewest most likely tokens whose probabilities reach this sum; 1 for all.
-        best_of: samples of every prompt, of which the most likely one is the answer.
-        beams: sequences that a beam search keeps; 1 for none.
+        top_k: draw only among this many most likely tokens; 0 for all.
+        top_p: draw only among the fewest most likely tokens whose probabilities reach this sum; 1 for all.
+        best_of: number of samples per prompt; the most likely sample is the answer.
+        beams: number of sequences that a beam search keeps; 1 turns beam search off.
     """
 
     max_new_tokens: int = 32

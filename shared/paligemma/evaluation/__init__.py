@@ -1,1 +1,1 @@
-"""Judging a model's answers."""
+"""Evaluates a model's answers."""

@@ -1,4 +1,4 @@
-"""How well boxes fit those of a reference: F1, and mean average precision by pycocotools."""
+"""Scores boxes against reference boxes: F1, and mean average precision by pycocotools."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _RECALLS = np.linspace(0, 1, 101)
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union; 0 where neither has an area."""
+    """Intersection over union; 0 if neither box has an area."""
     overlap = Box(max(a.y0, b.y0), max(a.x0, b.x0), min(a.y1, b.y1), min(a.x1, b.x1), "").area
     union = a.area + b.area - overlap
     return overlap / union if union else 0.0
 
 
 def box_f1(answer: str, reference: str, threshold: float = 0.5) -> float:
-    """F1 of an answer's boxes: each takes, in order, the free box of its label that it overlaps most, `threshold` at least.
+    """F1 of an answer's boxes. In order, each takes the free box of its label with the highest IoU, at least `threshold`.
 
-    An equal box is overlapped most of all, even if it is so thin that it has no area.
+    An equal box always counts as the best match, even if it is so thin that it has no area.
     """
     found, free = parse_boxes(answer), parse_boxes(reference)
     wanted, hits = len(free), 0
@@ -39,21 +39,21 @@ def box_f1(answer: str, reference: str, threshold: float = 0.5) -> float:
 
 
 class AveragePrecision:
-    """COCO's AP over IoU 0.50 to 0.95 of answers with boxes: pycocotools matches them, once for all resamples.
+    """COCO's AP over IoU 0.50 to 0.95 of answers with boxes. pycocotools matches boxes once for all resamples.
 
-    Time and memory grow with the boxes, not with labels times images: an open vocabulary has thousands of labels.
+    Time and memory grow with the number of boxes, not with labels times images: an open vocabulary has thousands of labels.
 
     Attributes:
-        value: of all images; -1 when the references hold no box.
+        value: AP of all images; -1 if the references hold no box.
     """
 
     def __init__(self, answers: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> None:
         """Matches boxes.
 
         Args:
-            answers: with boxes, of each image.
-            references: with boxes.
-            scores: of each answer, how sure the model is of it; of its boxes, an earlier one is surer.
+            answers: each image's answer with boxes.
+            references: each image's reference with boxes.
+            scores: the model's confidence in each answer; within an answer, earlier boxes are more confident.
         """
         self._images = len(answers)
         self._wanted, self._found = _matched(
@@ -62,10 +62,10 @@ class AveragePrecision:
         self.value = self(np.arange(self._images))
 
     def __call__(self, chosen: Int[np.ndarray, " rows"]) -> float:
-        """Of the images with these numbers, each as often as it is there.
+        """AP of the images with these numbers; repeated numbers count repeatedly.
 
-        Of a label, the mean over IoUs and recalls, as `COCOeval.accumulate` has it; then the mean over the labels that are
-        wanted. An image that is there twice has its boxes twice: they count twice where they stand.
+        For each label, the mean over IoUs and recalls, as in `COCOeval.accumulate`; then the mean over the labels in the
+        references. The boxes of an image that is drawn twice count twice, at their ranks.
         """
         times = np.bincount(chosen, minlength=self._images).astype(np.int32)
         wanted = np.bincount(self._wanted.label, self._wanted.boxes * times[self._wanted.image])
@@ -73,7 +73,7 @@ class AveragePrecision:
             return -1.0
         hits, so_far = self._found.count(times)
         precision = self._found.best_from(hits / np.maximum(so_far, 1))
-        # Of COCO's recalls, how many this box reaches that no surer one of its label does; the first box has recall 0 too.
+        # How many of COCO's recalls this box reaches first, in order of confidence; the first box also has recall 0.
         reached = np.searchsorted(_RECALLS, hits / np.maximum(wanted, 1)[self._found.label], side="right")
         reached[:, 1:] -= np.where(self._found.label[1:] == self._found.label[:-1], reached[:, :-1], 0)
         total = (precision * reached).sum()
@@ -81,7 +81,7 @@ class AveragePrecision:
 
 
 class _Wanted(NamedTuple):
-    """How many boxes of a label an image has; of the pairs of label and image that have any."""
+    """Number of reference boxes for every pair of label and image that has any."""
 
     label: Int[np.ndarray, " pairs"]
     image: Int[np.ndarray, " pairs"]
@@ -89,9 +89,9 @@ class _Wanted(NamedTuple):
 
 
 class _Found:
-    """Boxes that were found, by label, the surest first.
+    """Predicted boxes by label, most confident first.
 
-    Only those that are right at some IoU are looked at: at the others precision only falls, and no recall is reached.
+    Only boxes that are right at some IoU are evaluated: at the others, precision falls and recall does not rise.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class _Found:
         self._looked_at = np.flatnonzero(right.any(axis=0))
         self.label = label[self._looked_at]
         self._right = right[:, self._looked_at].astype(np.int32)
-        self._first = np.searchsorted(label, self.label)  # of all boxes of the label
+        self._first = np.searchsorted(label, self.label)  # among all boxes of the label
         self._first_looked_at = np.searchsorted(self.label, self.label)
-        # No maximum goes beyond a label: precision is 1 at most, and the label before is higher by 2.
+        # No maximum crosses labels: precision is at most 1, and the label before is shifted up by 2.
         self._lift = 2.0 * (label.max(initial=0) - self.label)
 
     def count(self, times: Int[np.ndarray, " images"]) -> tuple[Int[np.ndarray, "iou boxes"], Int[np.ndarray, " boxes"]]:
-        """How many boxes of the label, down to each one that is looked at, are right, and how many there are."""
+        """For each evaluated box: how many of its label's boxes down to it are right, and how many there are."""
         weight = times[self._image]
         boxes, hits = np.cumsum(weight), self._right * weight[self._looked_at]
         sums = np.cumsum(hits, axis=1)
@@ -115,12 +115,12 @@ class _Found:
         return sums - before, boxes[self._looked_at] - (boxes - weight)[self._first]
 
     def best_from(self, precision: Float[np.ndarray, "iou boxes"]) -> Float[np.ndarray, "iou boxes"]:
-        """The best precision of each box and the less sure ones of its label."""
+        """The best precision among each box and the less confident boxes of its label."""
         return np.maximum.accumulate((precision + self._lift)[:, ::-1], axis=1)[:, ::-1] - self._lift
 
 
 def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[float]) -> tuple[_Wanted, _Found]:
-    """What pycocotools matches, which is within an image and a label: each such pair is an image of its own to it."""
+    """Matches boxes with pycocotools. Matching is within an image and a label, so each such pair is passed as an image."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -164,11 +164,11 @@ def _matched(found: list[list[Box]], wanted: list[list[Box]], scores: Sequence[f
         right.append(one["dtMatches"] > 0)
     label, image = np.array(pairs).T
     found_in = np.array(numbers, int)
-    order = np.lexsort((-np.array(sure), label[found_in]))  # stable: of equal scores, in the order of images
+    order = np.lexsort((-np.array(sure), label[found_in]))  # stable: equal scores keep the order of images
     found_in = found_in[order]
     return _Wanted(label, image, counts), _Found(label[found_in], image[found_in], np.concatenate(right, axis=1)[:, order])
 
 
 def _annotation(pair: int, box: Box) -> dict:
-    size = [max(0, box.x1 - box.x0), max(0, box.y1 - box.y0)]  # pycocotools lets boxes of negative area go free
+    size = [max(0, box.x1 - box.x0), max(0, box.y1 - box.y0)]  # pycocotools does not penalize boxes of negative area
     return {"image_id": pair, "category_id": 1, "bbox": [box.x0, box.y0, *size], "area": box.area}

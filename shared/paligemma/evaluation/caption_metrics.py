@@ -1,8 +1,8 @@
-"""BLEU, ROUGE-L and CIDEr of captions, as the COCO caption evaluation computes them.
+"""BLEU, ROUGE-L and CIDEr of captions, as in the COCO caption evaluation.
 
-Equal to pycocoevalcap's on the same words. Its words are those of the Stanford PTB tokenizer, a Java program; `words` follows
-its rules for what captions hold: case and punctuation go, clitics and signs ($, %, &) are words of their own. It does not know
-that tokenizer's list of abbreviations, nor does it spell brackets as words.
+Equal to pycocoevalcap on the same words. That takes its words from the Stanford PTB tokenizer, a Java program. `words` follows
+its rules as far as captions need them: it drops case and punctuation, and splits off clitics and signs ($, %, &). It does not
+know that tokenizer's list of abbreviations, and does not spell brackets as words.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 LONGEST = 4
-"""Words of the longest n-grams that count."""
+"""Length of the longest n-grams, in words."""
 
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
 _SIGNS = "$%&#@*\\"
-"""Of ASCII's punctuation, what the tokenizer leaves in; and `+<=>^|~`, which Unicode counts as symbols."""
+"""ASCII punctuation that the tokenizer keeps; also `+<=>^|~`, which Unicode counts as symbols."""
 _SMALL, _TINY = 1e-9, 1e-15
 
 Words = list[str]
@@ -42,14 +42,14 @@ def words(text: str) -> Words:
 
 
 def _counts(character: str) -> bool:
-    """Whether a word with this character is more than punctuation. The tokenizer drops symbols beyond the 16-bit characters."""
+    """Whether a word with this character is more than punctuation. The tokenizer drops symbols beyond 16-bit characters."""
     symbol = unicodedata.category(character)[0] == "S" and character != "`" and ord(character) < 0x10000
     return character.isalnum() or character in _SIGNS or symbol
 
 
 @functools.cache
 def _word_pattern() -> re.Pattern[str]:
-    """What words look like. Vowel signs and accents of their own are part of a word, which Python's `\\w` does not know."""
+    """The pattern of a word. It includes combining vowel signs and accents, unlike Python's `\\w`."""
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
     letters = rf"[\w{marks}\u200c\u200d]+"
     return re.compile(
@@ -59,7 +59,7 @@ def _word_pattern() -> re.Pattern[str]:
 
 
 def bleu_counts(caption: Caption) -> np.ndarray:
-    """What BLEU adds up over a corpus: words, closest reference's words, matches and n-grams of each length."""
+    """The counts that BLEU sums over a corpus: words, closest reference's words, matches and n-grams of each length."""
     length = len(caption.answer)
     closest = min((abs(len(reference) - length), len(reference)) for reference in caption.references)[1]
     counts, most = ngrams(caption.answer), Counter()
@@ -72,7 +72,7 @@ def bleu_counts(caption: Caption) -> np.ndarray:
 
 
 def bleu_of(counts: np.ndarray) -> float:
-    """BLEU-4 from the sum of `bleu_counts`; of one caption's counts, its own."""
+    """BLEU-4 from summed `bleu_counts`, or from one caption's counts."""
     length, reference_length = counts[:2]
     matched, total = counts[2 : 2 + LONGEST], counts[2 + LONGEST :]
     precision = np.prod((matched + _TINY) / (total + _SMALL)) ** (1 / LONGEST)
@@ -81,9 +81,9 @@ def bleu_of(counts: np.ndarray) -> float:
 
 
 def rouge_l(caption: Caption) -> float:
-    """F-measure, beta 1.2, of the longest common subsequence: best precision and best recall of any reference.
+    """F-measure (beta 1.2) of the longest common subsequence, from the best precision and best recall of any reference.
 
-    An answer without words is right where a reference has none either.
+    An answer without words is right if a reference has none either.
     """
     if not caption.answer:
         return float([] in caption.references)
@@ -98,8 +98,8 @@ def rouge_l(caption: Caption) -> float:
 def cider(captions: Sequence[Caption]) -> np.ndarray:
     """CIDEr-D (arXiv 1411.5726) of every caption, 0 to 10; rare n-grams are those rare in the corpus's references.
 
-    An n-gram that the references of all rows hold weighs nothing: where there is one row, or where all have the same
-    references, even a perfect answer has 0. 10 is reached only by the words of all of a row's references, four at least.
+    An n-gram that is in all rows' references has weight 0. So with one row, or with equal references everywhere, even a perfect
+    answer scores 0. To reach 10, an answer must have the same words as every reference of its row, at least four.
     """
     frequency: Counter[tuple[str, ...]] = Counter()
     for caption in captions:
@@ -107,7 +107,7 @@ def cider(captions: Sequence[Caption]) -> np.ndarray:
     log_number = math.log(len(captions)) if captions else 0.0
 
     def weigh(text: Words) -> tuple[list[dict[tuple[str, ...], float]], np.ndarray, int]:
-        """By length of n-gram: weights and their norm. And how many pairs of words there are, the official code's length."""
+        """For each n-gram length, the weights and their norm; and the number of word pairs, the official code's length."""
         vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(LONGEST)]
         for ngram, count in ngrams(text).items():
             vectors[len(ngram) - 1][ngram] = count * (log_number - math.log(max(1, frequency[ngram])))
@@ -124,7 +124,7 @@ def cider(captions: Sequence[Caption]) -> np.ndarray:
                     sum(min(weight, b.get(ngram, 0.0)) * b.get(ngram, 0.0) for ngram, weight in a.items())
                     for a, b in zip(found, wanted, strict=True)
                 ],
-                np.float64,  # of captions without words, the sums are Python's integer 0
+                np.float64,  # for captions without words, the sums are Python's integer 0
             )
             norms = found_norms * wanted_norms
             likeness = np.divide(likeness, norms, out=likeness, where=norms != 0)
@@ -134,7 +134,7 @@ def cider(captions: Sequence[Caption]) -> np.ndarray:
 
 
 def ngrams(text: Words) -> Counter[tuple[str, ...]]:
-    """Every run of one to four words, and how often it occurs."""
+    """Every run of one to four words, and its count."""
     return Counter(tuple(text[start : start + n]) for n in range(1, LONGEST + 1) for start in range(len(text) - n + 1))
 
 

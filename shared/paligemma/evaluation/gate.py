@@ -1,4 +1,4 @@
-"""Whether a model is to replace others: only when it is better on the same rows, by a margin and beyond chance."""
+"""Decides whether a model replaces others: only if it is better on the same rows, by a margin and beyond chance."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from paligemma.evaluation.significance import bootstrap_interval, paired_p_value
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate beside another model, row by row.
+    """A comparison of a candidate with another model, row by row.
 
     Attributes:
         against: the other model.
-        metric: what is compared: the mean over rows.
-        rows: how many.
+        metric: the compared metric, as a mean over rows.
+        rows: number of rows.
         candidate, other: their means.
-        low, high: 95 % interval of the difference.
-        p_value: of no difference.
-        better, worse, equal: rows.
-        passed: whether the whole interval is above the margin, and p < 0.05, which few rows never reach.
+        low, high: 95 % interval of the difference in means.
+        p_value: p-value for no difference.
+        better, worse, equal: number of rows on which the candidate is so.
+        passed: whether the whole interval is above the margin and p < 0.05, which is impossible with few rows.
     """
 
     against: str
@@ -39,7 +39,7 @@ class Comparison:
     passed: bool
 
     def in_words(self, margin: float) -> str:
-        """What was found, and why that is or is not enough."""
+        """The result in words, and why it is or is not enough."""
         difference = self.candidate - self.other
         verdict = "more" if self.passed else "not surely more"
         return (

@@ -1,9 +1,9 @@
-"""Predictions that are kept batch by batch, so that whatever fails or is stopped later never has a row decoded again.
+"""Saves predictions batch by batch, so that no row is decoded twice, whatever fails or stops later.
 
-    part-5f0c91d2.jsonl    one batch: a line with what determines it and the lines' checksum, then a line for each row
+    part-5f0c91d2.jsonl    one batch: a line with its determining values and the lines' checksum, then a line per row
 
-Each part is written at once, under a name that no other one has. What is not whole, or of another model, other rows, other
-settings or other code, is passed over.
+Each part is written atomically under a unique name. Parts that are incomplete, or belong to another model, other rows, other
+settings or other code, are ignored.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ _DECODING_CODE = (
 
 
 class KeptPredictions:
-    """The predictions of one way of decoding one data set with one model.
+    """The predictions of one model on one data set with one way of decoding.
 
     Attributes:
-        location: the folder or prefix that they are in.
-        seconds: that decoding took, over all attempts whose batches are there.
+        location: their folder or prefix.
+        seconds: decoding time of all saved batches, over all attempts.
     """
 
     def __init__(self, location: str | Path, determined_by: Mapping[str, object]) -> None:
-        """Nothing is read or written yet.
+        """Reads and writes nothing yet.
 
         Args:
             location: a local folder or a `gs://` prefix.
-            determined_by: JSON values; other ones may decode to other answers.
+            determined_by: JSON values that determine the answers.
         """
         self.location = parse_location(location)
         self.seconds = 0.0
         self._key = canonical_sha256({"format": FORMAT, **determined_by})
 
     def read(self, row_ids: Sequence[str]) -> dict[int, Prediction]:
-        """What is there, by row number.
+        """The saved predictions by row number.
 
         Args:
-            row_ids: identity of every row of the data set; a prediction of another row counts as damaged.
+            row_ids: every row's hash; a prediction with another row's hash counts as damaged.
         """
         found: dict[int, Prediction] = {}
         self.seconds = 0.0
@@ -97,7 +97,7 @@ class KeptPredictions:
         return found
 
     def add(self, batch: Sequence[tuple[int, Prediction]], seconds: float) -> None:
-        """Keeps a batch: predictions by row number, and the seconds that decoding it took."""
+        """Saves a batch: predictions by row number, and its decoding time in seconds."""
         lines = "".join(json.dumps([number, dataclasses.asdict(p)]) + "\n" for number, p in batch).encode()
         head = {"key": self._key, "seconds": seconds, "rows": len(batch), "crc32c": google_crc32c.value(lines)}
         with explain_full_disk(*[self.location] if isinstance(self.location, Path) else []):
@@ -105,12 +105,12 @@ class KeptPredictions:
         self.seconds += seconds
 
     def remove(self) -> None:
-        """Removes every part, once what they were kept for is published. What else is in the folder is let alone.
+        """Removes every part, once the evaluation is published. Leaves other files in the folder.
 
-        Parts that cannot be removed are a warning: they do no harm.
+        Parts that cannot be removed only give a warning, since they do no harm.
         """
         try:
-            for name in self._names(_PREFIX, f".{_PREFIX}"):  # the latter is what a write leaves that was killed
+            for name in self._names(_PREFIX, f".{_PREFIX}"):  # a killed write leaves the latter
                 folders.remove_file(self.location / name)
             if isinstance(self.location, Path) and self.location.is_dir() and not any(self.location.iterdir()):
                 self.location.rmdir()
@@ -120,7 +120,7 @@ class KeptPredictions:
     def _read_part(self, name: str) -> bytes:
         try:
             return folders.read_file(self.location / name) or b""
-        except DamagedError:  # its bytes are not those that the service has a checksum of
+        except DamagedError:  # its bytes do not match the service's checksum
             return b""
 
     def _names(self, *prefixes: str) -> list[str]:
@@ -129,14 +129,14 @@ class KeptPredictions:
 
 
 def decoding_code_sha256() -> str:
-    """Of all code that decides what a row is answered; how answers are judged and shown is not part of it."""
+    """Hash of all code that decides the answers, but not of the code that judges and shows them."""
     top = Path(paligemma.__file__).parent
     files = [file for name in _DECODING_CODE for file in ([top / name] if name.endswith(".py") else (top / name).rglob("*.py"))]
     return canonical_sha256({file.relative_to(top).as_posix(): file_sha256(file) for file in files})
 
 
 def _parsed(data: bytes) -> tuple[dict, dict[int, Prediction]]:
-    """The first line of a part, and its predictions by row number."""
+    """Parses a part: its first line, and its predictions by row number."""
     first, _, lines = data.partition(b"\n")
     head = parse_json(first, "its first line", "A part")
     if head["crc32c"] != google_crc32c.value(lines):

@@ -1,7 +1,7 @@
-"""Masks written as `<seg>` symbols, as PaliGemma answers `segment`, and their overlap.
+"""Masks written as `<seg>` symbols (PaliGemma's answers to `segment`), and their overlap.
 
-Sixteen symbols are the codes of a 4 x 4 grid that a small convolutional decoder turns into a 64 x 64 mask of what is in the box
-before them (arXiv 2301.02229; weights: big_vision's `vae-oid.npz`).
+Sixteen symbols encode a 4 x 4 grid. A small convolutional decoder turns it into a 64 x 64 mask for the box before the symbols
+(arXiv 2301.02229; weights: big_vision's `vae-oid.npz`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paligemma.data.loc_boxes import BINS, Box
 from paligemma.errors import DamagedError, InputError
 
 SIDE = 512
-"""Side of the picture that masks are compared in: a pixel is two bins of the boxes."""
+"""Side in pixels of the picture that masks are compared in: a pixel is two box bins."""
 
 _CODES, _GRID, _MASK = 16, 4, 64
 _OBJECT = re.compile(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>){16})\s*([^<;]*)")
@@ -35,11 +35,11 @@ Decode = Callable[[Int[np.ndarray, "m 16"]], Float[np.ndarray, "m 64 64"]]
 
 
 def read_decoder(path: str | Path) -> Decode:
-    """The decoder of an `.npz` file: from codes to masks, above 0 inside.
+    """The decoder from an `.npz` file. It maps codes to masks, which are above 0 inside the object.
 
     Raises:
         InputError: there is no such file.
-        DamagedError: it is not one, or a weight is missing or of another shape.
+        DamagedError: the file is not a decoder, or a weight is missing or has another shape.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -73,7 +73,7 @@ def _decode(weights: Mapping[str, Array], codes: Int[Array, "m 16"]) -> Float[Ar
         inner = jax.nn.relu(convolve(f"{name}.0", x))
         x += convolve(f"{name}.4", jax.nn.relu(convolve(f"{name}.2", inner)))
     for number in _UPSAMPLINGS:
-        # A transposed convolution of stride 2 and padding 1: one with the kernel turned round, over spread-out inputs.
+        # A transposed convolution of stride 2 and padding 1: a convolution with the flipped kernel over dilated inputs.
         kernel = jnp.flip(weights[f"decoder.{number}.weight"], (2, 3)).swapaxes(0, 1)
         x = jax.nn.relu(_convolution(x, kernel, padding=[(2, 2)] * 2, lhs_dilation=(2, 2)) + bias(f"decoder.{number}"))
     return convolve(_LAST, x)[:, 0]
@@ -92,7 +92,7 @@ def parse_masks(text: str) -> list[tuple[Box, list[int]]]:
 
 
 def mask_ious(answers: Sequence[str], references: Sequence[str], decode: Decode) -> Float[np.ndarray, " rows"]:
-    """Intersection over union of each answer's masks and its reference's: the mean over the labels of either; 1 without any."""
+    """IoU of each answer's masks with its reference's: the mean over the labels of either; 1 if there are no labels."""
     scores = []
     for answer, reference in zip(answers, references, strict=True):
         found, wanted = (_by_label(parse_masks(text), decode) for text in (answer, reference))
@@ -102,7 +102,7 @@ def mask_ious(answers: Sequence[str], references: Sequence[str], decode: Decode)
 
 
 def _by_label(objects: list[tuple[Box, list[int]]], decode: Decode) -> dict[str, Bool[np.ndarray, "side side"]]:
-    """What each label covers of the picture."""
+    """The part of the picture that each label covers."""
     pictures: dict[str, np.ndarray] = {}
     for box, codes in objects:
         y0, x0, y1, x1 = (round(value * SIDE / (BINS - 1)) for value in box[:4])
@@ -117,4 +117,4 @@ def _iou(left: np.ndarray | None, right: np.ndarray | None) -> float:
     if left is None or right is None:
         return 0.0
     union = (left | right).sum()
-    return float((left & right).sum() / union) if union else 1.0  # both say that there is nothing of the label inside
+    return float((left & right).sum() / union) if union else 1.0  # both masks are empty for this label

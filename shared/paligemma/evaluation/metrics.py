@@ -1,4 +1,4 @@
-"""Metrics by name: what each says of every row, and of all of them with a 95 % interval."""
+"""Metrics by name: their values for every row, and for all rows with a 95 % interval."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from paligemma.evaluation.text_metrics import anls, exact_match, multiple_choice
 from paligemma.evaluation.vqa_accuracy import vqa_accuracy
 
 ENTRY_POINTS = "paligemma.metrics"
-"""Group in which an installed package names metrics of its own."""
+"""Entry point group in which installed packages name their metrics."""
 
 MASK_IOU = "mask_iou"
 MOST_GROUPS = 50
@@ -32,13 +32,13 @@ MOST_GROUPS = 50
 
 @dataclass(frozen=True)
 class Scores:
-    """A metric of a list of predictions.
+    """A metric's result for a list of predictions.
 
     Attributes:
-        rows: of each prediction; more is better.
-        value: of all of them: the mean of the rows, unless the metric is one of a whole corpus.
-        low, high: 95 % bootstrap interval; both None without rows.
-        of_rows: what the mean of the rows is called, where that is not the metric itself.
+        rows: value for each prediction; higher is better.
+        value: value for all predictions: the mean of the rows, except for corpus metrics.
+        low, high: 95 % bootstrap interval of `value`; both None without rows.
+        of_rows: name of the mean of the rows, if it is not the metric itself.
     """
 
     rows: Float[np.ndarray, " rows"]
@@ -50,11 +50,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a metric says before it is known how sure that is.
+    """A metric's result without its interval.
 
     Attributes:
-        rows, value, of_rows: as `Scores` has them.
-        resampled: the values of rows drawn with replacement, for `bootstrap_interval`.
+        rows, value, of_rows: see `Scores`.
+        resampled: computes values of rows drawn with replacement, for `bootstrap_interval`.
     """
 
     rows: Float[np.ndarray, " rows"]
@@ -65,12 +65,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: called with predictions, it says what they are worth.
+    """A metric. Calling it with predictions returns their scores.
 
     Attributes:
-        score: without an interval, which takes most of the time.
-        best: value of answers that cannot be better; None of a user's own metric, where it is not known.
-        shortfall: why even an answer that is a row's first reference may have less.
+        score: computes the result without the interval, which takes most of the time.
+        best: value of perfect answers; None if unknown, as for a user's own metric.
+        shortfall: why even an answer equal to a row's first reference may score less.
     """
 
     score: Callable[[Sequence[Prediction]], Scored]
@@ -78,7 +78,7 @@ class Metric:
     shortfall: str = ""
 
     def __call__(self, predictions: Sequence[Prediction]) -> Scores:
-        """The scores, with their interval."""
+        """The scores with their interval."""
         if not predictions:
             return Scores(np.zeros(0), 0.0, None, None)
         found = self.score(predictions)
@@ -86,11 +86,11 @@ class Metric:
         return Scores(found.rows, found.value, *interval, found.of_rows)
 
     def rows(self, predictions: Sequence[Prediction]) -> Float[np.ndarray, " rows"]:
-        """What each prediction is worth."""
+        """The value for each prediction."""
         return self.score(predictions).rows if predictions else np.zeros(0)
 
     def of_first_references(self, predictions: Sequence[Prediction]) -> float | None:
-        """What a model has that answers every row with its first reference; None where the best value is not known."""
+        """The value of a model that answers every row with its first reference; None if the best value is unknown."""
         if self.best is None or not predictions:
             return None
         perfect = [dataclasses.replace(p, prediction=p.references[0], logprob=0.0) for p in predictions]
@@ -113,7 +113,7 @@ def _captions(predictions: Sequence[Prediction]) -> list[Caption]:
 
 
 def _some_words(text: str) -> list[str]:
-    """The words of a text; one of signs alone, which has none, is compared sign by sign."""
+    """The words of a text; for a text of signs only, the signs."""
     return words(text) or text.split()
 
 
@@ -166,13 +166,13 @@ METRICS: Mapping[str, Metric] = {
 
 
 def find_metric(name: str, mask_decoder: str = "") -> Metric:
-    """A metric by name; one of the user's own by entry point, or as `module:function`.
+    """A metric by name. A user's own metric is named by entry point or as `module:function`.
 
-    `mask_iou` needs the file of a `mask_decoder`. The user's is a function of an answer and its references that returns a
-    number, more being better.
+    `mask_iou` needs the file of a `mask_decoder`. A user's metric is a function of an answer and its references that returns a
+    number; higher is better.
 
     Raises:
-        InputError: there is none of this name, it cannot be imported or called, or it has no mask decoder.
+        InputError: the name is unknown, the function cannot be imported or called, or the mask decoder is missing.
     """
     if name == MASK_IOU:
         if not mask_decoder:
@@ -197,19 +197,19 @@ def find_metric(name: str, mask_decoder: str = "") -> Metric:
             function = getattr(importlib.import_module(module), attribute)
     except PaliGemmaError:
         raise
-    except Exception as error:  # a module of the user's own can raise anything
+    except Exception as error:  # the user's module can raise anything
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"The metric {name!r} cannot be imported: {why}.", expected="module:function") from None
     if not callable(function):
-        raise InputError(f"The metric {name!r} is no function, but {function!r:.80}.", expected="module:function")
+        raise InputError(f"The metric {name!r} is not a function, but {function!r:.80}.", expected="module:function")
     return by_row(partial(_own_score, name, function), best=None)
 
 
 def _own_score(name: str, function: Callable, answer: str, references: Sequence[str]) -> float:
-    """What a user's metric says of a row, if it says a number.
+    """The value of a user's metric for one row.
 
     Raises:
-        InputError: it does not; names the row's texts, and the place in the user's code.
+        InputError: the function fails or returns no number; names the row's texts, and the line in the user's code.
     """
     expected = "a function of an answer and a list of references that returns a finite number"
     fix = "mend the metric and run the same command again: what was decoded is kept"
@@ -218,7 +218,7 @@ def _own_score(name: str, function: Callable, answer: str, references: Sequence[
         found = function(answer, list(references))
     except PaliGemmaError:
         raise
-    except Exception as error:  # a function of the user's own can raise anything
+    except Exception as error:  # the user's function can raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"The metric {name!r} failed: {type(error).__name__}: {error} ({place.filename}:{place.lineno})."
         raise InputError(what, where=row, expected=expected, fix=fix) from error
@@ -232,7 +232,7 @@ def _own_score(name: str, function: Callable, answer: str, references: Sequence[
 
 
 def by_group(predictions: Sequence[Prediction], rows: np.ndarray, group_of: Callable[[str], str], name: str) -> list[dict]:
-    """Mean of `rows` by a property of the prefix, the most frequent first; beyond 50 different ones the rest is left out."""
+    """Mean of `rows` by a property of the prefix, for the 50 most frequent values, most frequent first."""
     groups: dict[str, list[float]] = {}
     for prediction, value in zip(predictions, rows, strict=True):
         groups.setdefault(group_of(prediction.prefix), []).append(float(value))
@@ -241,7 +241,7 @@ def by_group(predictions: Sequence[Prediction], rows: np.ndarray, group_of: Call
 
 
 def question_type(prefix: str) -> str:
-    """The words that a question begins with, as VQA's question types: `how many`, `what color`, `is the`."""
+    """The first words of a question, like VQA's question types: `how many`, `what color`, `is the`."""
     asked = prefix.lower().split()
     if len(asked) > 2 and asked[0] == "answer":  # `answer en what color is it?`
         asked = asked[2:]
@@ -249,9 +249,9 @@ def question_type(prefix: str) -> str:
 
 
 def confusion(predictions: Sequence[Prediction], most: int = 20) -> tuple[list[str], list[list[int]]] | None:
-    """Targets against predictions, counted; None when there are more than `most` different targets.
+    """Confusion matrix of targets and predictions; None if there are more than `most` different targets.
 
-    What was predicted and is no target is counted as `other`, or as `any other` where `other` is a target.
+    A prediction that is not a target counts as `other`, or as `any other` if `other` is a target.
     """
     targets = sorted({p.target.strip() for p in predictions})
     if not targets or len(targets) > most:

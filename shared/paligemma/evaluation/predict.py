@@ -1,4 +1,4 @@
-"""A model's answers to every row of a data set, each once: rows of like lengths together."""
+"""Answers every row of a data set once; batches rows of similar length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paligemma.errors import InputError
 from paligemma.model import Model
 
 BUCKETS = 4
-"""Most widths of prompts, each of which compiles once."""
+"""Maximum number of prompt widths, each of which compiles once."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Prediction:
     """One row's answer.
 
     Attributes:
-        row_id, prefix: of the row.
+        row_id, prefix: the row's hash and prefix.
         target: the row's suffix.
-        references: every answer that counts as right; the target when the row lists none.
+        references: every answer that counts as right; the target if the row lists none.
         prediction: the answer.
-        logprob: of the answer, with its eos; in nats.
-        target_logprob: of the target, with its eos.
-        target_tokens: of the target, with its eos.
+        logprob: log-probability of the answer with its eos, in nats.
+        target_logprob: log-probability of the target with its eos, in nats.
+        target_tokens: number of the target's tokens with its eos.
     """
 
     row_id: str
@@ -53,19 +53,18 @@ def predict(
     seed: int = 0,
     done: Collection[int] = (),
 ) -> Iterator[list[tuple[int, Prediction]]]:
-    """Answers by row number, a batch at a time.
+    """Yields answers by row number, one batch at a time.
 
-    Rows are sorted by the width of their prompt, then by the length of their target, which answers tend to have too: a batch
-    is decoded until its longest answer ends. Neither the order nor the batch size changes an answer: what a row's samples
-    are drawn from is its identity.
+    Rows are sorted by prompt width, then by target length, since answers tend to have similar lengths and a batch runs until
+    its longest answer ends. Neither order nor batch size changes an answer: a row's samples are seeded by its hash.
 
     Args:
-        model: who answers.
+        model: the model that answers.
         records: the data set.
         batch_size: rows decoded at once.
         settings: how to decode.
-        seed: samples are drawn from it and the row's identity.
-        done: numbers of rows to leave out, which have been answered.
+        seed: seed of the samples, together with the row's hash.
+        done: numbers of rows that are answered already, and left out.
 
     Raises:
         InputError: the model has no tokenizer.
@@ -80,7 +79,7 @@ def predict(
     widths = bucket_widths(prefix_tokens, BUCKETS, batch_size)
     bucket = np.searchsorted(widths, round_up(prefix_tokens, TEXT_MULTIPLE))
     target_width = round_up(int(suffix_tokens.max()), LOSS_MULTIPLE)
-    order = np.lexsort((-suffix_tokens, -bucket))  # longest first: what does not fit in memory fails at once
+    order = np.lexsort((-suffix_tokens, -bucket))  # longest first: a batch that does not fit in memory fails at once
     order = order[~np.isin(order, np.fromiter(done, np.int64))]
     start = 0
     while start < len(order):

@@ -1,4 +1,4 @@
-"""How sure a mean is, and whether one model is better than another on the same rows."""
+"""Intervals of means, and tests whether one model is better than another on the same rows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from jaxtyping import Float, Int
 
 RESAMPLES = 2000
 _BLOCK = 1 << 24
-"""Row numbers that are drawn at once: 128 MiB."""
+"""Row numbers drawn at once: 128 MiB."""
 
 
 def bootstrap_interval(
     rows: int, statistic: Callable[[Int[np.ndarray, "resamples rows"]], Float[np.ndarray, " resamples"]], seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of a statistic of rows drawn with replacement.
+    """The 95 % bootstrap percentile interval of a statistic of rows.
 
     Args:
-        rows: how many there are, at least one.
-        statistic: of the rows with these numbers, for every resample.
-        seed: equal seeds draw equal rows.
+        rows: number of rows, at least one.
+        statistic: computes the statistic from row numbers, for every resample.
+        seed: equal seeds draw the same rows.
     """
     generator = np.random.default_rng(seed)
     at_once = max(1, _BLOCK // rows)
@@ -33,9 +33,9 @@ def bootstrap_interval(
 
 
 def paired_p_value(differences: Float[np.ndarray, " rows"], seed: int = 0) -> float:
-    """Two-sided sign-flip permutation test: how likely so large a mean is if models could be swapped.
+    """Two-sided sign-flip permutation test: probability of a mean at least this large if the models were interchangeable.
 
-    Drawn `RESAMPLES` times, with the observed one counted, so that the result is never 0.
+    Uses `RESAMPLES` draws and counts the observed mean, so the result is never 0.
     """
     generator = np.random.default_rng(seed)
     different = differences[differences != 0]

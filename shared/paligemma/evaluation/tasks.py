@@ -1,4 +1,4 @@
-"""Tasks by name: how a model is asked, what of texts does not count, and which metrics judge its answers."""
+"""Tasks by name: their prompts, how texts are cleaned before comparison, and their metrics."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Task:
     """One kind of question.
 
     Attributes:
-        prompt: how PaliGemma is asked; `{}` is what is asked about. Source: big_vision, `configs/proj/paligemma/README.md`.
-        metrics: by name; the first decides.
+        prompt: PaliGemma's prompt; `{}` stands for the text. Source: big_vision, `configs/proj/paligemma/README.md`.
+        metrics: names of the metrics; the first decides.
         clean: applied to answers and references before they are compared.
-        needs_text: whether the prompt alone asks nothing.
+        needs_text: whether the prompt needs a text.
     """
 
     prompt: str
@@ -26,14 +26,14 @@ class Task:
     needs_text: bool = True
 
     def ask(self, text: str) -> str:
-        """The prompt for a text, which may be one already; empty where a text is needed, and there is none."""
+        """The prompt for a text, which may already be a prompt; empty if the text is needed but missing."""
         if not text.strip() and self.needs_text:
             return ""
         asked, lead = text.strip(), self.prompt.split("{}")[0].strip()
         return asked if lead and asked.startswith(lead) else self.prompt.format(asked).strip()
 
     def cleaned(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """The predictions as the metrics see them."""
+        """The predictions, cleaned for the metrics."""
         return [
             dataclasses.replace(
                 p,

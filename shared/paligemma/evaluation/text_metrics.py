@@ -1,4 +1,4 @@
-"""Scores of one short answer against its references: exact match, ANLS, relaxed accuracy, multiple choice."""
+"""Scores a short answer against its references: exact match, ANLS, relaxed accuracy, multiple choice."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LETTERED = re.compile(r"\(?([^\W\d_])(\)[.:]?|:|\.(?=\s))\s*(\S.*)")
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """Whether the answer is a reference, but for white space around it."""
+    """Whether the answer equals a reference, ignoring surrounding white space."""
     return float(answer.strip() in {reference.strip() for reference in references})
 
 
 def anls(answer: str, references: Sequence[str]) -> float:
-    """Average normalized Levenshtein similarity of DocVQA (arXiv 1907.00490): the best reference's; below 0.5 nothing.
+    """DocVQA's average normalized Levenshtein similarity (arXiv 1907.00490) to the best reference; 0 if below 0.5.
 
-    Case and runs of white space do not count as edits; as in the official script, they do count as length.
+    Case and runs of white space do not count as edits, but do count as length, as in the official script.
     """
     found = _single_spaced(answer)
     distances = []
@@ -33,15 +33,15 @@ def anls(answer: str, references: Sequence[str]) -> float:
 
 
 def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
-    """ChartQA's (arXiv 2203.10244): a number may be 5 % off; anything else, and where 0 is right, must match but for case."""
+    """ChartQA's relaxed accuracy (arXiv 2203.10244): numbers may be 5 % off; 0 and all else must match, ignoring case."""
     return float(any(_relaxed_match(answer, reference) for reference in references))
 
 
 def multiple_choice(answer: str, references: Sequence[str]) -> float:
-    """Whether the answer names the right choice, as a reference does, but for case and a final full stop.
+    """Whether the answer names the same choice as a reference, ignoring case and a final full stop.
 
     A choice is named by its letter (`B`, `(B)`, `b.`), by its words (`a cat`), or by both (`B: a cat`, `(B) a cat`,
-    `B. a cat`). The letter alone stands for the choice. Where both sides have words, the words decide too: `E. coli` is not
+    `B. a cat`). The letter alone stands for the choice. If both sides have words, these must match too: `E. coli` is not
     `E. faecalis`.
     """
     found = _Choice.read(answer)
@@ -57,7 +57,7 @@ def edit_distance(left: str, right: str) -> int:
     row = places
     for number, character in enumerate(left, start=1):
         changed = np.minimum(row[1:] + 1, row[:-1] + (codes != ord(character)))
-        # An insertion costs one more than what is left of it: a running minimum of costs less their places.
+        # An insertion costs one more than the cell to its left, so it is a running minimum of costs minus positions.
         row = np.minimum.accumulate(np.concatenate([[number], changed]) - places) + places
     return int(row[-1])
 
@@ -74,7 +74,7 @@ def _relaxed_match(answer: str, reference: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """The finite number that a text is; a label that is called `nan` or `inf` is a text like any other."""
+    """A text as a finite number, else None; a label `nan` or `inf` is plain text."""
     try:
         number = float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
@@ -86,8 +86,8 @@ class _Choice(NamedTuple):
     """One choice: its letter and its words, either of which may be missing.
 
     Attributes:
-        text: all of it.
-        marked: whether what stands between letter and words can only mark a choice; a full stop may be part of a name.
+        text: the whole choice.
+        marked: whether the separator after the letter can only mark a choice; a full stop may be part of a name.
     """
 
     text: str

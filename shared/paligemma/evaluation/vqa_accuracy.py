@@ -1,11 +1,12 @@
-"""Accuracy of open-ended answers as visualqa.org counts it: against the answers of several people.
+"""visualqa.org's accuracy of open-ended answers, against the answers of several people.
 
-With ten references or more, to the last digit as the official evaluation code has it, with its quirks: one reference at a time
-is left out; of references that all agree nothing is normalized, of others only the punctuation; of an answer also articles,
-number words and contractions. The data sets that have ten references come with such answers as this code expects.
+With ten references or more, results equal the official evaluation code to the last digit, with its quirks. It leaves out one
+reference at a time. It does not normalize references that all agree, and only the punctuation of others. Of an answer, it also
+normalizes articles, number words and contractions. Data sets with ten references have answers in the form that this code
+expects.
 
-With fewer, as users write them, both sides are normalized, and the people that gave an answer are counted by their share. By
-the paper (arXiv 1505.00468, section 4) an answer is right that at least three of ten people gave: that is a share of 0.3.
+With fewer references, as users write them, both sides are normalized, and the share of people who gave the answer counts. By
+the paper (arXiv 1505.00468, section 4), an answer is right if at least three of ten people gave it: a share of 0.3.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CONTRACTIONS = {
     for place, character in enumerate(form)
     if character == "'"
 } | {"somebody'd": "somebodyd"}
-"""What a contraction is without one of its apostrophes, and the contraction; one exception is the official table's own."""
+"""Maps contractions without an apostrophe to their spelling; one exception comes from the official table."""
 
 _UP_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(n) for n, word in enumerate(_UP_TO_TEN)} | {"none": "0"}
@@ -37,19 +38,19 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = int(re.UNICODE)
-"""The official code passes a flag where Python expects a count."""
+"""The official code passes a flag where Python expects a count of replacements."""
 
 
 OFFICIAL_REFERENCES = 10
-"""Answers to each question that the official code was made for."""
+"""Number of answers per question for which the official code was written."""
 
 _RIGHT_SHARE = 0.3
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """How right an answer is, 0 to 1.
+    """The accuracy of an answer, 0 to 1.
 
-    With ten references or more: the mean, over leaving out each, of min(1, matches among the others / 3). With fewer:
+    With ten references or more: the mean, over each reference left out, of min(1, matches among the others / 3). With fewer:
     min(1, share of references that match / 0.3), so that one of three suffices, and one of five is worth 2/3.
     """
     if len(references) < OFFICIAL_REFERENCES:
@@ -64,7 +65,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def normalize_answer(text: str) -> str:
-    """A text as the official code has an answer; in lower case only, if nothing else would be left of it ("A", "The", "?!")."""
+    """Normalizes a text as the official code does an answer. Only lowers the case if nothing else would be left ("A", "?!")."""
     line = _one_line(text)
     return _normalize_words(_strip_punctuation(line)) or " ".join(line.lower().split())
 
@@ -74,7 +75,7 @@ def _one_line(text: str) -> str:
 
 
 def _strip_punctuation(text: str) -> str:
-    """Punctuation becomes a space; nothing, where it stands at the edge of a word or any number has a comma."""
+    """Replaces punctuation by a space; removes it at the edge of a word, or if any number has a comma."""
     stripped = text
     for mark in _PUNCTUATION:
         at_edge = f"{mark} " in text or f" {mark}" in text

@@ -1,4 +1,4 @@
-"""JSON over HTTP: failures of a service tried again where that cannot do anything twice, the rest in our own words."""
+"""JSON over HTTP: retries a service's failures if a retry cannot do anything twice, and turns the rest into our own errors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TRANSIENT = (429, 500, 502, 503, 504)
 
 
 class BackendError(PaliGemmaError):
-    """The service refused what it was asked, or does not know what was named; `status` is its HTTP status."""
+    """The service refused a request, or does not know the named resource; `status` is the HTTP status."""
 
     exit_code = 2
     status = 0
 
 
 class BackendUnavailableError(PaliGemmaError):
-    """The service did not answer, or only with its own failures: the same command goes on later."""
+    """The service did not answer, or answered only with its own failures. The same command continues later."""
 
     exit_code = 4
 
@@ -36,11 +36,11 @@ class Service:
     """A service and how to reach it.
 
     Attributes:
-        name: as people call it.
-        base: address that paths are relative to, with a slash at the end.
-        send: like `requests.Session.request`.
-        access: what to do when it says that one may not.
-        said: what a refusal says, from its JSON.
+        name: its name, for messages.
+        base: base address of all paths, with a slash at the end.
+        send: sends a request, like `requests.Session.request`.
+        access: advice if the service denies access.
+        said: takes the text of a refusal from its JSON.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Service:
         made: Mapping | None = None,
         **query: str,
     ) -> dict:
-        """One request.
+        """Sends one request.
 
         Args:
-            method: of HTTP.
-            path: below `base`.
-            body: JSON, if any.
-            again: whether a second try cannot do anything twice.
-            made: the answer if a second try finds that the first, whose answer was lost, has made what was asked for (409).
-            query: parameters; empty ones are left out.
+            method: HTTP method.
+            path: path below `base`.
+            body: JSON body, if any.
+            again: whether a retry is safe, i.e. cannot do anything twice.
+            made: the answer to return if a retry finds (by 409) that the first try, whose answer was lost, made the resource.
+            query: query parameters; empty ones are left out.
 
         Raises:
-            BackendError: it was refused.
+            BackendError: the service refused.
             BackendUnavailableError: there was no answer.
         """
         from google.auth.exceptions import GoogleAuthError

@@ -1,4 +1,4 @@
-"""Secrets from Google Secret Manager, over its REST API: into memory only, never to a disk, a log or the environment.
+"""Reads secrets from Google Secret Manager over its REST API, into memory only: never to a disk, a log or the environment.
 
 https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
 """
@@ -19,7 +19,7 @@ from paligemma.storage.retry import BadBytesError, StorageUnavailableError, atte
 if TYPE_CHECKING:
     import requests
 
-# Not to be had from the environment: who could set it there could have our account's token sent anywhere.
+# Never taken from the environment: whoever sets it there could send our account's token anywhere.
 ENDPOINT = "https://secretmanager.googleapis.com"
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -27,13 +27,13 @@ _NAME = re.compile(r"projects/([\w.:-]+)/secrets/([\w-]+)/versions/[\w-]+")
 
 
 def read_secret(name: str) -> bytes:
-    """The payload of a secret's version, verified by its checksum.
+    """The payload of a secret version, verified by its checksum.
 
     Args:
         name: `projects/PROJECT/secrets/SECRET/versions/VERSION`; a version is a number, an alias or `latest`.
 
     Raises:
-        InputError: no such name, no Google credentials, not allowed, or no such secret or version.
+        InputError: the name is invalid, credentials or permission are missing, or there is no such secret or version.
         DamagedError: the payload never matched its checksum.
         StorageUnavailableError: the service did not answer.
     """
@@ -43,10 +43,8 @@ def read_secret(name: str) -> bytes:
     from google.auth.transport.requests import AuthorizedSession
 
     if _NAME.fullmatch(name) is None:
-        # What is there instead may be the secret itself, so it is not shown.
-        raise InputError(
-            "What should be the name of a secret's version is none.", expected="projects/PROJECT/secrets/SECRET/versions/latest"
-        )
+        # The value may be the secret itself, so it is not shown.
+        raise InputError("This is not a secret version name.", expected="projects/PROJECT/secrets/SECRET/versions/latest")
     try:
         credentials, _ = google.auth.default(scopes=[_SCOPE])
     except GoogleAuthError as error:
@@ -68,14 +66,14 @@ def read_secret(name: str) -> bytes:
                 reason = type(error).__name__
             except BadBytesError as error:
                 if not again:
-                    raise DamagedError(f"What arrived of the secret {name} is not whole: {error}.", fix="run again") from None
+                    raise DamagedError(f"The secret {name} arrived damaged: {error}.", fix="run again") from None
             except requests.RequestException as error:
                 reason = type(error).__name__
     raise StorageUnavailableError(f"Secret Manager did not answer for {name}.", where=reason, fix="run the same command again")
 
 
 def secret_and_project(name: str) -> str:
-    """The secret of a version's name, as arguments of `gcloud secrets` commands."""
+    """The secret in a version's name, as arguments for `gcloud secrets` commands."""
     _, project, _, secret, *_ = name.split("/")
     return f"{secret} --project {project}"
 
@@ -117,7 +115,7 @@ def _refused(name: str, response: requests.Response, account: str | None) -> Pal
             where=where,
             fix=f"check the name, or make it: gcloud secrets create {secret} --data-file FILE",
         )
-    # A version that is disabled or destroyed is a 400.
+    # A disabled or destroyed version gives a 400.
     return InputError(
         f"Secret Manager does not give {name}.", where=where, fix=f"see its versions: gcloud secrets versions list {secret}"
     )
@@ -133,6 +131,6 @@ def _message(response: requests.Response) -> str:
 def _no_credentials(name: str, error: Exception) -> PaliGemmaError:
     return InputError(
         f"There are no Google credentials to read the secret {name} with.",
-        where=str(error.args[0] if error.args else "").partition("\n")[0],  # further arguments may hold an answer
+        where=str(error.args[0] if error.args else "").partition("\n")[0],  # further arguments may hold the answer's contents
         fix="run `gcloud auth application-default login`, or give the pod or job a service account",
     )

@@ -1,6 +1,6 @@
-"""Vertex AI's REST API (https://cloud.google.com/vertex-ai/docs/reference/rest), for pipelines, custom jobs and models.
+"""Client for Vertex AI's REST API (https://cloud.google.com/vertex-ai/docs/reference/rest): pipelines, custom jobs, models.
 
-google-cloud-aiplatform would be a hundred packages and generated clients for some ten calls; google-auth is here already.
+google-cloud-aiplatform would add a hundred packages and generated clients for some ten calls; google-auth is here already.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from paligemma.errors import InputError
 from paligemma.google.rest import BackendError, Service
 
 ENDPOINT_VARIABLE = "PALIGEMMA_VERTEX_ENDPOINT"
-"""Another address of the API, for private access, or for tests on this machine, where no credentials are asked for."""
+"""Overrides the API's address, for private access, or for local tests, which need no credentials."""
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
 class VertexApi:
-    """Vertex AI in a project and a region. `parent` is what all its resources' names begin with."""
+    """Vertex AI in a project and a region. `parent` is the prefix of all its resources' names."""
 
     def __init__(self, project: str, location: str) -> None:
         """Finds credentials (https://cloud.google.com/docs/authentication/application-default-credentials)."""
@@ -61,28 +61,28 @@ class VertexApi:
         )
 
     def get(self, path: str, **query: str) -> dict:
-        """Reads a resource, or a page of them."""
+        """Reads a resource, or a page of resources."""
         return self._service.call("GET", path, None, again=True, made=None, **query)
 
     def post(self, path: str, body: Mapping, **query: str) -> dict:
-        """Makes a resource, or calls a method, once."""
+        """Creates a resource or calls a method, without retries."""
         return self._service.call("POST", path, body, again=False, made=None, **query)
 
     def make(self, path: str, body: Mapping, made: Mapping, **query: str) -> dict:
-        """Makes a resource whose name the caller has chosen, so that making it twice is refused; `made` is the answer then."""
+        """Creates a resource under a name that the caller chose. Returns `made` if a retry is refused because it exists."""
         return self._service.call("POST", path, body, again=True, made=made, **query)
 
     def patch(self, path: str, body: Mapping, fields: str) -> dict:
-        """Changes fields of a resource, whose names are separated by commas."""
+        """Changes the fields of a resource that `fields` names, separated by commas."""
         return self._service.call("PATCH", path, body, again=True, updateMask=fields)
 
     def delete(self, path: str) -> dict:
-        """Deletes a resource; the answer is the operation that does."""
+        """Deletes a resource; returns the operation that does so."""
         return self._service.call("DELETE", path, again=False)
 
     def log_of(self, job: str) -> list[str]:
-        """What a custom job wrote into Cloud Logging, which keeps it for 30 days unless it was told otherwise
-        (https://cloud.google.com/logging/docs/reference/v2/rest/v2/entries/list); takes the role Logs Viewer.
+        """A custom job's log in Cloud Logging, which keeps it for 30 days by default
+        (https://cloud.google.com/logging/docs/reference/v2/rest/v2/entries/list). Needs the role Logs Viewer.
         """
         wanted = f'resource.type="ml_job" AND resource.labels.job_id="{job}"'
         body = {"resourceNames": ["/".join(self.parent.split("/")[:2])], "filter": wanted, "orderBy": "timestamp asc"}
@@ -98,7 +98,7 @@ class VertexApi:
                 return lines
 
     def find(self, path: str, kind: str, filter: str) -> list[dict]:
-        """All resources of a kind that a filter finds."""
+        """All resources of a kind that match a filter."""
         found, token = [], ""
         while True:
             page = self.get(path, filter=filter, pageToken=token)

@@ -1,1 +1,1 @@
-"""Work on machines of its own, through the services that have them: Vertex AI, and Kubeflow Trainer on Kubernetes."""
+"""Runs work as a separate job on other machines, through Vertex AI, or Kubeflow Trainer on Kubernetes."""

@@ -1,7 +1,7 @@
-"""That somebody still waits for a job, in a file that the one writes and the other reads: a job nobody waits for ends itself.
+"""A heartbeat file: a waiting step writes it, and its job reads it. A job that nobody waits for ends itself.
 
-A step may vanish without a word to the job that it had made: KFP's launcher dies of the SIGTERM that the step should have had,
-and the container with it; Vertex AI tells a shell; and a machine that is lost tells nobody.
+A step may vanish without telling its job. KFP's launcher dies of the SIGTERM that the step should have received, and the
+container dies with it. Vertex AI signals a shell instead. A lost machine signals nobody.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ from paligemma.storage.folders import read_file, remove_file
 from paligemma.storage.location import parse_location
 
 HEARTBEAT_VARIABLE = "PALIGEMMA_HEARTBEAT"
-"""The file that says when somebody last waited for this process; unset, nobody has to."""
+"""The heartbeat file of this process; unset: nobody has to wait for it."""
 FOLDER = "launched"
-"""Below the root of the artifacts: a file for each job."""
+"""Folder below the artifact root, with a file for each job."""
 
 BEAT_SECONDS = 60.0
 LOOK_SECONDS = 30.0
 SILENCE_SECONDS = 360.0
-"""A job outlives its step by this, by the time until it looks, and by the time to save its state: ten minutes at most."""
+"""Seconds of silence before a job ends. It outlives its step by this, plus the time until it looks and the time to save its
+state: ten minutes at most.
+"""
 SAVE_SECONDS = 120.0
 
 log = logging.getLogger("paligemma.launch")
 
 
 class AbandonedError(PaliGemmaError):
-    """Nobody waits for what this process was started to make."""
+    """Nobody waits for the result of this process."""
 
     exit_code = 2
 
 
 class _Said(BaseModel):
-    """What the file says: when somebody last waited, in seconds of Unix time, for which job, and how many were made."""
+    """Contents of the file: when somebody last waited (Unix time in seconds), for which job, and how many jobs were made."""
 
     beat: float
     job: str = ""
@@ -52,12 +54,12 @@ class _Said(BaseModel):
 
 @dataclass
 class Heartbeat:
-    """The waiting side, and what an attempt at waiting has to know of those before it.
+    """The waiting side, and what it needs to know about earlier attempts.
 
     Attributes:
-        place: the file; empty: none, where there is no root that both sides reach.
-        job: what the service calls the job that was made last; empty: none was.
-        tries: how many were made.
+        place: the file; empty: none, because no root is reachable from both sides.
+        job: the service's name of the last job; empty: no job was made.
+        tries: number of jobs made.
     """
 
     place: str
@@ -67,7 +69,7 @@ class Heartbeat:
 
     @classmethod
     def open(cls, root: str, name: str) -> Heartbeat:
-        """That of the job of this name, as the attempt before left it."""
+        """The heartbeat of the job with this name, as the previous attempt left it."""
         if not root:
             return cls("")
         place = f"{root.rstrip('/')}/{FOLDER}/{name}.json"
@@ -75,33 +77,33 @@ class Heartbeat:
         return cls(place, said.job, said.tries) if said else cls(place)
 
     def beat(self, now: bool = False) -> None:
-        """Says that somebody waits, if that has not just been said, or has to be said `now`."""
+        """Writes that somebody waits, unless that was written just before; always if `now`."""
         if self.place and (now or time.time() - self._beaten >= BEAT_SECONDS):
             self._beaten = time.time()
             said = _Said(beat=self._beaten, job=self.job, tries=self.tries)
             write_file(self.place, (said.model_dump_json() + "\n").encode())
 
     def made(self, job: str) -> None:
-        """Notes a job that was just made."""
+        """Records a job that was just made."""
         self.job = job
         self.beat(now=True)
 
     def remove(self) -> None:
-        """Forgets it, when what it made is there."""
+        """Removes the file, once the job's result exists."""
         if self.place:
             remove_file(parse_location(self.place))
 
 
 def end_when_abandoned(end: Callable[[], None] | None = None) -> None:
-    """Watches over this process for as long as it lives, if the environment says who waits for it.
+    """Ends this process when nobody waits for it any more, if the environment names a heartbeat file.
 
-    When nobody does any more, the process gets SIGTERM, by which training saves its state, and is ended if that takes too long.
+    The process first gets SIGTERM, on which training saves its state, and is killed if that takes too long.
 
     Args:
-        end: in place of that.
+        end: called instead of that.
 
     Raises:
-        AbandonedError: nobody did when it began.
+        AbandonedError: nobody waited at the start already.
     """
     place = os.environ.get(HEARTBEAT_VARIABLE)
     if not place:
@@ -120,7 +122,7 @@ def _watch(place: str, end: Callable[[], None]) -> None:
         time.sleep(LOOK_SECONDS)
         try:
             heard = max(heard, time.time() - _silence(place))
-        except PaliGemmaError as error:  # as if nobody had been heard: whoever waits may not have been able to write either
+        except PaliGemmaError as error:  # counts as silence: the waiting step may have been unable to write, too
             log.warning("%s", error)
     log.warning("nobody has waited for this job for %.0f seconds: it ends", time.time() - heard)
     end()
@@ -133,13 +135,13 @@ def _end() -> None:
 
 
 def _silence(place: str) -> float:
-    """Seconds since somebody waited, by clocks that agree within some; without end, if nobody ever did."""
+    """Seconds since somebody waited, by clocks that agree within seconds; infinite if nobody ever did."""
     said = _read(place)
     return time.time() - said.beat if said else float("inf")
 
 
 def _read(place: str) -> _Said | None:
-    """What was said last; None if that cannot be understood, which is as if nothing had been said."""
+    """The last contents; None if they cannot be parsed, which counts as no heartbeat."""
     data = read_file(parse_location(place))
     try:
         return parse_model(data, place, _Said, "The heartbeat", most=SMALL_BYTES) if data else None

@@ -1,4 +1,4 @@
-"""What is asked of a service that runs jobs: Vertex AI's custom jobs, and Kubeflow Trainer's."""
+"""The interface to a service that runs jobs: Vertex AI's custom jobs, or Kubeflow Trainer's."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ State = Literal["running", "done", "failed"]
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as its service describes it; `message` says why it failed."""
+    """The state of a job; `message` says why it failed."""
 
     state: State
     message: str = ""
 
 
 class Jobs(Protocol):
-    """A service that runs jobs. Each call raises `BackendError` or `BackendUnavailableError`; `logs` says where logs are.
+    """A service that runs jobs. Calls may raise `BackendError` or `BackendUnavailableError`; `logs` says where logs are.
 
-    A name is ours; what `create` and `search` return is the service's own, by which it finds a job at once.
+    We choose a job's name. `create` and `search` return the service's own id, which finds a job at once.
     """
 
     logs: str
 
     def search(self, name: str) -> str | None:
-        """The last job of a name; a service's list may lag behind what it has made."""
+        """The last job with a name; None if there is none. A service's list may lag behind."""
         ...
 
     def find(self, job: str) -> JobState | None:
-        """How a job is; None if it is gone."""
+        """The state of a job; None if it is gone."""
         ...
 
     def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
-        """Makes one."""
+        """Creates a job; returns its id."""
         ...
 
     def adopt(self, job: str) -> None:
-        """Makes one that another attempt of this step had made this attempt's."""
+        """Takes over a job that an earlier attempt of this step made."""
         ...
 
     def remove(self, job: str) -> None:
-        """Ends one, so that another may be made of its name."""
+        """Ends a job, so that another can take its name."""
         ...

@@ -1,8 +1,8 @@
-"""Several hosts on Kubernetes, as a TrainJob of Kubeflow Trainer (2.2 or later), made and watched from inside the cluster.
+"""TrainJobs of Kubeflow Trainer (2.2 or later), for several hosts on Kubernetes. Created and watched inside the cluster.
 
-https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml. The runtime that the specification
-names starts a process on each node with the variables that `paligemma.runtime.processes` reads. Kubernetes is asked by its REST
-API: four calls, for which its client would be a package of thousands of files.
+https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml. The specification's runtime starts
+a process on each node, with the variables that `paligemma.runtime.processes` reads. Four calls use Kubernetes' REST API
+directly, since its client would be a package of thousands of files.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from paligemma.google.rest import BackendError, Service
 from paligemma.launch.jobs import JobState
 
 ENDPOINT_VARIABLE = "PALIGEMMA_KUBERNETES_ENDPOINT"
-"""Address of the API for tests on this machine; else the cluster says where it is."""
+"""Overrides the API's address for local tests; unset: the cluster's own address."""
 ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""What Kubernetes gives a pod to act as its service account."""
+"""Folder with a pod's service account credentials."""
 
 POD_NAME, POD_UID = "KFP_POD_NAME", "KFP_POD_UID"
-"""What Kubeflow Pipelines tells a step of the pod that it runs in."""
+"""Variables in which Kubeflow Pipelines tells a step its pod."""
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
 JOB_OF_RUNTIME = "node"
-"""The replicated job of the runtime whose pods train."""
+"""The runtime's replicated job whose pods train."""
 PATCHER = "paligemma.pipeline/launcher"
 _DELETE_SECONDS = 300.0
 
 
 class TrainJobs:
-    """TrainJobs of the pod's own namespace, made from one specification.
+    """TrainJobs in this pod's namespace, all made from one specification.
 
-    `pod` is what each node's pod is to have besides: node selector and tolerations.
+    `pod` adds to each node's pod: node selector and tolerations.
     """
 
     def __init__(self, spec: Mapping, pod: Mapping) -> None:
         """Finds the cluster that this pod runs in.
 
         Raises:
-            InputError: this is no pod.
+            InputError: this process does not run in a pod.
         """
         import requests
 
@@ -63,7 +63,7 @@ class TrainJobs:
             endpoint = ""
         if not endpoint:
             raise InputError(
-                "Several hosts are started from inside a Kubernetes cluster, and this is no pod of one.",
+                "Several hosts are started from inside a Kubernetes cluster, but this process is not in a pod.",
                 where=ACCOUNT_FOLDER,
                 expected="a service account's token",
                 fix="run the pipeline on Kubeflow Pipelines",
@@ -72,7 +72,7 @@ class TrainJobs:
         session.verify = str(ACCOUNT_FOLDER / "ca.crt")
 
         def send(method: str, url: str, **options: Any) -> requests.Response:
-            headers = {"Authorization": f"Bearer {_token()}"}  # it is renewed
+            headers = {"Authorization": f"Bearer {_token()}"}  # Kubernetes renews it
             if method == "PATCH":
                 headers["Content-Type"] = "application/merge-patch+json"
             return session.request(method, url, headers=headers, **options)
@@ -88,11 +88,11 @@ class TrainJobs:
         self.logs = f"kubectl logs --namespace={namespace} --selector=jobset.sigs.k8s.io/jobset-name="
 
     def search(self, name: str) -> str:
-        """What it is called is its name."""
+        """The id of a TrainJob, which is its name."""
         return name
 
     def find(self, job: str) -> JobState | None:
-        """How a TrainJob is."""
+        """The state of a TrainJob."""
         try:
             found = self._service.call("GET", f"/{job}", again=True)
         except BackendError as error:
@@ -106,7 +106,7 @@ class TrainJobs:
         return JobState("done" if "Complete" in ended else "running")
 
     def create(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
-        """Makes one that belongs to this pod: when the pod is deleted, Kubernetes deletes it too."""
+        """Creates a TrainJob owned by this pod: when the pod is deleted, Kubernetes deletes it too."""
         trainer = {**self._spec["trainer"], "command": list(command)}
         trainer["env"] = [{"name": key, "value": value} for key, value in environment.items()]
         pod = {**self._pod, "serviceAccountName": self._account}
@@ -122,15 +122,15 @@ class TrainJobs:
         return name
 
     def adopt(self, job: str) -> None:
-        """Has it belong to this pod, and no longer to the one of the attempt before, which may be deleted any time."""
+        """Makes this pod its owner, in place of the previous attempt's pod, which may be deleted any time."""
         try:
             self._service.call("PATCH", f"/{job}", {"metadata": {"ownerReferences": _owners()}}, again=True)
         except BackendError as error:
-            if error.status != 404:  # it is gone, which is seen next
+            if error.status != 404:  # it is gone, which the next `find` shows
                 raise
 
     def remove(self, job: str) -> None:
-        """Deletes one and waits until its pods are gone, so that another may have its name."""
+        """Deletes a TrainJob and waits until its pods are gone, so that another can take its name."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         try:
             self._service.call("DELETE", f"/{job}", options, again=True)
@@ -143,7 +143,7 @@ class TrainJobs:
 
 
 def _owners() -> list[dict[str, object]]:
-    """This pod, as an owner of what it makes; nobody outside of Kubeflow Pipelines."""
+    """This pod as an owner reference; empty outside Kubeflow Pipelines."""
     name, uid = os.environ.get(POD_NAME), os.environ.get(POD_UID)
     return [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}] if name and uid else []
 
@@ -153,10 +153,10 @@ def _token() -> str:
 
 
 def account_of(token: str) -> str:
-    """The service account that a token is of: `system:serviceaccount:NAMESPACE:NAME` is its subject.
+    """The service account of a token, whose subject is `system:serviceaccount:NAMESPACE:NAME`.
 
     Raises:
-        InputError: it is no such token.
+        InputError: it is not a service account's token.
     """
     where, what = ACCOUNT_FOLDER / "token", "The token of the service account"
     try:

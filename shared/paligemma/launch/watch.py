@@ -1,4 +1,4 @@
-"""A command on machines of its own: made, or found again, watched until it ends, and ended with whoever waits for it."""
+"""Runs a command as a separate job: creates or finds the job, watches it, and ends it when its step ends."""
 
 from __future__ import annotations
 
@@ -28,46 +28,46 @@ from paligemma.storage.folders import list_files, read_file
 from paligemma.storage.location import parse_location
 
 LAUNCH_VARIABLE = "PALIGEMMA_LAUNCH"
-"""JSON that says on which machines a step's work is to run, when that is not the step's own; the pipeline's profile sets it."""
+"""JSON that describes the separate job for a step's work; set by the pipeline's profile."""
 POLL_SECONDS = 10.0
 PAUSE_SECONDS = 30.0
-"""Before a job that failed is made again."""
+"""Seconds before a failed job is recreated."""
 
 _FINAL = ("InputError", "DamagedError", "DivergedError")
-"""Kinds of failure that another try would end with too."""
+"""Kinds of failure that another try would repeat."""
 
 log = logging.getLogger("paligemma.launch")
 
 
 class LaunchedError(PaliGemmaError):
-    """The command did not end well on its machines. It goes on from what it saved when it is started again."""
+    """The job failed. Started again, the command continues from its saved state."""
 
     exit_code = 4
 
 
 def launched() -> dict | None:
-    """What `LAUNCH_VARIABLE` says; None when the work is to be done here."""
+    """The value of `LAUNCH_VARIABLE`; None if the work runs here."""
     said = os.environ.get(LAUNCH_VARIABLE)
     if not said:
         return None
-    where, what = f"${LAUNCH_VARIABLE}", "What says where the work is to be done"
+    where, what = f"${LAUNCH_VARIABLE}", "The description of the separate job"
     return parse_json(said, where, what, most=SMALL_BYTES, error=InputError, fix="compile the pipeline again")
 
 
 def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], output: str) -> None:
-    """Runs a step's command on machines of its own and waits until it has ended; one that fails is made again.
+    """Runs a step's command as a separate job and waits until it ends; recreates a job that fails.
 
-    A job is known by what it makes: a step that is started again finds the one of the attempt before. It is ended when the
-    step is told to stop (SIGTERM), and ends itself when the step is gone: no accelerator outlives the pipeline that wants it.
+    A job is named by its output, so a restarted step finds the job of its previous attempt. The job is ended when the step is
+    told to stop (SIGTERM), and ends itself when the step is gone. So no accelerator outlives its pipeline.
 
     Args:
-        machines: from `launched`.
-        module: of the command line, e.g. `components.finetune`.
-        flags: its flags without dashes, and their values: empty ones are left out, those of a list are repeated.
-        output: where the artifact is to be.
+        machines: the value from `launched`.
+        module: the module to run, e.g. `components.finetune`.
+        flags: its flags without dashes, with their values. Empty values are left out; a list repeats its flag.
+        output: where the step writes its artifact.
 
     Raises:
-        LaunchedError: the command failed there, as often as it was to be tried, or by what another try would not mend.
+        LaunchedError: the job failed in every allowed try, or for a reason that another try would not fix.
     """
     jobs = _connect(machines)
     name = f"paligemma-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
@@ -96,7 +96,7 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
                     if found is not None:
                         jobs.remove(job)
                     heart.tries += 1
-                    heart.beat(now=True)  # the job is to hear it when it begins
+                    heart.beat(now=True)  # the job must find a heartbeat at its start
                     job = jobs.create(name, command, environment)
                     heart.made(job)
                     log.info("started %s, try %d; logs: %s%s", job, heart.tries, jobs.logs, name)
@@ -111,7 +111,7 @@ def run_elsewhere(machines: Mapping, module: str, flags: Mapping[str, object], o
 def _check_another_try(
     found: JobState | None, tries: int, retries: int, module: str, environment: Mapping[str, str], logs: str
 ) -> None:
-    """Raises LaunchedError if a job that failed, or is gone, is not to be made again."""
+    """Raises LaunchedError if a failed or vanished job should not be recreated."""
     failure = _last_failure(environment)
     why = failure.message if failure else found.message if found else "It is gone."
     final = failure is not None and failure.kind in _FINAL
@@ -124,7 +124,7 @@ def _check_another_try(
 
 
 def _last_failure(environment: Mapping[str, str]) -> Failure | None:
-    """What the last process there left on record of its failure; None if it was killed, or left no word."""
+    """The failure in the job's last record; None if the job was killed or left no record."""
     root, run, task = (environment.get(name, "") for name in (ROOT_VARIABLE, RUN_VARIABLE, TASK_VARIABLE))
     if not root:
         return None
@@ -133,7 +133,7 @@ def _last_failure(environment: Mapping[str, str]) -> Failure | None:
         last = max(list_files(folder), default=MARK_ENDING)
         data = None if last.endswith(MARK_ENDING) else read_file(folder / last)
         return parse_record(data, folder / last).error if data else None
-    except PaliGemmaError:  # that the job failed is what matters
+    except PaliGemmaError:  # the job's failure is what matters
         return None
 
 

@@ -1,1 +1,1 @@
-"""Questions about artifacts, answered from their records. No server, and nothing is changed but what `prune` may delete."""
+"""Answers questions about artifacts from their records. Needs no server; only `prune` changes anything."""

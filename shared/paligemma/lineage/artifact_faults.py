@@ -1,4 +1,4 @@
-"""Whether one artifact is what its record says: the record beside it, every file, and nothing else, nor links or folders."""
+"""Checks an artifact against its record: the record beside it, every file, and no other file, link or folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from paligemma.storage.folders import Entry, kind_of, read_file, walk
 from paligemma.storage.location import Location
 
 ArtifactFault = tuple[Literal["altered", "missing"], str, str]
-"""Kind, where, and what."""
+"""Kind, location and description."""
 
 _KINDS = {"folder": "a folder", "link": "a link", "other": "a FIFO, a socket or a device", "file": "a file"}
 
 
 def artifact_faults(record: MadeRecord, place: Location, others: Sequence[Record]) -> Iterator[ArtifactFault]:
-    """What is wrong with an artifact. Links are not followed, and nothing but files is opened.
+    """What is wrong with an artifact. Follows no links, and opens nothing but files.
 
     Args:
-        record: of the artifact, as it was kept below the root.
-        place: where the artifact is.
-        others: all records of the same place. In Cloud Storage, the version that was current before stays for a while, and
-            what an attempt without an artifact left goes with the next one.
+        record: the artifact's record, as kept below the root.
+        place: the artifact's location.
+        others: all records of the same location. In Cloud Storage, the previous version stays for a while, and the leftovers of
+            a failed attempt go with the next publication.
     """
     kind = kind_of(place)
     if kind is None:
@@ -66,8 +66,8 @@ def location_sha256(file: Location) -> str:
     """Hash of a file or an object.
 
     Raises:
-        OSError: it is no file, or not there.
-        PaliGemmaError: the object cannot be had.
+        OSError: the file is missing, or not a regular file.
+        PaliGemmaError: the object cannot be read.
     """
     with local_file(file) as path:
         return file_sha256(path)
@@ -96,7 +96,7 @@ def _record_faults(record: Record, place: Location, found: Entry | None) -> Iter
         return
     if beside.sha256 != record.sha256:
         yield "altered", str(where), "it is not the record that was kept below the root"
-    elif data != render_record(record):  # the hash is not of the signature
+    elif data != render_record(record):  # the hash does not cover the signature
         yield "altered", str(where), "its bytes are not those that were written"
 
 

@@ -1,4 +1,4 @@
-"""What a run took over from others: a step that its runner served from a cache leaves no record, so one is written for it."""
+"""Cached steps of a run: a step that the runner serves from its cache leaves no record, so one is written for it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from paligemma.artifacts.recording import attempt_name, keep_file, seal
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import by_hash, run_tasks
 
-_NOT_STEPS = ("champion",)  # another run's, compared with on purpose
+_NOT_STEPS = ("champion",)  # from another run, for comparison on purpose
 
 
 def record_cached(index: Index, run: str) -> list[Record]:
-    """Writes a record for each step of a run whose artifact was used in it, but made by another run; returns them."""
+    """Writes and returns a record for each step of a run whose artifact came from another run's step."""
     tasks = run_tasks(index, run)
     own = {task["task"] for task in tasks}
     written = []

@@ -39,7 +39,7 @@ def diff(index: Index, before: str, after: str) -> dict:
 
 
 def changes(before: dict, after: dict) -> list[dict]:
-    """The leaves of two JSON values that differ; null stands for one that is not there."""
+    """The leaves in which two JSON values differ; null stands for a missing leaf."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
     return [
         {"key": key, "before": old.get(key), "after": new.get(key)} for key in {**old, **new} if old.get(key) != new.get(key)

@@ -1,4 +1,4 @@
-"""What an artifact, a data row or an image went into."""
+"""Finds what an artifact, a data row or an image went into."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from paligemma.storage.location import parse_location
 
 MODEL_TYPES = ("tuned-model",)
 EVALUATION_TYPES = ("evaluation",)
-_NOT_CONTENTS = ("against", "baseline", "champion")  # such an input is compared with, and is in nothing that is made
+_NOT_CONTENTS = ("against", "baseline", "champion")  # inputs for comparison only: they are not part of the output
 _NOT_TRAINED = ("validation records",)
 _SHOWN_ROWS = 20
 
 
 def impact(index: Index, name: str) -> dict:
-    """What an artifact, a data row or an image went into: models, evaluations and releases; and where a row was rejected.
+    """The models, evaluations and releases that an artifact, a data row or an image went into, and where a row was rejected.
 
     Args:
         index: the index.
-        name: an artifact as for `find_record`, or an input that no step made (its path or hash); a row's id, `FILE:LINE`, or
-            the hash, name or file of an image. Each hash needs only as many digits as tell it from others, and at least 6.
+        name: an artifact as for `find_record`; an external input (its path or hash); a row's id or `FILE:LINE`; or an image's
+            hash, name or file. A hash may be cut to 6 or more digits, if it stays unique.
 
     Raises:
-        InputError: it is nothing that is known.
+        InputError: the name is unknown.
     """
     starts, what = _starts(index, name)
     reached: dict[int, set[str]] = {}
@@ -76,7 +76,7 @@ def _group(record: dict, roles: set[str]) -> str:
 
 
 def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
-    """The records that what a user names is in, or is an input of."""
+    """The records that have the named thing as their artifact, row or input."""
     if find_numbers(index, name):
         record = find_record(index, name)
         return dict(users(index, record)), {"kind": "artifact", "artifact": reference(record)}
@@ -91,7 +91,7 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     if not rows and not rejected:
         refuse_run(index, name)
         raise InputError(
-            f"{name!r} is no artifact, row or image below {shown_roots(index)}.",
+            f"{name!r} is not an artifact, row or image below {shown_roots(index)}.",
             expected="an artifact's address or hash, a row id, FILE:LINE of the data, or an image's file, name or hash",
             fix="`paligemma lineage list` and `show` name artifacts; rows.jsonl in records names rows and images",
         )
@@ -108,7 +108,7 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
 
 
 def _line_of(name: str) -> tuple[str, int] | None:
-    """The data file's address and the number of the line in it, if that is what a name says."""
+    """The data file's address and the line number, if a name is `FILE:LINE`."""
     file, _, line = name.rpartition(":")
     if not file or not re.fullmatch(r"[0-9]{1,18}", line):
         return None
@@ -116,7 +116,7 @@ def _line_of(name: str) -> tuple[str, int] | None:
 
 
 def data_hash(address: str) -> str:
-    """The hash of a data file as it is now, by which it is known wherever it was moved; empty if it is not there."""
+    """The current hash of a data file, which identifies it even if it was moved; empty if the file is missing."""
     try:
         with local_file(parse_location(address)) as path:
             return file_sha256(path)
@@ -125,7 +125,7 @@ def data_hash(address: str) -> str:
 
 
 def _find_rows(index: Index, name: str) -> tuple[str, list]:
-    """The places of a row in all lists of rows, or of an image; and which it is."""
+    """The kind of a name (row or image), and its places in all lists of rows."""
     index.refresh_rows()
     select = "SELECT rows.*, row_sets.sha256 FROM rows JOIN row_sets ON row_sets.id = row_set WHERE "
     if at := _line_of(name):

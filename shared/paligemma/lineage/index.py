@@ -1,8 +1,8 @@
-"""The records below a root, indexed in SQLite so that questions are answered in less than a second. Only a cache: it can go.
+"""An SQLite index of the records below a root, so that questions take less than a second. It is only a cache.
 
-Records are never changed once written, so that a refresh reads only the folders that something was added to. The index is in
-this machine's cache folder, never in the root: whoever can write there could have written it. Records that cannot be read are
-listed in the table `damaged`, and the rest is answered.
+Records never change once written, so a refresh reads only folders with new files. The index is in this machine's cache folder
+and never in the root, where anybody with write access could forge it. Unreadable records are listed in the table `damaged`, and
+answers use the rest.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from paligemma.storage.folders import kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
 KEY_BYTES = 16
-"""Of the hash of a row or an image, in the index."""
+"""Bytes of a row's or image's hash that the index stores."""
 _VERSION = 4
 _WORTH_SHOWING = 200
-_WAIT = 600.0  # seconds, while another process takes records in
-_READERS = 2  # compressing and SQLite let other threads run, reading JSON does not
+_WAIT = 600.0  # seconds to wait while another process adds records
+_READERS = 2  # compression and SQLite run in parallel threads, parsing JSON does not
 _BATCH = 500  # records read ahead
-_SETTLED = 2.0  # seconds after which a folder's time of change tells of every change before
+_SETTLED = 2.0  # seconds after which a folder's modification time covers all earlier changes
 _UNUSED = 60 * 86400.0  # seconds
 _INDEX_FILE = re.compile(r"[0-9a-f]{32}\.sqlite(-wal|-shm)?|\.[0-9a-f]{32}\.sqlite\.lock")
 _SCHEMA = """
@@ -78,20 +78,20 @@ log = logging.getLogger("paligemma.lineage")
 
 
 class Index:
-    """An index of a root, up to date when it is opened. Use it in a `with`.
+    """An index of a root, up to date when opened. Use it in a `with` block.
 
     Attributes:
         root: a local folder, or a `gs://` prefix.
-        unseen: other roots that are known to have records of the same chains, and were not looked into.
+        unseen: other roots with records of the same chains that were not read.
         database: the connection; rows come as `sqlite3.Row`.
     """
 
     def __init__(self, root: str | Path | Location, thorough: bool = False) -> None:
-        """Opens and refreshes it.
+        """Opens and refreshes the index.
 
         Args:
             root: where the records are.
-            thorough: look into every run's folder, not only into those that say they changed.
+            thorough: read every run's folder, not only those whose modification time changed.
 
         Raises:
             InputError: there are no lineage records below the root.
@@ -122,11 +122,11 @@ class Index:
 
     @property
     def roots(self) -> list[Location]:
-        """All that were looked into."""
+        """All roots that were read."""
         return [self.root]
 
     def ask(self, query: str, *values: object) -> list[sqlite3.Row]:
-        """All rows that a query gives."""
+        """All result rows of a query."""
         return self.database.execute(query, values).fetchall()
 
     def body(self, number: int) -> dict:
@@ -139,21 +139,21 @@ class Index:
         return self.root / FOLDER / path
 
     def read(self, path: str) -> bytes | None:
-        """The contents of a file of the `lineage` folder; None if it is not there any more.
+        """The contents of a file of the `lineage` folder; None if it is gone.
 
         Raises:
-            PaliGemmaError: it is too large, or no file.
+            PaliGemmaError: the file is too large, or not a regular file.
         """
         return read_file(self.file(path))
 
     def damaged(self) -> list[tuple[str, str]]:
-        """Files that should be records and are none: where, and why."""
+        """Files that should be records but are not: where, and why."""
         return [(str(self.file(path)), why) for path, why in self.ask("SELECT path, why FROM damaged ORDER BY path")]
 
     def refresh_rows(self) -> None:
-        """Takes in the lists of rows that are not indexed yet; seconds for a million rows, once.
+        """Indexes the lists of rows that are not indexed yet. Takes seconds for a million rows, once.
 
-        A list that is not what its record says is warned of, and left out of what is answered.
+        Warns about a list that contradicts its record, and leaves it out of answers.
         """
         wanted = self.ask(
             "SELECT DISTINCT rows_sha256 FROM records WHERE rows_sha256 NOT NULL"
@@ -199,7 +199,7 @@ class Index:
             )
         path = cache_folder() / "lineage" / f"{self._identity()}.sqlite"
         try:
-            with exclusive(path):  # or two processes would make it at once
+            with exclusive(path):  # else two processes would create it at once
                 if not path.exists():
                     _forget_others(path.parent)
                 return _open_database(path)
@@ -207,7 +207,7 @@ class Index:
             return _in_memory(error)
 
     def _identity(self) -> str:
-        """Differs between roots, also between two that were at the same path one after the other."""
+        """A text that identifies a root, even among roots that were at the same path one after the other."""
         said = str(self.root)
         if isinstance(self.root, Path):
             status = (self.root / FOLDER).stat()
@@ -232,7 +232,7 @@ class Index:
             self.database.executemany("INSERT OR REPLACE INTO folders VALUES (?, ?)", self._files.items())
 
     def _changed_local(self) -> tuple[list[str], list[str]]:
-        """Files that are new or gone, of runs that changed: whoever writes a record touches its run's folder."""
+        """New and deleted files of the runs that changed; writing a record touches its run's folder."""
         top, now = str(self.root / FOLDER), time.time()
         known = dict(self.database.execute("SELECT path, changed FROM folders").fetchall())
         new, gone = [], []
@@ -252,7 +252,7 @@ class Index:
             new += sorted(files - before)
             gone += sorted(before - files)
             self._files[run.name] = stamp if now - stamp / 1e9 > _SETTLED else 0
-        for run_name in known:  # of the runs seen before, those that are not there any more
+        for run_name in known:  # runs seen before that are gone now
             gone += sorted(self._known_below(run_name))
             self.database.execute("DELETE FROM folders WHERE path = ?", (run_name,))
         return new, gone
@@ -271,9 +271,10 @@ class Index:
         return {path for (path,) in self.database.execute(query, bounds)}
 
     def _contents(self, paths: list[str]) -> Iterator[tuple[str, Record | str | None, bytes]]:
-        """Path; record, hash of what was pruned, or None; and the contents as the index holds them, or why there are none.
+        """For each file: its path; its record, a pruned artifact's hash, or None; and its indexed contents, or why there are
+        none.
 
-        Threads read and compress while others are put in.
+        Threads read and compress ahead of the insertion.
         """
         with ThreadPoolExecutor(_READERS if isinstance(self.root, Path) else gcs.STREAMS) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
@@ -287,14 +288,14 @@ class Index:
     def _read_packed(self, path: str) -> tuple[Record | str | None, bytes] | None:
         try:
             data = self.read(path)
-            if data is None:  # the mark of an attempt that ended just now
+            if data is None:  # the mark of an attempt that has just ended
                 return None
             if path.endswith(PRUNED_ENDING):
                 return parse_prune_mark(data, path).pruned, b""
             record = parse_record(data, path)
             if fault := path_fault(path, record):
                 return None, fault.encode()
-        except InputError:  # an object that went just now
+        except InputError:  # an object that has just been deleted
             return None
         except PaliGemmaError as error:
             return (None, error.what.encode()) if kind_of(self.file(path)) else None
@@ -336,18 +337,18 @@ def _in_memory(error: Exception) -> sqlite3.Connection:
 
 
 def empty_index() -> sqlite3.Connection:
-    """The tables, in memory."""
+    """An empty index in memory."""
     return _with_schema(sqlite3.connect(":memory:"))
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
-    """The index in a file, made anew if it is another version's, or damaged."""
+    """Opens the index in a file; recreates it if it is damaged or of another version."""
     database = sqlite3.connect(path, timeout=_WAIT)
     try:
         (version,) = database.execute("PRAGMA user_version").fetchone()
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError:  # no database at all
+    except sqlite3.DatabaseError:  # not a database
         version = None
     if version != _VERSION:
         database.close()
@@ -358,7 +359,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
 
 
 def _forget_others(folder: Path) -> None:
-    """Removes the indexes of roots that nobody asked of for long, some of which are gone."""
+    """Removes indexes that were not used for a long time; some of their roots are gone."""
     for path in folder.iterdir():
         if _INDEX_FILE.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _UNUSED:
             path.unlink(missing_ok=True)
@@ -373,14 +374,14 @@ def _with_schema(database: sqlite3.Connection) -> sqlite3.Connection:
 
 def _set_up(database: sqlite3.Connection) -> sqlite3.Connection:
     database.row_factory = sqlite3.Row
-    database.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
-    database.execute("PRAGMA cache_size = -65536")  # KiB; its indexes are written in no order
+    database.execute("PRAGMA synchronous = OFF")  # a lost index is recreated
+    database.execute("PRAGMA cache_size = -65536")  # KiB; SQL indexes are written in random order
     return database
 
 
 @contextmanager
 def _progress(what: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows how far work is that takes long enough for somebody to wonder; yields what counts a unit of it."""
+    """Shows progress of work that takes long; yields a function that counts one unit."""
     if total < _WORTH_SHOWING:
         yield lambda: None
         return
@@ -389,7 +390,7 @@ def _progress(what: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def unpack(data: bytes) -> dict:
-    """A record's JSON value from what the index holds: its file, compressed."""
+    """A record's JSON value from its compressed file in the index."""
     return json.loads(zlib.decompress(data))
 
 
@@ -400,7 +401,7 @@ def _folders(path: str) -> list[os.DirEntry]:
 
 
 def _lineage_folders(root: Location) -> Iterator[Path]:
-    """Folders called `lineage` a few levels below a local root, for the message that says which root to pass."""
+    """Folders called `lineage` a few levels below a local root, for a message that suggests the right root."""
     if isinstance(root, GcsLocation):
         return
     for pattern in ("*", "*/*", "*/*/*"):

@@ -1,7 +1,7 @@
-"""What `verify` saw of a root, kept in a file elsewhere.
+"""The record hashes that `verify` saw below a root, kept in a file elsewhere.
 
-Signatures tell who wrote a record, and not that there were more: whoever takes the newest records of a root away, with their
-artifacts, leaves a whole earlier state of it. Only somebody who remembers can tell.
+Signatures tell who wrote a record, but not that more records existed: deleting a root's newest records and artifacts leaves a
+valid earlier state. Only a memory elsewhere can tell.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class _Seen(BaseModel):
 
 
 def read_seen(path: Path) -> dict[str, str]:
-    """The hashes of records by their paths below `lineage`; none if there is no such file yet.
+    """The hashes of records by path below `lineage`; empty if there is no such file yet.
 
     Raises:
-        InputError: it is another file.
+        InputError: the file is something else.
     """
     return dict(read_model(path, _Seen, "What was seen before", error=InputError).records) if path.exists() else {}
 
 
 def write_seen(path: Path, hashes: Mapping[str, str]) -> None:
-    """Writes them, in place of what was seen before."""
+    """Writes the hashes, and replaces the earlier ones."""
     write_file(path, json.dumps({"records": dict(sorted(hashes.items()))}, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Lineage as OpenLineage RunEvents (https://openlineage.io/spec/2-0-2/OpenLineage.json), for catalogues that speak it.
 
-Every attempt is a run with a START and an end event, and has the pipeline's run as its parent. Built with OpenLineage's own
-client, so that what is written is of the published schema.
+Every attempt becomes an OpenLineage run with a START and an end event, whose parent is the pipeline's run. Events are built
+with OpenLineage's own client, so they follow the published schema.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _SENDING_SECONDS = 30.0
 
 
 class NotAcceptedError(PaliGemmaError):
-    """The receiver of events did not take one: the same command sends all of them again, which changes nothing there."""
+    """The receiver did not accept an event. The same command sends all events again, which is safe to repeat."""
 
     exit_code = 4
 
 
 def events(index: Index, runs: list[str], namespace: str = "paligemma", repository: str = "") -> Iterator[RunEvent]:
-    """The events of some runs, in order of time within each.
+    """The events of some runs, in order of time within each run.
 
     Args:
         index: the index.
-        runs: names.
-        namespace: of the jobs.
-        repository: web address of the source code; empty: only its commit is named.
+        runs: names of the runs.
+        namespace: namespace of the jobs.
+        repository: web address of the source code; empty: events name only the commit.
 
     Raises:
-        InputError: there is no such run, or the client is not installed.
+        InputError: a run does not exist, or the client is not installed.
     """
     _client()
     for run in runs:
@@ -80,10 +80,10 @@ def to_line(event: RunEvent) -> str:
 def send(url: str, sent: Iterator[RunEvent]) -> int:
     """Posts events to the receiver at `url`, with or without its usual path `/api/v1/lineage`; returns how many.
 
-    A key for it is taken from `OPENLINEAGE_API_KEY`.
+    Takes the receiver's key from `OPENLINEAGE_API_KEY`.
 
     Raises:
-        NotAcceptedError: it did not take one.
+        NotAcceptedError: the receiver did not accept an event.
     """
     import os
 
@@ -102,7 +102,7 @@ def send(url: str, sent: Iterator[RunEvent]) -> int:
             client.emit(event)
         except requests.RequestException as error:
             raise NotAcceptedError(
-                f"The receiver took {count} events, and then no more.", where=url, expected="status 2xx", fix=str(error)
+                f"The receiver took {count} events, and then refused.", where=url, expected="status 2xx", fix=str(error)
             ) from None
         count += 1
     return count
@@ -120,7 +120,7 @@ class _Writer:
 
     def __init__(self, index: Index, run: str, namespace: str, repository: str) -> None:
         self._index, self._run, self._namespace, self._repository = index, run, namespace, repository.rstrip("/")
-        self._pipeline = re.sub(r"(-\d+)+$", "", run) or run  # KFP adds the time of the run to the pipeline's name
+        self._pipeline = re.sub(r"(-\d+)+$", "", run) or run  # KFP appends the run's time to the pipeline's name
         version = importlib.metadata.version("paligemma")
         self._producer = self._repository or f"urn:paligemma:{version}"
 
@@ -138,7 +138,7 @@ class _Writer:
         )
 
     def of_attempt(self, kind: str, records: list[dict]) -> RunEvent:
-        """The event of an attempt from its records, of which there is one for each artifact; the last is the step's own."""
+        """The event of an attempt, from its records: one for each artifact; the last is the step's own."""
         from openlineage.client.event_v2 import RunEvent, RunState
 
         ended, last = kind != "START", records[-1]
@@ -258,12 +258,12 @@ class _Writer:
 
 
 def _identity(name: str) -> str:
-    """The same UUID whenever the same thing is exported."""
+    """A UUID that is the same for every export of the same thing."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"paligemma:{name}"))
 
 
 def _dataset(uri: str) -> tuple[str, str]:
-    """Namespace and name, as https://openlineage.io/docs/spec/naming has them."""
+    """Namespace and name of a dataset, by https://openlineage.io/docs/spec/naming."""
     if uri.startswith(SCHEME):
         bucket, _, name = uri.removeprefix(SCHEME).partition("/")
         return f"{SCHEME}{bucket}", name or "/"

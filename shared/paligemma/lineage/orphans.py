@@ -1,4 +1,4 @@
-"""Artifacts below a root that none of its records knows of, hidden ones and those behind links too."""
+"""Finds artifacts below a root that no record names, including hidden ones and those behind links."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _WHAT = "the artifact's record is not among those below the root"
 
 
 def orphans(root: Location, known: set[str], unfinished: set[str]) -> Iterator[tuple[str, str, Record | None]]:
-    """Where they are, what to say, and the record beside one, if it can be read.
+    """Yields each orphan's location, a message, and the record beside it if readable.
 
     Args:
-        root: where to look; not in its folder `lineage`.
-        known: places of artifacts, by their paths from the root; nothing below them is an orphan.
-        unfinished: where attempts that made nothing were to write: what they left is none either.
+        root: the root to search, except its folder `lineage`.
+        known: paths of known artifacts relative to the root; nothing below them is an orphan.
+        unfinished: outputs of attempts that made no artifact; their leftovers are not orphans either.
     """
     for path in _below(root, known):
         folder, _, name = path.rpartition("/")
@@ -45,7 +45,7 @@ def _record(place: Location) -> Record | None:
 
 
 def _below(root: Location, known: set[str]) -> Iterator[str]:
-    """Paths of folders with a record that are no known place, and not in one or in another of these."""
+    """Paths of the topmost folders with a record that are neither known artifacts nor inside one."""
     if isinstance(root, GcsLocation):
         start, found = len(root.name) + 1 if root.name else 0, []
         for one in gcs.list_objects(root):

@@ -1,4 +1,4 @@
-"""The page of a root's lineage: what it is given, and rendering it. It is one file, and fetches nothing."""
+"""The lineage page of a root: collects its data and renders it. The page is one file, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from paligemma.reports.page import render
 
 
 def page_data(index: Index, limit: int, most_rows: int, runs: list[str] | None = None, beside: Path | None = None) -> dict:
-    """What the page shows, as a JSON value.
+    """The page's data as a JSON value.
 
     Args:
         index: the index.
-        limit: most runs, from the newest.
-        most_rows: most data rows that can be searched and compared, over all lists of rows, the newest runs' first.
-        runs: names of the runs in place of the newest.
-        beside: the folder that the page will be in, for links to the artifacts' pages.
+        limit: maximum number of runs, newest first.
+        most_rows: maximum number of searchable data rows over all lists of rows, newest runs first.
+        runs: names of the runs to show instead of the newest.
+        beside: the page's folder, for links to the artifacts' pages.
     """
     names = [run["run"] for run in list_runs(index, limit)] if runs is None else runs
     shown, artifacts, lists = [], {}, {}

@@ -1,7 +1,7 @@
-"""What may be deleted without breaking the lineage of a release: artifacts that no release came from. Records always stay.
+"""Deletes artifacts that no release came from, so the lineage of releases stays complete. Records always stay.
 
-A record says where its artifact was once. Somebody may have used that place for something else since, or have written the
-record to have something deleted. So only what lies below the root, and is what the record says and nothing else, goes.
+A record names a location where its artifact once was. The location may hold something else by now, or the record may be forged
+to delete something. So only artifacts that are below the root and match their record exactly are deleted.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from paligemma.lineage.relocation import Made, Places, link_between, version_fol
 from paligemma.storage.folders import Entry, kind_of, read_file, remove_files, walk
 from paligemma.storage.location import GcsLocation, Location
 
-_WRITTEN_ANEW = "somebody wrote it anew meanwhile"
+_WRITTEN_ANEW = "somebody rewrote it meanwhile"
 
 
 def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ()) -> dict:
-    """Which artifacts could go and which must stay, with reasons; the JSON value that `--dry-run` shows.
+    """Which artifacts can be deleted and which must stay, with reasons; the JSON value that `--dry-run` shows.
 
-    An artifact stays when a release is made from it at any remove, is a release itself, is younger than that many days, or
-    belongs to a run that is perhaps still under way. `not_ours` are places where something else is than what was recorded.
+    An artifact stays if a release is made from it, directly or indirectly; if it is a release itself; if it is younger than
+    `older_than_days`; or if its run may still be running. `not_ours` lists locations that hold something other than what was
+    recorded.
 
     Args:
-        index: of the root to prune.
-        older_than_days: see above.
-        registries: of other roots, whose releases count too.
+        index: index of the root to prune.
+        older_than_days: minimum age in days.
+        registries: indexes of other roots whose releases count too.
     """
     released = [_releases(one) for one in (index, *registries)]
     used = [one["record"] for records in released[1:] for record in records for one in record["inputs"] if one["record"]]
@@ -80,13 +81,13 @@ def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ())
 
 
 def delete(index: Index, planned: dict) -> None:
-    """Deletes what a plan says, leaving for each artifact a mark with its record that says so.
+    """Deletes the artifacts in a plan, and leaves a mark beside each one's record.
 
-    Each place is looked at again; what is not ours any more is moved to the plan's `not_ours`. In Cloud Storage, an object goes
-    only if it is still the one that was looked at.
+    Checks each location again; artifacts that no longer match move to the plan's `not_ours`. In Cloud Storage, an object is
+    deleted only if it is unchanged since this check.
 
     Raises:
-        InputError: nothing is released, so that the plan would be to delete everything.
+        InputError: there is no release, so the plan would delete everything.
     """
     if not planned["releases"]:
         raise InputError(
@@ -114,17 +115,17 @@ def delete(index: Index, planned: dict) -> None:
 
 
 def prune_mark(sha256: str, at: str) -> PruneMark:
-    """The mark that says that the artifact of the record with this hash was deleted on purpose, signed if there is a key."""
+    """The mark for deliberate deletion of the artifact whose record has this hash; signed if there is a key."""
     mark = PruneMark(pruned=sha256, at=at)
     return mark.model_copy(update={"signature": sign(mark.sha256)})
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What is at an artifact's place: a location, if it is the artifact; a fault, if it is something else; or nothing.
+    """What is at an artifact's location: `location` if it is the artifact, a fault if it is something else, or nothing.
 
     Attributes:
-        files: of the artifact and its record, those that are there.
+        files: the existing files of the artifact and its record.
     """
 
     place: str
@@ -134,7 +135,7 @@ class _Found:
 
 
 class _Ground:
-    """The root of an index, with the places of its artifacts."""
+    """The root of an index, with the locations of its artifacts."""
 
     def __init__(self, index: Index) -> None:
         self._root = index.root
@@ -143,11 +144,11 @@ class _Ground:
         self._known = {self._places.below_root(row["output"]) for row in found} - {None}
 
     def key(self, record: dict) -> str:
-        """The same for artifacts that take one another's place."""
+        """A key that is equal for artifacts that replace one another."""
         return self._places.below_root(record["output"]) or record["output"]
 
     def look(self, record: dict, pruned: bool) -> _Found:
-        """What is at the place of a record's artifact. Nothing is opened but its `lineage.json`."""
+        """What is at the location of a record's artifact. Opens only its `lineage.json`."""
         path = self._places.below_root(record["output"])
         if path is None:
             return _Found(record["output"], None, "it is not below this root")
@@ -160,7 +161,7 @@ class _Ground:
         if (link := link_between(self._root, path)) is not None:
             return _Found(str(place), None, f"{link} is a link, or no folder")
         try:
-            entries = list(walk(place))  # before the record is read: what is written after this is not what goes
+            entries = list(walk(place))  # listed before the record is read, so that files written later are not deleted
             data = read_file(place / RECORD_FILE)
             beside = parse_record(data, place / RECORD_FILE) if data is not None else None
         except PaliGemmaError as error:
@@ -183,11 +184,11 @@ class _Ground:
 
 
 def _not_recorded(place: Location, entries: Sequence[Entry], own: set[str]) -> str:
-    """The first file, link or other thing at an artifact's place that is none of its own; empty if there is none."""
+    """The first file, link or other entry at an artifact's location that is not its own; empty if there is none."""
     folders = {path[:end] for path in own for end, letter in enumerate(path) if letter == "/"}
     for entry in entries:
         if isinstance(place, GcsLocation) and entry.path.startswith("version-"):
-            continue  # what earlier versions left; only this one's is deleted
+            continue  # leftovers of earlier versions; only this version's files are deleted
         if entry.kind == "folder" and entry.path in folders:
             continue
         if entry.kind != "file" or entry.path not in own:
@@ -201,7 +202,7 @@ def _releases(index: Index) -> list[dict]:
 
 
 def _ancestry(index: Index, numbers: list[int]) -> set[int]:
-    """These records and all that their artifacts were made from."""
+    """These records, and those of everything that their artifacts were made from."""
     reached, waiting = set(numbers), list(numbers)
     while waiting:
         for number in _makers(index, waiting.pop()):

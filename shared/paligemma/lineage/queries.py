@@ -1,4 +1,4 @@
-"""Questions that a reviewer asks of an index. Answers are JSON values, which the command prints and the page shows."""
+"""A reviewer's queries to an index. Answers are JSON values, which the command prints and the page shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENDS = ("failed", "preempted", "running", "succeeded")
 
 
 def list_runs(index: Index, limit: int = 50, status: str = "", component: str = "") -> list[dict]:
-    """Runs, the newest first: when they began, how they ended, their steps, releases and seconds."""
+    """Runs, newest first: start, status, steps, releases, and duration in seconds."""
     found = []
     for run in run_names(index, status, component):
         if len(found) == limit:
@@ -29,7 +29,7 @@ def list_runs(index: Index, limit: int = 50, status: str = "", component: str = 
 
 
 def run_names(index: Index, status: str = "", component: str = "") -> list[str]:
-    """All runs, the newest first; if given, only those with an attempt that ended so, and with one of this component."""
+    """Names of all runs, newest first; optionally only those with an attempt of this status, and of this component."""
     names = index.ask(
         "SELECT run, MIN(started) AS began FROM records WHERE (?1 = '' OR run IN (SELECT run FROM records WHERE status = ?1))"
         " AND (?2 = '' OR run IN (SELECT run FROM records WHERE component = ?2)) GROUP BY run ORDER BY began DESC, run DESC",
@@ -39,7 +39,7 @@ def run_names(index: Index, status: str = "", component: str = "") -> list[str]:
 
 
 def run_summary(index: Index, run: str) -> dict:
-    """A run in a few words."""
+    """A summary of a run."""
     tasks = run_tasks(index, run)
     own = [task for task in tasks if task["component"] != SUMMARY_COMPONENT]
     costs = [attempt["cost_usd"] for task in tasks for attempt in task["attempts"] if attempt["cost_usd"] is not None]
@@ -60,7 +60,7 @@ def run_summary(index: Index, run: str) -> dict:
 
 
 def _job(tasks: list[dict]) -> str | None:
-    """What the runner calls the run, where that is something else: the exit step is told."""
+    """The runner's name of the run if it differs; the exit step learns it."""
     for task in tasks:
         said = task["parameters"].get("status") if task["component"] == SUMMARY_COMPONENT else None
         if isinstance(said, dict) and said.get("job"):
@@ -69,13 +69,13 @@ def _job(tasks: list[dict]) -> str | None:
 
 
 def worst(statuses: Iterable[str]) -> str:
-    """How things ended together: as the one that ended worst."""
+    """The worst of several statuses."""
     found = set(statuses)
     return next((status for status in _ENDS if status in found), "succeeded")
 
 
 def run_tasks(index: Index, run: str) -> list[dict]:
-    """The tasks of a run in the order they began, each as its last attempt left it, with all attempts.
+    """The tasks of a run in the order of their start, each with its last state and all attempts.
 
     Raises:
         InputError: there is no such run.
@@ -125,10 +125,10 @@ def _task(name: str, bodies: list[dict]) -> dict:
 
 
 def show(index: Index, name: str) -> dict:
-    """A run, or a record in full with who used its artifact.
+    """A run's tasks, or a full record with the users of its artifact.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is no such run or record.
     """
     if index.ask("SELECT 1 FROM records WHERE run = ? LIMIT 1", name):
         return run_summary(index, name) | {"kind": "run", "steps": run_tasks(index, name)}
@@ -138,12 +138,12 @@ def show(index: Index, name: str) -> dict:
 
 
 def find_record(index: Index, name: str) -> dict:
-    """The record that a user means: by its artifact's address or path, from the root or whole; the hash of the record or of
-    the artifact (as many digits as it takes); `RUN/TASK`; an attempt; or a release's version. Of several with the same
-    artifact, the newest.
+    """The record that a user names: by its artifact's address or path (absolute, or relative to the root); the hash of the
+    record or artifact, or its first digits; `RUN/TASK`; an attempt; or a release's version. Among records of the same artifact,
+    the newest.
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: no record matches, or several do.
     """
     found = find_numbers(index, name)
     if not found:
@@ -163,23 +163,23 @@ def find_record(index: Index, name: str) -> dict:
 
 
 def refuse_run(index: Index, name: str) -> None:
-    """Says what a run made, where a name is a run's and an artifact's is asked for.
+    """Refuses a run's name where an artifact's is needed, and lists the run's artifacts.
 
     Raises:
-        InputError: it is a run's.
+        InputError: the name is a run's.
     """
     if not index.ask("SELECT 1 FROM records WHERE run = ? LIMIT 1", name):
         return
     made = [f"{name}/{task['task']}" for task in run_tasks(index, name) if task["artifacts"]]
     raise InputError(
-        f"{name!r} is a run, and no artifact.",
+        f"{name!r} is a run, not an artifact.",
         expected=" or ".join(made) or "a run that made one",
         fix="pass one of its artifacts",
     )
 
 
 def find_numbers(index: Index, name: str) -> list[int]:
-    """The records that a name may stand for, as `find_record` takes it; none for what is not known."""
+    """Numbers of the records that a name may stand for, as in `find_record`; empty for an unknown name."""
 
     def numbers(condition: str, *values: object) -> list[int]:
         return [number for (number,) in index.ask(f"SELECT id FROM records WHERE {condition} ORDER BY started, path", *values)]
@@ -195,7 +195,7 @@ def find_numbers(index: Index, name: str) -> list[int]:
         return found[-1:]
     if re.match(r"\d{8}T", name) and (found := numbers("attempt = ?", name)):
         return found
-    # A root that was copied has other addresses than its records say, and a release goes by its version.
+    # In a copied root, addresses differ from those in the records; a release is named by its version.
     roots = [f"{root}/" for root in index.roots if address.startswith(f"{root}/")]
     below = address.removeprefix(max(roots, key=len)) if roots else name.strip("/")
     for ending in (f"/{below}", f"/releases/{below.rpartition('/')[2]}/release"):
@@ -205,12 +205,12 @@ def find_numbers(index: Index, name: str) -> list[int]:
 
 
 def users(index: Index, record: dict) -> list[tuple[int, str]]:
-    """Who used a record's artifact, and as what: steps that ended, by number, and the role that it had."""
+    """The users of a record's artifact: record numbers of finished steps, and the artifact's role in each."""
     return users_of(index, record["sha256"], record["artifact"]["tree_sha256"] if record["artifact"] else None)
 
 
 def users_of(index: Index, sha256: str, tree: str | None) -> list[tuple[int, str]]:
-    """By the record's hash, or, where no record is named, by the artifact's."""
+    """Users by the record's hash, or, if an input names no record, by the artifact's hash."""
     found = index.ask(
         "SELECT inputs.record, role FROM inputs JOIN records ON records.id = inputs.record"
         " WHERE (made_by = ?1 OR made_by IS NULL AND inputs.sha256 = ?2) AND status != 'running' AND component != ?3",
@@ -220,9 +220,9 @@ def users_of(index: Index, sha256: str, tree: str | None) -> list[tuple[int, str
 
 
 def trace(index: Index, name: str) -> dict:
-    """Where an artifact comes from, back to what no step made: each step, nearest first, with code, image and parameters.
+    """The origin of an artifact, back to external inputs: each step, nearest first, with code, image and parameters.
 
-    A run stands for what it was for: its release, or its tuned model, or else what it made last.
+    A run's name stands for its release, else its tuned model, else its last artifact.
 
     Raises:
         InputError: there is no such artifact.
@@ -247,18 +247,18 @@ def trace(index: Index, name: str) -> dict:
 
 
 def scope(index: Index) -> dict[str, list[str]]:
-    """How far an answer goes: the roots that were looked into, and those that are known to have more and could not be."""
+    """The scope of an answer: the roots that were read, and known roots that could not be."""
     return {"looked_into": [str(root) for root in index.roots], "not_looked_into": index.unseen}
 
 
 def shown_roots(index: Index) -> str:
-    """The roots as an error names them."""
+    """The roots as text for an error."""
     unseen = f" (not looked into: {', '.join(index.unseen)})" if index.unseen else ""
     return " or ".join(str(root) for root in index.roots) + unseen
 
 
 def _purpose(index: Index, run: str) -> str | None:
-    """The hash of the record of what a run was for; None if it made nothing, or is none."""
+    """The hash of the record of a run's main artifact; None if it made nothing, or does not exist."""
     found = index.ask(
         "SELECT sha256 FROM records WHERE run = ?1 AND tree NOT NULL AND component != ?2"
         " ORDER BY type = 'release' DESC, type = 'tuned-model' DESC, started DESC, path DESC LIMIT 1",
@@ -305,5 +305,5 @@ def reference(record: dict) -> dict:
 
 
 def to_json(answer: object) -> str:
-    """An answer as `--json` prints it."""
+    """An answer as the text that `--json` prints."""
     return printable_json(json.dumps(answer, indent=2, ensure_ascii=False))

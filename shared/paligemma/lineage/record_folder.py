@@ -1,6 +1,6 @@
-"""What lies in the folder `lineage` of a root, read as it is: records, marks, lists of rows, and what is none of these.
+"""Reads the folder `lineage` of a root directly: records, marks, lists of rows, and foreign files.
 
-No index is asked: whoever can write into the root could have written that too.
+Uses no index, which whoever can write into the root could have forged too.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PRUNED_ENDING = ".pruned.json"
 _ROWS = re.compile(rf"{ROWS_FOLDER}/([0-9a-f]{{64}})\.jsonl")
 _ROOT = re.compile(rf"{ROOTS_FOLDER}/[0-9a-f]{{64}}\.json")
 _FILE = re.compile(r"([^/]+)/([^/]+)/([^/]+?)(_([2-9]|[1-9][0-9]+))?\.json")
-# What a writer that was killed left of a file, and the index that earlier versions kept here.
+# Partial files of killed writers, and the index that earlier versions kept here.
 _LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.partial(-\d+)*|\.{1,2}index\.sqlite(-wal|-shm|\.lock)?")
 
 
 class PruneMark(BaseModel):
-    """Says that `prune` deleted the artifact of the record with this hash."""
+    """A mark that `prune` deleted the artifact of the record with this hash."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -44,11 +44,11 @@ class PruneMark(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """What the signature is of."""
+        """The hash that is signed."""
         return canonical_sha256({"pruned": self.pruned, "at": self.at})
 
     def render(self) -> bytes:
-        """The mark as it is written."""
+        """The mark as the bytes of its file."""
         return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
 
 
@@ -56,7 +56,7 @@ def parse_prune_mark(data: bytes, where: object) -> PruneMark:
     """Reads a mark.
 
     Raises:
-        DamagedError: it is none.
+        DamagedError: the data are not a mark.
     """
     mark = parse_model(data, where, PruneMark, "The mark of what was pruned")
     if mark.render() != data:
@@ -66,7 +66,7 @@ def parse_prune_mark(data: bytes, where: object) -> PruneMark:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file of the folder that is not what its name says, or has no business there."""
+    """A file of the folder that contradicts its name, or does not belong there."""
 
     path: str
     kind: Literal["altered", "missing"]
@@ -78,9 +78,9 @@ class Kept:
     """The folder's contents.
 
     Attributes:
-        records: by path below the folder; marks of attempts under way too.
-        marks: of what was pruned, by path.
-        rows: the hashes that the lists of rows are named by.
+        records: records by path below the folder, including marks of running attempts.
+        marks: marks of pruned artifacts, by path.
+        rows: the hashes that name the lists of rows.
         faults: everything else.
     """
 
@@ -91,10 +91,10 @@ class Kept:
 
 
 def read_kept(root: Location) -> Kept:
-    """Reads all that is in the folder `lineage` below a root.
+    """Reads everything in the folder `lineage` below a root.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such folder.
     """
     folder = root / FOLDER
     try:
@@ -135,14 +135,14 @@ def read_kept(root: Location) -> Kept:
 
 
 def is_kept_path(path: str) -> bool:
-    """Whether a path in the folder `lineage` is one of a record or a mark: RUN/TASK/NAME.json."""
+    """Whether a path in the folder `lineage` is that of a record or a mark: RUN/TASK/NAME.json."""
     if relative_path_fault(path) or path.startswith((f"{ROWS_FOLDER}/", f"{ROOTS_FOLDER}/")):
         return False
     return path.count("/") == 2 and path.endswith(".json") and "/." not in path and not path.startswith(".")
 
 
 def path_fault(path: str, record: Record) -> str:
-    """Why a record is not the one that a path is of; empty if it is."""
+    """Why a record does not belong at a path; empty if it does."""
     own = f"{record.run}/{record.task}/{record.attempt}"
     found = _FILE.fullmatch(path)
     in_place = found is not None and f"{found[1]}/{found[2]}/{found[3]}" == own and record.status != "running"
@@ -152,7 +152,7 @@ def path_fault(path: str, record: Record) -> str:
 
 
 def _read(folder: Location, path: str) -> Record | PruneMark | Fault | None:
-    """What a file is; None of one that went while it was being looked for."""
+    """Parses a file; None if it vanished meanwhile."""
     try:
         data = read_file(folder / path)
         if data is None:
@@ -160,7 +160,7 @@ def _read(folder: Location, path: str) -> Record | PruneMark | Fault | None:
         if path.endswith(PRUNED_ENDING):
             return parse_prune_mark(data, folder / path)
         record = parse_record(data, folder / path)
-    except InputError:  # an object that went
+    except InputError:  # the object has been deleted
         return None
     except PaliGemmaError as error:
         return Fault(path, "altered", error.what) if kind_of(folder / path) else None
@@ -171,7 +171,7 @@ def _read(folder: Location, path: str) -> Record | PruneMark | Fault | None:
 
 
 def _misplaced(records: dict[str, Record]) -> Iterator[Fault]:
-    """Records that are there twice, or not in the order in which their attempt left them."""
+    """Records that occur twice, or not in the order of their attempt."""
     first: dict[str, str] = {}
     attempts: dict[str, dict[int, tuple[str, Record]]] = {}
     for path, record in records.items():
@@ -194,7 +194,7 @@ def _misplaced(records: dict[str, Record]) -> Iterator[Fault]:
 
 
 def _empty_folders(entries: list[Entry]) -> Iterator[Fault]:
-    """Folders that are none of a run or a task, or are hidden. A writer makes one before it writes into it."""
+    """Folders that belong to no run or task, or are hidden. A writer creates a folder before it writes into it."""
     for entry in entries:
         if entry.kind == "folder" and (entry.path.startswith(".") or "/." in entry.path or entry.path.count("/") > 1):
             yield Fault(entry.path, "altered", "this folder was added to the records")
@@ -205,7 +205,7 @@ def _empty_folders(entries: list[Entry]) -> Iterator[Fault]:
 
 
 def _root_faults(folder: Location, path: str) -> Iterator[Fault]:
-    """What is wrong with a file that names another root."""
+    """What is wrong with a link to another root."""
     try:
         data = read_file(folder / path)
         if data is not None and parse_root_link(data, folder / path).name != path.rpartition("/")[2]:

@@ -1,4 +1,4 @@
-"""Rows that prepare_data rejected: they are in no list of rows, but in a file of the artifact that says why."""
+"""Rows that prepare_data rejected. They are not in the list of rows, but in an artifact's file that says why."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ log = logging.getLogger("paligemma.lineage")
 
 
 def rejections(index: Index, data: str, sha256: str, line: int) -> list[dict]:
-    """Where a line of a data file was rejected, and why, by every run that read the file.
+    """Where and why each run that read a data file rejected one of its lines.
 
-    The list is a part of the artifact and goes with it. One that is gone, or is not what its record says, is warned of.
+    The list is part of the artifact and is deleted with it. Warns if a list is gone or contradicts its record.
 
     Args:
         index: the index.
-        data: the file's address, as records have it.
-        sha256: its hash, by which it is known after it was moved; empty: it is not there.
-        line: from 1.
+        data: the file's address in the records.
+        sha256: its hash, which identifies a moved file; empty if the file is missing.
+        line: line number, from 1.
     """
     found = index.ask(
         "SELECT DISTINCT records.id FROM records JOIN inputs ON inputs.record = records.id"
@@ -57,12 +57,12 @@ def _rejections(places: list[tuple[Location, Places]], record: dict, line: int) 
         ]
     except (OSError, LookupError, PaliGemmaError) as error:
         why = error.what if isinstance(error, PaliGemmaError) else f"{REJECTED_FILE} cannot be read: {error}"
-        log.warning("what %s/%s rejected is not known: %s", record["run"], record["task"], why)
+        log.warning("the rows that %s/%s rejected are unknown: %s", record["run"], record["task"], why)
         return []
 
 
 def _remarks(places: list[tuple[Location, Places]], record: dict, sha256: str) -> list[dict]:
-    """The lines of an artifact's list. Only what is below the roots is looked at: a record may name any place."""
+    """The lines of an artifact's list. Reads only below the roots, since a record may name any location."""
     found = [root / path for root, place in places if (path := place.below_root(record["output"])) is not None]
     files = [place / f"{version_folder(record['artifact']['version'], place)}{REJECTED_FILE}" for place in found]
     file = next((file for file in files if kind_of(file) is not None), None)

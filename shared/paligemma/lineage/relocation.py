@@ -1,4 +1,4 @@
-"""Where artifacts are now: where they were written, or, when the root was moved or copied, at the same places in it."""
+"""Finds artifacts: where they were written, or, if the root was moved or copied, at the same paths in it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from paligemma.safe_names import relative_path_fault
 from paligemma.storage.folders import kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
-_TRIED = 5  # artifacts of each component that are looked for below the root
+_TRIED = 5  # artifacts per component that are searched for below the root
 
 
 @dataclass(frozen=True)
 class Made:
-    """An artifact as its record has it: what made it, where and when, and the record's hash."""
+    """An artifact from its record: what made it, where and when, and the record's hash."""
 
     component: str
     sha256: str
@@ -28,28 +28,28 @@ class Made:
 
 
 class Places:
-    """Where the artifacts of a root's records are."""
+    """Finds the locations of the artifacts in a root's records."""
 
     def __init__(self, root: Location, made: Iterable[Made]) -> None:
-        """Finds out whether the root is where its records were written, by looking for some of their artifacts in it."""
+        """Detects whether the root was moved since its records were written, by looking for some of their artifacts in it."""
         self._root = root
         self._former = _former_roots(root, made)
 
     def of(self, uri: str) -> Location:
-        """The folder or prefix of an artifact by its address, whether or not there is anything.
+        """The folder or prefix of an artifact by its recorded address, whether or not it exists.
 
         Raises:
-            InputError: the address is none.
+            InputError: the address is invalid.
         """
         below = self.below_root(uri)
         return parse_location(uri) if below is None else self._root / below
 
     def is_below_root(self, uri: str) -> bool:
-        """Whether what was written at an address is to be found below the root."""
+        """Whether the artifact written at an address should be below the root."""
         return self.below_root(uri) is not None
 
     def below_root(self, uri: str) -> str | None:
-        """The path from the root to what was written at an address; None if that is elsewhere, or among the records."""
+        """The path from the root to the artifact written at an address; None if it is elsewhere, or among the records."""
         plain = os.path.normpath(uri) if uri.startswith("/") else uri
         for root in (str(self._root).rstrip("/"), *self._former):
             path = plain.removeprefix(f"{root}/")
@@ -59,7 +59,7 @@ class Places:
 
 
 def _former_roots(root: Location, made: Iterable[Made]) -> list[str]:
-    """Folders and prefixes that the records' artifacts were written below, and whose contents are below the root now."""
+    """Former roots: folders and prefixes whose artifacts are below this root now."""
     by_component: dict[str, list[Made]] = {}
     for one in made:
         if not one.output.startswith(f"{str(root).rstrip('/')}/"):
@@ -74,7 +74,7 @@ def _former_roots(root: Location, made: Iterable[Made]) -> list[str]:
 
 
 def _former_root(root: Location, made: Made) -> str | None:
-    """The part of an artifact's address that the root stands for now; None if the artifact is not below the root."""
+    """The former root in an artifact's address; None if the artifact is not below the root."""
     parts = made.output.split("/")
     for start in (number for number in range(1, len(parts)) if parts[number]):
         path = "/".join([*parts[start:], RECORD_FILE])
@@ -90,7 +90,7 @@ def _former_root(root: Location, made: Made) -> str | None:
 
 
 def link_between(root: Location, path: str) -> Location | None:
-    """The first of the folders from the root down to `path`, itself included, that is a link or no folder; None if none is."""
+    """The first entry from the root down to and including `path` that is a link or not a folder; None if there is none."""
     if isinstance(root, GcsLocation):
         return None
     place: Path = root
@@ -102,7 +102,7 @@ def link_between(root: Location, path: str) -> Location | None:
 
 
 def version_folder(version: str | None, place: Location) -> str:
-    """The folder below an artifact's place that its files are in, with a slash at its end; empty: the place itself."""
+    """The folder of an artifact's files below its location, with a slash at the end; empty: the location itself."""
     folder = f"version-{version}"
-    in_version = isinstance(place, GcsLocation) or kind_of(place / folder) == "folder"  # as also in a copy from Cloud Storage
+    in_version = isinstance(place, GcsLocation) or kind_of(place / folder) == "folder"  # also in a copy from Cloud Storage
     return f"{folder}/" if version is not None and in_version else ""

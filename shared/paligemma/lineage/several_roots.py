@@ -1,4 +1,4 @@
-"""Several roots asked as one: those that a user names, and those that these name in turn."""
+"""Queries several roots as one: those that a user names, and those that these link to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger("paligemma.lineage")
 
 
 class JoinedIndex(Index):
-    """The records of several indexes in one, in memory. A record that several roots have counts once."""
+    """The records of several indexes joined in memory. A record in several roots counts once."""
 
     def __init__(self, parts: list[Index], unseen: Iterable[str]) -> None:
-        """Takes the indexes over, and closes them with itself."""
+        """Takes ownership of the indexes, and closes them with itself."""
         self.root, self._parts, self.unseen = parts[0].root, parts, list(unseen)
         self.database = empty_index()
         with self.database:
@@ -28,7 +28,7 @@ class JoinedIndex(Index):
 
     @property
     def roots(self) -> list[Location]:
-        """All that were looked into."""
+        """All roots that were read."""
         return [part.root for part in self._parts]
 
     def __exit__(self, *error: object) -> None:
@@ -37,11 +37,11 @@ class JoinedIndex(Index):
             part.database.close()
 
     def damaged(self) -> list[tuple[str, str]]:
-        """Files that should be records and are none: where, and why."""
+        """Files that should be records but are not: where, and why."""
         return [one for part in self._parts for one in part.damaged()]
 
     def refresh_rows(self) -> None:
-        """Takes in the lists of rows; each of the first root that has it."""
+        """Indexes the lists of rows; each from the first root that has it."""
         for part in self._parts:
             part.refresh_rows()
             for number, sha256 in part.ask("SELECT id, sha256 FROM row_sets"):
@@ -66,10 +66,10 @@ class JoinedIndex(Index):
 
 
 def open_roots(roots: Iterable[str | Path | Location]) -> Index:
-    """An index of these roots and of all that they name, at any remove. Roots that cannot be opened are in its `unseen`.
+    """An index of these roots and all that they link to, directly or not. Its `unseen` lists roots that cannot be opened.
 
     Raises:
-        InputError: one of the roots asked for has no records.
+        InputError: one of the given roots has no records.
     """
     parts, unseen = open_linked(roots)
     parts[0].unseen = unseen
@@ -77,10 +77,10 @@ def open_roots(roots: Iterable[str | Path | Location]) -> Index:
 
 
 def open_linked(roots: Iterable[str | Path | Location]) -> tuple[list[Index], list[str]]:
-    """The indexes of these roots, then of all that they name, at any remove; and the addresses of those that cannot be opened.
+    """The indexes of these roots, then of all that they link to; and the addresses of roots that cannot be opened.
 
     Raises:
-        InputError: one of the roots asked for has no records.
+        InputError: one of the given roots has no records.
     """
     parts: list[Index] = []
     unseen: dict[str, None] = {}
@@ -88,7 +88,7 @@ def open_linked(roots: Iterable[str | Path | Location]) -> tuple[list[Index], li
         place = parse_location(root)
         if not same_root(place, [one.root for one in parts]):
             parts.append(Index(place))
-    for part in parts:  # grows meanwhile
+    for part in parts:  # grows during the loop
         for address, places in linked_roots(part.root):
             if any(same_root(place, [one.root for one in parts]) for place in places):
                 continue

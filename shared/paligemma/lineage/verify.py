@@ -1,6 +1,6 @@
-"""Whether what is there is what was recorded: every artifact hashed anew, every record, and the chain between them.
+"""Verifies a root: hashes every artifact anew, and checks every record and the chain between them.
 
-Everything is read from the root itself, and no index is asked. With a key, only what is signed with it counts.
+Reads everything from the root itself, without an index. Given a key, only records signed with it count.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Kind = Literal["altered", "missing", "orphaned", "broken chain", "bad signature"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as recorded: what, where, and how."""
+    """A difference from the records: its kind, location and description."""
 
     kind: Kind
     where: str
@@ -41,14 +41,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at, and what is wrong with it.
+    """The result of a verification: what was checked, and what is wrong.
 
     Attributes:
         pruned: artifacts that `prune` deleted on purpose.
-        replaced: artifacts whose place a later attempt's took.
-        elsewhere: inputs made below another root, whose records cannot be looked at from here.
-        unfinished: marks of attempts without an end: under way now, or killed.
-        hashes: of every record that is as it was written, by its path below `lineage`, but for such marks.
+        replaced: artifacts that a later attempt's artifact replaced.
+        elsewhere: inputs made below another root, whose records cannot be checked from here.
+        unfinished: marks of attempts without an end: still running, or killed.
+        hashes: hash of every intact record by its path below `lineage`, without such marks.
     """
 
     records: int
@@ -62,19 +62,19 @@ class Verified:
     hashes: dict[str, str]
 
     def to_json(self) -> dict:
-        """As a JSON value."""
+        """The result as a JSON value."""
         return {name: value for name, value in asdict(self).items() if name != "hashes"}
 
 
 def verify(
     root: str | Path | Location | Index, key: Ed25519PublicKey | None = None, seen: Mapping[str, str] | None = None
 ) -> Verified:
-    """Looks at everything below a root.
+    """Verifies everything below a root.
 
     Args:
-        root: a local folder, or a `gs://` prefix; an open index says which, and nothing else that it holds is read.
-        key: the public key that every record must be signed with; none: signatures are not looked at.
-        seen: `hashes` of an earlier time: records that were there then have to be there now.
+        root: a local folder or a `gs://` prefix; from an open index, only the root's location is used.
+        key: the public key that every record must be signed with; None: signatures are not checked.
+        seen: `hashes` of an earlier result; those records must still exist.
 
     Raises:
         InputError: there are no lineage records below the root.
@@ -85,7 +85,7 @@ def verify(
 
 
 class _Look:
-    """One look at a root, by what lies in it."""
+    """One verification of a root, from its own files."""
 
     def __init__(self, root: Location, kept: Kept, key: Ed25519PublicKey | None) -> None:
         self.root, self.kept, self.key = root, kept, key
@@ -142,11 +142,11 @@ class _Look:
         return str(self.root / FOLDER / path)
 
     def _key(self, record: Record) -> str:
-        """The same for artifacts that take one another's place."""
+        """A key that is equal for artifacts that replace one another."""
         return self.places.below_root(record.output) or record.output
 
     def _marked(self) -> set[str]:
-        """Hashes of the records whose artifacts were pruned, by marks that count."""
+        """Hashes of the records whose artifacts were pruned, from valid marks."""
         marked: dict[str, str] = {}
         for path, mark in self.kept.marks.items():
             if kind_and_fault := self._mark_fault(path, mark, marked):
@@ -168,7 +168,7 @@ class _Look:
         return None
 
     def _check_chain(self) -> set[str]:
-        """Looks for what records name; returns the addresses of inputs that were made below another root."""
+        """Checks that the inputs of records exist; returns the addresses of inputs that were made below another root."""
         elsewhere = set()
         for path, record in self.records.items():
             for one in record.inputs:
@@ -189,7 +189,7 @@ class _Look:
         return elsewhere
 
     def _place(self, record: Record) -> Location | None:
-        """Where a record's artifact is; None, and a problem, if that cannot be."""
+        """The location of a record's artifact; None, and a problem noted, if it is impossible."""
         try:
             place = self.places.of(record.output)
         except InputError as error:
@@ -216,9 +216,9 @@ class _Look:
             self.problems.append(Problem("altered", str(place), "this was pruned, and something is there"))
 
     def _check_rows(self) -> None:
-        """Looks at the kept lists of rows."""
+        """Checks the kept lists of rows."""
         wanted = _lists_of_rows(self.records.values())
-        named = _lists_of_rows(self.kept.records.values())  # also by records without a signature, of which was said enough
+        named = _lists_of_rows(self.kept.records.values())  # named by unsigned records too, which were reported already
         for sha256 in sorted(wanted | self.kept.rows):
             place = self.root / FOLDER / ROWS_FOLDER / f"{sha256}.jsonl"
             if sha256 not in named:
@@ -234,7 +234,7 @@ class _Look:
         return {path for path in paths if path is not None}
 
     def _check_orphans(self) -> None:
-        """Looks for artifacts that no record below the root knows of; signed or not, as that was said already."""
+        """Looks for artifacts that no record below the root names. Unsigned records count too; they were reported already."""
         records = list(self.kept.records.values())
         known = self._below_root(record for record in records if record.artifact)
         unfinished = self._below_root(record for record in records if not record.artifact)
@@ -254,7 +254,7 @@ def _lists_of_rows(records: Iterable[Record]) -> set[str]:
 
 
 def made_of(record: Record) -> Made:
-    """What `Places` needs to know of a record."""
+    """The facts about a record that `Places` needs."""
     return Made(record.producer.component, record.sha256, record.output, record.started)
 
 

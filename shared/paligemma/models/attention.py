@@ -11,13 +11,13 @@ MASKED = -2.3819763e38
 
 
 def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | None = None) -> Bool[Array, "b p p"]:
-    """Which key each query sees: `cumsum(mask_ar)[key] <= cumsum(mask_ar)[query]`, both being real tokens.
+    """The keys that each query sees: `cumsum(mask_ar)[key] <= cumsum(mask_ar)[query]`, if both are real tokens.
 
     A run of `mask_ar == 0` (image and prefix) is one block whose tokens all see each other; every `mask_ar == 1`
     (suffix) sees what came before it and itself.
 
     Args:
-        mask_ar: 0 where a token is visible to the block it follows, 1 where only to later tokens.
+        mask_ar: 0 if earlier tokens of its block see a token too, 1 if only the token itself and later tokens see it.
         mask_input: False on padding; None when nothing is padding.
     """
     block = jnp.cumsum(mask_ar.astype(jnp.int32), axis=1)
@@ -30,9 +30,9 @@ def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | 
 
 @jax.custom_vjp
 def softmax_average(logits: Float[Array, "b k q s"], value: Float[Array, "b k s h"]) -> Float[Array, "b k q h"]:
-    """The mean of the values by the softmax of the logits.
+    """The mean of the values, weighted by the softmax of the logits.
 
-    It is divided by the softmax's sum at the end, where there are fewer numbers (as in FlashAttention-2, arXiv 2307.08691).
+    Divides by the softmax's sum at the end, where there are fewer numbers (as in FlashAttention-2, arXiv 2307.08691).
     For the backward pass, the exponentials are the only intermediate result of the logits' size, in the values' dtype.
     """
     return _softmax_average_forward(logits, value)[0]
@@ -66,13 +66,13 @@ def attend(
     softcap: float = 0.0,
     softmax_dtype=jnp.float32,
 ) -> Float[Array, "b t n h"]:
-    """Scaled queries against keys; logits and softmax in `softmax_dtype` whatever the inputs' dtype.
+    """Attention of scaled queries to keys; logits and softmax are in `softmax_dtype`, whatever the inputs' dtype.
 
     `n` is a multiple of `k`: each key/value head serves `n // k` consecutive query heads.
     """
     b, t, n, h = query.shape
     s, k = key.shape[1:3]
-    # Heads first, and the queries that share a key head together: XLA's CPU compiler is slow on products in other orders.
+    # Heads first, and queries that share a key head grouped: XLA's CPU compiler is slow on products in other orders.
     query = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     logits = jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=softmax_dtype)
@@ -82,7 +82,7 @@ def attend(
         logits = jnp.where(mask[:, None, None], logits.reshape(b, k, n // k, t, s), MASKED).reshape(logits.shape)
     if softmax_dtype == jnp.float32:
         average = softmax_average(logits, value)
-    else:  # a sum of float16 exponentials would lose more than its quotients do
+    else:  # a float16 sum of exponentials would lose more precision than the quotients do
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         average = jnp.einsum("bkqs,bksh->bkqh", weights, value)
     return average.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)

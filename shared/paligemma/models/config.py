@@ -1,4 +1,4 @@
-"""Architecture of a PaliGemma: what cannot be learnt, and is needed to build the modules. Not a training recipe."""
+"""The architecture of a PaliGemma: everything needed to build the modules except parameters. Not a training recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class VisionConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def num_patches(self) -> int:
-        """Image tokens that the decoder sees."""
+        """Number of image tokens that the decoder sees."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -103,12 +103,13 @@ VARIANTS: dict[str, PaliGemmaConfig] = {
     for name, decoder in _DECODERS.items()
     for size in _SIZES
 }
-"""Published architectures by name; those tuned on mixtures and tasks share them. Sources: the parameter trees of the released
-checkpoints, and the papers' tables (arXiv 2407.07726, 2412.03555, 2408.00118)."""
+"""Published architectures by name; checkpoints tuned on mixtures and tasks share them. Sources: the parameter trees of the
+released checkpoints, and the papers' tables (arXiv 2407.07726, 2412.03555, 2408.00118).
+"""
 
 
 def parse_config(config: PaliGemmaConfig | Mapping | str | Path) -> PaliGemmaConfig:
-    """Makes a configuration from an object, a mapping, the name of a variant, or the path of a JSON file.
+    """Parses a configuration from an object, a mapping, the name of a variant, or the path of a JSON file.
 
     Raises:
         InputError: the name or file does not exist, or a key is unknown or has a wrong value.
@@ -129,10 +130,10 @@ def parse_config(config: PaliGemmaConfig | Mapping | str | Path) -> PaliGemmaCon
 
 
 def read_config(path: Path, error: type[PaliGemmaError] = InputError) -> dict:
-    """The values in a configuration file, ours or transformers'.
+    """The values in a configuration file, in our format or transformers'.
 
     Raises:
-        PaliGemmaError: of the type `error`: it cannot be read.
+        PaliGemmaError: of the type `error`: the file cannot be read.
     """
     return read_json(path, "The model configuration", most=SMALL_BYTES, error=error, fix="correct it, or fetch it again")
 
@@ -149,7 +150,7 @@ def _validate(values: object, where: object) -> PaliGemmaConfig:
 
 
 def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for each mistake, by key path; for an unknown key, the nearest known one."""
+    """One line for each mistake, with its key path; for an unknown key, the nearest known key."""
     lines = []
     for mistake in error.errors():
         path = ".".join(str(part) for part in mistake["loc"]) or "the whole"

@@ -24,7 +24,7 @@ from paligemma.runtime.sharding import gather, split_rows
 
 
 class Dropout(NamedTuple):
-    """Dropout of what attention and MLP add to the residual stream, as in big_vision's Gemma."""
+    """Dropout on what attention and MLP add to the residual stream, as in big_vision's Gemma."""
 
     rate: float
     key: Key[Array, ""]
@@ -32,13 +32,13 @@ class Dropout(NamedTuple):
     def __call__(
         self, x: Float[Array, "b q d"], place: int, length: int, at: Int[Array, "b q"] | None = None
     ) -> Float[Array, "b q d"]:
-        """Drops numbers of `x`.
+        """Drops elements of `x`.
 
         Args:
-            x: all of a sequence, or its rows at positions `at`.
-            place: tells apart the places of one layer.
-            length: of the sequence.
-            at: drops the same numbers as if `x` were all of it.
+            x: a whole sequence, or its rows at positions `at`.
+            place: number of the place within a layer, so that each place drops other elements.
+            length: length of the whole sequence.
+            at: positions of the rows; drops the same elements as for the whole sequence. None for all.
         """
         whole = (x.shape[0], length, x.shape[2])
         keep = jax.random.bernoulli(jax.random.fold_in(self.key, place), 1.0 - self.rate, whole)
@@ -47,7 +47,7 @@ class Dropout(NamedTuple):
 
 
 def take(x: Float[Array, "b t d"], at: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-    """The rows of `x` at these positions, for each example."""
+    """Takes the rows of `x` at these positions, for each example."""
     return jnp.take_along_axis(x, at[:, :, None], axis=1)
 
 
@@ -55,8 +55,8 @@ def take(x: Float[Array, "b t d"], at: Int[Array, "b s"]) -> Float[Array, "b s d
 def gelu_gate(gate: Float[Array, "*s f"], up: Float[Array, "*s f"]) -> Float[Array, "*s f"]:
     """Tanh-approximated GELU of `gate`, times `up`.
 
-    Its backward pass is two products: the slope is computed in the forward pass, where the tanh is at hand anyway, in place of
-    recomputing both. As many numbers are kept for it as automatic differentiation keeps.
+    The backward pass is two products: the forward pass computes the slope too, where the tanh is at hand, so that nothing is
+    recomputed. It saves as many numbers as automatic differentiation.
     """
     return jax.nn.gelu(gate, approximate=True) * up
 
@@ -98,7 +98,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-        # The factor is formed in the parameter's dtype, as in the reference; the product is float32.
+        # As in the reference, the factor is computed in the parameter's dtype, and the product in float32.
         return (normed * (1 + self.scale[...])).astype(x.dtype)
 
 
@@ -139,7 +139,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
     ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
-        """Returns the output, at positions `at` (None: at all), and the keys and values."""
+        """Returns the output at positions `at` (None: all), and the keys and values."""
         query, key, value = self.project(x, at)
         key = apply_rope(key, positions)
         if at is not None:
@@ -152,7 +152,7 @@ class Attention(nnx.Module):
     def project(
         self, x: Float[Array, "b t d"], at: Int[Array, "b q"] | None = None
     ) -> tuple[Float[Array, "b q n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
-        """Queries, at positions `at` (None: at all), keys and values; positions are not in them yet."""
+        """Queries at positions `at` (None: all), keys and values, all before rotary embedding."""
         if self.fused_qkv:
             query, key, value = _adapted(self.qkv_einsum("btd,cndh->cbtnh", x), self.lora_qkv_einsum, x)
             return query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1), key, value
@@ -211,7 +211,7 @@ class Block(nnx.Module):
         at: Int[Array, "b q"] | None = None,
         dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
-        """Returns the residual stream, at positions `at` (None: at all), and the keys and values."""
+        """Returns the residual stream at positions `at` (None: all), and the keys and values."""
         length = x.shape[1]
         attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, at)
         if self.post_norms:
@@ -235,7 +235,7 @@ class Embedder(nnx.Module):
         self.input_embedding = nnx.Param(nnx.initializers.normal(config.width**-0.5)(rngs.params(), shape))
 
     def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Rows times sqrt(width); the factor is rounded to the parameter's dtype, as the reference does."""
+        """Rows times sqrt(width). As in the reference, the factor is rounded to the parameter's dtype."""
         rows = self.input_embedding[...][tokens]
         return rows * jnp.sqrt(jnp.float32(rows.shape[-1])).astype(rows.dtype)
 
@@ -269,15 +269,15 @@ class Decoder(nnx.Module):
         plan: LayerPlan | None = None,
         dropout: Dropout | None = None,
     ) -> Float[Array, "b s d"]:
-        """Hidden states after the final norm, of a whole sequence.
+        """Hidden states of a whole sequence after the final norm.
 
         Args:
             x: embeddings.
-            positions: their places in the sequence.
+            positions: their positions in the sequence.
             mask: which key each query sees.
-            at: where the hidden states are wanted; None for everywhere.
+            at: positions of the returned hidden states; None for all.
             plan: how the layers run.
-            dropout: None for none.
+            dropout: dropout to apply; None for none.
         """
         plan = plan or LayerPlan()
         x = split_rows(plan.mesh, x)
@@ -288,14 +288,14 @@ class Decoder(nnx.Module):
             return block(x, positions, mask, at=at, dropout=dropped)[0], None
 
         last_key = None if keys is None else keys[-1]
-        # Nobody reads the last layer but at these positions: its attention and MLP are spared elsewhere.
+        # Only these positions of the last layer are read, so its attention and MLP skip the others.
         if plan.unroll:
             *blocks, last = unstack(self.layers)
             run = plan.checkpoint(lambda block, x, key, at=None: layer(gather(plan.mesh, block), x, key, at)[0])
             for index, block in enumerate(blocks):
                 x = run(block, x, None if keys is None else keys[index])
             return self.final_norm(run(last, x, last_key, at))
-        if at is None or plan.remat == "none":  # without rematerialization, each layer's weights would be kept once more
+        if at is None or plan.remat == "none":  # without rematerialization, another copy of each layer's weights would be kept
             x, _ = scan_layers(layer, self.layers, x, xs=keys, plan=plan)
             return self.final_norm(x if at is None else take(x, at))
         x, last = scan_but_last(layer, self.layers, "llm/layers", x, plan, xs=keys)

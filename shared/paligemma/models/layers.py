@@ -1,4 +1,4 @@
-"""Stacked layers: one module whose parameters have a leading layer axis, as the checkpoints store them, and how they run."""
+"""Stacked layers: a module whose parameters have a leading layer axis, as in the checkpoints, and ways to run it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from paligemma.runtime.sharding import GATHERED, gather
 Remat = Literal["none", "dots", "attention", "full"]
 """What the backward pass of a layer recomputes, from fast to lean.
 
-`none`: nothing. `dots`: everything but the results of matrix products with weights. `attention`: the MLP, which is most of
-a layer; what attention's projections gave is saved. `full`: the whole layer; only its input is saved.
+`none`: nothing. `dots`: everything except products with weights. `attention`: the MLP, which is most of a layer; the outputs of
+attention's projections are saved. `full`: the whole layer; only its input is saved.
 """
 
 ATTENTION_SAVED = "attention_saved"
-"""Name, for `jax.checkpoint` policies, of what `attention` saves."""
+"""Name in `jax.checkpoint` policies for what `attention` saves."""
 
 PRODUCT_SAVED = "product_saved"
-"""Name of what `dots` saves."""
+"""Name in policies for what `dots` saves."""
 
 M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How a stack of layers runs; the results are the same.
+    """How a stack of layers runs. The results do not depend on it.
 
     Attributes:
-        remat: what the backward pass recomputes.
-        unroll: one copy of the layer's code for each layer, in place of a loop: slower to compile, faster to run. A loop
-            holds the memory of one layer at a time.
-        trained: regular expression of the whole names of parameters that are trained; see `scan_but_last`.
-        mesh: that the parameters are split over, to be gathered layer by layer; None when they are not split.
+        remat: what the backward pass recomputes; see `Remat`.
+        unroll: repeat the code for each layer instead of a loop: slower to compile, faster to run. A loop holds one layer's
+            memory at a time.
+        trained: regular expression that matches the whole name of trained parameters; see `scan_but_last`.
+        mesh: the mesh over which parameters are split, to gather them layer by layer; None if they are not split.
     """
 
     remat: Remat = "none"
@@ -48,12 +48,12 @@ class LayerPlan:
     mesh: Mesh | None = None
 
     def checkpoint(self, layer: Callable) -> Callable:
-        """The layer with this plan's recomputation."""
+        """Wraps a layer with this plan's recomputation."""
         policies = jax.checkpoint_policies
         if self.remat == "none":
             if self.mesh is None:
                 return layer
-            # Kept for the backward pass, gathered layers would come to the whole model on each device.
+            # If gathered layers were kept for the backward pass, each device would hold the whole model.
             policy = policies.save_anything_except_these_names(GATHERED)
             return jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll)
         policy = {
@@ -61,7 +61,7 @@ class LayerPlan:
             "attention": policies.save_only_these_names(ATTENTION_SAVED),
             "full": policies.nothing_saveable,
         }[self.remat]
-        # Inside a loop XLA cannot merge the recomputation with the first pass, so the barriers that prevent it only cost.
+        # Inside a loop, XLA cannot merge the recomputation with the first pass, so barriers against that only cost time.
         return jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll)
 
 
@@ -92,10 +92,10 @@ def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: Layer
 
 
 def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan, xs=None) -> tuple[Any, M]:
-    """As `scan_layers`, of the stack of this name, over all layers but the last, which is returned after the carry.
+    """Like `scan_layers`, for the stack with this name, over all layers but the last. Returns the carry and the last layer.
 
-    Trained parameters are split in two, so that gradients are two pieces to be joined. Of the others, which may be most of
-    a device's memory, that would be a copy: the loop picks each layer's out of the whole stack.
+    Trained parameters are split in two, and their gradients are joined from two pieces. Splitting the others, perhaps most of a
+    device's memory, would copy them, so the loop picks each layer's from the whole stack.
     """
     graph, parameters = nnx.split(layers)
     flat = jax.tree_util.tree_leaves_with_path(parameters)
@@ -125,10 +125,10 @@ def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan,
 
 
 def unstack(layers: M) -> list[M]:
-    """The layers of a stack, one by one."""
+    """The layers of a stack as a list."""
     graph, parameters = nnx.split(layers)
     leaves, tree = jax.tree.flatten(parameters)
     depth = leaves[0].shape[0]
-    # Gradients of a split are joined in one go; those of indexing would be summed up layer by layer.
+    # Gradients of a split are joined at once; gradients of indexing would be summed layer by layer.
     columns = [[part[0] for part in jax.lax.split(leaf, [1] * depth)] for leaf in leaves]
     return [nnx.merge(graph, jax.tree.unflatten(tree, row)) for row in zip(*columns, strict=True)]

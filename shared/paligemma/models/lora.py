@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on the decoder's linear layers. Knows weights by their checkpoint names."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the decoder's linear layers. Names weights as in checkpoints."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ FACTORS = {
     "gating_einsum": Factors("cdr", "crf", "cdf"),
     "linear": Factors("fr", "rd", "fd"),
 }
-"""Every linear of the decoder."""
+"""Factors of every linear layer of the decoder."""
 
 ATTENTION = ("q_einsum", "kv_einsum", "qkv_einsum", "attn_vec_einsum")
 _PREFIX = "lora_"
 
 
 class LoraConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which linears get an adapter, and how large."""
+    """Which linear layers get an adapter, and their rank and scale."""
 
     rank: int = Field(default=8, gt=0, description="Width of the bottleneck.")
     alpha: float = Field(default=16.0, gt=0, description="An adapter adds alpha / rank times its product.")
@@ -60,7 +60,7 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Adapter(nnx.Module):
-    """The product of two thin factors, added to what a linear gives. The second starts at zero, so it starts as nothing."""
+    """The product of two thin factors, added to a linear layer's output. The second starts at zero, so the adapter does too."""
 
     def __init__(self, target: str, weight_shape: tuple[int, ...], config: LoraConfig, rngs: nnx.Rngs) -> None:
         factors = FACTORS[target]
@@ -81,17 +81,17 @@ class Adapter(nnx.Module):
 
 
 def make_adapter(target: str, weight_shape: tuple[int, ...], config: LoraConfig | None, rngs: nnx.Rngs) -> Adapter | None:
-    """An adapter for a weight, when the configuration has it as a target."""
+    """An adapter for a weight; None if the weight is not a target."""
     return Adapter(target, weight_shape, config, rngs) if config is not None and target in config.targets else None
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is that of an adapter's factor, e.g. `llm/layers/attn/lora_q_einsum/a`."""
+    """Whether a parameter is an adapter's factor by its name, e.g. `llm/layers/attn/lora_q_einsum/a`."""
     return f"/{_PREFIX}" in name
 
 
 def adapted_weight(name: str) -> tuple[str, str]:
-    """Target and weight name that a factor's name belongs to: `.../mlp/lora_linear/a` to `linear`, `.../mlp/linear`."""
+    """Target and weight name of a factor's name: `.../mlp/lora_linear/a` to `linear`, `.../mlp/linear`."""
     match = re.fullmatch(rf"(.*/){_PREFIX}(\w+)/[ab]", name)
     if match is None:
         raise ValueError(f"{name} is not the name of an adapter's factor")
@@ -100,12 +100,12 @@ def adapted_weight(name: str) -> tuple[str, str]:
 
 
 def initial_factor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """A factor before training, float32: the first random, the second zero. Equal on every machine.
+    """A factor's initial value in float32: random for the first, zero for the second. Equal on every machine.
 
     Args:
         name: the parameter's name.
         shape: its shape, with the layer axis in front.
-        seed: of the run.
+        seed: the run's seed.
     """
     if name.endswith("/b"):
         return np.zeros(shape, np.float32)
@@ -120,7 +120,7 @@ def merge_adapter(target: str, weight: np.ndarray, a: np.ndarray, b: np.ndarray,
     """A stacked weight with its adapter added, in float32.
 
     Args:
-        target: name of the linear.
+        target: name of the linear layer.
         weight: `[l, ...]`, any float dtype.
         a: first factor, `[l, ...]`.
         b: second factor, `[l, ...]`.
@@ -132,7 +132,7 @@ def merge_adapter(target: str, weight: np.ndarray, a: np.ndarray, b: np.ndarray,
 
 
 def merged_shape(target: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Shape `[l, ...]` of the stacked weight that two stacked factors add to; None if they do not belong together."""
+    """Shape `[l, ...]` of the stacked weight for two stacked factors; None if the factors do not fit together."""
     factors, sizes = FACTORS[target], {}
     for axes, shape in ((f"l{factors.a}", a), (f"l{factors.b}", b)):
         if len(axes) != len(shape) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)):

@@ -1,4 +1,4 @@
-"""PaliGemma: image embeddings in front of text embeddings, through one prefix-LM decoder (arXiv 2407.07726)."""
+"""PaliGemma (arXiv 2407.07726): image embeddings followed by text embeddings, through one prefix-LM decoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paligemma.precision import FLOAT32, Precision
 
 
 class PaliGemma(nnx.Module):
-    """The network. Parameters keep the dtype they are given; `precision` says what it computes in."""
+    """The network. Parameters keep their dtype; `precision` sets the dtypes of computation."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class PaliGemma(nnx.Module):
         self.llm = Decoder(config.llm, precision, lora, rngs)
 
     def embed(self, image: Float[Array, "b s d"], tokens: Int[Array, "b t"]) -> Float[Array, "b p d"]:
-        """Image embeddings (of `self.img`), then text embeddings. Image embeddings are not scaled; text embeddings are."""
+        """Image embeddings (from `self.img`), then text embeddings. Only text embeddings are scaled."""
         text = self.llm.embed(tokens)
         return jnp.concatenate([image.astype(text.dtype), text], axis=1)
 
@@ -50,14 +50,13 @@ class PaliGemma(nnx.Module):
         """Final hidden states at text positions; `self.llm.logits` maps them to logits.
 
         Args:
-            image: image embeddings, of `self.img`.
+            image: image embeddings from `self.img`.
             tokens: token ids.
             mask_ar: 0 on the prefix, 1 on the suffix.
-            mask_input: False on padding; None (as in training) when padding need not be hidden, because nothing that
-                counts comes after it.
-            at: indices into the tokens; None for all of them.
+            mask_input: False on padding; None if padding need not be hidden, as in training, where only padding follows it.
+            at: token indices of the returned states; None for all.
             plan: how the decoder's layers run.
-            dropout: on the decoder; None for none.
+            dropout: dropout in the decoder; None for none.
         """
         x = self.embed(image, tokens)
         patches = image.shape[1]
@@ -81,7 +80,7 @@ def with_image(patches: int, mask_ar: Int[Array, "b t"], mask_input: None) -> tu
 def with_image(
     patches: int, mask_ar: Int[Array, "b t"], mask_input: Bool[Array, "b t"] | None
 ) -> tuple[Int[Array, "b p"], Bool[Array, "b p"] | None]:
-    """Masks of image and text together: image tokens are real, and visible to everything."""
+    """Masks of image and text together: image tokens are real, and every token sees them."""
     image = jnp.zeros((mask_ar.shape[0], patches), jnp.int32)
     mask_ar = jnp.concatenate([image, mask_ar.astype(jnp.int32)], axis=1)
     if mask_input is not None:

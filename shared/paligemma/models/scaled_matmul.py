@@ -1,4 +1,4 @@
-"""Products of activations and weights: in the activations' dtype, or in float16 with float32 around them."""
+"""Products of activations and weights: in the activations' dtype, or in scaled float16 for float32 activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from paligemma.models.layers import PRODUCT_SAVED
 
 _LARGEST = 2.0**8
-"""Largest magnitude of a scaled operand: far from float16's ends (6e-8, 65504) on both sides."""
+"""Largest magnitude of a scaled operand: far from both ends of float16's range (6e-8, 65504)."""
 
 
 def product(
@@ -21,14 +21,14 @@ def product(
 ) -> Float[Array, ...]:
     """`einsum(equation, x, weight)` with both operands in `dtype`; the result has the dtype of `x`.
 
-    Where weights are stored together along a leading axis, `part` says which is meant.
+    If several weights are stored along a leading axis, `part` is the index of the one to use.
 
-    float16 operands of float32 activations are scaled by a power of two each, the largest number of either to at most 256, and
-    the result, accumulated in float32, is scaled back. So neither large activations (Gemma's exceed 65,504) nor small gradients
-    are lost, and no loss scaling is needed. The gradient's products are made the same way.
+    For float16 products of float32 activations, each operand is scaled by a power of two, so that its largest magnitude is at
+    most 256. The result, accumulated in float32, is scaled back. So neither large activations (Gemma's exceed 65,504) nor small
+    gradients are lost, and no loss scaling is needed. Gradients use the same scaled products.
 
-    For the backward pass the weight is kept as it is held, and `x` only if the weight is trained. Automatic differentiation
-    would keep the part, converted: of a frozen float16 decoder, every layer once more in float32.
+    The backward pass keeps the weight in its stored dtype, and `x` only if the weight is trained. Automatic differentiation
+    would keep a converted copy: of a frozen float16 decoder, every layer once more in float32.
     """
     multiply = _scaled if dtype == jnp.float16 and x.dtype == jnp.float32 else _converted
     return checkpoint_name(_product(multiply, equation, part, x, weight), PRODUCT_SAVED)
@@ -70,7 +70,7 @@ def _scaled(equation: str, x: Array, weight: Array) -> Array:
 
 
 def _to_float16(x: Array) -> tuple[Array, Array]:
-    """An array scaled into float16's middle, and the factor that undoes it. float16 arrays are taken as they are."""
+    """An array scaled to the middle of float16's range, and the factor that undoes it. float16 arrays stay unchanged."""
     if x.dtype == jnp.float16:
         return x, jnp.float32(1.0)
     largest = jnp.max(jnp.abs(x.astype(jnp.float32)))

@@ -27,7 +27,7 @@ class MultiHeadAttention(nnx.Module):
         self.value = nnx.LinearGeneral(config.width, heads, dtype=dtype, rngs=rngs)
         self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), dtype=dtype, rngs=rngs)
         self.scale = heads[1] ** -0.5
-        # A float16 tower takes its softmax in float16, as the reference does: its outputs are then equal to the last bit.
+        # A float16 tower computes its softmax in float16, as the reference does, so the outputs are equal to the last bit.
         self.softmax_dtype = dtype if dtype == jnp.float16 else jnp.float32
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -36,7 +36,7 @@ class MultiHeadAttention(nnx.Module):
 
 
 class MlpBlock(nnx.Module):
-    """Two linear layers with a tanh-approximated GELU between."""
+    """Two linear layers with a tanh-approximated GELU between them."""
 
     def __init__(self, config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.Dense_0 = nnx.Linear(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
@@ -74,7 +74,7 @@ class Transformer(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Images in [-1, 1] to one embedding per patch, in the decoder's width; `mesh` is that of `LayerPlan`."""
+    """Maps images in [-1, 1] to one embedding per patch, in the decoder's width; for `mesh` see `LayerPlan`."""
 
     def __init__(self, config: VisionConfig, output_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         patch = (config.patch_size, config.patch_size)

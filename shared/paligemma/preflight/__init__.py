@@ -1,1 +1,1 @@
-"""Whether a training job fits hardware that is not there, how fast it can be at best, and what that costs."""
+"""Says whether a training job fits absent hardware, how fast it can run at best, and what it costs."""

@@ -1,4 +1,4 @@
-"""The training step with shapes in place of arrays, laid out over devices as `finetune` lays them out."""
+"""The training step with shapes instead of arrays, sharded over devices like in `finetune`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def abstract_step(
     Args:
         config: the architecture.
         recipe: how to train.
-        devices: to train on; they need not be there.
-        auto: what `compute_dtype: auto` is on them.
-        text_tokens: of every row's text; all but the first count in the loss, which is the most that a batch can ask for.
+        devices: devices to train on; they need not be present.
+        auto: the dtype that `compute_dtype: auto` stands for on these devices.
+        text_tokens: tokens of every row's text; all but the first count in the loss, which is the worst case.
 
     Raises:
-        InputError: the batch does not split over the devices, or nothing is trained.
+        InputError: the batch does not split evenly over the devices, or nothing is trained.
     """
     mesh = make_mesh(list(devices), recipe.data_parallel)
     check_batch_size(mesh, recipe.batch_size, recipe.accumulate)

@@ -1,4 +1,4 @@
-"""Judges whether a job fits a target, how fast it can be there at best, and what its steps cost."""
+"""Determines whether a job fits a target, how fast it can run there at best, and what its steps cost."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from paligemma.yaml_text import read_yaml
 
 PRICES_FILE = Path(__file__).parent / "prices.yaml"
 MEMORY_VARIABLE = "PALIGEMMA_MEMORY_BYTES"
-"""Memory for the target `cpu`, in place of this machine's: what a container or another machine has."""
+"""Overrides this machine's memory for the target `cpu`, e.g. with a container's or another machine's."""
 
 CPU_ALLOWANCE = 0.15
-"""What allocator and XLA's threads take on a CPU beyond the compiler's figures: see tests/benchmarks/preflight.py."""
+"""Memory of the allocator and XLA's threads on a CPU, beyond the compiler's figures: see tests/benchmarks/preflight.py."""
 
 
 class DoesNotFitError(PaliGemmaError):
@@ -38,26 +38,26 @@ class DoesNotFitError(PaliGemmaError):
 
 @dataclass(frozen=True)
 class Report:
-    """What became of compiling a job for a target. Bytes are of one device.
+    """The result of compiling a job for a target. Bytes are per device.
 
     Attributes:
-        target: its name.
-        batch_size: examples in a step, over all devices.
+        target: the target's name.
+        batch_size: examples per step, over all devices.
         fits: whether the peak is below the limit.
-        peak: arguments, temporaries, outputs that are not arguments, and code, all at once; 0 if the compiler gave up.
-        memory: what a program can have.
-        margin: share of it that is to stay free.
-        limit: the rest.
-        flops: operations that a step needs, over all devices, without those that rematerialization repeats.
-        bytes_moved: to and from memory in a step, at least: what is there is read once, what is computed written and read.
-        bytes_received: from other devices.
-        seconds: of a step at the very best: its arithmetic, memory or messages at the data sheet's speed, whichever is
-            longest; None where the speed is not known.
-        share_of_peak: of the data sheet's arithmetic, that a step of these seconds reaches.
-        steps: planned; None if the recipe does not say.
-        hours: of all of them, at the very best.
-        dollars_per_hour: of all devices; None without a price.
-        dollars: of the steps.
+        peak: bytes of arguments, temporaries, outputs that are not arguments, and code together; 0 if the compiler gave up.
+        memory: bytes available to a program.
+        margin: share of it that should stay free.
+        limit: `memory` without the margin.
+        flops: operations of a step over all devices, without those repeated by rematerialization.
+        bytes_moved: lower bound of memory traffic per step: inputs are read once, results are written and read.
+        bytes_received: bytes received from other devices per step.
+        seconds: lower bound for a step: the longest of arithmetic, memory and messages at data sheet speed; None if the speed
+            is unknown.
+        share_of_peak: share of the data sheet's arithmetic speed that such a step reaches.
+        steps: planned steps; None if the recipe does not say.
+        hours: lower bound for all steps.
+        dollars_per_hour: price of all devices; None without a price.
+        dollars: lower bound for the price of all steps.
         found: the compiler's figures.
     """
 
@@ -93,20 +93,20 @@ def examine(
     fresh: bool = False,
     rows: int | None = None,
 ) -> Report:
-    """Compiles, or remembers, and judges.
+    """Compiles a job, or uses a cached result, and judges it.
 
     Args:
         config: the architecture.
-        recipe: how to train; its batch is over all devices.
+        recipe: how to train; its batch size is over all devices.
         target: a name of `TARGETS`.
-        text_tokens: of every row's text, at most.
-        prices: dollars an hour by device.
-        fresh: compile even if the answer is known.
-        rows: of the training data, for a recipe that has epochs.
+        text_tokens: most tokens of a row's text.
+        prices: dollars an hour by device name.
+        fresh: compile even if the result is cached.
+        rows: rows of the training data, for a recipe with epochs; None if unknown.
 
     Raises:
-        InputError: the batch does not split over the devices, or a wheel is missing.
-        PaliGemmaError: the compiler failed for another reason than memory.
+        InputError: the batch does not split evenly over the devices, or a wheel is missing.
+        PaliGemmaError: the compiler failed for a reason other than memory.
     """
     place = find_target(target)
     found = compile_for(config, recipe, target, text_tokens, fresh)
@@ -141,26 +141,26 @@ def examine(
 
 
 def planned_steps(recipe: Recipe, rows: int | None) -> int | None:
-    """Steps that a recipe makes; None if they depend on the data, which is not known."""
+    """Number of steps in a recipe; None if it depends on the unknown number of rows."""
     return None if recipe.epochs is not None and rows is None else recipe.total_steps(rows or 0)
 
 
 def device_memory(place: Target) -> int:
-    """Bytes of one device. Simulated devices share this machine's.
+    """Memory of one device in bytes. Simulated devices share this machine's memory.
 
     Raises:
-        InputError: the environment says something else than a number of bytes.
+        InputError: the environment variable is not a number of bytes.
     """
     if place.memory:
         return place.memory
     told = os.environ.get(MEMORY_VARIABLE)
     if told and not told.isdecimal():
-        raise InputError(f"{told} is no number of bytes.", where=f"${MEMORY_VARIABLE}", expected="e.g. 17179869184")
+        raise InputError(f"{told} is not a number of bytes.", where=f"${MEMORY_VARIABLE}", expected="e.g. 17179869184")
     return (int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // place.devices
 
 
 def needed_flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> float:
-    """Operations of a step, whatever it recomputes."""
+    """Operations of a step, without recomputation."""
     trained = trained_shapes(config, recipe.trainable, recipe.lora)
     width = text_tokens - 1
     return step_flops(config, trained, recipe.batch_size, width, width)
@@ -170,7 +170,7 @@ def needed_flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> f
 def trained_shapes(
     config: PaliGemmaConfig, trainable: str | tuple[str, ...], lora: LoraConfig
 ) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of what a recipe trains."""
+    """Names and shapes of the parameters that a recipe trains."""
     pattern = compile_pattern(trainable)
     model = abstract_model(config, lora=lora if trainable == "lora" else None)
     variables = parameters_by_name(model)
@@ -181,7 +181,7 @@ def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
     """The date of a price list, and dollars an hour by device.
 
     Raises:
-        InputError: it is not one.
+        InputError: the file is not a price list.
     """
     values = read_yaml(path, "The list of prices")
     try:
@@ -211,5 +211,5 @@ def _seconds(place: Target, found: Mapping, flops: float) -> float | None:
 
 
 def in_gib(size: float) -> str:
-    """Bytes for people."""
+    """Formats bytes for people."""
     return f"{size / GIB:.2f}"

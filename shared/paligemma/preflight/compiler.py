@@ -1,4 +1,4 @@
-"""What a target's compiler says of a job, from a process of its own; kept in the cache folder by a hash of what decides it."""
+"""Asks a target's compiler about a job in a separate process; caches the answer by a hash of everything that decides it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from paligemma.training.recipe import Recipe
 log = logging.getLogger("paligemma.preflight")
 
 TIMEOUT = 1800
-"""Seconds that a compilation may take."""
+"""Most seconds for a compilation."""
 
 _WHEELS = {"tpu": ("libtpu", "libtpu"), "cuda": ("jax_cuda12_plugin", "jax-cuda12-pjrt"), "cpu": ("", "")}
-"""The module whose absence means that the compiler is missing, and the distribution whose version decides what it says."""
+"""For each platform: the compiler's module, and the distribution whose version decides the result."""
 
 _SOURCES = (
     "models",
@@ -44,18 +44,18 @@ _SOURCES = (
     "runtime/sharding.py",
     "checkpoints/architecture.py",
 )
-"""Where the step is written, in the package: another step is another program."""
+"""Source files of the step: when they change, the program may change."""
 
 _IRRELEVANT = {"steps", "epochs", "seed", "learning_rate", "save_every", "keep_last", "log_every", "validate_every"}
-"""Keys of a recipe that the program does not depend on, but for constants in it."""
+"""Recipe keys that affect only constants in the program."""
 
 
 def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_tokens: int, fresh: bool = False) -> dict:
     """The compiler's figures; see `worker.compile_step`.
 
     Raises:
-        InputError: the batch does not split over the devices, or a wheel is missing.
-        PaliGemmaError: the compiler failed for another reason than memory.
+        InputError: the batch does not split evenly over the devices, or a wheel is missing.
+        PaliGemmaError: the compiler failed for a reason other than memory.
     """
     place = find_target(target)
     module, distribution = _WHEELS[place.platform]
@@ -83,7 +83,7 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
     }
     kept = cache_folder() / "preflight" / f"{canonical_sha256(decided_by)}.json"
     if kept.is_file() and not fresh:
-        with contextlib.suppress(DamagedError):  # it is made again
+        with contextlib.suppress(DamagedError):  # it is compiled again
             return read_json(kept, "What the compiler found before", nonfinite=True)
     found = _run(job)
     expect_file(kept)
@@ -92,9 +92,9 @@ def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_token
 
 
 def _other_than_images(distribution: str) -> str:
-    """What to say of a compiler that is not the one in the image that trains; empty if it is, or nothing is pinned.
+    """A warning if the compiler differs from the one in the training image; empty if it is equal, or nothing is pinned.
 
-    The extra `preflight` pins what the image has.
+    The extra `preflight` pins the image's version.
     """
     pinned = [re.match(rf"{distribution}==([^;\s]+)", text) for text in importlib.metadata.requires("paligemma") or ()]
     wanted, there = next((found[1] for found in pinned if found), ""), _version(distribution)
@@ -120,7 +120,7 @@ def _sources_sha256() -> str:
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # a plugin that came another way
+    except importlib.metadata.PackageNotFoundError:  # a plugin installed in another way
         return ""
 
 

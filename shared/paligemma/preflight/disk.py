@@ -1,4 +1,4 @@
-"""What a run's steps need of their machines' disks: a step that runs out of it is evicted, after hours maybe."""
+"""Disk space that a run's steps need. A step that runs out is evicted, perhaps after hours."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class _Model(Protocol):
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes on one machine. A step holds its inputs, and one artifact that it makes.
+    """Bytes on one machine. A step holds its inputs and one output artifact.
 
     Attributes:
-        checkpoint: the base, as it was fetched.
-        tuned: what was trained, in float32.
-        release: the whole model, in one format: formats are written one after the other.
-        given: what there is; 0 if it is not known.
+        checkpoint: the base checkpoint as fetched.
+        tuned: the trained parameters, in float32.
+        release: the whole model in one format, since formats are written one after the other.
+        given: available space; 0 if unknown.
     """
 
     checkpoint: int
@@ -47,17 +47,17 @@ class Disk:
 
     @property
     def needed(self) -> int:
-        """All of it at once, as `publish` has it."""
+        """Space for all of it at once, as in `publish`."""
         return self.checkpoint + self.tuned + self.release
 
     @property
     def for_records(self) -> int:
-        """What is left for the records of `prepare_data`, which no compiler knows the size of."""
+        """Space left for the records of `prepare_data`, whose size is unknown beforehand."""
         return self.given - self.needed
 
     @property
     def fits(self) -> bool:
-        """Whether anything is left, as far as is known."""
+        """Whether any space is left for records; True if unknown."""
         return not self.given or self.for_records > 0
 
     def __str__(self) -> str:
@@ -71,20 +71,20 @@ class Disk:
 
 
 def examine_disk(base: _Model, recipe: Recipe) -> Disk:
-    """The disk that a recipe's steps need.
+    """The disk space that a recipe's steps need.
 
     Args:
         base: an open checkpoint.
         recipe: how to train it.
 
     Raises:
-        InputError: the environment says something else than a number of bytes.
+        InputError: the environment variable is not a number of bytes.
     """
     told = os.environ.get(DISK_VARIABLE, "")
     if told and not told.isdecimal():
-        raise InputError(f"{told} is no number of bytes.", where=f"${DISK_VARIABLE}", expected="e.g. 80000000000")
+        raise InputError(f"{told} is not a number of bytes.", where=f"${DISK_VARIABLE}", expected="e.g. 80000000000")
     trained = trained_shapes(base.config, recipe.trainable, recipe.lora)
-    # What adapters are merged into becomes float32: at most all of attention.
+    # Weights with merged adapters become float32: at most all of attention.
     pattern = compile_pattern("attention" if recipe.trainable == "lora" else recipe.trainable)
     stored = {name: (math.prod(array.shape), array.dtype.itemsize) for name, array in base.arrays.items()}
     return Disk(

@@ -1,4 +1,4 @@
-"""What devices send each other in a compiled program, read from its text, with what is in loops as often as it runs.
+"""Finds the messages between devices in a compiled program's text, and counts those in loops once per iteration.
 
 The compilers' own analysis counts the body of a loop once, and a step's layers are a loop.
 """
@@ -40,9 +40,9 @@ _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of message between devices: how many a step has, and the bytes that one device receives by them.
+    """One kind of message between devices: its count per step, and the bytes that one device receives.
 
-    Rounded up: of what is gathered from n devices, or summed over them, 1/n was there already.
+    Rounded up: of data gathered from n devices, or summed over them, 1/n was on the device already.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Collective:
 
 
 def collectives(program: str) -> list[Collective]:
-    """Those of one run of an optimized HLO program, by kind."""
+    """The messages of one run of an optimized HLO program, by kind."""
     computations = _computations(program)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -66,7 +66,7 @@ def collectives(program: str) -> list[Collective]:
             if kind not in _KINDS:
                 continue
             size = _received(kind, operands, shapes, shape, started=kind != operation)
-            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # how TPU's compiler writes the two in one
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # how the TPU compiler fuses the two
                 kind, size = "reduce-scatter", size // 2
             counts[kind] += times
             sizes[kind] += times * size
@@ -74,7 +74,7 @@ def collectives(program: str) -> list[Collective]:
 
 
 def array_bytes(dtype: str, lengths: str) -> int:
-    """Of an array that is written like `bf16[8,256]`."""
+    """Size in bytes of an array written like `bf16[8,256]`."""
     size = SIZES.get(dtype, 0)
     for length in lengths.split(","):
         size *= int(length or 1)
@@ -83,7 +83,7 @@ def array_bytes(dtype: str, lengths: str) -> int:
 
 def _received(kind: str, operands: str, shapes: Mapping[str, str], result: str, started: bool) -> int:
     given = sum(_shape_bytes(shapes.get(name, "")) for name in re.findall(r"%([^\s,]+)", operands))
-    if kind == "all-gather":  # the result of a start, a tuple of tuples, holds the operands too
+    if kind == "all-gather":  # the result of a start op is a tuple of tuples that holds the operands too
         return _shape_bytes(result) - (given if started else 0)
     return 2 * given if kind == "all-reduce" else given
 
@@ -128,7 +128,7 @@ def _below(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str,
 
 
 def _trips(line: str, condition: list[str]) -> int:
-    """Of a loop from 0 in steps of one, which is what `lax.scan` makes."""
+    """Iterations of a loop from 0 in steps of one, as `lax.scan` makes it."""
     if told := _TRIPS.search(line):
         return int(told.group(1))
     text = "\n".join(condition)

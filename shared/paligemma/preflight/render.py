@@ -1,4 +1,4 @@
-"""A preflight as a table, as Markdown, as JSON, and as a page."""
+"""Renders a preflight as a table, Markdown, JSON and a page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def cells(report: Report) -> tuple[str, ...]:
-    """A row of the table; memory in GiB of one device."""
+    """A row of the table; memory is in GiB per device."""
     found = report.found
     given_up = "out_of_memory" in found
 
@@ -61,7 +61,7 @@ def cells(report: Report) -> tuple[str, ...]:
 
 
 def tables(reports: Sequence[Report], width: int) -> list[Table]:
-    """For a terminal of so many characters: figures down, jobs across, as many jobs in a table as there is room for."""
+    """Tables for a terminal of `width` characters: a row per figure, a column per job, as many columns as fit."""
     columns = [cells(report) for report in reports]
     job = max(len(cell) for column in columns for cell in column) + len(" │ ")
     at_once = max(1, (width - max(map(len, COLUMNS)) - len("│ ") - len(" │")) // job)
@@ -73,10 +73,10 @@ def tables(reports: Sequence[Report], width: int) -> list[Table]:
 
 
 def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[str]]]:
-    """Target by job: header and rows. A cell is the peak, GiB of one device, and the seconds of a step at best.
+    """Header and rows of a table of targets by jobs. A cell has the peak in GiB per device, and a step's seconds at best.
 
     Args:
-        by_job: reports by the name of a job, each over the same targets.
+        by_job: reports by job name, all for the same targets.
     """
     header = ["target", "limit"]
     for name in by_job:
@@ -115,7 +115,7 @@ def write(
     disk: Disk | None = None,
     model: str = "",
 ) -> None:
-    """Writes `preflight.json` and `preflight.html` into an existing folder; with what is said of a disk and model, if it is."""
+    """Writes `preflight.json` and `preflight.html` into an existing folder, with the disk and model if given."""
     values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
     values |= {"disk": disk.as_json()} if disk else {}
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")

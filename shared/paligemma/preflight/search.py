@@ -1,10 +1,10 @@
-"""The cheapest change of a recipe that makes its job fit a target.
+"""Finds the cheapest change of a recipe that makes its job fit a target.
 
-First come changes that leave the training as it is (what is recomputed, in how many parts a batch is worked through, logits at
-once, copies of the parameters), then an optimizer with less state, then smaller batches. Of those that train the same, `cost`
-estimates the seconds of a step, and they are compiled from the fastest: the first that fits is the cheapest by that estimate.
-What cannot fit by its parameters and saved activations alone, or needs at least the memory of something that did not fit, is
-not compiled, so a search is some compilations and not hundreds.
+The search first changes only execution (rematerialization, parts of a batch, size of logit chunks, copies of the parameters),
+then takes an optimizer with less state, then smaller batches. Among recipes with equal training, `cost` estimates the seconds
+of a step, and they are compiled from fastest to slowest. So the first that fits is the cheapest by that estimate. A recipe is
+not compiled if its parameters and saved activations alone do not fit, or if it needs at least the memory of one that did not
+fit. So a search takes a few compilations, not hundreds.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from paligemma.training.recipe import Recipe
 
 _POLICIES = ("none", "dots", "attention", "full")
 _RECOMPUTED = {"none": 0.0, "dots": 0.05, "attention": 0.6, "full": 1.0}
-"""Share of the decoder's forward pass that is done again: attention's part of a layer is little, its elementwise part less."""
+"""Share of the decoder's forward pass that is recomputed. Attention is a small part of a layer; elementwise work is less."""
 
 _STATE = {"adamw": 8, "adafactor": 2, "momentum": 4, "lion": 4, "sgd": 0}
-"""Bytes of optimizer state for each trained number."""
+"""Bytes of optimizer state per trained parameter."""
 
 _LESS_STATE = {"adamw": ("adafactor", "sgd"), "lion": ("adafactor", "sgd"), "momentum": ("sgd",), "adafactor": ("sgd",)}
-"""Optimizers with less state, those that are most like it first."""
+"""Optimizers with less state, the most similar first."""
 
 _NOMINAL = (1e11, 1e10, 1e10)
-"""Operations, memory and messages a second, where they are not known: only proportions count."""
+"""Speeds of arithmetic, memory and messages if unknown: only their proportions matter."""
 
 
 def find_fitting(
@@ -41,7 +41,7 @@ def find_fitting(
     text_tokens: int,
     prices: Mapping[str, float],
 ) -> tuple[Recipe, list[str], Report] | None:
-    """The cheapest changed recipe that fits, the overrides that make it, and its report; None if there is none."""
+    """The cheapest changed recipe that fits, its overrides, and its report; None if none fits."""
     place = find_target(target)
     limit = device_memory(place) * (1 - place.margin)
     for training in _trainings(recipe, place.devices):
@@ -61,16 +61,16 @@ def find_fitting(
 
 
 def overrides(before: Recipe, after: Recipe) -> list[str]:
-    """What turns one recipe into the other: `key=value`, to be given with `--set`."""
+    """The `key=value` overrides for `--set` that turn one recipe into the other."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     return [f"{key}={value}" for key, value in new.items() if old[key] != value]
 
 
 def cost(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: int) -> float:
-    """Estimated seconds of a step, only to be compared with those of other recipes that train the same.
+    """Estimated seconds of a step. Comparable only among recipes with equal training.
 
-    Arithmetic with what rematerialization repeats; reading the parameters three times (forward, backward, update) for each
-    part of the batch, and the embedding for each chunk of logits; gathering split parameters twice for each part.
+    Includes arithmetic with rematerialization; reading the parameters three times (forward, backward, update) for each part of
+    the batch, and the embedding for each chunk of logits; and gathering split parameters twice for each part.
     """
     arithmetic, memory, links = (
         (place.tflops * 1e12, place.bandwidth, place.links or place.bandwidth) if place.tflops else _NOMINAL
@@ -91,7 +91,7 @@ def cost(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: in
 
 
 def _trainings(recipe: Recipe, devices: int) -> Iterator[Recipe]:
-    """The recipe, then those that train otherwise, the least different first."""
+    """The recipe, then recipes with different training, the most similar first."""
     yield recipe
     for optimizer in _LESS_STATE.get(recipe.optimizer, ()):
         yield _changed(recipe, optimizer=optimizer)
@@ -105,7 +105,7 @@ def _trainings(recipe: Recipe, devices: int) -> Iterator[Recipe]:
 
 
 def _ways(recipe: Recipe, devices: int) -> list[Recipe]:
-    """All the ways to do the same training."""
+    """All recipes with equal training."""
     rows = recipe.batch_size // devices
     parts = [n for n in range(recipe.accumulate, rows + 1) if rows % n == 0] or [recipe.accumulate]
     chunks = sorted({recipe.loss_chunk, min(recipe.loss_chunk, 128)})
@@ -121,9 +121,9 @@ def _changed(recipe: Recipe, **changes: object) -> Recipe:
 
 
 def _leanest(recipes: list[Recipe]) -> list[Recipe]:
-    """Those with the least memory, as far as that can be said beforehand: in parts, and in one piece.
+    """The recipes that should need the least memory, with the batch in parts and in one piece.
 
-    Gradients of parts are summed up in memory of their own, which a batch in one piece does not need.
+    A batch in parts needs extra memory to sum gradients; a batch in one piece does not.
     """
 
     def memory(recipe: Recipe) -> tuple[int, ...]:
@@ -144,7 +144,7 @@ def _needs_at_least(recipe: Recipe, other: Recipe) -> bool:
 
 
 def least(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: int) -> float:
-    """Bytes of a device that a job needs in any case: parameters, optimizer state, what layers save, a chunk's logits."""
+    """Minimum bytes per device: parameters, optimizer state, saved activations, one chunk's logits."""
     trained = trained_shapes(config, recipe.trainable, recipe.lora)
     frozen = {name: shape for name, shape in parameter_shapes(config).items() if name not in trained}
     held = (4 + _STATE[recipe.optimizer]) * _size(trained) + (4 if recipe.frozen_dtype == "float32" else 2) * _size(frozen)

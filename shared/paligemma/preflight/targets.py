@@ -1,7 +1,7 @@
-"""The hardware that a job can be compiled for: memory, speed, and how its compiler is told of it.
+"""Hardware that a job can be compiled for: memory, speed, and the compiler's arguments.
 
-Memory limits of TPUs are those that their compiler enforces; figures of GPUs are from NVIDIA's data sheets and
-programming guide, with the memory that a driver leaves.
+TPU memory limits are those that the compiler enforces. GPU figures come from NVIDIA's data sheets and programming guide; memory
+is what the driver leaves.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Target:
     """A number of devices of one kind.
 
     Attributes:
-        platform: compiler.
-        device: name of the kind, as in the price list.
-        devices: how many.
-        memory: bytes of one device that a program can have; 0: of this machine, all devices together.
+        platform: the compiler's platform.
+        device: name of the device kind in the price list.
+        devices: number of devices.
+        memory: bytes per device available to a program; 0: this machine's memory, shared by all devices.
         margin: share of it that is to stay free.
-        tflops: dense 16-bit matrix products of one device, 10^12 operations a second; 0: not known.
-        bandwidth: bytes a second of one device's memory.
-        links: bytes a second that one device can receive from the others; 0: there are none.
-        compute: what `compute_dtype: auto` is there.
+        tflops: speed of one device on dense 16-bit matrix products, 10^12 operations a second; 0: unknown.
+        bandwidth: memory bandwidth of one device, bytes a second.
+        links: bytes a second that one device can receive from others; 0: there are none.
+        compute: the dtype that `compute_dtype: auto` stands for there.
         topology: keyword arguments of `get_topology_desc`.
     """
 
@@ -75,14 +75,14 @@ class _Gpu:
     bandwidth: float  # GB/s
     capability: tuple[int, int]
     multiprocessors: int
-    units: int  # float32 units of a multiprocessor
+    units: int  # float32 units per multiprocessor
     clock: float  # GHz
     cache: int  # MiB
-    threads: int  # of a multiprocessor
-    shared: int  # bytes of a multiprocessor
+    threads: int  # per multiprocessor
+    shared: int  # bytes per multiprocessor
     shared_of_block: int  # bytes, at most
-    links: float  # GB/s that one receives from others in its machine: PCIe or NVLink
-    together: tuple[int, ...] = (1, 2, 4, 8)  # how many a machine has
+    links: float  # GB/s that one GPU receives from others in its machine: PCIe or NVLink
+    together: tuple[int, ...] = (1, 2, 4, 8)  # GPUs per machine
 
 
 _GPUS = {
@@ -112,7 +112,7 @@ device_description_str: "{gpu.name}"
 """
     topology = {"platform": "cuda", "target_config": description, "topology": f"1x1x{count}"}
     compute = "bfloat16" if gpu.capability >= (8, 0) else "float16"
-    # What the CUDA context, the libraries' workspaces and the allocator's rounding take is not in the compiler's figures.
+    # The compiler's figures omit the CUDA context, the libraries' workspaces and the allocator's rounding.
     links = 0 if count == 1 else gpu.links * 1e9
     return Target("cuda", name, count, gpu.memory * 2**20, 0.08, gpu.tflops, gpu.bandwidth * 1e9, links, compute, topology)
 
@@ -126,10 +126,10 @@ TARGETS: dict[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """A target by its name.
+    """A target by name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such target.
     """
     if name not in TARGETS:
         raise InputError(f"There is no target {name!r}.", where="--target", fix=did_you_mean(name, TARGETS))
@@ -140,7 +140,7 @@ def find_variant(name: str) -> PaliGemmaConfig:
     """The architecture of a published checkpoint.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is no such checkpoint.
     """
     if name not in VARIANTS:
         raise InputError(f"There is no variant {name!r}.", where="--variant", fix=did_you_mean(name, VARIANTS))

@@ -1,7 +1,7 @@
 """A process that compiles one training step for a target, from shapes alone: the very step that `finetune` runs.
 
-Reads a job as JSON from standard input, and writes what the compiler says as JSON, on a line that begins with RESULT.
-A process of its own, because the compilers want their environment set before JAX is imported, and may end the process.
+Reads a job as JSON from standard input, and writes the compiler's figures as JSON, on a line that begins with RESULT. A
+separate process, because the compilers need their environment before JAX is imported, and may crash the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RESULT = "RESULT "
 
 
 def prepare_environment(platform: str, devices: int) -> None:
-    """Before JAX is imported."""
+    """Sets the environment; call before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = {
         "cpu": f"--xla_force_host_platform_device_count={devices}",
@@ -28,7 +28,7 @@ def prepare_environment(platform: str, devices: int) -> None:
 
 
 def compile_step(job: dict) -> dict:
-    """Sizes in bytes of one device, as the compiler says them; or `out_of_memory`, in its own words."""
+    """The compiler's sizes in bytes per device; or `out_of_memory` with its message."""
     import jax
     from jax.experimental import topologies
 
@@ -67,7 +67,7 @@ def compile_step(job: dict) -> dict:
 
 
 def main() -> None:
-    """Standard input to standard output; what is wrong with the job is an answer too."""
+    """Reads from standard input and writes to standard output. An error in the job is an answer too."""
     job = json.load(sys.stdin)
     prepare_environment(job["platform"], job["devices"])
     from paligemma.errors import InputError

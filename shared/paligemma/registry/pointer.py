@@ -1,7 +1,7 @@
-"""Small JSON files that say which of many things is current, such as `latest.json`, and that one writer at a time can move.
+"""Pointers: small JSON files such as `latest.json` that name a current value, and that one writer at a time can move.
 
-Whoever moves a pointer says which state of it was read, and fails if anybody has moved it since. It has the same contents on
-a local disk and in Google Cloud Storage: the value, and a random number, so that no two moves leave the same bytes.
+A writer names the state that it read, and fails if the pointer has moved since. The file is the same on a local disk and in
+Google Cloud Storage: the value, and a random number, so that no two moves write the same bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from paligemma.storage.retry import ChangedError
 
 @dataclass(frozen=True)
 class Pointer:
-    """A pointer as it was at one moment.
+    """A pointer's state at one moment.
 
     Attributes:
         value: a JSON value; None if there is no such pointer.
-        generation: differs after every move; 0 if there is no such pointer.
+        generation: changes with every move; 0 if there is no such pointer.
     """
 
     value: Any
@@ -37,7 +37,7 @@ class Pointer:
 
 
 class DamagedPointerError(DamagedError):
-    """What is there is no pointer. Whoever knows what it is to be can move it from `generation`."""
+    """The file is not a pointer. A writer who knows the right value can move it from `generation`."""
 
     def __init__(self, what: str, generation: int, *, where: object, expected: object = None, fix: str | None = None) -> None:
         super().__init__(what, where=where, expected=expected, fix=fix)
@@ -48,8 +48,8 @@ def read_pointer(location: str | Path | Location) -> Pointer:
     """A pointer's value and generation.
 
     Raises:
-        DamagedPointerError: what is there is not a pointer.
-        DamagedError: what is there is not even a file.
+        DamagedPointerError: the file is not a pointer.
+        DamagedError: it is not even a file.
     """
     location = parse_location(location)
     data, generation = _read(location)
@@ -70,7 +70,7 @@ def _read(location: Location) -> tuple[bytes | None, int]:
         if found is None:
             return None, 0
         if found.size > SMALL_BYTES:
-            return b"", found.generation  # which is no pointer either
+            return b"", found.generation  # not a pointer either
         data, found = gcs.read_bytes(location, most=SMALL_BYTES)
         return data, found.generation
     if not os.path.lexists(location):
@@ -80,15 +80,15 @@ def _read(location: Location) -> tuple[bytes | None, int]:
 
 
 def move_pointer(location: str | Path | Location, value: Any, generation: int) -> Pointer:
-    """Gives a pointer a new value, if it is still at the generation that was read; readers see the old value or the new one.
+    """Sets a pointer's value if it is still at the generation that was read. Readers see the old value or the new one.
 
     Args:
         location: a path, or a `gs://` address.
         value: a JSON value.
-        generation: as `read_pointer` gave it; 0 to make a pointer that is not there yet.
+        generation: from `read_pointer`; 0 to create a pointer.
 
     Raises:
-        ChangedError: somebody else moved it meanwhile; where an answer got lost, perhaps after this move had been made.
+        ChangedError: somebody else moved it meanwhile; or an answer was lost, and perhaps this move itself succeeded.
     """
     location = parse_location(location)
     data = (json.dumps({"value": value, "move": secrets.token_hex(16)}, indent=2) + "\n").encode()

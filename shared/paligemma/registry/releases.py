@@ -1,8 +1,8 @@
-"""The releases of a model: each in a folder of its own that never changes, and a pointer to the one in use, the champion.
+"""The releases of a model: each is a folder that never changes. A pointer names the release in use, the champion.
 
-    REGISTRY/releases/VERSION/big_vision, .../huggingface     the whole model, an artifact each
-    REGISTRY/releases/VERSION/release                         card, evaluation, manifest: there when the release is whole
-    REGISTRY/champion.json                                    moved at once, by one writer at a time
+    REGISTRY/releases/VERSION/big_vision, .../huggingface     the whole model, one artifact per format
+    REGISTRY/releases/VERSION/release                         card, evaluation, manifest; written last
+    REGISTRY/champion.json                                    moved atomically, by one writer at a time
 
 A registry is a local folder or a `gs://` prefix.
 """
@@ -34,11 +34,11 @@ MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
 EVALUATION_FOLDER = "evaluation"
 HISTORY = 100
-"""Earlier champions that the pointer remembers."""
+"""Number of earlier champions in the pointer's history."""
 
 
 class Format(BaseModel):
-    """The model in one format: an artifact beside the release."""
+    """The model in one format: a separate artifact of the release."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,8 +62,8 @@ class Champion(BaseModel):
 
     Attributes:
         release: the version in use.
-        tree_sha256: of the artifact that the release is.
-        history: versions that were in use before, the latest last.
+        tree_sha256: tree hash of the release's artifact.
+        history: earlier versions in use, latest last.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -92,7 +92,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Release:
-    """One release of a registry: where it is, and what is recorded of it."""
+    """One release of a registry: its location and its records."""
 
     registry: Location
     version: str
@@ -101,7 +101,7 @@ class Release:
 
     @property
     def location(self) -> Location:
-        """Where its card is."""
+        """The location of its card."""
         return release_part(self.registry, self.version, "release")
 
     @property
@@ -114,17 +114,17 @@ class Release:
         """The `metrics.json` of its evaluation.
 
         Raises:
-            DamagedError: it cannot be read.
+            DamagedError: the file cannot be read.
         """
         path = localize(self.location) / EVALUATION_FOLDER / "metrics.json"
         return read_json(path, "The figures of the evaluation", nonfinite=True, fix="publish it again")
 
     @property
     def score(self) -> Score:
-        """What it was judged by.
+        """The score that decided its evaluation.
 
         Raises:
-            DamagedError: its evaluation does not say.
+            DamagedError: its evaluation has no such score.
         """
         try:
             metrics = self.metrics
@@ -137,20 +137,20 @@ class Release:
 
 
 def release_part(registry: str | Path | Location, version: str, part: str) -> Location:
-    """Where one of a release's folders is.
+    """The location of one of a release's folders.
 
     Raises:
-        InputError: the version is not one, and could lead out of the registry.
+        InputError: the version is invalid, and could lead out of the registry.
     """
     return parse_location(registry) / "releases" / parse_release_version(version, "The version", where=registry) / part
 
 
 def read_release(registry: str | Path | Location, version: str) -> Release:
-    """A whole release.
+    """Reads a complete release.
 
     Raises:
-        InputError: there is none of that version.
-        DamagedError: it is not whole any more.
+        InputError: there is no such version.
+        DamagedError: the release is no longer complete.
     """
     registry = parse_location(registry)
     location = release_part(registry, version, "release")
@@ -173,13 +173,13 @@ def read_release(registry: str | Path | Location, version: str) -> Release:
 
 
 def is_registry(registry: str | Path | Location) -> bool:
-    """Whether there are releases, finished or not, or the file that names the champion."""
+    """Whether a folder has releases, finished or not, or a champion file."""
     location = parse_location(registry)
     return kind_of(location / "releases") == "folder" or exists(location, CHAMPION_FILE)
 
 
 def versions(registry: str | Path | Location) -> list[str]:
-    """The versions of all finished releases, in no order that means anything. A folder of another kind of name is none."""
+    """The versions of all finished releases, unordered. Ignores folders whose names are not versions."""
     ending = f"/release/{RECORD_FILE}"
     paths = list_paths(parse_location(registry) / "releases")
     names = (path.removesuffix(ending) for path in paths if path.endswith(ending) and path.count("/") == 2)
@@ -187,7 +187,7 @@ def versions(registry: str | Path | Location) -> list[str]:
 
 
 def list_releases(registry: str | Path | Location) -> tuple[list[Release], list[Broken]]:
-    """Every release that is whole, the oldest first, and every one that is not."""
+    """The complete releases, oldest first, and the broken ones."""
     found, broken = [], []
     for version in versions(registry):
         try:
@@ -198,19 +198,19 @@ def list_releases(registry: str | Path | Location) -> tuple[list[Release], list[
 
 
 def read_champion(registry: str | Path | Location) -> Champion | None:
-    """What is in use; None if nothing is yet.
+    """The champion; None if there is none yet.
 
     Raises:
-        DamagedError: the file that says so is damaged.
+        DamagedError: the champion file is damaged.
     """
     return _champion(registry)[0]
 
 
 def read_champion_release(registry: str | Path | Location) -> Release | None:
-    """The release in use; None if none is yet.
+    """The release in use; None if there is none yet.
 
     Raises:
-        DamagedError: the file that says which is damaged, or names none, or the release is another than was promoted.
+        DamagedError: the champion file is damaged or names no release, or the release differs from the promoted one.
     """
     champion = read_champion(registry)
     if champion is None:
@@ -229,10 +229,10 @@ def read_champion_release(registry: str | Path | Location) -> Release | None:
 
 
 def promote(release: Release, instead_of: Champion | None) -> Champion:
-    """Makes a release the champion, if the champion still is what it was when somebody decided so.
+    """Makes a release the champion, if the champion has not changed since the decision.
 
     Raises:
-        ChangedError: it is not.
+        ChangedError: the champion has changed.
     """
     current, generation = _champion(release.registry)
     if current is not None and current.release == release.version:
@@ -252,15 +252,15 @@ def roll_back(registry: str | Path | Location, version: str = "") -> tuple[str, 
     """Makes an earlier champion, or any other release, the champion.
 
     Args:
-        registry: where.
-        version: the release; empty: the one before the champion. A named one also takes the place of a damaged champion.
+        registry: the registry's location.
+        version: the release; empty: the one before the champion. A named release can also replace a damaged champion.
 
     Returns:
-        The version that was in use, empty if nothing says, and the new champion.
+        The previous version (empty if unknown), and the new champion.
 
     Raises:
-        InputError: there is no such release, or none before.
-        DamagedError: the release is not whole; or none is named, and the champion is damaged.
+        InputError: there is no such release, or no earlier one.
+        DamagedError: the release is incomplete; or no version is given and the champion is damaged.
         ChangedError: somebody else moved the champion meanwhile.
     """
     try:
@@ -281,20 +281,20 @@ def roll_back(registry: str | Path | Location, version: str = "") -> tuple[str, 
         return current.release, current
     if version:
         return current.release, _move(release, current, generation)
-    # Going back twice goes back two steps, and not to and fro.
+    # Rolling back twice goes back two steps, not back and forth.
     champion = Champion(release=release.version, tree_sha256=release.record.artifact.tree_sha256, history=current.history[:-1])
     move_pointer(parse_location(registry) / CHAMPION_FILE, champion.model_dump(), generation)
     return current.release, champion
 
 
 def verify_release(release: Release) -> int:
-    """Reads every file of a release and of its formats, and compares it with what was recorded.
+    """Reads every file of a release and its formats, and compares it with the records.
 
     Returns:
         The number of files.
 
     Raises:
-        DamagedError: names the first that is missing, altered or new.
+        DamagedError: names the first file that is missing, altered or new.
     """
     count = verify_artifact(release.location, release.record.artifact.tree_sha256)
     for part in release.manifest.formats:
@@ -307,7 +307,7 @@ def verify_artifact(location: str | Path | Location, expected: str = "") -> int:
 
     Args:
         location: a folder, or a `gs://` prefix.
-        expected: the artifact's hash, if known from elsewhere; a record that was altered with its files does not have it.
+        expected: the artifact's hash, if known from elsewhere; it reveals a record that was altered together with its files.
 
     Returns:
         The number of files.
@@ -329,7 +329,7 @@ def verify_artifact(location: str | Path | Location, expected: str = "") -> int:
 
 
 def formats_in(registry: str | Path | Location, version: str, folders: list[str]) -> Iterator[Format]:
-    """What a manifest says of formats that are written already."""
+    """The manifest's entries for formats that are written already."""
     for folder in folders:
         location = release_part(registry, version, folder)
         path = localize(location)
@@ -339,7 +339,7 @@ def formats_in(registry: str | Path | Location, version: str, folders: list[str]
 
 
 def _champion(registry: str | Path | Location) -> tuple[Champion | None, int]:
-    """The champion, and the generation of the file that says so."""
+    """The champion, and the generation of its file."""
     location = parse_location(registry) / CHAMPION_FILE
     try:
         pointer = read_pointer(location)
@@ -357,7 +357,7 @@ def _champion(registry: str | Path | Location) -> tuple[Champion | None, int]:
 
 
 def _fix(registry: str | Path | Location) -> str:
-    """What to do where the champion is not to be had."""
+    """Advice for an unreadable champion."""
     return f"paligemma rollback VERSION --registry {registry}, which makes a release the champion: " + (
         ", ".join(versions(registry)[:20]) or "there is none yet, publish one"
     )

@@ -1,4 +1,4 @@
-"""Signatures of folders, with an EC key in a file, by the library `model-signing` (OpenSSF Model Signing), offline."""
+"""Signs folders offline with an EC key in a file, by the library `model-signing` (OpenSSF Model Signing)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from paligemma.extras import how_to_install
 SIGNATURE_FILE = "model.sig"
 
 KEY_VARIABLE = "PALIGEMMA_SIGNING_KEY"
-"""Names the file of the private key, PEM, such as a mounted secret. The key itself is never a parameter."""
+"""Path of the private key (PEM), such as a mounted secret. The key itself is never a parameter."""
 
 PASSWORD_VARIABLE = "PALIGEMMA_SIGNING_KEY_PASSWORD"
 
 
 def signing_key() -> Path | None:
-    """The private key's file, if there is to be a signature."""
+    """The private key's file; None if releases are not signed."""
     name = os.environ.get(KEY_VARIABLE)
     return Path(name) if name else None
 
 
 def signer_of(key: Path) -> str:
-    """Which key it is: sha256 of the public key (DER), as hexadecimal digits.
+    """Identifies a key: sha256 of the public key (DER) in hexadecimal.
 
     Raises:
-        InputError: it is not there or not an EC private key, or the library is not installed.
+        InputError: the file is missing or not an EC private key, or the library is not installed.
     """
     import hashlib
 
@@ -59,11 +59,11 @@ def sign(folder: Path, key: Path) -> None:
 
 
 def verify_signature(folder: Path, public_key: Path) -> None:
-    """Confirms that the holder of a key signed what is in the folder.
+    """Confirms that the holder of a key signed the folder's contents.
 
     Raises:
-        InputError: the public key is not one, or the library is not installed.
-        DamagedError: the signature is of another key, or of other contents.
+        InputError: the public key is invalid, or the library is not installed.
+        DamagedError: the signature is from another key, or for other contents.
     """
     _need_library()
     from model_signing import verifying  # pyright: ignore[reportMissingImports]  # an extra
@@ -76,7 +76,7 @@ def verify_signature(folder: Path, public_key: Path) -> None:
         ) from None
     try:
         config.verify(folder, folder / SIGNATURE_FILE)
-    except Exception as error:  # the library has no type of its own for a signature that does not fit
+    except Exception as error:  # the library has no specific exception for a wrong signature
         raise DamagedError(
             f"The signature does not fit: {error or type(error).__name__}.", where=folder / SIGNATURE_FILE, expected=public_key
         ) from None
@@ -85,7 +85,7 @@ def verify_signature(folder: Path, public_key: Path) -> None:
 def _hashing():
     from model_signing import hashing  # pyright: ignore[reportMissingImports]  # an extra
 
-    # The lineage record is written after the signature, whose hash it holds.
+    # The lineage record holds the signature's hash, so it is written later.
     ignored = [Path(SIGNATURE_FILE), Path(RECORD_FILE)]
     return hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 

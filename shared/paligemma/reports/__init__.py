@@ -1,1 +1,1 @@
-"""Self-contained HTML pages for people: nothing is fetched, everything a page shows is inside it."""
+"""Self-contained HTML pages for people: a page contains everything that it shows, and fetches nothing."""

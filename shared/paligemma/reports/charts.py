@@ -11,7 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 30
 
 
 def histogram(counts: Mapping[int, int], label: str, most_bars: int = 48) -> Markup:
-    """Bars of counts by integer value; neighbouring values share a bar when there are too many."""
+    """Bars of counts by integer value; neighbouring values share a bar if there are more than `most_bars`."""
     if not counts:
         return Markup("<p>{}: none</p>").format(label)
     low, high = min(counts), max(counts)
@@ -40,7 +40,7 @@ def line_chart(points: Sequence[tuple[float, float]], label: str) -> Markup:
     if not finite:
         return Markup("<p>{}: no finite value</p>").format(label)
     (x0, x1), (y0, y1) = ((min(axis), max(axis)) for axis in zip(*finite, strict=True))
-    if len(finite) > 1000:  # more than the pixels there are
+    if len(finite) > 1000:  # more points than pixels
         finite = finite[:: -(-len(finite) // 1000)]
 
     def at(x: float, y: float) -> str:

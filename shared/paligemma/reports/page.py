@@ -1,4 +1,4 @@
-"""Renders a report's template. Values are escaped; pictures become data URIs."""
+"""Renders a report's template. Escapes values, and turns pictures into data URIs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = logging.getLogger("paligemma.reports")
 def write_page(path: Path, make: Callable[[], str]) -> None:
     """Writes the page that `make` returns.
 
-    A page shows what the files beside it hold, so one that cannot be made costs nobody an artifact: what is wrong is an error
-    line in the log, and all that the page says.
+    A page only shows the files beside it, so a failure to render must not lose the artifact. The error goes into the log, and
+    the page shows only the error.
     """
     try:
         text = make()
     except StoppedError:
         raise
-    except Exception as error:  # whatever a template or a chart raises: the artifact is worth more than its page
+    except Exception as error:  # any error of a template or chart: the artifact matters more than its page
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
         log.error("%s cannot be rendered, and says so; the files beside it are whole: %s", path.name, what)
@@ -44,17 +44,17 @@ def write_page(path: Path, make: Callable[[], str]) -> None:
 
 
 def render(template: str, **values: object) -> str:
-    """The page of a template in `templates/`, filled in. `model` is the line that says which model it is about, if any."""
+    """Fills in a template in `templates/`. The value `model` is a line that names the page's model, if any."""
     return _environment().get_template(template).render(policy=content_policy(template), **{"model": "", **values})
 
 
 @functools.cache
 def content_policy(template: str) -> str:
-    """The Content-Security-Policy of a page: it loads nothing, and runs and is styled by what its template has alone.
+    """The Content-Security-Policy of a page: it loads nothing, and allows only its template's own scripts and styles.
 
-    The hashes are of the template's text and not of the page's, so that what a value may have smuggled in has none. A page is
-    a file, and KFP shows it in an `iframe` by `srcdoc`: the policy is a `meta` element of it (W3C, Content Security Policy
-    Level 3, sections 3.3 and 8.4).
+    The hashes cover the template's text, not the page's, so code smuggled in by a value has no hash. A page is a file, and KFP
+    shows it in an `iframe` by `srcdoc`, so the policy is a `meta` element in the page (W3C, Content Security Policy Level 3,
+    sections 3.3 and 8.4).
     """
     source = "".join(_sources(template))
     rules = ["default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
@@ -67,7 +67,7 @@ def content_policy(template: str) -> str:
 
 
 def _sources(template: str) -> Iterator[str]:
-    """The text of a template, and of those that it extends or takes from."""
+    """The texts of a template, and of the templates that it extends or imports."""
     source, _, _ = _loader().get_source(_environment(), template)
     yield source
     for other in jinja2.meta.find_referenced_templates(_environment().parse(source)):
@@ -76,7 +76,7 @@ def _sources(template: str) -> Iterator[str]:
 
 
 def image_uri(image: np.ndarray) -> str:
-    """A uint8 `[height, width, 3]` picture as a data URI: PNG when small, else JPEG."""
+    """A uint8 `[height, width, 3]` picture as a data URI: PNG if small, else JPEG."""
     buffer = io.BytesIO()
     if image.shape[0] <= 96:
         Image.fromarray(image).save(buffer, "PNG")

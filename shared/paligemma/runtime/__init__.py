@@ -1,1 +1,1 @@
-"""The machine a step runs on: its devices and processes, its memory, signals, and programs that were compiled on it before."""
+"""The machine that a step runs on: devices, processes, memory, signals, and the cache of compiled programs."""

@@ -1,4 +1,4 @@
-"""Whether a step has the accelerator that its profile pays for: without one, JAX goes on with the CPU and a line in the log."""
+"""Checks that a step has the accelerator that its profile pays for: without one, JAX continues on the CPU with a log line."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from paligemma.extras import how_to_accelerate
 log = logging.getLogger("paligemma.runtime.accelerator")
 
 ACCELERATOR_VARIABLE = "PALIGEMMA_ACCELERATOR"
-"""What a process is to have, as KIND COUNT: "gpu 1", "tpu 4". The images for accelerators say one of their kind, a pipeline's
-profile how many. Unset or empty, a step takes what there is."""
+"""The accelerator that a process should have, as KIND COUNT: "gpu 1", "tpu 4". Images for accelerators set a count of one, and
+a pipeline's profile sets the real count. Unset or empty: a step takes what it finds.
+"""
 
 _DRIVER = "libcuda.so.1"
-"""NVIDIA's library that comes with a node, not with an image; what a TPU needs is all in the image."""
+"""NVIDIA's driver library, which comes with a node, not an image. For TPUs, the image contains everything."""
 _NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""What the driver makes when it finds a device: on Linux, and in the Windows Subsystem for Linux."""
+"""Files that the driver creates for a device: on Linux, and in the Windows Subsystem for Linux."""
 _PLUGINS = "jax_plugins"
-"""Group of entry points by which JAX finds what it can compute on, besides the CPU and TPUs."""
+"""Entry point group in which JAX finds platforms other than CPU and TPU."""
 _TO_DO = {
     "gpu": "let $LD_LIBRARY_PATH name the folder of the driver, which GKE mounts at /usr/local/nvidia/lib64; a node pool has a "
     "driver only with gpu-driver-version=latest (or default)",
@@ -35,11 +36,11 @@ _TO_DO = {
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What a process is to have.
+    """The accelerator that a process should have.
 
     Attributes:
-        kind: JAX's name of the platform.
-        count: of its devices that this process sees.
+        kind: JAX's platform name.
+        count: number of devices that this process should see.
     """
 
     kind: str
@@ -47,10 +48,10 @@ class Accelerator:
 
     @classmethod
     def parse(cls, text: str) -> Accelerator:
-        """Raises InputError for what a profile does not say."""
+        """Parses `KIND COUNT`; raises InputError for other texts."""
         kind, _, count = text.partition(" ")
         if kind not in _TO_DO or not count.isdecimal() or int(count) < 1:
-            raise InputError(f"{text!r} is no accelerator.", where=f"${ACCELERATOR_VARIABLE}", expected="gpu 1, tpu 4, ...")
+            raise InputError(f"{text!r} is not an accelerator.", where=f"${ACCELERATOR_VARIABLE}", expected="gpu 1, tpu 4, ...")
         return cls(kind, int(count))
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ class Accelerator:
 
 
 def idle_gpu() -> str:
-    """What to say of an NVIDIA device that JAX will not use, as it has no plugin for one; empty if there is none."""
+    """A warning if JAX lacks the plugin for an NVIDIA device that is present; else empty."""
     if not any(path.exists() for path in _NVIDIA) or os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
         return ""
     if any("cuda" in entry.name or "cuda" in entry.value for entry in importlib.metadata.entry_points(group=_PLUGINS)):
@@ -68,12 +69,12 @@ def idle_gpu() -> str:
 
 
 def expect_accelerator() -> None:
-    """Confirms that JAX has the accelerator that this step's profile gave it; to be called before anything is computed.
+    """Confirms that JAX has the accelerator in this step's profile. Call before any computation.
 
-    Warns of an NVIDIA device that is not used, where no profile asks for one.
+    Without a profile, warns of an unused NVIDIA device.
 
     Raises:
-        InputError: it has another one, fewer, or none.
+        InputError: JAX has another accelerator, fewer devices, or none.
     """
     told = os.environ.get(ACCELERATOR_VARIABLE)
     if not told:
@@ -92,14 +93,14 @@ def expect_accelerator() -> None:
             complaints.said.append(str(error))
     fitting = [device for device in found if device.platform == wanted.kind]
     if len(fitting) >= wanted.count:
-        for said in complaints.said:  # of what this step does not need
+        for said in complaints.said:  # about platforms that this step does not need
             log.warning("%s", said)
         return
     missing = _missing(_DRIVER) if wanted.kind == "gpu" else ""
     there = ", ".join(sorted({f"{device.platform} ({device.device_kind})" for device in found})) or "none"
     reasons = " ".join(f"{reason.rstrip('.')}." for reason in (missing, *complaints.said) if reason)
     raise InputError(
-        f"This step is to have {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
+        f"This step should have {wanted}, but JAX has {len(fitting)} of that kind. {reasons}".rstrip(),
         where=f"devices of this process: {there}",
         expected=f"{wanted.count} x {wanted.kind}, by ${ACCELERATOR_VARIABLE}",
         fix=_TO_DO[wanted.kind],
@@ -107,10 +108,10 @@ def expect_accelerator() -> None:
 
 
 class _Complaints(logging.Filter):
-    """What JAX says of a plugin that does not start: it logs a traceback, and goes on with the CPU.
+    """Collects JAX's log of plugins that fail to start: it logs a traceback, and continues on the CPU.
 
     Attributes:
-        said: one sentence for each.
+        said: one sentence for each failure.
     """
 
     def __init__(self) -> None:
@@ -118,7 +119,7 @@ class _Complaints(logging.Filter):
         self.said: list[str] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Takes a record that has a traceback, and lets every other one pass."""
+        """Takes log records with a traceback, and lets others pass."""
         if not record.exc_info or record.exc_info[1] is None:
             return True
         self.said.append(str(record.exc_info[1]))
@@ -126,7 +127,7 @@ class _Complaints(logging.Filter):
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Listens to JAX."""
+        """Listens to JAX's log during the block."""
         logger = logging.getLogger("jax._src.xla_bridge")
         logger.addFilter(self)
         try:
@@ -136,7 +137,7 @@ class _Complaints(logging.Filter):
 
 
 def _missing(library: str) -> str:
-    """What the loader says of a library that it cannot load; empty if it can."""
+    """The loader's message for a library that it cannot load; else empty."""
     try:
         ctypes.CDLL(library)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk: a step that was compiled once, with these shapes and options, is not compiled again."""
+"""The compilation cache on disk: a step is compiled once for given shapes and options."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from paligemma.storage.cache import cache_folder
 from paligemma.storage.epath_settings import reach_gcs_without_tensorflow
 
 _LEAST_SECONDS = 0.1
-"""Compile time of a program that is kept. JAX's own is a second, which leaves out all programs of small models."""
+"""Least compile time of cached programs. JAX's default of one second excludes all programs of small models."""
 
 
 def use_compile_cache() -> None:
-    """Has JAX keep what it compiles in our cache folder, unless the user chose another place, or what is worth it."""
-    reach_gcs_without_tensorflow()  # JAX looks at its folder long before Orbax looks at a bucket
+    """Makes JAX cache compiled programs in our cache folder. The user's own settings take precedence."""
+    reach_gcs_without_tensorflow()  # JAX opens its cache folder long before Orbax opens a bucket
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]  # made while JAX runs
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -26,9 +26,9 @@ def use_compile_cache() -> None:
 
 @contextmanager
 def compiled_quickly(wanted: bool = True) -> Iterator[None]:
-    """Has JAX leave out what makes programs fast, if that is wanted: for one that runs once, on a model that is small.
+    """Turns off JAX's optimizations if `wanted`: worthwhile for a small model's program that runs once.
 
-    A first answer of the embedded checkpoint takes 3.9 s of processor time with it, and 5.0 s without.
+    The embedded checkpoint's first answer takes 3.9 s of processor time this way, and 5.0 s otherwise.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", before or wanted)

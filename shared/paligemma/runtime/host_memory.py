@@ -1,4 +1,4 @@
-"""How this machine's memory is handed out to XLA: what compiling took is given back, large buffers come in large pages."""
+"""Host memory settings for XLA: returns the compiler's memory to the system, and uses huge pages for large buffers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import functools
 from collections.abc import MutableMapping
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-"""JAX's event after a program is compiled, and before it runs."""
+"""JAX's event between compilation and execution of a program."""
 
 SECONDS_WORTH_IT = 1.0
-"""A program that compiles faster leaves little behind."""
+"""Programs that compile faster leave little memory behind."""
 
 
 def use_huge_pages(environ: MutableMapping[str, str]) -> None:
-    """Has processes with this environment take large blocks in pages of 2 MiB, unless the user tuned glibc already.
+    """Makes processes with this environment use 2 MiB pages for large blocks, unless the user tuned glibc already.
 
-    On a CPU, XLA takes the memory of a step anew each time, and the kernel zeroes it page by page. Read by glibc (2.35 and
-    later) when a process starts; other C libraries do not know it. Figures are in tests/benchmarks/README.md.
+    On a CPU, XLA allocates a step's memory anew each time, and the kernel zeroes it page by page. glibc (2.35 and later) reads
+    the setting when a process starts; other C libraries ignore it. Figures are in tests/benchmarks/README.md.
     """
     environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 
 @functools.cache
 def trim_after_compiling() -> None:
-    """From now on, memory that a compilation freed goes back to the system before the program's own is taken.
+    """From now on, returns memory freed by a compilation to the system before the program allocates its own.
 
-    The compiler leaves some 200 MB with glibc's allocator, which would count in the process's peak. Elsewhere nothing happens.
+    The compiler leaves some 200 MB in glibc's allocator, which would count in the process's peak. Does nothing without glibc.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""What the environment of a process says of the others that work with it. Knows nothing of JAX, so that it is asked at once."""
+"""Reads from the environment which processes work together. Does not import JAX, so it is fast."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from paligemma.errors import InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-"""What Kubeflow Trainer's JAX runtime sets on every host."""
+"""Variables that Kubeflow Trainer's JAX runtime sets on every host."""
 CLUSTER = "CLUSTER_SPEC"
-"""What Vertex AI sets in every replica of a custom job's worker pools, as JSON:
+"""JSON variable that Vertex AI sets in every replica of a custom job's worker pools:
 https://cloud.google.com/vertex-ai/docs/training/distributed-training#cluster-spec-format."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The first process's address as host:port, how many there are, and which one this is."""
+    """The first process's address as host:port, the number of processes, and this process's index."""
 
     coordinator: str
     count: int
@@ -25,7 +25,7 @@ class Processes:
 
 
 def described() -> Processes | None:
-    """The processes that the environment describes; None when it describes no more than one.
+    """The processes in the environment's description; None if there is only one.
 
     Raises:
         InputError: only some of the variables are set, or one of them is wrong.

@@ -1,4 +1,4 @@
-"""The device mesh, and where parameters and batches lie on it."""
+"""The device mesh, and the sharding of parameters and batches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Device: TypeAlias = Any
 """A `jax.Device`, which no type checker knows: jaxlib has no types of its binary part."""
 
 GATHERED = "gathered"
-"""Name, for `jax.checkpoint` policies, of parameters that `gather` brought together."""
+"""Name in `jax.checkpoint` policies for parameters from `gather`."""
 
 
 def make_mesh(devices: Sequence[Device] | None = None, copies: int = 1) -> Mesh:
-    """A mesh of `data` x `fsdp`.
+    """A mesh with the axes `data` and `fsdp`.
 
     Args:
-        devices: by default every one there is, of all processes.
-        copies: of the parameters, along `data`; each is split over the devices along `fsdp`. One needs the least memory.
+        devices: by default all devices of all processes.
+        copies: copies of the parameters along `data`; each copy is split along `fsdp`. One copy needs the least memory.
 
     Raises:
-        InputError: the devices do not split into so many copies.
+        InputError: the devices do not split into this many copies.
     """
     chosen = np.array(devices or jax.devices())
     if len(chosen) % copies:
@@ -42,7 +42,7 @@ def make_mesh(devices: Sequence[Device] | None = None, copies: int = 1) -> Mesh:
 
 
 def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Splits the largest axis that the mesh's `fsdp` axis divides; replicates when there is none."""
+    """Splits the largest axis that the mesh's `fsdp` axis divides; replicates if there is none."""
     size = mesh.shape["fsdp"]
     divisible = [axis for axis, length in enumerate(shape) if length % size == 0 and length >= size]
     if size == 1 or not divisible:
@@ -52,12 +52,12 @@ def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """By rows over all devices."""
+    """Splits by rows over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """Splits every array of a batch by rows over all devices; of each process, its own rows over its own devices."""
+    """Splits every array of a batch by rows over all devices. Each process's rows go to its own devices."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
@@ -65,12 +65,12 @@ def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
 
 
 def split_rows(mesh: Mesh | None, x: jax.Array) -> jax.Array:
-    """Keeps every example of an activation on one device; None: as it is."""
+    """Keeps every example of an activation on one device; without a mesh, does nothing."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def split_columns(mesh: Mesh | None, x: jax.Array, columns: bool) -> jax.Array:
-    """An activation with the examples of all devices along `fsdp` on each of them; its last axis split instead, or whole."""
+    """Gathers an activation's examples along `fsdp` on each device. Splits its last axis instead if `columns`."""
     if mesh is None:
         return x
     last = "fsdp" if columns and x.shape[-1] % mesh.shape["fsdp"] == 0 else None
@@ -78,11 +78,11 @@ def split_columns(mesh: Mesh | None, x: jax.Array, columns: bool) -> jax.Array:
 
 
 def gather(mesh: Mesh | None, parameters: Tree) -> Tree:
-    """Parameters as every device needs them to work on its own examples; None: as they are.
+    """Gathers parameters on every device, to work on its own examples; without a mesh, does nothing.
 
     Called inside the loop over layers, so that a device holds one layer's parameters at a time (ZeRO-3, arXiv 1910.02054).
-    Without it, XLA leaves the parameters split and sends activations around: the larger the batch, the more. Gradients
-    are summed where they are split.
+    Otherwise XLA leaves the parameters split and sends activations, more for larger batches. Gradients are summed in their
+    split layout.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return parameters
@@ -91,7 +91,7 @@ def gather(mesh: Mesh | None, parameters: Tree) -> Tree:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gathered(mesh: Mesh, x: jax.Array) -> jax.Array:
-    # Split as it is stored first: else XLA may gather the stack of all layers, and pick this one out of that.
+    # First pin the stored layout: else XLA may gather the stack of all layers, and then pick this one.
     x = jax.lax.with_sharding_constraint(x, fsdp_sharding(mesh, x.shape))
     x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
     return checkpoint_name(x, GATHERED)
@@ -109,7 +109,7 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
-    """Confirms that each part of a batch splits evenly over the devices."""
+    """Raises InputError unless each part of a batch splits evenly over the devices."""
     devices = mesh.devices.size * parts
     if batch_size % devices:
         near = max(devices, round(batch_size / devices) * devices)

@@ -1,6 +1,6 @@
-"""Being told to stop: SIGTERM raises where something has to be left behind, or is noted until a good moment to stop.
+"""Handles requests to stop: SIGTERM raises an exception, so that code can clean up, or is noted until a good moment.
 
-The one place that handles signals, in the main thread only: Python lets no other thread set a handler.
+The only module that handles signals. It does so in the main thread, as Python requires.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paligemma.errors import StoppedError
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Turns SIGTERM into an exception, unless somebody handles it already.
+    """Turns SIGTERM into an exception, unless it already has a handler.
 
     Raises:
         StoppedError: SIGTERM came.
@@ -31,7 +31,7 @@ def sigterm_raises() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != owner:  # a forked child has nothing to leave behind
+        if os.getpid() != owner:  # a forked child has nothing to clean up
             os.kill(os.getpid(), signal.SIGTERM)
         raise StoppedError("The step was told to stop (SIGTERM).", fix="run the same command again")
 
@@ -43,10 +43,10 @@ def sigterm_raises() -> Iterator[None]:
 
 
 class NotedSignals:
-    """Notes SIGTERM and SIGINT for the length of a `with`. A second SIGINT (Ctrl-C) interrupts at once.
+    """Notes SIGTERM and SIGINT during a `with` block. A second SIGINT (Ctrl-C) interrupts at once.
 
     Attributes:
-        noted: whether one came.
+        noted: whether a signal came.
     """
 
     def __init__(self) -> None:
@@ -65,5 +65,5 @@ class NotedSignals:
         self.noted = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])
-            # Not print: the signal may have come in the middle of one.
+            # Not `print`: the signal may have interrupted one.
             os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once.\n")

@@ -1,1 +1,1 @@
-"""Where files live, and how they get there whole."""
+"""Storage on disk and in Google Cloud Storage: locations, atomic writes, transfers."""

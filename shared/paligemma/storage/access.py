@@ -1,4 +1,4 @@
-"""What the operating system says of a place that may not, or cannot, be written to, in our own errors."""
+"""Turns the operating system's refusals to write to a path into our own errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}
 
 @contextmanager
 def explain_refusal(place: Path, fix: str = "choose another place") -> Iterator[None]:
-    """Turns a refusal by the operating system into an error that says what is wrong with a place.
+    """Turns a refusal by the operating system into an error that says what is wrong with a path.
 
     Raises:
-        InputError: the place is somebody else's or read-only, something is in its way, or no file can have its name.
+        InputError: the path is read-only or belongs to somebody else, something is in the way, or the name is invalid.
     """
     try:
         yield

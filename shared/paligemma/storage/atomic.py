@@ -1,4 +1,4 @@
-"""Writing a file or a directory so that a crash at any byte leaves the old state or the new one."""
+"""Writes files and folders atomically: a crash at any byte leaves the old state or the new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paligemma.storage.access import explain_refusal
 from paligemma.storage.disk_space import explain_full_disk
 
 FilesOf = Callable[[Path], Iterable[str]]
-"""Which of the files in a folder are an artifact's own: their paths in it, with forward slashes."""
+"""Returns an artifact's own files in a folder: relative paths with forward slashes."""
 
 _MOST_NAME = 255  # NAME_MAX of Linux and macOS
 _AT_FDCWD = -100
@@ -30,16 +30,16 @@ log = logging.getLogger("paligemma.storage")
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
-    """Replaces a file's contents at once; makes its parents."""
+    """Replaces a file's contents atomically; creates parent folders."""
     with _written(Path(path), data) as partial:
         partial.replace(path)
 
 
 def write_new_file(path: str | Path, data: bytes | str) -> bool:
-    """Writes a file that is not there yet, at once; makes its parents. False, and nothing done, if there is one."""
+    """Writes a new file atomically; creates parent folders. Returns False and does nothing if the file exists."""
     with _written(Path(path), data) as partial:
         try:
-            os.link(partial, path)  # unlike a rename, it fails if there is one
+            os.link(partial, path)  # unlike a rename, fails if the file exists
         except FileExistsError:
             return False
         return True
@@ -62,7 +62,7 @@ def copy_new_file(source: Path, path: Path) -> bool:
 
 @contextmanager
 def _written(path: Path, data: bytes | str) -> Iterator[Path]:
-    """Yields a file beside `path` with this contents, on the disk; removes it if it is still there afterwards."""
+    """Yields a temporary file beside `path` with the data, synced to disk; removes it afterwards if it still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
     try:
@@ -76,7 +76,7 @@ def _written(path: Path, data: bytes | str) -> Iterator[Path]:
 
 
 def hidden_beside(path: Path, ending: str) -> Path:
-    """A name beside `path` that belongs to it, also where its own name is almost as long as a name can be."""
+    """A hidden name beside `path` that belongs to it, even if its own name has almost the maximum length."""
     name = f".{path.name}{ending}"
     if len(os.fsencode(name)) > _MOST_NAME:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{ending}"
@@ -84,31 +84,30 @@ def hidden_beside(path: Path, ending: str) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A name for a file that no other process or thread writes."""
+    """A unique file name that no other process or thread uses."""
     return hidden_beside(path, f".partial-{os.getpid()}-{threading.get_ident()}")
 
 
 @contextmanager
 def write_directory(path: str | Path, may_replace: str, files_of: FilesOf | None = None) -> Iterator[Path]:
-    """Yields an empty folder to fill; it takes the place of `path` when the block ends without an exception.
+    """Yields an empty folder to fill, which replaces `path` if the block raises nothing.
 
-    What a killed predecessor left unfinished is removed. An existing `path` stays whole, and is exchanged for the new
-    folder in one step, only if it is empty or holds a file called `may_replace`, and nothing that is none of its own files:
-    with a note, a plot or a copy that a user keeps there, the folder is refused before any work is done, and not emptied.
-    What comes into it while the block runs is too late for that, and the work is not lost either: the folder as it is then is
-    renamed to `path.kept-1` (or the first number that is free), and stays.
+    Removes the leftovers of a killed predecessor. An existing `path` is replaced in one step, and only if it is empty, or holds
+    a file called `may_replace` and no foreign files. A folder with a user's note, plot or copy is refused before any work is
+    done. If a foreign file appears while the block runs, the work is not lost either: the old folder is renamed to
+    `path.kept-1` (or the first free number), and stays.
 
     Args:
         path: the folder.
-        may_replace: the file by which an older version is known.
-        files_of: the paths of an older version's own files, `may_replace` among them; without, all that is in it is ours.
+        may_replace: the file that identifies an older version.
+        files_of: returns the paths of an older version's own files, including `may_replace`; None: all files are ours.
 
     Raises:
-        InputError: `path` holds something else, another process is writing it now, it may not be written, or the disk is full.
+        InputError: `path` holds foreign files, another process is writing it, it is not writable, or the disk is full.
     """
     path = Path(path).absolute()
     with explain_refusal(path):
-        path = path.resolve() if path.is_symlink() else path  # a link to a larger disk stays a link
+        path = path.resolve() if path.is_symlink() else path  # a link, e.g. to a larger disk, stays a link
         if path.exists() and not _replaceable(path, may_replace):
             raise InputError(
                 f"{path} exists and is not an artifact of this program.",
@@ -137,10 +136,10 @@ def write_directory(path: str | Path, may_replace: str, files_of: FilesOf | None
                 partial.rename(path)
                 log.warning("%s was changed by somebody while its new version was made; as it was, it is now %s", path, aside)
             elif path.exists():
-                # What is exchanged becomes a draft under the draft's name. Unlocked, it would be another writer's.
+                # The replaced folder gets the draft's name. Without a lock, another writer could take it.
                 handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
                 locks.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX)  # a writer that has just published lets go in a moment
+                fcntl.flock(handle, fcntl.LOCK_EX)  # a writer that has just published releases its lock in a moment
                 _exchange(partial, path)
                 shutil.rmtree(partial)
             else:
@@ -149,7 +148,7 @@ def write_directory(path: str | Path, may_replace: str, files_of: FilesOf | None
 
 
 def clear(folder: Path, but: str = "") -> None:
-    """Removes everything in a folder, but not the folder, which may be locked, nor the entry called `but`. Follows no link."""
+    """Removes everything in a folder except the entry `but`, and keeps the folder, which may be locked. Follows no links."""
     for entry in folder.iterdir():
         if entry.name == but:
             continue
@@ -157,7 +156,7 @@ def clear(folder: Path, but: str = "") -> None:
 
 
 def expect_file(path: Path) -> None:
-    """Removes what is at the place of a file of ours and is not a file; a link goes, and not what it leads to."""
+    """Removes whatever is at a file's path but is not a file. Removes a link itself, not its target."""
     if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
         path.unlink()
     elif path.is_dir():
@@ -165,7 +164,7 @@ def expect_file(path: Path) -> None:
 
 
 def expect_folder(path: Path) -> None:
-    """Removes what is at the place of a folder of ours and is not a folder; a link goes, and not what it leads to."""
+    """Removes whatever is at a folder's path but is not a folder. Removes a link itself, not its target."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         path.unlink()
 
@@ -175,29 +174,29 @@ def _replaceable(path: Path, marker: str) -> bool:
 
 
 def _own_files(path: Path, may_replace: str, files_of: FilesOf | None) -> frozenset[str] | None:
-    """Which files of a folder that is perhaps there may go with it; None for all. No other writer of ours publishes now.
+    """The files that may be removed with a folder, if it exists; None for all. The caller holds the lock.
 
     Raises:
-        InputError: it holds others.
+        InputError: the folder holds other files.
     """
     own: frozenset[str] | None = frozenset()
     if (path / may_replace).exists():
         own = None if files_of is None else frozenset(files_of(path))
     if foreign := _foreign(path, own):
         raise InputError(
-            f"{path} holds {foreign}, which is none of the artifact's files, and would be lost.",
-            expected="a folder with nothing in it but what the step that made it wrote",
+            f"{path} holds {foreign}, which is not one of the artifact's files, and would be lost.",
+            expected="a folder that holds only the files of its step",
             fix="move what is yours out of it, or choose another output path",
         )
     return own
 
 
 def _foreign(folder: Path, own: frozenset[str] | None) -> str:
-    """The first thing in a folder that is none of its own files, nor a folder with one; empty if there is none.
+    """The first entry of a folder that is neither one of its own files nor a folder with one; empty if there is none.
 
     Args:
-        folder: it need not be there.
-        own: paths of its own files; None for whatever is there. A link with such a name is what replaced the file.
+        folder: a folder, which may be missing.
+        own: paths of its own files; None for all. A link with such a name replaced the file, and is foreign.
     """
     if own is None:
         return ""
@@ -211,10 +210,10 @@ def _foreign(folder: Path, own: frozenset[str] | None) -> str:
 
 
 def _lock_draft(partial: Path, path: Path) -> int:
-    """Opens and locks the folder that the draft goes to; makes it if need be.
+    """Opens and locks the draft's folder; creates it if needed.
 
-    A draft that was published or removed between its opening and its locking is no longer at its name, where another writer
-    may have begun one: its lock is worth nothing.
+    If the draft was published or removed between opening and locking, its name may already belong to another writer's draft.
+    Then the lock is worthless.
     """
     while True:
         try:
@@ -224,10 +223,10 @@ def _lock_draft(partial: Path, path: Path) -> int:
                 raise
         try:
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # another writer was done with it
+        except FileNotFoundError:  # another writer published or removed it
             continue
         try:
-            # The kernel drops the lock with the process, so a killed writer blocks nobody.
+            # The kernel drops the lock when the process ends, so a killed writer blocks nobody.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(handle, partial):
                 return handle
@@ -238,7 +237,7 @@ def _lock_draft(partial: Path, path: Path) -> int:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether the name still leads to what was opened."""
+    """Whether the path still leads to the opened folder."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -264,7 +263,7 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Has a folder and all that is in it on the disk when it returns."""
+    """Syncs a folder and its contents to the disk."""
     for folder, _, files in os.walk(root):
         for name in files:
             _sync(Path(folder) / name)

@@ -1,4 +1,4 @@
-"""This machine's copies of what lies in Google Cloud Storage, shared by runs and processes: a second run copies nothing."""
+"""The local cache of objects in Google Cloud Storage, shared by runs and processes: a second run copies nothing."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Keeps other processes out while one fills `path`; they wait. The kernel lets go of the lock of a killed process.
+    """Makes other processes wait while one fills `path`. The kernel releases a killed process's lock.
 
     Raises:
-        InputError: the folder that it is in may not be written.
+        InputError: the parent folder is not writable.
     """
     lock = hidden_beside(path, ".lock")
     with explain_refusal(path.parent, fix=_FIX):
@@ -49,10 +49,10 @@ def exclusive(path: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_folder(folder: Path, marker: str) -> Iterator[None]:
-    """`exclusive` of a cached folder. Something else in its place, or a folder without its `marker`, is removed first.
+    """`exclusive` for a cached folder. First removes anything else at its path, or a folder without its `marker`.
 
     Raises:
-        InputError: the cache may not be written.
+        InputError: the cache is not writable.
     """
     with exclusive(folder):
         with explain_refusal(folder, fix=_FIX):
@@ -63,17 +63,17 @@ def exclusive_folder(folder: Path, marker: str) -> Iterator[None]:
 
 
 def local_copy(location: GcsLocation) -> Path:
-    """A file on this machine with an object's contents; of a prefix, a folder with the objects directly below it.
+    """A local file with an object's contents; for a prefix, a local folder with the objects directly below it.
 
-    What is there already with the right checksum is not fetched. Objects that can be no files are passed over.
+    Does not fetch copies that exist with the right checksum. Skips objects whose names cannot be files.
 
     Raises:
-        InputError: there is no such object, and none below; or its name can be no file's.
-        DamagedError: what arrives does not match the object's checksum.
+        InputError: there is no such object and none below it, or its name cannot be a file's.
+        DamagedError: the received bytes do not match the object's checksum.
     """
     found = gcs.stat(location)
     below = {} if found and found.size else {path: one for path, one in gcs.list_files(location) if "/" not in path}
-    if found is not None and not below:  # an object of no bytes with others below it stands for a folder
+    if found is not None and not below:  # an empty object with others below it stands for a folder
         parent, _, name = location.name.rpartition("/")
         name = parse_relative_path(name, "The object's name", where=location, fix="copy it to another name")
         return _copies(GcsLocation(location.bucket, parent), {name: found}) / name
@@ -83,7 +83,7 @@ def local_copy(location: GcsLocation) -> Path:
 
 
 def _copies(parent: GcsLocation, objects: dict[str, gcs.Object]) -> Path:
-    """The folder that mirrors a prefix, with current copies of these of its objects."""
+    """The local folder that mirrors a prefix, with current copies of the given objects."""
     folder = cache_folder() / "objects" / hashlib.sha256(str(parent).encode()).hexdigest()
     with exclusive(folder), explain_refusal(folder, fix=_FIX):
         expect_folder(folder)

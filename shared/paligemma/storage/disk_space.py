@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before a long transfer begins, and named where it runs out all the same."""
+"""Disk space: checked before a long transfer begins, and explained if it runs out all the same."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from paligemma.errors import InputError
 
 MARGIN = 64 * 1024 * 1024
-"""Bytes that are left free."""
+"""Bytes to leave free."""
 DISK_VARIABLE = "PALIGEMMA_DISK_BYTES"
-"""What a pipeline's profile gives each step; unset, preflight does not judge it."""
+"""Disk space that a pipeline's profile gives each step; unset: preflight does not check it."""
 
 _FIX = "free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk"
 
@@ -24,32 +24,32 @@ def check_space(folder: Path, wanted: int) -> None:
     """Confirms that `wanted` bytes fit on the disk of an existing folder.
 
     Raises:
-        InputError: they do not.
+        InputError: they do not fit.
     """
     if wanted + MARGIN > _free(folder):
         raise InputError(f"There is not enough room in {folder}.", expected=room_for(wanted, folder), fix=_FIX)
 
 
 def room_for(wanted: int, folder: Path) -> str:
-    """How much is to be free on a folder's disk for so many bytes, and how much is, for a message."""
+    """Needed and free space on a folder's disk, for a message."""
     return f"{_size(wanted + MARGIN)} free, found {_size(_free(_existing(folder)))}"
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether the operating system says that the disk is full, or the user's share of it used up."""
+    """Whether an error means that the disk is full, or the user's quota is used up."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def explain_full_disk(*folders: Path) -> Iterator[None]:
-    """Turns the operating system's "no space left" into an error that says on which disk, and how much was not enough.
+    """Turns the operating system's "no space left" into an error that names the disk and the space that did not suffice.
 
     Args:
-        folders: where the block writes, those that need not exist yet too; `$TMPDIR` is one always. What the block leaves
-            in them is counted.
+        folders: where the block writes; they need not exist yet, and `$TMPDIR` is always included. What the block leaves in
+            them is counted.
 
     Raises:
-        InputError: the disk was full, or the user's share of it used up.
+        InputError: the disk was full, or the user's quota was used up.
     """
     places = [_existing(folder) for folder in (*folders, Path(tempfile.gettempdir()))]
     before = {place: shutil.disk_usage(place).free for place in places}
@@ -58,7 +58,7 @@ def explain_full_disk(*folders: Path) -> Iterator[None]:
     except OSError as error:
         if not is_full_disk(error):
             raise
-        named = error.filename2 or error.filename  # of a copy, the first is where it comes from
+        named = error.filename2 or error.filename  # a copy's first path is its source
         place = _existing(Path(named)) if isinstance(named, str) else min(places, key=_free)
         had = max((free for one, free in before.items() if _same_disk(one, place)), default=_free(place))
         raise InputError(
@@ -69,10 +69,10 @@ def explain_full_disk(*folders: Path) -> Iterator[None]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or its nearest existing parent."""
     try:
         folder = folder.absolute()
-    except FileNotFoundError:  # the working folder is gone
+    except FileNotFoundError:  # the working folder was deleted
         return Path("/")
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 

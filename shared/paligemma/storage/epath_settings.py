@@ -1,4 +1,4 @@
-"""How `etils.epath`, through which Orbax and JAX's compilation cache reach their files, is to reach `gs://`."""
+"""Sets how `etils.epath`, which Orbax and JAX's compilation cache use for files, reaches `gs://`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def reach_gcs_without_tensorflow() -> None:
-    """Has epath use the plain object API, as all of ours does, and not TensorFlow where that happens to be installed.
+    """Makes epath use the plain object API, like our own code, and not TensorFlow if that happens to be installed.
 
-    To be called before either library touches its first path: epath looks once a process, at a local path too.
+    Call before either library touches its first path, even a local one: epath decides once per process.
     """
     os.environ.setdefault("EPATH_USE_TF", "false")
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

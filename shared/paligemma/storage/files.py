@@ -1,4 +1,4 @@
-"""The few things a step does with single files, wherever they are."""
+"""Operations on single files, local or on `gs://`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paligemma.storage.retry import ChangedError
 
 
 def parent_of(location: str | Location) -> Location:
-    """The folder or prefix that a file is in."""
+    """A file's folder or prefix."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
         return parsed.parent
@@ -21,7 +21,7 @@ def parent_of(location: str | Location) -> Location:
 
 
 def write_file(location: str | Location, data: bytes) -> None:
-    """Replaces a file's or an object's contents at once."""
+    """Replaces a file's or an object's contents atomically."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
         atomic.write_file(parsed, data)
@@ -30,7 +30,7 @@ def write_file(location: str | Location, data: bytes) -> None:
 
 
 def write_new_file(location: str | Location, data: bytes) -> bool:
-    """Writes a file or an object that is not there yet, at once; False, and nothing done, if there is one."""
+    """Writes a new file or object atomically. Returns False and does nothing if it exists."""
     parsed = parse_location(location)
     if isinstance(parsed, Path):
         return atomic.write_new_file(parsed, data)
@@ -55,7 +55,7 @@ def copy_new_file(source: Path, location: str | Location) -> bool:
 
 @contextmanager
 def local_file(location: Location) -> Iterator[Path]:
-    """Yields a file's path; of an object, a copy on this machine, which is gone afterwards: it may be larger than memory."""
+    """Yields a file's path; for an object, a temporary local copy, since it may be larger than memory."""
     if isinstance(location, Path):
         yield location
         return
@@ -66,6 +66,6 @@ def local_file(location: Location) -> Iterator[Path]:
 
 
 def exists(location: str | Location, name: str) -> bool:
-    """Whether a folder or prefix has a file of this name."""
+    """Whether a folder or prefix has a file with this name."""
     parsed = parse_location(location)
     return (parsed / name).is_file() if isinstance(parsed, Path) else gcs.stat(parsed / name) is not None

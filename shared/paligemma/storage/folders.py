@@ -1,4 +1,4 @@
-"""Folders of files, on a disk or in Google Cloud Storage: what they hold, with its checksums, and their removal."""
+"""Folders of files, on a disk or in Google Cloud Storage: lists, checksums, removal."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from paligemma.storage.location import GcsLocation, Location
 from paligemma.storage.retry import ChangedError
 
 Checksums = dict[str, tuple[int, str]]
-"""Of every file of a folder, by its path with forward slashes: its bytes, and their crc32c as Cloud Storage writes it."""
+"""For every file by its path with forward slashes: its size in bytes, and its crc32c as Cloud Storage writes it."""
 
 
 Kind = Literal["file", "folder", "link", "other"]
-"""What has a name: `other` is a FIFO, a socket, a device, or an object whose name is no path."""
+"""The kind of an entry: `other` is a FIFO, socket or device, or an object whose name is not a path."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something in a folder: its path in it with forward slashes, what it is, and the bytes of a file.
+    """An entry of a folder: its relative path with forward slashes, its kind, and a file's size in bytes.
 
     Attributes:
-        generation: of an object, which writing of it this is; 0 on a disk.
+        generation: an object's generation; 0 on a disk.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Entry:
 
 
 def kind_of(location: Location) -> Kind | None:
-    """What is at a location; None if nothing is. Of a prefix with objects, a folder."""
+    """The kind of entry at a location; None if nothing exists. A prefix with objects is a folder."""
     if isinstance(location, GcsLocation):
         if location.name and gcs.stat(location) is not None:
             return "file"
@@ -53,12 +53,12 @@ def kind_of(location: Location) -> Kind | None:
 
 
 def walk(folder: Location) -> Iterator[Entry]:
-    """Everything in a folder and below, folders too, hidden or not. Links are named and not followed; nothing is opened."""
+    """Everything in a folder and below, including folders and hidden files. Lists links without following; opens nothing."""
     if isinstance(folder, GcsLocation):
         start = f"{folder.name}/" if folder.name else ""
         for found in gcs.list_objects(folder):
             path = found.location.name.removeprefix(start)
-            if path.endswith("/"):  # the Cloud Console's mark of a folder
+            if path.endswith("/"):  # the Cloud Console's placeholder for a folder
                 yield Entry(path.rstrip("/"), "other" if found.size or relative_path_fault(path.rstrip("/")) else "folder")
             else:
                 yield Entry(path, "other" if relative_path_fault(path) else "file", found.size, found.generation)
@@ -81,7 +81,7 @@ def _kind(mode: int) -> Kind:
 
 
 def list_files(folder: Location) -> Iterator[str]:
-    """The paths of all files in a folder and below, with forward slashes; nothing if there is no such folder."""
+    """The paths of all files in a folder and below, with forward slashes; empty if there is no such folder."""
     if isinstance(folder, GcsLocation):
         yield from (path for path, _ in gcs.list_files(folder))
     else:
@@ -89,7 +89,7 @@ def list_files(folder: Location) -> Iterator[str]:
 
 
 def checksums(folder: Location) -> Checksums:
-    """What a folder holds. A local folder's files are read; an object's checksum is the one that the service keeps."""
+    """The checksums of a folder's files. Reads local files; for objects, takes the service's checksums."""
     if isinstance(folder, GcsLocation):
         return {path: (found.size, found.crc32c) for path, found in gcs.list_files(folder)}
     return {name: ((folder / name).stat().st_size, gcs.file_crc32c(folder / name)) for name in sorted(list_files(folder))}
@@ -99,7 +99,7 @@ def read_file(location: Location) -> bytes | None:
     """A small file's contents; None if there is no such file.
 
     Raises:
-        DamagedError: it is too large to be one, or something else than a file.
+        DamagedError: the file is too large, or not a regular file.
     """
     if isinstance(location, GcsLocation):
         return None if gcs.stat(location) is None else gcs.read_bytes(location, most=DOCUMENT_BYTES)[0]
@@ -115,17 +115,17 @@ def remove_file(location: Location) -> None:
 
 
 def remove_files(folder: Location, files: Sequence[Entry], last: str) -> list[str]:
-    """Removes these files of a folder, then the folders that are empty without them; links are removed, not followed.
+    """Removes the given files of a folder, then folders that became empty; removes links without following.
 
     Args:
-        folder: where they are.
-        files: as `walk` found them. Nothing else in it is touched.
-        last: the path of one of them, by which a local folder is known for what it is until the end. In Cloud Storage it goes
-            first, so that nobody begins to read what is being removed.
+        folder: their folder.
+        files: entries from `walk`. Nothing else is touched.
+        last: the path of one of the files. In a local folder it is removed last, so that the folder stays recognizable. In
+            Cloud Storage it is removed first, so that nobody begins to read.
 
     Returns:
-        The paths of objects that are kept, as somebody wrote them anew since they were listed; of `last` alone, if it is one:
-        then it is another's folder, and nothing of it is touched.
+        The paths of objects that were kept because somebody rewrote them since the listing. If `last` is one, only `last`: the
+        folder is another writer's now, and nothing is removed.
     """
     if isinstance(folder, GcsLocation):
         first = [file for file in files if file.path == last]
@@ -144,7 +144,7 @@ def remove_files(folder: Location, files: Sequence[Entry], last: str) -> list[st
 
 
 def _delete_listed(folder: GcsLocation, files: Sequence[Entry]) -> list[str]:
-    """Deletes objects as they were listed; the paths of those that were written anew since, which stay."""
+    """Deletes objects as listed; returns the paths of objects that stay because they were rewritten since."""
 
     def is_kept(file: Entry) -> bool:
         try:
@@ -158,15 +158,15 @@ def _delete_listed(folder: GcsLocation, files: Sequence[Entry]) -> list[str]:
 
 
 def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it is not empty, or went meanwhile
+    with contextlib.suppress(OSError):  # not empty, or deleted meanwhile
         folder.rmdir()
 
 
 def remove_folder(folder: Location, first: str) -> None:
-    """Removes a folder with all that is in it, beginning with the file without which it counts for nothing.
+    """Removes a folder with its contents, starting with the file `first`, without which it is not valid.
 
     Raises:
-        ChangedError: an object was written anew since it was listed, and stays.
+        ChangedError: an object was rewritten since the listing, and stays.
     """
     remove_file(folder / first)
     if isinstance(folder, Path):

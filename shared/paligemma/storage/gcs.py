@@ -1,4 +1,4 @@
-"""Google Cloud Storage: whole objects in and out, checked by crc32c end to end."""
+"""Transfers whole objects to and from Google Cloud Storage, checked by crc32c end to end."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 RANGE_BYTES = 32 * 1024 * 1024
-"""Bytes of a ranged request, and of a chunk of a resumable upload: what a broken connection costs at most."""
+"""Bytes per ranged request, and per chunk of a resumable upload: the most that a broken connection costs."""
 
 STREAMS = 16
-"""Connections that carry one large object, or many small ones."""
+"""Parallel connections for one large object, or for many small ones."""
 
 _BUFFER = 1024 * 1024
 
@@ -42,7 +42,7 @@ log = logging.getLogger("paligemma.storage")
 
 @dataclass(frozen=True)
 class Object:
-    """An object's metadata. `crc32c` is big-endian base64, as the service gives it."""
+    """An object's metadata. `crc32c` is big-endian base64, as in the service's answers."""
 
     location: GcsLocation
     size: int
@@ -75,10 +75,10 @@ def list_objects(prefix: GcsLocation) -> Iterator[Object]:
 
 
 def list_files(prefix: GcsLocation) -> Iterator[tuple[str, Object]]:
-    """The objects below a prefix that can be files below a folder, with their paths in it, sorted by name.
+    """The objects below a prefix whose names can be file paths, with these relative paths, sorted by name.
 
-    An object may be called almost anything: `x/..`, `a//b`, or `ckpt/`, which the Cloud Console makes to show an empty folder.
-    What cannot be a file's path is passed over, and, but for such a folder, warned of.
+    An object can have almost any name: `x/..`, `a//b`, or `ckpt/`, which the Cloud Console makes to show an empty folder. Skips
+    names that cannot be a file's path, and warns about them, except for such folders.
     """
     start = f"{prefix.name}/" if prefix.name else ""
     for found in list_objects(prefix):
@@ -95,12 +95,12 @@ def read_bytes(location: GcsLocation, generation: int | None = None, most: int |
 
     Args:
         location: the object.
-        generation: the only one that will do; by default the current one.
-        most: bytes that it may have.
+        generation: the required generation; None for the current one.
+        most: maximum size in bytes; None for no limit.
 
     Raises:
-        InputError: no such object.
-        DamagedError: its bytes never matched its checksum, or are more than `most`.
+        InputError: there is no such object.
+        DamagedError: its bytes never matched its checksum, or exceed `most`.
     """
     while True:
         found = _existing(location, generation)
@@ -109,22 +109,22 @@ def read_bytes(location: GcsLocation, generation: int | None = None, most: int |
         try:
             return call("read", location, lambda found=found: _checked(_fetch(found, 0, found.size), found)), found
         except InputError:
-            # A pointer may move between the look at its metadata and the reading of its contents.
+            # A pointer may move between reading its metadata and its contents.
             current = stat(location)
             if generation is not None or current is None or current.generation == found.generation:
                 raise
 
 
 def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = None) -> Object:
-    """Writes an object at once: a reader sees the old contents or these.
+    """Writes an object atomically: readers see the old contents or the new.
 
     Args:
         location: the object.
         data: its contents.
-        if_generation: write only if the object is at this generation (0: does not exist).
+        if_generation: write only if the object is at this generation (0: it does not exist).
 
     Raises:
-        ChangedError: it is at another generation.
+        ChangedError: the object is at another generation.
     """
     checksum = crc32c_of(data)
 
@@ -135,11 +135,11 @@ def write_bytes(location: GcsLocation, data: bytes, if_generation: int | None = 
 
 
 def delete(location: GcsLocation, if_generation: int | None = None) -> None:
-    """Deletes an object; one that is not there is fine.
+    """Deletes an object; does nothing if it is missing.
 
     Args:
         location: the object.
-        if_generation: delete only this generation: that which was looked at.
+        if_generation: delete only this generation, e.g. the one that was checked.
 
     Raises:
         ChangedError: the object is at another generation, and was kept.
@@ -171,24 +171,24 @@ def download(location: GcsLocation, path: Path, advance: Callable[[int], None] =
 
 
 def download_object(found: Object, path: Path, advance: Callable[[int], None] = lambda _: None) -> None:
-    """Downloads an object to a file that appears whole, or not at all.
+    """Downloads an object to a file, which appears complete or not at all.
 
-    Ranges travel in parallel; each is retried on its own, and what has arrived is kept beside `path` for the next call when
-    this one is killed. Memory is bounded whatever the size.
+    Ranges are fetched in parallel and retried separately. If the call is killed, finished ranges stay beside `path` for the
+    next call. Memory is bounded for any size.
 
     Args:
-        found: the object, as `stat` or `list_objects` gave it.
+        found: the object, from `stat` or `list_objects`.
         path: the file; replaced if it exists.
-        advance: told the bytes of every range that arrived.
+        advance: called with the size in bytes of every range that arrived.
 
     Raises:
-        InputError: it is not there any more.
-        DamagedError: the bytes that arrived do not match the object's checksum.
+        InputError: the object is gone.
+        DamagedError: the received bytes do not match the object's checksum.
     """
     location = found.location
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path.parent, found.size)
-    # The name holds the generation, so that parts of different versions never meet in one file.
+    # The name contains the generation, so that parts of different versions never mix.
     partial = hidden_beside(path, f".{found.generation}.partial")
     done_file = partial.with_suffix(".done")
     for left in (partial, done_file):
@@ -220,7 +220,7 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
         partial.unlink()
         done_file.unlink(missing_ok=True)
         raise DamagedError(
-            f"What arrived of {location} does not match its checksum.",
+            f"The download of {location} does not match its checksum.",
             expected=f"crc32c {found.crc32c}",
             fix="run again; if it stays so, the object itself is damaged",
         )
@@ -231,11 +231,11 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
 def upload(
     path: Path, location: GcsLocation, advance: Callable[[int], None] = lambda _: None, if_generation: int | None = None
 ) -> Object:
-    """Uploads a file as one object, which appears whole or not at all.
+    """Uploads a file as one object, which appears complete or not at all.
 
     Raises:
         ChangedError: the object is not at `if_generation`.
-        DamagedError: what the service stored does not match the file.
+        DamagedError: the stored object does not match the file.
     """
     size, checksum = path.stat().st_size, file_crc32c(path)
     if size <= RANGE_BYTES:
@@ -243,7 +243,7 @@ def upload(
     else:
 
         def send(blob: storage.Blob) -> None:
-            # A resumable session; each chunk is retried on its own.
+            # A resumable session; each chunk is retried separately.
             blob.chunk_size = RANGE_BYTES
             blob.upload_from_filename(
                 str(path), if_generation_match=if_generation, retry=chunk_retry(), timeout=120, checksum=_NO_CHECKSUM
@@ -255,12 +255,12 @@ def upload(
 
 
 def crc32c_of(data: bytes) -> str:
-    """Checksum of bytes, as the service writes it."""
+    """crc32c of bytes, as the service writes it."""
     return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
 
 
 def file_crc32c(path: Path) -> str:
-    """Checksum of a file, as the service writes it; read in pieces."""
+    """crc32c of a file, as the service writes it; reads in pieces."""
     checksum = google_crc32c.Checksum()
     with path.open("rb") as file:
         while piece := file.read(_BUFFER):
@@ -299,7 +299,7 @@ def _fetch_to(found: Object, start: int, stop: int, handle: int) -> None:
 
 
 class _RangeWriter:
-    """A file object that writes at a position of its own, so that ranges share one file descriptor."""
+    """A file object with its own write position, so that ranges share one file descriptor."""
 
     def __init__(self, handle: int, position: int) -> None:
         self._handle, self.position = handle, position
@@ -322,16 +322,16 @@ def _checked(data: bytes, found: Object) -> bytes:
 def _put(
     location: GcsLocation, size: int, checksum: str, if_generation: int | None, send: Callable[[storage.Blob], None]
 ) -> Object:
-    """Sends an object's contents until the service holds exactly them."""
+    """Sends an object's contents until the service holds exactly these."""
 
     def put() -> Object:
         blob = _bucket(location).blob(location.name)
-        blob.crc32c = checksum  # the service refuses contents that do not match
+        blob.crc32c = checksum  # the service refuses contents that do not match the checksum
         try:
             send(blob)
             stored = _object(blob)
         except google_exceptions().PreconditionFailed:
-            # Our own earlier attempt may have arrived although its answer was lost.
+            # Our own earlier attempt may have succeeded although its answer was lost.
             found = stat(location)
             if found is None or (found.size, found.crc32c) != (size, checksum):
                 if stat(location) != found:
@@ -365,14 +365,14 @@ def _client() -> storage.Client:
 @functools.cache
 def _client_for(emulator: str | None) -> storage.Client:
     """One client for the process; anonymous against an emulator."""
-    # Or the first use of every bucket asks for the bucket itself too, which takes a permission that nobody needs.
+    # Otherwise the first use of a bucket requests the bucket itself too, which takes an unneeded permission.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     import requests.adapters
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
     client = storage.Client(project="emulated", credentials=AnonymousCredentials()) if emulator else storage.Client()
-    # As many kept connections as there are threads to use them.
+    # As many pooled connections as threads.
     adapter = requests.adapters.HTTPAdapter(pool_maxsize=4 * STREAMS)
     for scheme in ("http://", "https://"):
         client._http.mount(scheme, adapter)

@@ -1,4 +1,4 @@
-"""Where something is: a local path, or a `gs://bucket/name` address. What is none is refused where it is read."""
+"""Locations: a local path, or a `gs://bucket/name` address. Other texts are refused while parsing."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Location = Path | GcsLocation
 
 
 def parse_location(text: str | Path | GcsLocation) -> Location:
-    """A location from what a user or a record says.
+    """Parses a location from a user or a record.
 
     Raises:
-        InputError: a `gs://` address without a bucket, or with a part such as `..`; one of a scheme that is not storage; a
-            path with control characters.
+        InputError: a `gs://` address lacks a bucket or has a part such as `..`; the scheme is not storage; or a path has
+            control characters.
     """
     if isinstance(text, Path | GcsLocation):
         return text
     if text and (fault := address_fault(text)):
-        raise InputError(f"{shown(text)} is no location: {fault}.", expected="a path, or gs://bucket/path")
+        raise InputError(f"{shown(text)} is not a location: {fault}.", expected="a path, or gs://bucket/path")
     if text.startswith(SCHEME):
         bucket, _, name = text.removeprefix(SCHEME).partition("/")
         if not _BUCKET.fullmatch(bucket):
@@ -55,5 +55,5 @@ def parse_location(text: str | Path | GcsLocation) -> Location:
 
 
 def absolute_uri(location: Location) -> str:
-    """The location as a record names it."""
+    """The location as text for a record."""
     return str(location.absolute()) if isinstance(location, Path) else str(location)

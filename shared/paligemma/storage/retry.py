@@ -1,6 +1,6 @@
-"""Requests to Google Cloud Storage: retried while it can help, and their failures in our own words.
+"""Requests to Google Cloud Storage: retries while that can help, and turns failures into our own errors.
 
-Every failure a user can meet names bucket, object, operation and, where one is missing, the permission.
+Every user error names the bucket, object, operation and, if one is missing, the permission.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PERMISSIONS = {
 
 
 class StorageUnavailableError(PaliGemmaError):
-    """The service did not answer for as long as we tried. Nothing is half done; running again goes on."""
+    """The service did not answer in the time allowed. Nothing is half done; running again continues."""
 
     exit_code = 4
 
@@ -39,7 +39,7 @@ class ChangedError(PaliGemmaError):
 
 @dataclass
 class RetryPolicy:
-    """How long to go on: exponential waits with full jitter, from `initial` to `maximum` seconds, `timeout` seconds in all."""
+    """When to retry: exponential waits with full jitter, from `initial` to `maximum` seconds, for `timeout` seconds in all."""
 
     initial: float = 0.5
     maximum: float = 32.0
@@ -55,7 +55,7 @@ class BadBytesError(Exception):
 
 
 def attempts(most: int = 6) -> Iterator[bool]:
-    """Whether there will be another attempt, for each attempt; waits between them, with jitter."""
+    """Yields, for each attempt, whether another will follow; waits between attempts, with jitter."""
     for number in range(most):
         if number:
             time.sleep(random.uniform(0, min(RETRY.maximum, RETRY.initial * 2**number)))
@@ -63,14 +63,14 @@ def attempts(most: int = 6) -> Iterator[bool]:
 
 
 def call(operation: str, location: GcsLocation, function: Callable[[], T]) -> T:
-    """Runs one request; retries what may pass, and turns the rest into our own errors."""
+    """Runs one request; retries transient failures, and turns the rest into our own errors."""
     deadline, wait = time.monotonic() + RETRY.timeout, RETRY.initial
     while True:
         try:
             return function()
         except PaliGemmaError:
             raise
-        except Exception as error:  # what is neither transient nor known goes on as it is
+        except Exception as error:  # unknown errors propagate unchanged
             if isinstance(error, google_exceptions().RetryError):
                 raise _given_up(operation, location, error) from None
             if not _is_transient(error):
@@ -91,7 +91,7 @@ def _is_transient(error: Exception) -> bool:
         requests.ConnectionError,
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
-        urllib3.exceptions.HTTPError,  # a raw body that breaks off is not wrapped by requests
+        urllib3.exceptions.HTTPError,  # requests does not wrap errors of a raw body that breaks off
         google.auth.exceptions.TransportError,
         ConnectionError,
         BadBytesError,
@@ -109,7 +109,7 @@ def _retry_after(error: Exception) -> float:
     headers = getattr(getattr(error, "response", None), "headers", {})
     try:
         return min(float(headers.get("Retry-After", 0)), RETRY.maximum)
-    except ValueError:  # an HTTP date; our own waits do
+    except ValueError:  # an HTTP date; our own waits suffice
         return 0.0
 
 
@@ -149,14 +149,14 @@ def _translated(operation: str, location: GcsLocation, error: Exception) -> Exce
 
 
 def chunk_retry():
-    """The same policy as the Google client's own object, for the chunks of a resumable upload."""
+    """The same policy as a Google client object, for the chunks of a resumable upload."""
     from google.api_core.retry import Retry
 
     return Retry(_is_transient, RETRY.initial, RETRY.maximum, timeout=RETRY.timeout)
 
 
 def google_exceptions():
-    """The Google client's exceptions, imported when they are needed."""
+    """The Google client's exceptions, imported on first use."""
     from google.api_core import exceptions
 
     return exceptions

@@ -1,12 +1,12 @@
-"""A folder in Google Cloud Storage that changes from one whole version to the next, as a renamed directory does locally.
+"""Versioned folders in Google Cloud Storage, which change atomically, as a renamed folder does locally.
 
     gs://bucket/name/MANIFEST          written last; readers start here
-    gs://bucket/name/version-X/...     the files of a version; X is its writer's own, and in the manifest
+    gs://bucket/name/version-X/...     the files of a version; X is unique to its writer, and in the manifest
 
-A reader that finds a manifest finds all that it names: files are uploaded first; then the manifest moves on, if it is still
-at the generation that the writer knew; only then older versions are deleted, but for the one that the manifest named before,
-which somebody may be reading. A writer that began before that moment can no longer publish, so nothing that a manifest
-will ever name is deleted. What a killed writer left goes with the next publication.
+A reader that finds a manifest also finds every file that it names. A writer first uploads its files. Then it replaces the
+manifest, if that is still at the generation that the writer knew. Only then does it delete older versions, except the previous
+one, which somebody may be reading. A writer that began before that moment can no longer publish, so no deletion hits files of a
+future manifest. The next publication removes the leftovers of killed writers.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ log = logging.getLogger("paligemma.storage")
 
 
 VersionOf = Callable[[bytes], tuple[str, list[str]]]
-"""Reads a manifest's bytes: the name of its version, and the paths of its files."""
+"""Parses a manifest: returns its version, and the paths of its files."""
 
 
 def folder_of(location: GcsLocation, version: str) -> GcsLocation:
-    """Where the files of a version are."""
+    """The prefix of a version's files."""
     return location / f"{_PREFIX}{version}"
 
 
@@ -51,12 +51,12 @@ def publish(
     Args:
         folder: the files, among them one called `manifest`.
         location: the prefix.
-        manifest: name of the file that readers start from.
-        version_of: reads it; its version must have a name that no other publication has.
-        advance: told the bytes of every file that was uploaded.
+        manifest: name of the manifest in `folder`.
+        version_of: reads the manifest; its version must be unique among all publications.
+        advance: called with the size in bytes of every uploaded file.
 
     Raises:
-        InputError: something that is not ours is at `location`.
+        InputError: `location` holds something foreign.
         ChangedError: another writer published meanwhile.
     """
     before = gcs.stat(location / manifest)
@@ -94,13 +94,13 @@ def fetch(
 
     Args:
         location: the prefix.
-        folder: where to.
-        manifest: name of the file to start from.
-        version_of: reads it.
-        advance: told the bytes of every file that arrived.
+        folder: destination.
+        manifest: name of the manifest.
+        version_of: reads the manifest.
+        advance: called with the size in bytes of every file that arrived.
 
     Raises:
-        InputError: nothing was published there.
+        InputError: nothing is published there.
         DamagedError: a file that the manifest names is gone.
     """
     while True:
@@ -121,7 +121,7 @@ def fetch(
         except InputError as error:
             current = gcs.stat(location / manifest)
             if current is not None and current.generation != found.generation:
-                # A newer version took the place of the one being read: begin anew, with nothing of the old one.
+                # A newer version replaced the one being read: start again, without the old files.
                 clear(folder)
                 continue
             raise DamagedError(
@@ -132,7 +132,7 @@ def fetch(
 
 
 def _is_version(found: gcs.Object, location: GcsLocation) -> bool:
-    """Whether it is in the folder of a version, as writers of ours name one."""
+    """Whether an object is in a version's folder, by the names that our writers choose."""
     first, slash, _ = found.location.name.removeprefix(f"{location.name}/").partition("/")
     return bool(slash) and first.startswith(_PREFIX) and not version_id_fault(first.removeprefix(_PREFIX))
 
@@ -143,5 +143,5 @@ def _delete_versions_before(manifest: gcs.Object, location: GcsLocation, kept: s
         if _is_version(found, location) and part.removeprefix(_PREFIX) not in kept and found.created < manifest.created:
             try:
                 gcs.delete(found.location, found.generation)
-            except ChangedError as error:  # somebody else's now, and the publication is whole
+            except ChangedError as error:  # another writer's now; our publication is complete
                 log.warning("%s", error.what)

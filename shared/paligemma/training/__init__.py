@@ -1,1 +1,1 @@
-"""Fine-tuning: recipe, loss, step. Knows models and checkpoints, not components."""
+"""Fine-tuning: recipe, loss, step, loop, state. Knows models and checkpoints, but not components."""

@@ -1,4 +1,4 @@
-"""Many processes as one: who takes part, and who writes what they made. The same command runs on each host."""
+"""Runs many processes as one: which ones take part, and which one writes results. Each host runs the same command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def join_processes() -> None:
-    """Joins the other processes of the run, if there are any; to be called before anything else of JAX.
+    """Joins the run's other processes, if there are any. Call before any other use of JAX.
 
-    By what the environment says; on a slice of several TPU hosts, which know of each other, without it.
+    Takes the processes from the environment. The hosts of a multi-host TPU slice know each other without it.
 
     Raises:
-        InputError: what it says makes no sense.
+        InputError: the environment is inconsistent.
     """
     if jax.distributed.is_initialized():
         return
@@ -35,10 +35,10 @@ def join_processes() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what all have made."""
+    """Whether this process writes the results of all."""
     return jax.process_index() == 0
 
 
 def on_host(array: jax.Array) -> np.ndarray:
-    """A whole array on this host, wherever its parts are; with several processes, all of them have to ask."""
+    """A whole array on this host, wherever its shards are. With several processes, all must call this."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)

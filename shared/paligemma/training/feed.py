@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: put there ahead of the step that reads them."""
+"""Feeds batches to the devices, ahead of the step that reads them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from paligemma.data.batch import TrainBatch
 from paligemma.runtime.sharding import shard_batch
 
 AHEAD = 2
-"""Batches on the devices besides the one that is being worked on."""
+"""Batches on the devices besides the current one."""
 
 
 class FedBatch(NamedTuple):
-    """A batch on the devices, and the numbers of this process's rows in it."""
+    """A batch on the devices, and the numbers of this process's rows."""
 
     rows: Int[np.ndarray, " b"]
     batch: TrainBatch
@@ -29,12 +29,12 @@ def feed(
     mesh: Mesh,
     embed: Callable[[np.ndarray, TrainBatch], TrainBatch] | None = None,
 ) -> Generator[FedBatch]:
-    """The batches, sharded over the mesh; closing it closes them.
+    """Yields the batches, sharded over the mesh. Closing this generator closes `batches`.
 
     Args:
-        batches: rows and batches on this host, of this process's share of every batch.
+        batches: row numbers and batches on this host: this process's share of every batch.
         mesh: the devices.
-        embed: replaces a batch's images by their embeddings, e.g. a `VisionCache`; None leaves them.
+        embed: replaces a batch's images by their embeddings, e.g. a `VisionCache`; None keeps the images.
     """
     coming: deque[FedBatch] = deque()
     try:

@@ -1,4 +1,4 @@
-"""The training loop: steps over batches, metrics fetched one step late, states saved, validation, an end in good order."""
+"""The training loop: steps over batches, fetches metrics one step late, saves states, validates, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ log = logging.getLogger("paligemma.finetune")
 
 SECONDS_BETWEEN_SAVES = 600.0
 SECONDS_TO_FIRST_SAVE = 30.0
-"""Of a run of which nothing is saved yet. Compiling takes longer on accelerators, so that their first step's state is saved:
-a machine that is taken away soon after it does not cost the run its beginning."""
+"""Seconds to the first save of a new run. Compiling on accelerators takes longer, so the state is saved after their first step:
+a machine that is preempted soon after does not cost the run its beginning.
+"""
 STEPS_BETWEEN_SAVES = 100
-"""With several processes, whose clocks differ: all of them have to save at the same steps."""
+"""With several processes, saves go by steps: clocks differ, and all processes must save at the same steps."""
 
 
 class DivergedError(PaliGemmaError):
-    """Loss or gradient is not a finite number."""
+    """Loss or gradient is not finite."""
 
     exit_code = 2
 
 
 @dataclass
 class Progress:
-    """What is known of a run besides its arrays; saved with them.
+    """A run's progress besides its arrays; saved with them.
 
     Attributes:
-        entries: those of `metrics.jsonl` so far.
-        skipped: steps whose loss or gradient was not finite.
-        validations: step and loss of each.
-        stopped: whether no further step is to be made, because validation got no better.
+        entries: entries of `metrics.jsonl` so far.
+        skipped: number of steps whose loss or gradient was not finite.
+        validations: step and loss of each validation.
+        stopped: whether training stopped early, because validation loss no longer improved.
     """
 
     entries: list[dict] = field(default_factory=list)
@@ -54,25 +55,25 @@ class Progress:
 
     @property
     def best_loss(self) -> float:
-        """The least validation loss; infinite before the first."""
+        """The lowest validation loss; infinite before the first validation."""
         return min((loss for _, loss in self.validations), default=math.inf)
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Everything that a run's steps are made of.
+    """Everything that a run's steps need.
 
     Attributes:
         recipe: the recipe.
-        steps: to make in all.
+        steps: total number of steps.
         step: the compiled step.
         frozen: parameters that are not trained.
-        batches: from the first step that is to be made.
-        schedule: learning rate by the number of updates made.
-        validate: loss on the validation rows, nats a suffix token; None without any.
-        flops: operations that a batch needs.
-        peak_flops: operations a second that the devices can do.
-        on_divergence: called with the rows of a batch whose loss or gradient is not finite; returns where they were noted.
+        batches: batches from the first remaining step on.
+        schedule: learning rate by number of updates.
+        validate: computes the loss on the validation rows, in nats a suffix token; None without validation rows.
+        flops: counts the operations of a batch.
+        peak_flops: peak speed of the devices in operations a second.
+        on_divergence: called with the rows of a batch with non-finite loss or gradient; returns where it wrote them.
     """
 
     recipe: Recipe
@@ -90,15 +91,15 @@ class Loop:
 def fit(
     loop: Loop, state: TrainState, done: int, progress: Progress, store: StateStore, telemetry: Telemetry, location: object
 ) -> TrainState:
-    """Makes the steps after `done`; returns the last state. `location` is where the store is, for people.
+    """Runs the steps after `done`; returns the last state. `location` is the store's location, for messages.
 
     Every `log_every`-th step, and the first and the last, becomes an entry of `telemetry`: step (from 1), loss (before the
-    update, nats a suffix token), gradient_norm, learning_rate, and of the steps since the entry before: examples_per_second,
-    tflops (needed operations, 10^12 a second), share_of_peak, and seconds_data, seconds_step, seconds_save,
-    seconds_validate (waiting for each). Entries after a validation have validation_loss.
+    update, nats a suffix token), gradient_norm, learning_rate, and over the steps since the previous entry:
+    examples_per_second, tflops (needed operations, 10^12 a second), share_of_peak, and seconds_data, seconds_step,
+    seconds_save, seconds_validate (time spent waiting for each). Entries after a validation have validation_loss.
 
     Raises:
-        DivergedError: a loss or gradient is not finite, and the recipe says stop.
+        DivergedError: a loss or gradient is not finite, and the recipe says to stop.
         PreemptedError: SIGTERM or SIGINT came; the state is saved.
     """
     recipe, clock = loop.recipe, Clock()
@@ -108,7 +109,7 @@ def fit(
 
     def save(number: int, metric: float | None = None) -> None:
         nonlocal last_save
-        meter.flush()  # a state whose loss was not finite is not saved
+        meter.flush()  # a state with a non-finite loss is not saved
         with clock.phase("save"):
             store.save(number, state, asdict(progress), metric)
         last_save = time.monotonic()
@@ -144,7 +145,7 @@ def fit(
 
 
 def _has_stalled(validations: list[tuple[int, float]], patience: int | None) -> bool:
-    """Whether the best of the validations is as many validations ago as patience lasts."""
+    """Whether the best validation was `patience` or more validations ago."""
     if patience is None:
         return False
     losses = [loss for _, loss in validations]
@@ -152,7 +153,7 @@ def _has_stalled(validations: list[tuple[int, float]], patience: int | None) -> 
 
 
 def _begin(done: int) -> float:
-    """When the state was saved last, as far as the next time to save it goes."""
+    """The time from which the wait for the next save counts."""
     early = 0.0 if done else SECONDS_BETWEEN_SAVES - SECONDS_TO_FIRST_SAVE
     return time.monotonic() - early
 
@@ -166,7 +167,7 @@ def _is_due(recipe: Recipe, number: int, last_save: float) -> bool:
 
 
 class _Meter:
-    """Turns the metrics of steps into entries, one step late: so the device always has the next step to do."""
+    """Turns the metrics of steps into entries, one step late, so that the device always has a next step queued."""
 
     def __init__(self, loop: Loop, clock: Clock, progress: Progress, telemetry: Telemetry, done: int) -> None:
         self._loop, self._clock, self._progress, self._telemetry = loop, clock, progress, telemetry
@@ -174,15 +175,15 @@ class _Meter:
         self._line_step, self._line_started, self._flops = done, time.monotonic(), 0.0
 
     def record(self, number: int, metrics: StepMetrics, fed: FedBatch) -> None:
-        """Takes a step's metrics, and writes those of the step before."""
+        """Takes a step's metrics, and writes those of the previous step."""
         self.flush()
         self._pending = number, metrics, fed
 
     def flush(self) -> None:
-        """Waits for the last step that was taken, and writes its metrics.
+        """Waits for the last step, and writes its metrics.
 
         Raises:
-            DivergedError: they are not finite, and the recipe says stop.
+            DivergedError: the metrics are not finite, and the recipe says to stop.
         """
         if self._pending is None:
             return

@@ -1,4 +1,4 @@
-"""Floating-point operations that a training step needs, whatever it recomputes, and how many a second its devices can do."""
+"""Floating-point operations of a training step, without recomputation, and the peak speed of its devices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PEAK_TFLOPS = {
     "NVIDIA A100": 312.0,
     "NVIDIA H100": 989.0,
 }
-"""Dense 16-bit matrix products, 10^12 operations a second, by the beginning of a device's kind; from data sheets."""
+"""Data sheet speed of dense 16-bit matrix products, 10^12 operations a second, by prefix of the device kind."""
 
 
 def step_flops(
@@ -40,18 +40,18 @@ def step_flops(
     losses: float,
     with_tower: bool = True,
 ) -> float:
-    """Operations of the matrix products of one step: two for each multiplication.
+    """Operations in the matrix products of one step: two per multiply-add.
 
-    Backward, a product is done once more for the gradient by its input, where something before it is trained, and once more
-    for a trained weight; attention's two products have two inputs each. Attention is counted in full, masked or not, and so is
-    the last layer, though only `losses` positions of it are read.
+    The backward pass repeats a product for the gradient of its input, if something before it is trained, and again for a
+    trained weight. Attention's two products have two inputs each. Attention counts in full, masked or not. So does the last
+    layer, although only `losses` positions of it are read.
 
     Args:
         config: the architecture.
         trained: names and shapes of the trained parameters.
         rows: examples in the batch.
         text_width: input tokens of an example, with padding.
-        losses: positions of an example whose logits are computed, on average.
+        losses: average number of positions per example whose logits are computed.
         with_tower: whether the step runs the vision tower; False with cached embeddings.
     """
     img, llm = config.img, config.llm
@@ -94,7 +94,7 @@ def flops_counter(config: PaliGemmaConfig, trainable: nnx.State) -> Callable[[Fe
 
 
 def peak_flops() -> float:
-    """Operations a second of all devices together: from the data sheet, or, for one that is not listed, as measured now."""
+    """Peak operations a second of all devices together: from data sheets, or measured now for an unlisted device."""
     kind = jax.devices()[0].device_kind
     for name in sorted(PEAK_TFLOPS, key=len, reverse=True):
         if kind.startswith(name):
@@ -103,7 +103,7 @@ def peak_flops() -> float:
 
 
 def _measured(size: int = 2048, attempts: int = 3) -> float:
-    """Of float32 matrix products on the default device, the best of a few. Simulated devices share it."""
+    """Measured speed of float32 matrix products on the default device: the best attempt. Simulated devices share it."""
     x = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(jnp.matmul)
     multiply(x, x).block_until_ready()

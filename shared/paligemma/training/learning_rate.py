@@ -1,4 +1,4 @@
-"""The learning rate over a run: warm-up, then the shape that the recipe names."""
+"""The learning rate schedule: warm-up, then the shape in the recipe."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from paligemma.training.recipe import Recipe
 
 
 def relative_schedule(recipe: Recipe, steps: int) -> optax.Schedule:
-    """Learning rate as a share of its peak, by the number of updates already made.
+    """Learning rate relative to its peak, by number of updates made.
 
-    Linear warm-up from 0 over the first `warmup_steps`, or `int(warmup_fraction * (steps + 1))` steps, then the recipe's
-    shape (big_vision, `utils.create_learning_rate_schedule`, which rounds the number of warm-up steps and makes it at least
-    1). As its notebook does, the n-th update (from 1) uses the schedule's n-th point of `steps + 1`: the rate is never 0 at
-    the start, and never quite 0 at the end.
+    Linear warm-up from 0 over `warmup_steps`, or `int(warmup_fraction * (steps + 1))` steps, then the recipe's shape. The
+    source is big_vision, `utils.create_learning_rate_schedule`, which rounds the number of warm-up steps and makes it at least
+    1. As in its notebook, the n-th update (from 1) uses the n-th of `steps + 1` points, so the rate is never 0 at the start,
+    and never quite 0 at the end.
     """
     total = steps + 1
     warmup = int(recipe.warmup_fraction * total) if recipe.warmup_steps is None else recipe.warmup_steps
@@ -40,6 +40,6 @@ def relative_schedule(recipe: Recipe, steps: int) -> optax.Schedule:
 
 
 def learning_rate_schedule(recipe: Recipe, steps: int) -> optax.Schedule:
-    """Learning rate by the number of updates already made; see `relative_schedule`."""
+    """Learning rate by number of updates made; see `relative_schedule`."""
     share = relative_schedule(recipe, steps)
     return lambda count: jnp.asarray(recipe.learning_rate * share(count), jnp.float32)

@@ -1,4 +1,4 @@
-"""Next-token loss on suffix tokens only: weights that sum to one over a batch, and logits in chunks."""
+"""Next-token loss on suffix tokens, with weights that sum to one over a batch, and logits in chunks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LossPer = Literal["example", "token"]
 
 
 def token_weights(mask_loss: Int[Array, "b s"], per: LossPer = "example") -> Float[Array, "b s"]:
-    """Each token's part in a batch's loss. A batch's parts can be summed up in any order: they are relative to the whole.
+    """Each token's weight in a batch's loss. Weights are relative to the whole batch, so parts can be summed in any order.
 
     Args:
-        mask_loss: 1 on the tokens that count; an example without any counts as one whose loss is 0.
-        per: whether all examples count the same, whatever their length (big_vision), or all tokens.
+        mask_loss: 1 on the tokens that count; an example without any counts as an example with loss 0.
+        per: `example`: all examples count equally, whatever their length (big_vision); `token`: all tokens count equally.
     """
     weights = mask_loss.astype(jnp.float32)
     if per == "token":
@@ -30,7 +30,7 @@ def cross_entropy(
 ) -> Float[Array, "b s"]:
     """Negative log-likelihood of each target, in nats, in float32.
 
-    With label smoothing, the target has weight 1 - `label_smoothing`, and the other tokens share the rest (big_vision,
+    With label smoothing, the target has weight 1 - `label_smoothing`, and the other tokens share the remainder (big_vision,
     `trainers/proj/paligemma/train.py`).
     """
     logits = logits.astype(jnp.float32)
@@ -51,10 +51,10 @@ def weighted_loss(
     label_smoothing: float = 0.0,
     chunk: int = 512,
 ) -> Float[Array, ""]:
-    """Sum of the tokens' weighted losses, with the logits of about `chunk` tokens in memory at a time.
+    """Sum of weighted token losses, with the logits of about `chunk` tokens in memory at a time.
 
-    A token has 257,152 logits: 1 MiB in float32. Where there is more than one chunk, the backward pass computes a chunk's
-    logits anew. Chunks are columns, so that rows stay on their devices.
+    A token has 257,152 logits: 1 MiB in float32. With more than one chunk, the backward pass recomputes a chunk's logits.
+    Chunks are columns, so that rows stay on their devices.
     """
     rows, width = targets.shape
     columns = max(1, chunk // rows)

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, in optax."""
+"""Builds a recipe's optimizer in optax."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from paligemma.training.recipe import Recipe
 
 
 def make_optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    """The recipe's optimizer over a run of `steps` steps.
+    """The recipe's optimizer for a run of `steps` steps.
 
-    Clipping, then the optimizer's own scaling, then `learning_rate`, then weight decay, then the schedule: decay follows
-    the schedule but not the learning rate (big_vision, `optax.make`).
+    The order is clipping, the optimizer's own scaling, `learning_rate`, weight decay, schedule. So decay follows the schedule
+    but not the learning rate (big_vision, `optax.make`).
     """
     clip = optax.clip_by_global_norm(recipe.gradient_clip) if recipe.gradient_clip else optax.identity()
     decay = optax.identity()
@@ -36,7 +36,7 @@ def make_optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
 
 
 def _scaling(recipe: Recipe) -> optax.GradientTransformation:
-    """What distinguishes the optimizers: the direction of an update, and its size relative to the learning rate."""
+    """The optimizer's own scaling: the direction of an update, and its size relative to the learning rate."""
     momentum, second = recipe.momentum, recipe.second_moment
     if recipe.optimizer == "sgd":
         return optax.identity()
@@ -61,7 +61,7 @@ def _scaling(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def _decayed(parameters: Any, pattern: str):
-    """Which of the trained parameters decay, as a tree of bools."""
+    """A tree of bools: which trained parameters decay."""
     paths = {path: re.fullmatch(pattern, "/".join(map(str, path))) is not None for path, _ in nnx.to_flat_state(parameters)}
     if not any(paths.values()):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Stopping at a step's end when the machine is taken away, instead of in the middle of one."""
+"""Preemption: stops at the end of a step when the machine is taken away, not in the middle of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paligemma.runtime.signals import NotedSignals
 
 
 class PreemptedError(StoppedError):
-    """Training was told to stop. Its state is saved: the same command goes on from there."""
+    """Training was told to stop. Its state is saved, and the same command continues from there."""
 
     def __init__(self, step: int, location: object) -> None:
         super().__init__(
@@ -24,10 +24,9 @@ class PreemptedError(StoppedError):
 
 
 class PreemptionGuard:
-    """Notes SIGTERM and SIGINT, for the length of a `with`, until the training loop asks; use it in the main thread.
+    """Notes SIGTERM and SIGINT during a `with` block, until the training loop asks. Use it in the main thread.
 
-    With several processes, signals are left to JAX's preemption service: SIGTERM to one of them has all stop after the
-    same step.
+    With several processes, JAX's preemption service handles signals: SIGTERM to one process makes all stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class PreemptionGuard:
         self._signals.__exit__(kind, error, trace)
 
     def should_stop(self, step: int) -> bool:
-        """Whether to save and stop after this step; to be asked after every step, by every process."""
+        """Whether to save and stop after this step. Every process must call this after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._signals.noted

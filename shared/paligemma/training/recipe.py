@@ -1,4 +1,4 @@
-"""A training recipe: every choice that determines what is trained, how and for how long. Defaults run as they are."""
+"""A training recipe: every setting of what is trained, how, and for how long. The defaults run as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paligemma.training.trainable import compile_pattern
 from paligemma.yaml_text import parse_yaml
 
 OPERATIONAL = {"log_every", "save_every", "keep_last"}
-"""Keys that change nothing about the parameters that come out; a run can be resumed with other values of them."""
+"""Keys that do not affect the trained parameters; a run can be resumed with other values."""
 
 
 class Recipe(BaseModel):
@@ -27,15 +27,13 @@ class Recipe(BaseModel):
 
     trainable: str | tuple[str, ...] = Field(
         default="attention",
-        description="Parameters that are trained: attention (of the decoder), llm, vision, all, lora (adapters), or a list of "
+        description="Trained parameters: attention (of the decoder), llm, vision, all, lora (adapters), or a list of "
         "regular expressions of whole names.",
     )
     lora: LoraConfig = Field(default=LoraConfig(), description="Adapters, for trainable: lora. Keys rank, alpha, targets.")
 
     batch_size: int = Field(default=8, gt=0, description="Examples in a step, over all devices.")
-    accumulate: int = Field(
-        default=1, gt=0, description="Parts that a batch is worked through in; less memory, the same result."
-    )
+    accumulate: int = Field(default=1, gt=0, description="Parts in which a batch is processed; less memory, the same result.")
     steps: int | None = Field(default=None, gt=0, description="Steps to train; give this or epochs. Without both: 64.")
     epochs: float | None = Field(default=None, gt=0, description="Passes over the training records; give this or steps.")
 
@@ -71,7 +69,7 @@ class Recipe(BaseModel):
         default=None, ge=0, description="Steps over which the rate rises from 0, in place of a share."
     )
     gradient_clip: float | None = Field(
-        default=None, gt=0, description="Largest global norm of a gradient; longer ones are shortened."
+        default=None, gt=0, description="Largest global norm of a gradient; larger ones are scaled down."
     )
 
     loss_per: Literal["example", "token"] = Field(
@@ -80,14 +78,10 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of a target's weight spread over the other tokens."
     )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of what the decoder's attention and MLP add that is dropped."
-    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout rate on what the decoder's attention and MLP add.")
     augment: Augmentation = Field(default=Augmentation(), description="Random changes of images: keys flip, crop, colour.")
 
-    frozen_dtype: FrozenDtype = Field(
-        default="float16", description="Dtype that frozen parameters are held in; trained ones are float32."
-    )
+    frozen_dtype: FrozenDtype = Field(default="float16", description="Dtype of frozen parameters; trained ones are float32.")
     compute_dtype: ComputeDtype = Field(
         default="auto",
         description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32.",
@@ -99,7 +93,9 @@ class Recipe(BaseModel):
         default=False, description="Compile the decoder's layers one by one, not as a loop: slower to compile, faster to run."
     )
     loss_chunk: int = Field(default=512, gt=0, description="Most tokens whose logits are in memory at once.")
-    buckets: int = Field(default=4, gt=0, description="Most text lengths that batches are padded to; each is compiled once.")
+    buckets: int = Field(
+        default=4, gt=0, description="Maximum number of text lengths that batches are padded to; each compiles once."
+    )
     vision_cache: Literal["none", "memory", "disk"] = Field(
         default="none", description="Keep the frozen tower's image embeddings after the first epoch; not with augmentation."
     )
@@ -111,7 +107,7 @@ class Recipe(BaseModel):
         default=None, gt=0, description="Stop after this many validation losses without a better one; without: never."
     )
     select: Literal["last", "best"] = Field(
-        default="last", description="Parameters to give out: the last, or of the best validation."
+        default="last", description="Parameters to write: the last, or those of the best validation."
     )
     non_finite: Literal["stop", "skip"] = Field(
         default="stop", description="When a loss or gradient is not finite: end the run, or leave that step out and count it."
@@ -151,15 +147,15 @@ class Recipe(BaseModel):
         return self.steps or 64
 
     def determining(self) -> dict:
-        """The values that determine the parameters that come out."""
+        """The values that determine the trained parameters."""
         return self.model_dump(mode="json", exclude=OPERATIONAL)
 
 
 def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = "the recipe") -> Recipe:
-    """A recipe from YAML text, then `key=value` overrides whose values are YAML too; `lora.rank=4` sets a key below another.
+    """Parses a recipe from YAML text, then applies `key=value` overrides. Values are YAML; `lora.rank=4` sets a nested key.
 
     Raises:
-        InputError: not YAML, an unknown key (with the nearest known one), or a wrong value.
+        InputError: the text is not YAML, a key is unknown (with the nearest known key), or a value is wrong.
     """
     values = parse_yaml(text, where, "The recipe")
     values = {} if values is None else values

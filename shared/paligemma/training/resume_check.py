@@ -1,4 +1,4 @@
-"""What determines a run, kept beside its state, so that nothing else goes on from there by mistake."""
+"""Keeps a run's fingerprint beside its state, so that no other run resumes from it by mistake."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _ABSENT = object()
 
 
 def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool) -> None:
-    """Makes sure that the state at `location` is that of the run with this fingerprint.
+    """Makes sure that the state at `location` belongs to the run with this fingerprint.
 
     Args:
         location: where the state is, or will be.
-        fingerprint: JSON values.
-        write: whether to write the fingerprint if there is none yet; else nothing is done then.
+        fingerprint: JSON values that determine the run.
+        write: whether to write a missing fingerprint; if False, a missing fingerprint is accepted.
 
     Raises:
-        InputError: there is a state of a run with another fingerprint (the message says how they differ), or something else.
-        DamagedError: the fingerprint there cannot be read.
+        InputError: the state has another fingerprint (the message has the differences), or the location holds something else.
+        DamagedError: the stored fingerprint cannot be read.
     """
     path = location / FINGERPRINT_FILE
     if (data := folders.read_file(path)) is None and write:
@@ -43,7 +43,7 @@ def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool)
                 gcs.write_bytes(path, text.encode(), if_generation=0)
             else:
                 atomic.write_file(path, text)
-        except ChangedError:  # another process was first
+        except ChangedError:  # another process wrote it first
             data = folders.read_file(path)
     if data is None:
         return
@@ -59,7 +59,7 @@ def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool)
 
 
 def describe_changes(before: object, after: object) -> list[str]:
-    """How two JSON values differ: lines like `recipe.learning_rate: 0.03 -> 0.01`, twenty at most; none if they are equal."""
+    """The differences of two JSON values: at most 20 lines like `recipe.learning_rate: 0.03 -> 0.01`; empty if equal."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
     lines = [
         f"{path}: {_shown(old.get(path, _ABSENT))} -> {_shown(new.get(path, _ABSENT))}"

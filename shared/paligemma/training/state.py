@@ -1,12 +1,12 @@
-"""Training state that is never lost: checkpoints saved in the background, each seen whole or not at all.
+"""Training state: checkpoints are saved in the background, and each appears complete or not at all.
 
     fingerprint.json                      what determines the run; written first
     step-00000200-5f0c91d2/arrays/...     Orbax's files
     step-00000200-5f0c91d2/checkpoint.json    step, metric, the caller's JSON, checksums of Orbax's files; written last
 
-A checkpoint exists once its checkpoint.json does. No two saves share a folder name, so what a killed one left unfinished
-never mixes with anything; the next process removes it. The checksums are there because Orbax restores an array with a
-flipped bit without a word (0.12.8, measured; TensorStore keeps checksums of its indices, not of the data).
+A checkpoint exists once its checkpoint.json does. Each save has a unique folder name, so the leftovers of a killed save never
+mix with another; the next process removes them. The checksums are needed because Orbax restores an array with a flipped bit
+without an error (0.12.8, measured; TensorStore keeps checksums of its indices, not of the data).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ CHECKPOINT_FILE = "checkpoint.json"
 
 _ARRAYS = "arrays"
 _FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{8,}(\..*)?")
-"""A checkpoint's folder, or what Orbax calls it while it is written. What else is in the place of a state is not ours."""
+"""Name of a checkpoint's folder, or Orbax's name for it during writing. Other names in a state's folder are not ours."""
 _DIVERGED = re.compile(r"diverged-step-\d+-process-\d+\.json")
 
 
 class Restored(NamedTuple, Generic[Tree]):
-    """A saved state: after how many steps, its arrays, and the JSON that was saved with them."""
+    """A saved state: its number of steps, its arrays, and the JSON saved with them."""
 
     step: int
     state: Tree
@@ -77,10 +77,10 @@ class _Checkpoint:
 
 
 class StateStore:
-    """The checkpoints of one run, for the length of a `with`, which ends when the last save is done.
+    """The checkpoints of one run. Use it in a `with` block, which ends when the last save is done.
 
-    With several processes, all of them call every method, in the same order, with their parts of the same arrays, and
-    `location` is one that all of them can reach.
+    With several processes, all must call every method in the same order, with their shards of the same arrays, and all must be
+    able to reach `location`.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class StateStore:
         keep_last: int = 2,
         keep_best: Literal["min", "max"] | None = None,
     ) -> None:
-        """Nothing is touched before the `with`.
+        """Touches nothing before the `with` block.
 
         Args:
-            location: a local folder or a `gs://` prefix of the run's own.
-            fingerprint: JSON values that determine the run: going on is refused when one of them is another.
-            keep_last: how many of the newest checkpoints are kept, at least 1. With 2, there is one to fall back to.
-            keep_best: keep the one with the least or the greatest metric, too.
+            location: a local folder or `gs://` prefix that only this run uses.
+            fingerprint: JSON values that determine the run; resuming is refused if any differs.
+            keep_last: number of newest checkpoints to keep, at least 1. With 2, there is one to fall back to.
+            keep_best: also keep the checkpoint with the lowest (`min`) or highest (`max`) metric; None for no such checkpoint.
         """
         if keep_last < 1:
             raise ValueError("keep_last must be at least 1")
@@ -108,15 +108,15 @@ class StateStore:
         self._keep_best: Literal["min", "max"] | None = keep_best
         self._checkpoints: list[_Checkpoint] = []  # by step
         self._damaged: list[str] = []
-        self._size = 0  # bytes of the newest state
+        self._size = 0  # size of the newest state in bytes
         self._pending: Future[None] | None = None
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
-        """Finds what is there, and removes what a killed predecessor left unfinished.
+        """Finds existing checkpoints, and removes the leftovers of a killed predecessor.
 
         Raises:
-            InputError: the state is of another run (with how the two differ), or another process is writing it.
+            InputError: the state belongs to another run (with the differences), or another process is writing it.
         """
         first = jax.process_index() == 0
         if first and isinstance(self._location, Path):
@@ -137,7 +137,7 @@ class StateStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         failed: PaliGemmaError | None = None
         try:
-            for end in (self.wait, self._close):  # what went wrong in Orbax's own threads shows in the latter, perhaps
+            for end in (self.wait, self._close):  # an error in Orbax's own threads may only show in the latter
                 try:
                     end()
                 except PaliGemmaError as one:
@@ -155,30 +155,30 @@ class StateStore:
             self._checkpointer.close()
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint that `keep_best` keeps; None if there is none with a metric."""
+        """Step of the checkpoint that `keep_best` keeps; None if no checkpoint has a metric."""
         self.wait()
         best = _best(self._checkpoints, self._keep_best) if self._keep_best else None
         return None if best is None else best.step
 
     def restore(self, abstract: Tree, step: int | None = None) -> Restored[Tree] | None:
-        """A saved state, verified against its checksums, on the devices and in the layout that `abstract` says.
+        """A saved state, verified against its checksums, with the devices and sharding of `abstract`.
 
         Args:
             abstract: the state's tree, with a `jax.ShapeDtypeStruct` that has a sharding for every array.
-            step: which; by default the newest. Of the newest, one that is damaged is passed over, with a warning.
+            step: step to restore; by default the newest, skipping damaged checkpoints with a warning.
 
         Returns:
-            The state; None if nothing was ever saved.
+            The state; None if nothing was saved yet.
 
         Raises:
-            DamagedError: none is whole.
+            DamagedError: no checkpoint is intact.
             InputError: the saved arrays have other names, shapes or dtypes, or there is no such step.
         """
         self.wait()
         wanted = [one for one in self._checkpoints if step in (None, one.step)]
         if step is not None and not wanted:
             raise InputError(f"There is no checkpoint of step {step}.", where=self._location)
-        # One process reads for all; the others learn which checkpoint it settled for.
+        # One process chooses the checkpoint; the others learn its choice.
         chosen = self._newest_whole(wanted) if jax.process_index() == 0 else -1
         chosen = _of_first_process(chosen)
         for damaged in wanted[chosen + 1 :]:
@@ -195,25 +195,25 @@ class StateStore:
         return self._read(wanted[chosen], abstract)
 
     def save(self, step: int, state: object, extra: Mapping[str, object] | None = None, metric: float | None = None) -> None:
-        """Saves in the background; waits for the save before and for the copy from the devices, so that buffers can be donated.
+        """Saves in the background. Waits for the previous save and the copy from the devices, so that buffers can be donated.
 
-        A step that is saved already is not saved again.
+        Does not save a step twice.
 
         Args:
-            step: how many steps are done.
+            step: number of steps done.
             state: a tree of arrays.
-            extra: JSON values to be had back with the state.
-            metric: what `keep_best` compares; one that is not finite counts as none.
+            extra: JSON values to restore with the state.
+            metric: what `keep_best` compares; a non-finite metric counts as None.
 
         Raises:
             InputError: no room is left on the disk.
-            StorageUnavailableError: this save, or the one before, could not be written.
+            StorageUnavailableError: this save or the previous one could not be written.
         """
         self.wait()
         if any(one.step == step for one in self._checkpoints):
             return
         arrays = _by_name(state)
-        self._token += 1  # a save that failed may be tried again
+        self._token += 1  # a failed save may be retried
         name = f"step-{step:08d}-{self._token:08x}"
         metric = metric if metric is not None and math.isfinite(metric) else None
         checkpoint = _Checkpoint(name, step, metric, json.loads(json.dumps(extra or {})), _describe(arrays))
@@ -225,11 +225,11 @@ class StateStore:
         self._pending = self._background.submit(self._publish, checkpoint)
 
     def wait(self) -> None:
-        """Returns when the last save is done.
+        """Waits until the last save is done.
 
         Raises:
             InputError: no room is left on the disk.
-            StorageUnavailableError: it could not be written.
+            StorageUnavailableError: the save could not be written.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -237,7 +237,7 @@ class StateStore:
                 pending.result()
 
     def _publish(self, checkpoint: _Checkpoint) -> None:
-        """Waits for Orbax, makes the checkpoint appear, and removes the ones that nobody needs any more."""
+        """Waits for Orbax, publishes the checkpoint, and removes checkpoints that are no longer needed."""
         self._checkpointer.wait_until_finished()
         first, folder = jax.process_index() == 0, self._location / checkpoint.folder
         if first:
@@ -263,7 +263,7 @@ class StateStore:
         return _checkpoint_folders(self._location)
 
     def _find(self) -> set[str]:
-        """Reads every checkpoint.json; returns the names of their folders, those of damaged ones too."""
+        """Reads every checkpoint.json; returns the names of their folders, including damaged ones."""
         for name in sorted(self._folders()):
             data = folders.read_file(self._location / name / CHECKPOINT_FILE)
             if data is None:
@@ -282,7 +282,7 @@ class StateStore:
         return {one.folder for one in self._checkpoints} | set(self._damaged)
 
     def _newest_whole(self, checkpoints: list[_Checkpoint]) -> int:
-        """Index of the last checkpoint whose files are what was written; -1 if there is none."""
+        """Index of the last intact checkpoint; -1 if there is none."""
         for index in reversed(range(len(checkpoints))):
             folder = self._location / checkpoints[index].folder
             expected, found = checkpoints[index].files, folders.checksums(folder / _ARRAYS)
@@ -310,19 +310,17 @@ class StateStore:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what Orbax and TensorStore raise about the storage into our own errors."""
+        """Turns storage errors of Orbax and TensorStore into our own errors."""
         try:
             yield
         except PaliGemmaError:
             raise
-        except (
-            Exception
-        ) as error:  # Orbax, TensorStore, gcsfs and aiohttp have no type in common; what is not storage's goes on
+        except Exception as error:  # Orbax, TensorStore, gcsfs and aiohttp share no exception type; other errors propagate
             text = str(error)
             if is_full_disk(error) or "No space left" in text:
                 place = self._location
                 raise InputError(
-                    f"There is no room left in {place}. What was saved before is whole.",
+                    f"There is no room left in {place}. Earlier saves are intact.",
                     where=text[:300],
                     expected=room_for(self._size, place) if isinstance(place, Path) else None,
                     fix="free some and run the same command again; it goes on from the last save",
@@ -348,9 +346,9 @@ class StateStore:
 
 
 def remove_state(location: str | Path) -> None:
-    """Removes a run's state, its fingerprint last: interrupted, it is still known for what it is.
+    """Removes a run's state, and its fingerprint last, so that an interrupted removal stays recognizable.
 
-    A folder without a fingerprint is none of ours, and what else is in one stays.
+    A folder without a fingerprint is not ours. Other files in the folder stay.
     """
     place = parse_location(location)
     if not exists(place, FINGERPRINT_FILE):
@@ -361,13 +359,13 @@ def remove_state(location: str | Path) -> None:
         folders.remove_file(place / name)
     folders.remove_file(place / FINGERPRINT_FILE)
     if isinstance(place, Path):
-        with contextlib.suppress(OSError):  # somebody has put something else there
+        with contextlib.suppress(OSError):  # somebody has put another file there
             place.rmdir()
 
 
 def _checkpoint_folders(place: Location) -> set[str]:
     """Names of the folders of checkpoints, finished or not."""
-    if isinstance(place, Path):  # a folder can be empty here, and of several processes only the first makes the place
+    if isinstance(place, Path):  # a folder may be empty here, and only the first of several processes creates the location
         entries = place.iterdir() if place.is_dir() else ()
         return {path.name for path in entries if _FOLDER.fullmatch(path.name) and folders.kind_of(path) == "folder"}
     return {first for first in (name.partition("/")[0] for name in folders.list_files(place)) if _FOLDER.fullmatch(first)}
@@ -375,7 +373,7 @@ def _checkpoint_folders(place: Location) -> set[str]:
 
 _REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _FAILURES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "NOT_FOUND", "DATA_LOSS")
-"""Status codes in the messages with which TensorStore gives up, after its own retries."""
+"""Status codes in the messages when TensorStore gives up after its own retries."""
 
 
 def _is_of_storage(error: Exception) -> bool:
@@ -388,14 +386,14 @@ def _is_of_storage(error: Exception) -> bool:
 
 
 def _best(checkpoints: list[_Checkpoint], mode: Literal["min", "max"]) -> _Checkpoint | None:
-    """The one with the best metric; the earliest of equals."""
+    """The checkpoint with the best metric; the earliest at a tie."""
     sign = -1 if mode == "max" else 1
     measured = [(sign * one.metric, one) for one in checkpoints if one.metric is not None]
     return min(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
 def _orbax():
-    """Orbax, imported when it is needed."""
+    """Orbax, imported on first use."""
     reach_gcs_without_tensorflow()
     import orbax.checkpoint
 
@@ -404,12 +402,12 @@ def _orbax():
 
 def _checkpointer():
     orbax = _orbax()
-    # Floats hardly compress, and the processor is busy with training.
+    # No compression: floats hardly compress, and the processor is busy with training.
     return orbax.AsyncCheckpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
 
 
 def _by_name(tree: object) -> dict:
-    """The leaves of a tree by their paths; a flat dictionary is one that Orbax gives back whatever the tree was made of."""
+    """The leaves of a tree by path. Orbax restores such a flat dictionary for any kind of tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(named) < len(leaves):
@@ -426,12 +424,12 @@ def _crc32c(content: dict) -> str:
 
 
 def _of_first_process(value: int) -> int:
-    """The first process's value, on every process; waits for all of them."""
+    """The first process's value, on every process; waits for all processes."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _lock_folder(folder: Path) -> int:
-    """Keeps other processes out until the handle is closed. The kernel drops the lock of a killed process."""
+    """Locks a folder until the handle is closed. The kernel releases a killed process's lock."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:

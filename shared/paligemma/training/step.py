@@ -25,7 +25,7 @@ from paligemma.training.recipe import Recipe
 
 
 class TrainState(NamedTuple):
-    """What a step changes. `step` counts batches, those that were skipped too: it is the position in the data."""
+    """What a step changes. `step` counts batches, including skipped ones: it is the position in the data."""
 
     step: Int[Array, ""]
     trainable: nnx.State
@@ -41,7 +41,7 @@ class StepMetrics(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step does besides the optimizer's update. See `Recipe` for the meaning of each."""
+    """Settings of a step besides the optimizer. See `Recipe` for their meaning."""
 
     plan: LayerPlan = field(default_factory=LayerPlan)
     accumulate: int = 1
@@ -72,12 +72,12 @@ LossFunction = Callable[[nnx.State, nnx.State, TrainBatch], tuple[Float[Array, "
 
 
 def embed_images(model: PaliGemma, images: Array, mesh: Mesh | None = None) -> Float[Array, "b s d"]:
-    """Image embeddings from pixels (uint8, or in [-1, 1]); embeddings, of rank 3, as they are."""
+    """Image embeddings from pixels (uint8, or floats in [-1, 1]). Embeddings (rank 3) pass unchanged."""
     return images if images.ndim == 3 else model.img(to_float(images), mesh)
 
 
 def to_float(images: Array) -> Float[Array, "b height width 3"]:
-    """Pixels in [-1, 1] from uint8; others as they are."""
+    """Maps uint8 pixels to [-1, 1]; other dtypes pass unchanged."""
     return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
@@ -88,14 +88,14 @@ def batch_loss(
     weights: Float[Array, "b s"] | None = None,
     dropout: Dropout | None = None,
 ) -> Float[Array, ""]:
-    """The loss of a batch, or of a part of one.
+    """The loss of a batch or a part of a batch.
 
     Args:
         model: the network.
         batch: the examples.
-        settings: how the loss is made up, and how the layers run.
-        weights: each token's part in the loss of the whole batch; None when this is the whole batch.
-        dropout: on the decoder; None for none.
+        settings: how the loss is computed, and how the layers run.
+        weights: each token's weight in the whole batch's loss; None if this is the whole batch.
+        dropout: dropout in the decoder; None for none.
     """
     if weights is None:
         weights = token_weights(batch.mask_loss, settings.loss_per)
@@ -104,14 +104,14 @@ def batch_loss(
     hidden = model.hidden(image, batch.tokens, batch.mask_ar, at=batch.loss_positions, plan=settings.plan, dropout=dropout)
 
     def to_logits(hidden: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
-        # The embedding stays split: hidden states of the suffixes are less to send around than 257,152 rows.
+        # The embedding stays split: sending the suffixes' hidden states is cheaper than sending 257,152 rows.
         return split_columns(mesh, model.llm.logits(split_columns(mesh, hidden, columns=False)), columns=True)
 
     return weighted_loss(to_logits, hidden, batch.targets, weights, settings.label_smoothing, settings.loss_chunk)
 
 
 def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
-    """The state before the first step; on a mesh, the optimizer's part is split as the parameters are."""
+    """The state before the first step; on a mesh, the optimizer's state is split like the parameters."""
     if mesh is None:
         return TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
 
@@ -131,8 +131,8 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles `step(state, frozen, batch) -> (state, metrics)`; the old state's buffers are reused for the new one.
 
-    A batch is worked through in `settings.accumulate` parts, whose gradients are summed. Losses are weighted by what is in
-    the whole batch, so the parts make the same gradient as one piece, but for the order of summation.
+    A batch is processed in `settings.accumulate` parts, whose gradients are summed. Losses are weighted relative to the whole
+    batch, so the parts give the same gradient as one piece, up to the order of summation.
     """
 
     settings = _on(mesh, settings)
@@ -162,7 +162,7 @@ def make_train_step(
                 partial(jnp.where, sound), (trainable, optimizer_state), (state.trainable, state.optimizer)
             )
         state = TrainState(state.step + 1, trainable, optimizer_state)
-        if mesh is not None:  # where it came from: another layout would be compiled for anew in the next step
+        if mesh is not None:  # keep the input's layout: another layout would recompile the next step
             sharding_of = partial(fsdp_sharding, mesh)
             state = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding_of(x.shape)), state)
         return state, StepMetrics(loss, norm)
@@ -171,7 +171,7 @@ def make_train_step(
 
 
 def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings, mesh: Mesh | None = None) -> LossFunction:
-    """Compiles `loss(trainable, frozen, batch)`: the sum of the tokens' losses, in nats, and how many tokens they are.
+    """Compiles `loss(trainable, frozen, batch)`: the sum of the tokens' losses in nats, and the number of tokens.
 
     Without dropout and label smoothing.
     """
@@ -185,12 +185,12 @@ def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings, m
 
 
 def _on(mesh: Mesh | None, settings: StepSettings) -> StepSettings:
-    """The settings for a mesh: on one device nothing is split, and so nothing is gathered."""
+    """The settings for a mesh: on one device, nothing is split or gathered."""
     return replace(settings, plan=replace(settings.plan, mesh=mesh if mesh is not None and mesh.size > 1 else None))
 
 
 def _assemble(mesh: Mesh | None, graph: nnx.GraphDef[PaliGemma], trainable: nnx.State, frozen: nnx.State) -> PaliGemma:
-    """The network, with all of it gathered that is neither in a stack of layers nor the embedding."""
+    """The network, with all parameters gathered except stacked layers and the embedding."""
 
     def rest(path: tuple, leaf: Array) -> Array:
         name = "/".join(str(getattr(key, "key", key)) for key in path)
@@ -202,7 +202,7 @@ def _assemble(mesh: Mesh | None, graph: nnx.GraphDef[PaliGemma], trainable: nnx.
 def _summed(part: Callable, parts: int, batch: TrainBatch, weights: Array):
     """Sums of `part(number, batch, weights)` over the parts of a batch.
 
-    Part i has rows i, i + parts, ...: of every device's rows the same number, so no row moves to another device.
+    Part i has rows i, i + parts, ...: equally many of every device's rows, so no row moves to another device.
     """
 
     def split(x: Array) -> Array:

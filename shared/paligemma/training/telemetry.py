@@ -1,4 +1,4 @@
-"""What is seen of a run: a line of progress, `metrics.jsonl`, TensorBoard. All written from one list of entries."""
+"""Telemetry of a run: a line of progress, `metrics.jsonl`, TensorBoard. All come from one list of entries."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Clock:
-    """Where the time goes, by phase, in seconds."""
+    """Measures time by phase, in seconds."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the block's time as this phase's."""
+        """Adds the block's time to a phase."""
         started = time.monotonic()
         try:
             yield
@@ -40,15 +40,15 @@ class Clock:
 
 
 class Telemetry:
-    """Writes entries as they come, for the length of a `with`. An entry is a JSON object with a `step`."""
+    """Writes entries as they come, during a `with` block. An entry is a JSON object with a `step`."""
 
     def __init__(self, folder: Path, steps: int, batch_size: int, entries: list[dict]) -> None:
         """
         Args:
-            folder: where `metrics.jsonl` and the TensorBoard files go.
-            steps: of the whole run.
-            batch_size: examples in a step.
-            entries: of the steps before, when a run is resumed; written again.
+            folder: folder for `metrics.jsonl` and the TensorBoard files.
+            steps: number of steps of the whole run.
+            batch_size: examples per step.
+            entries: entries of earlier steps if a run is resumed; written again.
         """
         self._folder, self._batch_size = folder, batch_size
         self.entries: list[dict] = []
@@ -56,8 +56,8 @@ class Telemetry:
         self._progress = WorkProgress("training", "examples", steps * batch_size)
 
     def __enter__(self) -> Telemetry:
-        # TensorBoard tells at length, on import, that TensorFlow is not needed. This module's being there is how its own
-        # builds keep it from importing TensorFlow where that is installed (tensorboard/compat/__init__.py): ten seconds.
+        # On import, TensorBoard logs at length that TensorFlow is not needed. If this module exists, TensorBoard does not
+        # import an installed TensorFlow, as in its own builds (tensorboard/compat/__init__.py): ten seconds.
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from tensorboard.summary import Writer
@@ -78,11 +78,11 @@ class Telemetry:
         self._file.close()
 
     def advance(self, facts: str) -> None:
-        """One step is done."""
+        """Counts one finished step."""
         self._progress.advance(self._batch_size, facts)
 
     def write(self, entry: dict) -> None:
-        """Keeps an entry, and writes it."""
+        """Stores and writes an entry."""
         self.entries.append(entry)
         self._file.write(json.dumps(entry) + "\n")
         for key, value in entry.items():

@@ -1,4 +1,4 @@
-"""Which parameters are trained: named sets, patterns of names, and the table that shows what they came to."""
+"""Selects trained parameters: named sets, patterns of names, and a table of the result."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ TRAINABLE_SETS = {
     "all": r"(?!.*/lora_).*",
     "lora": r".*/lora_\w+/[ab]",
 }
-"""Named sets of parameters: a pattern that a parameter's whole name matches."""
+"""Named sets of parameters, as patterns that match whole names."""
 
 
 def compile_pattern(trainable: str | tuple[str, ...]) -> re.Pattern[str]:
-    """What a trainable parameter's whole name matches.
+    """The pattern that matches a trainable parameter's whole name.
 
     Args:
-        trainable: name of a set, or patterns of which one must match.
+        trainable: name of a set, or patterns, any of which may match.
 
     Raises:
-        ValueError: no set of that name, or not a regular expression.
+        ValueError: the set is unknown, or a pattern is not a regular expression.
     """
     if isinstance(trainable, str):
         if trainable not in TRAINABLE_SETS:
@@ -65,7 +65,7 @@ def split_trainable(model: PaliGemma, pattern: re.Pattern[str]) -> tuple[nnx.Gra
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are held alike: how many numbers, and the bytes that they take on all devices together."""
+    """A group of similar parameters: their number of elements, and their bytes on all devices together."""
 
     name: str
     trained: bool
@@ -88,7 +88,7 @@ def parameter_groups(variables: Mapping[str, nnx.Variable], pattern: re.Pattern[
 
 
 def groups_table(groups: list[Group]) -> Table:
-    """The groups as a table for people, with a sum of what is trained and what is not."""
+    """The groups as a table for people, with sums of trained and frozen parameters."""
     table = Table(title="Parameters")
     for column in ("part", "trained", "dtype", "parameters", "MiB"):
         table.add_column(column, justify="left" if column in ("part", "trained", "dtype") else "right")

@@ -1,4 +1,4 @@
-"""The loss on validation rows: of every suffix token the same, whatever the recipe trains on."""
+"""The loss on validation rows: every suffix token counts equally, whatever the recipe's loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paligemma.training.step import StepSettings, make_loss_function
 def make_validator(
     graph: nnx.GraphDef[PaliGemma], frozen: nnx.State, records: Records, recipe: Recipe, mesh: Mesh
 ) -> Callable[[nnx.State], float]:
-    """A function from trainable parameters to the mean loss of all suffix tokens of the records, in nats."""
+    """A function that maps trainable parameters to the mean loss of all suffix tokens of the records, in nats."""
     loss_of = make_loss_function(graph, StepSettings.of(recipe), mesh)
 
     def validate(trainable: nnx.State) -> float:

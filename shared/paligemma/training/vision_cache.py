@@ -1,4 +1,4 @@
-"""Image embeddings that are computed once: a frozen tower gives the same for an image every epoch."""
+"""Caches image embeddings: a frozen tower gives the same embedding for an image in every epoch."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def make_vision_cache(
     recipe: Recipe,
     mesh: Mesh,
 ) -> VisionCache | None:
-    """The cache that a recipe asks for, or None.
+    """The cache that a recipe requests, or None.
 
-    Of several processes, each keeps the images of its own rows, which its own devices work on: none waits for another.
+    With several processes, each caches the images of its own rows on its own devices, so none waits for another.
 
     Raises:
-        InputError: the tower is trained.
+        InputError: the recipe trains the tower.
     """
     if recipe.vision_cache == "none":
         return None
     if any(name.startswith("img/") for name in parameters_by_name(trainable)):
-        raise InputError("The vision tower is trained: what it gives changes.", fix="set vision_cache=none")
+        raise InputError("The vision tower is trained, so its embeddings change.", fix="set vision_cache=none")
     tower, weights = nnx.split(nnx.merge(graph, trainable, frozen).img)
     if jax.process_count() > 1:
         mesh = make_mesh(jax.local_devices())
@@ -66,7 +66,7 @@ def make_vision_cache(
 
 
 class VisionCache:
-    """Replaces a batch's images by their embeddings; computes those it has not met. One entry an image, not a row.
+    """Replaces a batch's images by their embeddings, and computes missing ones. There is one entry per image, not per row.
 
     An entry is `patches x width` numbers in the tower's dtype: 1 MiB for PaliGemma-3B at 224 pixels in float16.
     """
@@ -76,11 +76,11 @@ class VisionCache:
     ) -> None:
         """
         Args:
-            records: the data.
-            embed: embeddings of a batch of images, compiled.
-            shape: patches and width of an embedding.
-            dtype: of the embeddings.
-            file: where to keep them, to be used again by later runs; None: in memory. Its name says what determines them.
+            records: the training data.
+            embed: compiled function from a batch of images to embeddings.
+            shape: number of patches and width of an embedding.
+            dtype: dtype of the embeddings.
+            file: file that keeps them for later runs; None: in memory. Its name encodes what determines them.
         """
         self._number_of = image_numbers(records)
         self._embed = embed
@@ -96,14 +96,14 @@ class VisionCache:
                 np.memmap(file, dtype, "w+", shape=(count, *shape)).flush()
                 write_file(known_file, bytes(count))
         self._entries = np.memmap(file, dtype, "r+", shape=(count, *shape))
-        # An entry is marked as known after it was written, so a killed run leaves entries that are computed again.
+        # An entry is marked as known after it is written, so entries of a killed run are computed again.
         self._known = np.memmap(known_file, bool, "r+", shape=(count,))
 
     def __call__(self, rows: Int[np.ndarray, " b"], batch: TrainBatch) -> TrainBatch:
         """The batch with embeddings `[b, patches, width]` in place of images."""
         numbers = self._number_of[rows]
         if not self._known[numbers].all():
-            # The whole batch at once: its shape is one that is compiled already.
+            # The whole batch at once: its shape is compiled already.
             embeddings = np.asarray(self._embed(batch.images))
             self._entries[numbers] = embeddings
             self._known[numbers] = True

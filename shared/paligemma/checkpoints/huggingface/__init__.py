@@ -1,1 +1,1 @@
-"""Hugging Face folders, as `transformers` reads and writes them. Needs no `transformers`."""
+"""Hugging Face folders, as `transformers` reads and writes them, but without needing `transformers`."""

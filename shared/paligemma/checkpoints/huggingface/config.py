@@ -1,4 +1,4 @@
-"""transformers' `config.json` and ours, both ways. What our network does not compute is refused, not ignored."""
+"""Converts between transformers' `config.json` and ours. Refuses, rather than ignores, what our network does not compute."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from paligemma.checkpoints.huggingface.names import DEQUANTIZE
 from paligemma.errors import InputError
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, describe_validation_error
 
-# What transformers takes where a configuration is silent (its classes SiglipVisionConfig, GemmaConfig, Gemma2Config): the
-# published files leave much of it out.
+# transformers' defaults (its classes SiglipVisionConfig, GemmaConfig, Gemma2Config): the published files omit many keys.
 _VISION = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
     "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3,
@@ -37,7 +36,7 @@ _TEXT = {
 
 
 def is_huggingface_config(values: object) -> bool:
-    """Whether a configuration is one of transformers, and not ours."""
+    """Whether a configuration is in transformers' format, not ours."""
     return isinstance(values, Mapping) and ("model_type" in values or "vision_config" in values)
 
 
@@ -47,7 +46,7 @@ def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGe
     The sliding window of Gemma 2 is left out: big_vision's PaliGemma 2 has none.
 
     Raises:
-        InputError: it is not a PaliGemma's, or computes something that our network does not.
+        InputError: it is not a PaliGemma's, or needs something that our network does not compute.
     """
     text_values, vision_values = values.get("text_config"), values.get("vision_config")
     kind = text_values.get("model_type", "gemma") if isinstance(text_values, Mapping) else None
@@ -66,7 +65,7 @@ def parse_huggingface_config(values: Mapping[str, Any], where: object) -> PaliGe
             expected="model_type paligemma, its text_config gemma or gemma2",
         )
     assert isinstance(text_values, Mapping)
-    # null is silence too, but of the soft caps, where it is none
+    # null means the default, except for soft caps, where it means no cap
     said = {key: value for key, value in text_values.items() if value is not None or "softcapping" in key}
     vision, text = _VISION | dict(vision_values), _TEXT[kind] | said
     try:
@@ -130,12 +129,12 @@ def _translated(
 
 
 def huggingface_config(config: PaliGemmaConfig, dtype: np.dtype, pieces: int | None) -> dict[str, Any]:
-    """transformers' configuration of a folder that we write.
+    """transformers' configuration for a folder that we write.
 
     Args:
         config: the architecture.
-        dtype: that transformers is to hold the parameters in.
-        pieces: of the tokenizer; None for no tokenizer.
+        dtype: dtype in which transformers holds the parameters.
+        pieces: number of the tokenizer's pieces; None without a tokenizer.
     """
     image, text = config.img, config.llm
     sizes = {
@@ -155,7 +154,7 @@ def huggingface_config(config: PaliGemmaConfig, dtype: np.dtype, pieces: int | N
         "query_pre_attn_scalar": _query_scalar(text),
         "attn_logit_softcapping": text.attn_logits_softcap or None,
         "final_logit_softcapping": text.final_logits_softcap or None,
-        # Every layer sees everything: releases that do not know layer_types have a window that is never too small.
+        # Every layer attends to everything. Releases that do not know layer_types get a window that is never too small.
         "layer_types": ["full_attention"] * text.depth,
         "sliding_window": 8192,
     }
@@ -188,20 +187,20 @@ def huggingface_config(config: PaliGemmaConfig, dtype: np.dtype, pieces: int | N
 
 
 def image_token(config: PaliGemmaConfig, pieces: int | None) -> int:
-    """Id of the image token: the first that is not the tokenizer's."""
+    """Id of the image token: the first id after the tokenizer's."""
     return config.llm.vocab_size if pieces is None else pieces
 
 
 def embedding_rows(config: PaliGemmaConfig, pieces: int | None) -> int:
-    """Rows of transformers' embedding: the vocabulary and, if none is free in it, the image token, up to a multiple of 64."""
+    """Rows of transformers' embedding: the vocabulary, plus the image token if no row is free, padded to a multiple of 64."""
     rows = config.llm.vocab_size
     return rows if image_token(config, pieces) < rows else (rows // PADDING + 1) * PADDING
 
 
 def _vocabulary(values: Mapping[str, Any], rows: int) -> int:
-    """Rows of the embedding without those that transformers added for the image token.
+    """Rows of the embedding, without the rows that transformers added for the image token.
 
-    `vocab_size` of the whole says it in the published files and in ours. Elsewhere it may be transformers' default; then the
+    The top-level `vocab_size` is right in the published files and in ours. Elsewhere it may be transformers' default; then the
     vocabulary ends at the image token, if that is among the last rows.
     """
     for found in (values.get("vocab_size"), values.get("image_token_index", values.get("image_token_id"))):

@@ -1,4 +1,4 @@
-"""Our parameters and transformers' tensors: one table of names and axes, read in both directions, slice by slice."""
+"""Maps our parameters to transformers' tensors and back: one table of names and axes, applied slice by slice."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from paligemma.models.config import PaliGemmaConfig
 
 
 class Row(NamedTuple):
-    """One parameter of ours and the tensors of theirs that it is made of.
+    """One of our parameters, and the transformers tensors that make it up.
 
-    Axes are letters; letters in parentheses are one axis of the file. There is one tensor for each layer `l`, and for each of
-    `parts`, which `c` counts.
+    Axes are letters; letters in parentheses are a single axis in the file. There is one tensor per layer `l` and per entry of
+    `parts`, counted by `c`.
     """
 
     ours: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     theirs: str
     their_axes: str
     parts: tuple[str, ...] = ()
-    post_norms: bool | None = None  # only in decoders that have them, or have not
+    post_norms: bool | None = None  # only in decoders with, or without, post-norms
 
 
 _OURS, _THEIRS = "img/Transformer/encoderblock", f"{TOWER}.encoder.layers.{{l}}"
@@ -76,14 +76,14 @@ TABLE = (
     Row(f"{_LAYERS}/post_ffw_norm/scale", "l d", f"{_LAYER}.post_feedforward_layernorm.weight", "d", post_norms=True),
     Row("llm/final_norm/scale", "d", f"{LANGUAGE}.norm.weight", "d"),
 )
-"""Their names are those of the published checkpoints, which every release of transformers reads."""
+"""The transformers names are those of the published checkpoints, which every release reads."""
 
 _POSITIONS = f"{TOWER}.embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True)
 class _Link:
-    """A row of the table for one tensor: which, of which part of our parameter, and the sizes of the axes."""
+    """The table's row for one tensor: its name, its part of our parameter, and the sizes of its axes."""
 
     row: Row
     theirs: str
@@ -93,7 +93,7 @@ class _Link:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The tensor's."""
+        """The tensor's shape."""
         return tuple(math.prod(self.sizes[letter] for letter in group) for group in _groups(self.row.their_axes))
 
 
@@ -103,16 +103,16 @@ def tensor_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def from_tensors(config: PaliGemmaConfig, tensors: Mapping[str, Tensor], where: object) -> dict[str, LazyArray]:
-    """Every parameter of ours, made of memory-mapped tensors where it is indexed.
+    """All our parameters, assembled from memory-mapped tensors when they are indexed.
 
     Args:
-        config: the architecture; its image size need not be the checkpoint's.
-        tensors: of a checkpoint, by any release's names.
-        where: they are.
+        config: the architecture; its image size may differ from the checkpoint's.
+        tensors: tensors of a checkpoint, by the names of any transformers release.
+        where: their location, for messages.
 
     Raises:
         InputError: the weights are quantized, or adapters are not merged.
-        DamagedError: names the missing, unexpected and mis-shaped tensors, and those that differ from what takes their place.
+        DamagedError: names the missing, unexpected and mis-shaped tensors, and duplicates that differ from their originals.
     """
     named = published_names(config, tensors, where)
     rows = config.llm.vocab_size
@@ -135,10 +135,10 @@ def from_tensors(config: PaliGemmaConfig, tensors: Mapping[str, Tensor], where: 
 
 
 def pieces(config: PaliGemmaConfig, arrays: Mapping[str, LazyArray]) -> Iterator[tuple[str, str, tuple[int, ...], Iterable]]:
-    """Every tensor of theirs, to be written in order.
+    """Every transformers tensor, in the order in which to write it.
 
     Returns:
-        The parameter's name, the tensor's, its shape, and its values in C order, a block at a time when iterated.
+        Our parameter's name, the tensor's name, its shape, and an iterable of blocks of its values in C order.
     """
     for link in _links(config):
         yield link.row.ours, link.theirs, link.shape, _Pieces(link, arrays[link.row.ours])
@@ -146,7 +146,7 @@ def pieces(config: PaliGemmaConfig, arrays: Mapping[str, LazyArray]) -> Iterator
 
 @dataclass(frozen=True)
 class _Pieces:
-    """A tensor's values in C order, of consecutive indices along its first axis."""
+    """A tensor's values in C order, in blocks of consecutive indices along its first axis."""
 
     link: _Link
     array: LazyArray
@@ -154,7 +154,7 @@ class _Pieces:
     def __iter__(self) -> Iterator[np.ndarray]:
         link = self.link
         within, theirs = _inner(link.row.axes), _letters(link.row.their_axes)
-        shape, first = link.shape, theirs[0]  # of heads times their size, whole heads
+        shape, first = link.shape, theirs[0]  # for an axis of heads times head size: whole heads
         row = math.prod(shape) * self.array.dtype.itemsize // link.sizes[first]
         step = max(1, BLOCK // row)
         outer = tuple(place for place in (link.layer, link.part) if place is not None)
@@ -168,7 +168,7 @@ class _Pieces:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor with our axes; slicing reads only what is sliced."""
+    """A tensor with our axes; slicing reads only the slice."""
 
     link: _Link
     tensor: Tensor
@@ -188,7 +188,7 @@ class _View:
 
 
 def _assembled(linked: Sequence[tuple[_Link, Tensor]]) -> LazyArray:
-    """One parameter: layers of parts, layers, or one tensor."""
+    """One parameter, assembled from layers of parts, from layers, or from one tensor."""
     views = [_View(link, tensor) for link, tensor in linked]
     row = linked[0][0].row
     if row.parts:
@@ -197,7 +197,7 @@ def _assembled(linked: Sequence[tuple[_Link, Tensor]]) -> LazyArray:
 
 
 def _links(config: PaliGemmaConfig) -> Iterator[_Link]:
-    """One for each tensor, those of one parameter together, in the order of its first axes."""
+    """One link per tensor. Links of one parameter are consecutive, in the order of its first axes."""
     shapes = parameter_shapes(config)
     for row in TABLE:
         if row.ours not in shapes or row.post_norms not in (None, config.llm.post_norms):
@@ -213,7 +213,7 @@ def _letters(axes: str) -> list[str]:
 
 
 def _inner(axes: str) -> list[str]:
-    """Axes that a single tensor has."""
+    """The axes of a single tensor."""
     return [letter for letter in _letters(axes) if letter not in "lc"]
 
 

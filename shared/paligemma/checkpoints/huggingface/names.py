@@ -1,6 +1,6 @@
-"""Tensors by the names that the published checkpoints have, whoever wrote them; what is left out is checked or named.
+"""Renames any writer's tensors to the names of the published checkpoints. Checks or names every tensor that is left out.
 
-Names change with transformers' releases (its `conversion_mapping.py`, "llava"), and with what wraps a model when it is saved.
+Names differ between transformers releases (its `conversion_mapping.py`, "llava") and with the wrapper that saved the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EMBEDDING = f"{LANGUAGE}.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 _ANCHOR = "multi_modal_projector.linear.weight"
-"""Every PaliGemma has one such tensor: what is before it in its name is before all of them."""
+"""Every PaliGemma has one tensor of this name. The prefix before it is the prefix of all tensors."""
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _RENAMED = (
     (re.compile(r"^model\.(?=vision_tower|multi_modal_projector|language_model|lm_head)"), ""),
@@ -43,12 +43,12 @@ DEQUANTIZE = (
 
 
 class LeftOut(NamedTuple):
-    """Tensors that are no parameters of the network.
+    """Tensors that are not parameters of the network.
 
     Attributes:
-        name: pattern of the whole name.
-        what: they are.
-        expected: the values that they must have; None where they are not used at all, of which a warning is given.
+        name: pattern that matches the whole name.
+        what: what the tensors are, for messages.
+        expected: the values that they must have; None if they are unused, which gives a warning.
     """
 
     name: re.Pattern
@@ -60,24 +60,24 @@ LEFT_OUT = (
     LeftOut(re.compile(r".*\.position_ids"), "positions, counted from 0", lambda _, tensor: _counted(tensor)),
     LeftOut(re.compile(r".*\brotary_emb\.(?:original_)?inv_freq"), "frequencies of the rotary embedding",
             lambda config, _: 10_000.0 ** -(np.arange(0, config.llm.head_dim, 2) / config.llm.head_dim)),
-    LeftOut(re.compile(rf"{re.escape(TOWER)}\.head\..*"), "SigLIP's pooling head, which PaliGemma has no use for", None),
+    LeftOut(re.compile(rf"{re.escape(TOWER)}\.head\..*"), "SigLIP's pooling head, which PaliGemma does not use", None),
 )  # fmt: skip
-"""All that may be in a checkpoint beside its parameters; any other tensor is refused."""
+"""Everything that a checkpoint may hold besides parameters; other tensors are refused."""
 
 log = logging.getLogger("paligemma.checkpoints")
 
 
 def published_names(config: PaliGemmaConfig, tensors: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
-    """Tensors by their published names, the output's matrix as the embedding that it is tied to; nothing of `LEFT_OUT`.
+    """Tensors by their published names, without those of `LEFT_OUT`. A tied output matrix becomes the embedding.
 
     Args:
         config: the architecture.
-        tensors: of a checkpoint.
-        where: they are.
+        tensors: tensors of a checkpoint, by name.
+        where: their location, for messages.
 
     Raises:
         InputError: the weights are quantized, or adapters are not merged.
-        DamagedError: a tensor that is left out differs from what takes its place.
+        DamagedError: a tensor that is left out differs from its expected values.
     """
     _refuse_other_kinds(tensors, where)
     named: dict[str, Tensor] = {}
@@ -111,7 +111,7 @@ def _refuse_other_kinds(names: Sequence[str] | Mapping[str, Tensor], where: obje
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Each name with the published one; names that are not below the model's prefix stay."""
+    """Each name with its published name; names outside the model's prefix stay."""
     plain = {full: _WRAPPERS.sub("", full) for full in tensors}
     prefixes = {name.removesuffix(_ANCHOR).removesuffix("model.") for name in plain.values() if name.endswith(_ANCHOR)}
     prefix = prefixes.pop() if len(prefixes) == 1 else ""
@@ -151,7 +151,7 @@ def _counted(tensor: Tensor) -> np.ndarray:
 
 
 def _check_tied(config: PaliGemmaConfig, embedding: Tensor, head: Tensor, name: str, where: object) -> None:
-    """Confirms that the output's matrix is the embedding, in the rows that the vocabulary has."""
+    """Confirms that the output matrix equals the embedding in the vocabulary's rows."""
     rows = config.llm.vocab_size
     if all(len(one.shape) == 2 and one.shape[0] >= rows for one in (embedding, head)):
         embedding, head = embedding.first(rows), head.first(rows)
@@ -170,6 +170,6 @@ def _check_same(one: Tensor, other: Tensor, why: str, where: object) -> None:
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    if one.dtype == other.dtype:  # to the bit, as no number equals NaN
+    if one.dtype == other.dtype:  # bitwise, since NaN equals nothing
         return np.array_equal(np.ascontiguousarray(one).view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
     return np.array_equal(one.astype(np.float64), other.astype(np.float64))

@@ -1,12 +1,12 @@
-"""The SentencePiece model that a `tokenizer.json` was made from, for folders that have only the latter. Exact, or refused.
+"""Recovers the SentencePiece model behind a `tokenizer.json`, for folders without the model. The result is exact, or refused.
 
 transformers makes the file from the model (its `convert_slow_tokenizer.py`, `GemmaConverter`; from release 5 on
-`tokenization_gemma.py`): every way to cut a piece in two is a merge, ranked by the piece's score, so that the order of the
-merges gives the order of the scores, which is all that SentencePiece's BPE asks of them (`bpe_model.cc`). The way back is exact
-where those merges are complete and those of a piece stand together; `_scores` confirms both.
+`tokenization_gemma.py`): every way to cut a piece in two is a merge, ranked by the piece's score. So the order of the merges
+gives the order of the scores, which is all that SentencePiece's BPE uses (`bpe_model.cc`). The way back is exact if the merges
+are complete and each piece's merges are adjacent; `_scores` confirms both.
 
-What is the same by convention, not by the file: `<image>` behind the pieces is transformers' own and none of the model's; every
-other added token but pad, eos, bos and unknown is user-defined, as all of Gemma's are, and so are `<loc>` and `<seg>`.
+Two rules come from convention, not from the file. `<image>` after the pieces is transformers' own and not in the model. Every
+other added token except pad, eos, bos and unknown is user-defined, as all of Gemma's are, and so are `<loc>` and `<seg>`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paligemma.checkpoints.identify import refuse_other
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_json
 
-_OTHER_SYMBOLS = re.compile(r"<loc\d{4}>|<seg\d{3}>")  # transformers' PaliGemmaProcessor adds them when it is made
+_OTHER_SYMBOLS = re.compile(r"<loc\d{4}>|<seg\d{3}>")  # transformers' PaliGemmaProcessor adds them in its constructor
 _SPACE = {"String": " "}
 _REPLACED = {"type": "Replace", "pattern": _SPACE, "content": "▁"}
 _PLAIN = {
@@ -41,12 +41,12 @@ _PLAIN = {
     "byte_fallback": (True,),
     "ignore_merges": (None, False),
 }
-"""Settings of the model, and the values that SentencePiece has something like."""
+"""Settings of the tokenizer's model, and the values that SentencePiece can express."""
 _LOWEST = -1e7
 
 
 class _InexactError(ValueError):
-    """The file says something that no SentencePiece model says."""
+    """The file has a property that no SentencePiece model can have."""
 
 
 def sentencepiece_model(path: Path) -> bytes:
@@ -56,7 +56,7 @@ def sentencepiece_model(path: Path) -> bytes:
         path: a `tokenizer.json`.
 
     Raises:
-        InputError: it cannot be converted so that every text has the same tokens.
+        InputError: no conversion gives every text the same tokens.
         DamagedError: it is not JSON.
     """
     try:
@@ -85,13 +85,13 @@ def _pieces(values: Mapping[str, Any]) -> list[Piece]:
     unknown = model.get("unk_token")
     kinds = {text: _kind(text, number, unknown, added) for number, text in enumerate(vocabulary)}
     tab = vocabulary.index("\t") if "<0x09>" not in kinds and "\t" in kinds else None
-    if tab is not None:  # transformers writes the byte of a tab as the tab
+    if tab is not None:  # transformers writes the piece for the tab byte as a tab
         vocabulary[tab], kinds["<0x09>"] = "<0x09>", BYTE
         del kinds["\t"]
     if missing := [f"<0x{byte:02X}>" for byte in range(256) if kinds.get(f"<0x{byte:02X}>") != BYTE]:
         raise _InexactError(f"it has no piece for {len(missing)} bytes, the first {missing[0]}")
     if UNKNOWN not in kinds.values():
-        raise _InexactError("its unknown token is no piece")
+        raise _InexactError("its unknown token is not a piece")
     scores = _scores({text for text, kind in kinds.items() if kind == NORMAL}, set(kinds) | {"\t"}, model["merges"])
     return [Piece(text, scores.get(text, _LOWEST if kinds[text] == NORMAL else 0.0), kinds[text]) for text in vocabulary]
 
@@ -116,7 +116,7 @@ def _check_kind(values: Mapping[str, Any], model: Mapping[str, Any]) -> None:
 
 
 def _vocabulary(vocab: Mapping[str, int], entries: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, bool]]:
-    """Every piece in the order of ids, and whether each added token among them is special."""
+    """All pieces in order of id, and whether each added token is special."""
     by_id = {number: text for text, number in vocab.items()}
     added: dict[str, bool] = {}
     image = None
@@ -153,7 +153,7 @@ def _kind(text: str, number: int, unknown: str | None, added: Mapping[str, bool]
 
 
 def _scores(normal: set[str], known: set[str], merges: Iterable[str | list[str]]) -> dict[str, float]:
-    """Minus its place in the order of merges, of every normal piece that two others make."""
+    """Score of every normal piece that a merge makes: minus its rank among the merges."""
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
     last = None
@@ -161,11 +161,11 @@ def _scores(normal: set[str], known: set[str], merges: Iterable[str | list[str]]
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         whole = left + right
         if whole not in known or left not in known or right not in known:
-            raise _InexactError(f"the merge of {left!r} and {right!r} has to do with no piece")
+            raise _InexactError(f"the merge of {left!r} and {right!r} matches no piece")
         if not (whole in normal and left in normal and right in normal):
-            continue  # SentencePiece never joins a user-defined piece, nor makes one
+            continue  # SentencePiece merges neither from nor into user-defined pieces
         if whole != last and whole in scores:
-            raise _InexactError(f"the merges that make {whole!r} do not stand together: pieces have equal scores")
+            raise _InexactError(f"the merges that make {whole!r} are not adjacent: pieces have equal scores")
         scores.setdefault(whole, -float(len(scores)))
         counts[whole] = counts.get(whole, 0) + 1
         last = whole
@@ -177,13 +177,13 @@ def _scores(normal: set[str], known: set[str], merges: Iterable[str | list[str]]
 
 
 def _serialized(pieces: list[Piece]) -> bytes:
-    """`sentencepiece_model.proto`: pieces, of the trainer what the library asks for, and a normalizer that changes nothing."""
+    """A `sentencepiece_model.proto` message: pieces, the trainer fields that the library needs, an identity normalizer."""
     unknown = next(number for number, piece in enumerate(pieces) if piece.kind == UNKNOWN)
-    # Fields 3, 4, 35, 40 to 43: type, size, bytes for unknown characters, and the ids; 45 to 48: their texts.
+    # Fields 3, 4, 35 and 40 to 43: type, size, byte fallback for unknown characters, ids; 45 to 48: the ids' texts.
     trainer = _integers({3: BPE, 4: len(pieces), 35: 1, 40: unknown, 41: 2, 42: 1, 43: 0})
     for field, number in ((45, unknown), (46, 2), (47, 1), (48, 0)):
         trainer += _bytes(field, pieces[number].text.encode())
-    # Fields 3 to 5: neither a space before the text nor any removed; spaces are "▁".
+    # Fields 3 to 5: no space added before the text, none removed; spaces become "▁".
     normalizer = _bytes(1, b"identity") + _integers({3: 0, 4: 0, 5: 1})
     return b"".join(_piece(piece) for piece in pieces) + _bytes(2, trainer) + _bytes(3, normalizer)
 

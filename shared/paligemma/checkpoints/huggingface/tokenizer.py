@@ -1,4 +1,4 @@
-"""A SentencePiece model as the files that transformers' tokenizer and processor are made from. All of them are derived."""
+"""Derives the files of transformers' tokenizer and processor from a SentencePiece model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BPE = 2
 
 
 class Piece(NamedTuple):
-    """A row of the vocabulary, as `sentencepiece_model.proto` has it; `kind` is its `Type`."""
+    """An entry of the vocabulary, as in `sentencepiece_model.proto`; `kind` is its `Type`."""
 
     text: str
     score: float
@@ -27,11 +27,11 @@ class Piece(NamedTuple):
 def read_pieces(path: Path) -> list[Piece]:
     """The vocabulary of a SentencePiece model.
 
-    The file is parsed here because the library tells neither which pieces are user-defined nor of which kind the model is.
+    The file is parsed here because the library tells neither which pieces are user-defined nor the model's type.
 
     Raises:
-        InputError: the model is not of the kind that Gemma's is (BPE).
-        DamagedError: it is no SentencePiece model.
+        InputError: the model's type is not Gemma's (BPE).
+        DamagedError: the file is not a SentencePiece model.
     """
     try:
         fields = list(_fields(path.read_bytes()))
@@ -48,10 +48,10 @@ def read_pieces(path: Path) -> list[Piece]:
 
 
 def tokenizer_json(pieces: list[Piece]) -> dict[str, Any]:
-    """The file `tokenizer.json`: the same pieces with the same ids, and `<image>` behind them.
+    """The file `tokenizer.json`: the same pieces with the same ids, then `<image>`.
 
-    SentencePiece joins the two neighbours whose whole has the best score; here every pair of normal pieces that make a normal
-    one is a merge, ranked by that score. User-defined pieces are never split and never joined, as there.
+    SentencePiece joins the two neighbours whose union has the best score. Here, every pair of normal pieces that forms a normal
+    piece is a merge, ranked by that score. As there, user-defined pieces are never split or joined.
     """
     scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     merges = [
@@ -62,7 +62,7 @@ def tokenizer_json(pieces: list[Piece]) -> dict[str, Any]:
     ]
     merges.sort(key=lambda merge: -merge[0])
     added = [
-        # Those with spaces are looked for in the text in which spaces are "▁".
+        # Pieces with spaces are matched in the text whose spaces are already "▁".
         _added(number, piece.text, special=piece.kind != USER_DEFINED, normalized="▁" in piece.text)
         for number, piece in enumerate(pieces)
         if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
@@ -143,7 +143,7 @@ def _added(number: int, text: str, special: bool, normalized: bool) -> dict[str,
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a protobuf message's fields: int of a varint, else bytes (protobuf.dev, "Encoding")."""
+    """Numbers and values of a protobuf message's fields: int for a varint, else bytes (protobuf.dev, "Encoding")."""
     place = 0
 
     def varint() -> int:

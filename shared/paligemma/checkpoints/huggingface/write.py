@@ -1,4 +1,4 @@
-"""A Hugging Face folder, as `transformers` loads it, written without ever holding more than a piece of a tensor."""
+"""Writes a Hugging Face folder that `transformers` loads, with no more than a piece of a tensor in memory."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def write_huggingface(
     tokenizer: Path | None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes weights, configuration, and, if there is a tokenizer, what tokenizer and processor need, into an existing folder.
+    """Writes weights, configuration and, given a tokenizer, its files and the processor's into an existing folder.
 
     Args:
-        folder: where.
+        folder: the existing folder.
         config: the architecture.
         arrays: every parameter by name.
-        cast: what is written of a parameter's name and a block of its values.
-        tokenizer: the SentencePiece model.
-        shard_bytes: size of a weight file above which another one begins.
+        cast: converts a block of values for writing, given the parameter's name.
+        tokenizer: the SentencePiece model; None without one.
+        shard_bytes: size in bytes above which a new weight file begins.
     """
     vocabulary = read_pieces(tokenizer) if tokenizer else None
     count = len(vocabulary) if vocabulary else None
@@ -71,7 +71,7 @@ def _cast(name: str, values: Iterable[np.ndarray], cast: Callable[[str, np.ndarr
 
 
 def _padding(embedding: LazyArray, rows: int) -> Iterator[np.ndarray]:
-    """Rows that no text has, each the mean of all: so their logit is the mean of all logits, and never the largest."""
+    """Padding rows, each the mean of all rows: so their logit is the mean of all logits, and never the largest."""
     if not rows:
         return
     total = np.zeros(embedding.shape[1:], np.float64)

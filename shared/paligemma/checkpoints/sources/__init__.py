@@ -1,1 +1,1 @@
-"""Where a checkpoint can come from, and how it gets to this machine; `fetch` is where to begin, the rest is one kind each."""
+"""Where a checkpoint can come from, and how it is fetched. Begin with `fetch`; each other module handles one kind of source."""

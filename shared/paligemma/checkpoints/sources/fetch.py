@@ -1,4 +1,4 @@
-"""The first source that can be had: `kaggle://`, `https://`, `hf://`, `gs://`, a path, the package."""
+"""Fetches the first available source: `kaggle://`, `https://`, `hf://`, `gs://`, a path, or the package."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ log = logging.getLogger("paligemma.sources")
 
 
 def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "float16") -> tuple[str, str]:
-    """Brings the first source that can be had to this machine.
+    """Fetches the first available source to this machine.
 
     Args:
-        sources: one source, or several separated by commas, the preferred first.
+        sources: one source, or several separated by commas, preferred first.
         sha256: expected hash of the weight file; needed for `https://`.
-        precision: which of a Kaggle model's files.
+        precision: which file of a Kaggle model, by the dtype of its weights.
 
     Returns:
-        The source that was had, and what `open_checkpoint` opens: a path, a `gs://` address, or `embedded:NAME`.
+        The source that was used, and the argument for `open_checkpoint`: a path, a `gs://` address, or `embedded:NAME`.
 
     Raises:
-        PaliGemmaError: the last source's error, after a warning for each before.
+        PaliGemmaError: the last source's error, if all fail; earlier errors become warnings.
     """
     candidates = _candidates(sources)
     for source in candidates[:-1]:
         try:
             return source, _fetch(source, sha256, precision)
         except PaliGemmaError as error:
-            log.warning("%s cannot be had, trying the next source: %s", redacted(source), error)
+            log.warning("%s is not available, trying the next source: %s", redacted(source), error)
     return candidates[-1], _fetch(candidates[-1], sha256, precision)
 
 
 def check_sources(sources: str, sha256: str = "") -> None:
-    """Confirms, without fetching anything, that at least one of the sources may be had: that it is there, or has an address.
+    """Confirms without fetching that at least one source exists, or at least has a valid address.
 
     Raises:
-        PaliGemmaError: the last source's error, when there is none.
+        PaliGemmaError: the last source's error, if none is valid.
     """
     failure: PaliGemmaError | None = None
     for source in _candidates(sources):
@@ -56,11 +56,11 @@ def check_sources(sources: str, sha256: str = "") -> None:
 
 
 def _candidates(sources: str) -> list[str]:
-    if without_passwords(sources) != sources:  # before they are split: a password may hold a comma
+    if without_passwords(sources) != sources:  # before splitting: a password may hold a comma
         raise InputError(
             "A source names a user or a password.",
             where=redacted(sources),
-            expected="an address without, as it would be on record",
+            expected="an address without them, because records keep it",
             fix="let the server take a signed address, or fetch the file yourself and name its path",
         )
     candidates = [source.strip() for source in sources.split(",") if source.strip()]
@@ -80,7 +80,7 @@ def _check(source: str, sha256: str) -> None:
         if kind_of(parse_location(source)) is None:
             raise InputError(f"There is no {source}.", where="--source", expected="an object, or a prefix with a checkpoint")
     else:
-        _fetch(source, sha256, "float16")  # which only looks
+        _fetch(source, sha256, "float16")  # only looks, fetches nothing
 
 
 def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
@@ -98,7 +98,7 @@ def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
         raise InputError(f"{redacted(source)!r} is not a source of checkpoints.", expected=expected)
     if not resolve_embedded(source).exists():
         schemes = ("hf", "kaggle", "gs", "https")
-        scheme = next((scheme for scheme in schemes if f"{scheme}:/" in source), "")  # one slash short of an address
+        scheme = next((scheme for scheme in schemes if f"{scheme}:/" in source), "")  # an address that lacks a slash
         raise InputError(
             f"There is no checkpoint file or folder {redacted(source)}.",
             where="--source",

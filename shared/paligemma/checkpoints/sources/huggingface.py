@@ -1,6 +1,6 @@
-"""Hugging Face models: snapshots on this machine, downloading one, and which files of a folder are a checkpoint's.
+"""Hugging Face models: finds and downloads snapshots, and tells which files of a folder make up a checkpoint.
 
-Only `fetch` asks the network, and only for what is not there; nothing reads weights.
+Only `fetch` uses the network, and only for missing files. Nothing here reads weights.
 
 The cache's layout is that of https://huggingface.co/docs/hub/local-cache.
 """
@@ -38,20 +38,20 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class NotDownloadedError(InputError):
-    """A snapshot is not on this machine, or not all of it."""
+    """A snapshot is not, or not completely, on this machine."""
 
 
 def fetch(source: str) -> Path:
-    """The folder of a snapshot, which is downloaded if it is not there, or goes on where a download ended.
+    """The folder of a snapshot. Downloads what is missing, and resumes an interrupted download.
 
-    A token is taken from `$HF_TOKEN`, or the file that `hf auth login` writes, by `huggingface_hub` itself.
+    `huggingface_hub` itself takes a token from `$HF_TOKEN` or from the file that `hf auth login` writes.
 
     Args:
-        source: as `snapshot_folder` takes it.
+        source: see `snapshot_folder`.
 
     Raises:
         InputError: there is no such model, its licence is not accepted, or `huggingface_hub` is not installed.
-        DamagedError: as of `snapshot_folder`.
+        DamagedError: see `snapshot_folder`.
         StorageUnavailableError: Hugging Face did not answer.
     """
     try:
@@ -72,14 +72,14 @@ def fetch(source: str) -> Path:
                 raise refusal from None
             raise unavailable(source, error) from None
         except OSError as error:
-            if error.errno is not None:  # the disk, not the network
+            if error.errno is not None:  # an error of the disk, not the network
                 raise
             raise unavailable(source, error) from None
     return snapshot_folder(source)
 
 
 def _refusal(error: Exception, page: str, source: str) -> InputError | None:
-    """What a user can do about an answer; None if it may pass."""
+    """The error that tells a user what to do about an answer; None if a retry may help."""
     from huggingface_hub import errors  # pyright: ignore[reportMissingImports]  # an extra
 
     token = f"the token is in {place}" if (place := token_place()) else "set HF_TOKEN to a token of that account"
@@ -101,7 +101,7 @@ def parse_source(source: str) -> tuple[str, str, str]:
     """Owner, name and revision of a model.
 
     Raises:
-        InputError: the source is no such address.
+        InputError: the source is not such an address.
     """
     match = _SOURCE.fullmatch(source)
     if match is None or ".." in source:
@@ -113,11 +113,11 @@ def snapshot_folder(source: str) -> Path:
     """The folder of a downloaded snapshot that has all the files of a checkpoint.
 
     Args:
-        source: `hf://owner/name[@revision]`; a revision is a branch, a tag or a whole commit, by default `main`.
+        source: `hf://owner/name[@revision]`; a revision is a branch, a tag or a full commit hash, by default `main`.
 
     Raises:
-        InputError: it was not downloaded, or not to its end.
-        DamagedError: a file in it is not one of the cache's, or the index of its weights cannot be read.
+        InputError: it was not downloaded, or only in part.
+        DamagedError: a file leads out of the cache, or the index of the weights cannot be read.
     """
     owner, name, revision = parse_source(source)
     page = f"https://huggingface.co/{owner}/{name}"
@@ -140,18 +140,18 @@ def snapshot_folder(source: str) -> Path:
 
 
 def pinned(source: str, folder: Path) -> str:
-    """A source with the commit of its snapshot in place of a branch or tag; any other source as it is."""
+    """A source with its branch or tag replaced by its snapshot's commit; any other source unchanged."""
     return f"{source.partition('@')[0]}@{folder.name}" if source.startswith("hf://") else source
 
 
 def checkpoint_files(folder: Path) -> dict[str, Path]:
-    """What a checkpoint needs of a folder: weights in safetensors, configuration, tokenizer, processor; nothing pickled.
+    """The files of a folder that a checkpoint needs: safetensors weights, configuration, tokenizer, processor; no pickles.
 
     Args:
         folder: a snapshot in the cache, or any other folder.
 
     Returns:
-        Paths by name, links followed. Of what every checkpoint has, also those that are not there.
+        Paths by name, with links followed. Files that every checkpoint has are included even if they are missing.
 
     Raises:
         DamagedError: a link leads out of the cache, or the index of the weights cannot be read.
@@ -170,12 +170,12 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
 
 
 def expected_sha256(path: Path) -> str | None:
-    """The hash that the cache knows of a large file: its name among the blobs. None of any other."""
+    """The hash of a large file in the cache, which is its name among the blobs; None for any other file."""
     return path.name if path.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", path.name) else None
 
 
 def token_place() -> str:
-    """Where a token for Hugging Face is: a variable's name, or a file; empty if there is none. Reads none."""
+    """Where a Hugging Face token is: a variable's name or a file; empty if there is none. Does not read the token."""
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(variable):
             return f"${variable}"
@@ -185,7 +185,7 @@ def token_place() -> str:
 
 
 def cache_folder() -> Path:
-    """`$HF_HUB_CACHE`, else `hub` in `$HF_HOME`, else in `huggingface` in the user's cache folder."""
+    """`$HF_HUB_CACHE`, else `$HF_HOME/hub`, else `huggingface/hub` in the user's cache folder."""
     chosen, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
     home = home or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     return Path(chosen or Path(home) / "hub").expanduser()

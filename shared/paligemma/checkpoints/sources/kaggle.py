@@ -1,4 +1,4 @@
-"""Kaggle's models, through kagglehub and its cache, with credentials from the environment, a file or Secret Manager."""
+"""Fetches Kaggle models through kagglehub and its cache. Credentials come from the environment, a file or Secret Manager."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _FILES: dict[Precision, str] = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
 
 SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
-"""Names the version of a secret whose payload is a kaggle.json."""
+"""Name of a secret version whose payload is a kaggle.json."""
 
 
 def parse_source(source: str, precision: Precision) -> tuple[str, str]:
-    """The handle of a model's version, and the name of its file.
+    """The handle of a model version, and the name of its file.
 
     Raises:
         InputError: the source names no version, or the precision is none.
@@ -42,7 +42,7 @@ def parse_source(source: str, precision: Precision) -> tuple[str, str]:
 
 
 def fetch(source: str, precision: Precision) -> Path:
-    """`kaggle://owner/model/framework/variation/version[/file]`, through kagglehub and its cache."""
+    """Fetches `kaggle://owner/model/framework/variation/version[/file]`, and returns the file in kagglehub's cache."""
     import kagglehub
     from kagglehub.config import get_cache_folder
     from kagglehub.exceptions import KaggleApiHTTPError
@@ -56,7 +56,7 @@ def fetch(source: str, precision: Precision) -> Path:
                 try:
                     verify_weights(path)
                 except DamagedError:
-                    # kagglehub appends what a failing server says to an interrupted file, and does not check it.
+                    # kagglehub appends a failing server's answer to an interrupted file, and does not check the file.
                     path = Path(kagglehub.model_download(handle, path=name, force_download=True))
                     verify_weights(path)
                 return path
@@ -72,12 +72,12 @@ def fetch(source: str, precision: Precision) -> Path:
 
 
 def _refusal(status: int | None, handle: str, name: str) -> InputError | None:
-    """What a user can do about a status; None if it may pass."""
+    """The error that tells a user what to do about a status; None if a retry may help."""
     page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
     match status:
         case 401:
             return InputError(
-                f"Kaggle wants to know who asks for {handle}.",
+                f"Kaggle requires credentials for {handle}.",
                 fix="create a token at https://www.kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or mount it as "
                 f"~/.kaggle/kaggle.json, or keep it in Secret Manager and name it in {SECRET_VARIABLE}",
             )
@@ -93,15 +93,15 @@ def _refusal(status: int | None, handle: str, name: str) -> InputError | None:
 
 @contextmanager
 def _credentials() -> Iterator[None]:
-    """Hands kagglehub the credentials in Secret Manager, when it finds none in the environment or a file.
+    """Gives kagglehub the credentials from Secret Manager, if it finds none in the environment or a file.
 
-    They stay in this process's memory: what is in the environment would be every child process's too.
+    They stay in this process's memory: child processes would inherit the environment.
     """
     from kagglehub import config
 
     try:
         found = config.get_kaggle_credentials()
-    except ValueError as error:  # its text names the file, and what is missing in it
+    except ValueError as error:  # its text names the file and what it lacks
         raise InputError(f"{error}.", fix="download it again from https://www.kaggle.com/settings") from None
     name = os.environ.get(SECRET_VARIABLE)
     if found or not name:
@@ -115,11 +115,11 @@ def _credentials() -> Iterator[None]:
 
 
 def _parse_secret(name: str, payload: bytes) -> tuple[str, str]:
-    """User name and key of a kaggle.json."""
+    """User name and key from a kaggle.json."""
     try:
         loaded = parse_json(payload, name, "The secret", most=SMALL_BYTES)
         username, key = loaded["username"].strip(), loaded["key"].strip()
-    except (DamagedError, LookupError, AttributeError):  # whose text may hold some of it
+    except (DamagedError, LookupError, AttributeError):  # its text may quote the secret
         username = key = ""
     if not (username and key):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What sources elsewhere have in common: how messages and records name them, and the error when one stays away."""
+"""What remote sources have in common: their names in messages and records, and the error if one is unavailable."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from paligemma.storage.location import SCHEME
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source is fetched by us from elsewhere than storage that a step can name as an input."""
+    """Whether we fetch a source from outside the storage that a step can name as an input."""
     return "://" in source and not source.startswith(SCHEME)
 
 
 def redacted(source: str) -> str:
-    """A source without what may be a secret: user, password, query and fragment of a web address."""
+    """A source without possible secrets: the user, password, query and fragment of a web address."""
     return without_secrets(source)
 
 
 def unavailable(source: str, error: Exception) -> retry.StorageUnavailableError:
     """The error after the last attempt."""
-    # Only the error's kind: its text may hold a signed address.
+    # Only the error's type: its text may hold a signed address.
     name = type(error).__name__
     return retry.StorageUnavailableError(
         f"{redacted(source)} could not be fetched.", where=name, fix="run again; what has arrived is kept"

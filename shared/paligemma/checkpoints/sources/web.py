@@ -1,4 +1,4 @@
-"""Files on the web, by address and hash."""
+"""Fetches files from the web, by address and hash."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from paligemma.storage.disk_space import check_space
 from paligemma.storage.retry import attempts
 from paligemma.web_address import WebAddress, parse_web_address
 
-_BUFFER = 64 * 1024  # what a broken connection costs at most
+_BUFFER = 64 * 1024  # bytes that a broken connection costs at most
 
 
 def parse_source(source: str, sha256: str) -> WebAddress:
-    """The address of a file whose hash is known.
+    """Parses the address of a file with a known hash.
 
     Raises:
-        InputError: it is none, or its hash is not given.
+        InputError: it is not a web address, or its hash is missing.
     """
     address = parse_web_address(source, "The source")
     if not sha256:
@@ -36,7 +36,7 @@ def parse_source(source: str, sha256: str) -> WebAddress:
 
 
 def fetch(source: str, sha256: str) -> Path:
-    """A file by its address and hash; an interrupted download goes on where it stopped."""
+    """Downloads a file by address and hash; resumes an interrupted download."""
     import requests
 
     address = parse_source(source, sha256)
@@ -55,7 +55,7 @@ def fetch(source: str, sha256: str) -> Path:
             except requests.HTTPError as error:
                 status = error.response.status_code
                 if status not in (408, 429) and status < 500:
-                    raise InputError(f"{redacted(source)} cannot be had: HTTP {status}.", fix="check the address") from None
+                    raise InputError(f"{redacted(source)} is not available: HTTP {status}.", fix="check the address") from None
                 if not again:
                     raise unavailable(source, error) from None
                 continue
@@ -74,13 +74,13 @@ def fetch(source: str, sha256: str) -> Path:
 
 
 def _get(address: WebAddress, partial: Path) -> None:
-    """Adds to `partial` what it lacks of the file."""
+    """Appends the missing bytes to `partial`."""
     from paligemma.web_client import get_file
 
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with get_file(address, headers, timeout=60) as response:
-        if response.status_code == 416:  # there is nothing after what we have
+        if response.status_code == 416:  # the server has nothing beyond our bytes
             return
         response.raise_for_status()
         goes_on = response.status_code == 206

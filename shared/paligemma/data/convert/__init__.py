@@ -1,1 +1,1 @@
-"""Data sets as they are published, to rows `{"image", "prefix", "suffix"}`: a module for each form, and what they share."""
+"""Converts published data sets to rows `{"image", "prefix", "suffix"}`: one module per format, and shared modules."""

@@ -1,4 +1,4 @@
-"""Boxes as COCO has them (x, y, width, height in pixels, from the left and the top) to PaliGemma's `<loc>` symbols."""
+"""Converts COCO's boxes (x, y, width, height in pixels, from the left and the top) to PaliGemma's `<loc>` symbols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paligemma.data.convert.outcomes import EntryError, shown
 from paligemma.data.tokenizer import NUM_LOC
 
 TOLERANCE = 0.5
-"""Pixels that a box may reach beyond its image by rounding, without a note."""
+"""Pixels by which rounding may push a box beyond its image without a note."""
 
 
 class Corners(NamedTuple):
@@ -26,7 +26,7 @@ def box_of(annotation: dict) -> tuple[Corners, bool]:
     """An annotation's box in pixels, and whether it was taken from the polygons of its segmentation.
 
     Raises:
-        EntryError: it has none, or one that is no box.
+        EntryError: the box is missing or invalid.
     """
     box = annotation.get("bbox")
     if box is None or box == []:
@@ -65,15 +65,15 @@ def _shown_box(box: object) -> str:
 
 
 def place(box: Corners, width: float, height: float, orientation: int) -> tuple[str, bool]:
-    """A box as four <loc> tokens on the image as it is displayed, and whether a part of it was beyond the image's edge.
+    """A box as four <loc> tokens on the displayed image, and whether it reached beyond the image's edge.
 
     Args:
-        box: in pixels.
-        width, height: of the image in those pixels.
-        orientation: of EXIF, by which the pixels are to be turned; 1 if they are as displayed.
+        box: the box in pixels.
+        width, height: size of the image in the same pixels.
+        orientation: EXIF orientation that turns these pixels to the displayed image; 1 if they are as displayed.
 
     Raises:
-        EntryError: nothing of it is inside, or it is too small for the tokens.
+        EntryError: the box is outside the image, or too small for the tokens.
     """
     if box.x2 <= 0 or box.y2 <= 0 or box.x1 >= width or box.y1 >= height:
         where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
@@ -88,12 +88,12 @@ def place(box: Corners, width: float, height: float, orientation: int) -> tuple[
 
 
 def reach(boxes: Sequence[Corners]) -> tuple[float, float]:
-    """How far boxes reach to the right and down, in pixels."""
+    """The right and bottom extent of the boxes, in pixels."""
     return max(box.x2 for box in boxes), max(box.y2 for box in boxes)
 
 
 def turn(box: Corners, orientation: int) -> Corners:
-    """A box in fractions of the stored pixels to one in fractions of the displayed image, by EXIF's orientation, 1 to 8."""
+    """Turns a box from fractions of the stored image to fractions of the displayed image, by EXIF orientation 1 to 8."""
     x1, y1, x2, y2 = box
     if orientation in (5, 6, 7, 8):  # rows become columns
         x1, y1, x2, y2 = y1, x1, y2, x2
@@ -105,6 +105,6 @@ def turn(box: Corners, orientation: int) -> Corners:
 
 
 def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
-    """A box, in fractions of the image, as four <loc> tokens: rounded to steps of 1/1023, as in big_vision."""
+    """A box in fractions of the image as four <loc> tokens, rounded to steps of 1/1023 as in big_vision."""
     steps = (min(max(round(value * (NUM_LOC - 1)), 0), NUM_LOC - 1) for value in (y1, x1, y2, x2))
     return "".join(f"<loc{step:04d}>" for step in steps)

@@ -1,4 +1,4 @@
-"""Numbers to names of classes: the ClassLabel of Hugging Face data sets, whose names are in a Parquet file's metadata.
+"""Replaces class numbers by names: ClassLabel of Hugging Face data sets, with names in a Parquet file's metadata.
 
 `datasets` writes its features as JSON under the key `huggingface` of the Arrow schema: {"info": {"features": ...}}
 (huggingface/datasets, src/datasets/arrow_writer.py and features/features.py).
@@ -15,10 +15,10 @@ from paligemma.foreign_json import parse_json
 
 
 def named_labels(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What puts names in the place of numbers in a row.
+    """A function that replaces class numbers by names in a row.
 
-    It does so wherever the metadata say that a column, or a part of one, is a ClassLabel. A number of -1 stands for a row
-    without a label, and becomes None.
+    It replaces every column, or part of one, that the metadata declare a ClassLabel. The number -1 stands for a row without a
+    label, and becomes None.
     """
     try:
         said = (metadata or {}).get(b"huggingface", b"{}")
@@ -31,12 +31,12 @@ def named_labels(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, 
 
 
 def _named(value: Any, feature: Any) -> Any:
-    """A value as its feature says.
+    """Converts a value according to its feature.
 
     Raises:
-        EntryError: a number is not that of a class.
+        EntryError: a number is not a class's number.
     """
-    if isinstance(feature, list):  # how lists were written at first
+    if isinstance(feature, list):  # the first format for lists
         return [_named(item, feature[0]) for item in value] if feature and isinstance(value, list) else value
     if not isinstance(feature, dict):
         return value
@@ -54,7 +54,7 @@ def _named(value: Any, feature: Any) -> Any:
 
 
 def _name(value: Any, names: Any) -> Any:
-    if isinstance(names, dict):  # as in the YAML of a data set's page
+    if isinstance(names, dict):  # the format in the YAML of a data set's page
         names = [names.get(str(number)) for number in range(len(names))]
     if not isinstance(names, list) or not names or isinstance(value, bool) or not isinstance(value, int):
         return value

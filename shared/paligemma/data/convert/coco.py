@@ -1,7 +1,7 @@
-"""COCO's captions and boxes, and files in its form (LVIS, exports of annotation tools), to rows.
+"""Converts COCO's captions and boxes, and files in its format (LVIS, exports of annotation tools), to rows.
 
-The form: https://cocodataset.org/#format-data. LVIS has `coco_url` in the place of `file_name`, of which the last two parts
-name the file (facebookresearch/detectron2, detectron2/data/datasets/lvis.py).
+The form: https://cocodataset.org/#format-data. LVIS has `coco_url` instead of `file_name`; its last two parts name the file
+(facebookresearch/detectron2, detectron2/data/datasets/lvis.py).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, o
 from paligemma.data.convert.photos import BoxPixels, Pictured, Size, find_frames, read_photo
 
 ListedImage = tuple[str, Size | None]
-"""File name, and width and height if they are there."""
+"""File name, and width and height if given."""
 
 
 def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) -> Iterator[Outcome]:
     """A row for every caption of COCO's `captions_*.json`.
 
     Args:
-        annotations: the file.
-        prefix: of every row.
-        folder: that image names are relative to.
-        tally: is told of what is odd.
+        annotations: the JSON file.
+        prefix: prefix of every row.
+        folder: the folder that image names are relative to.
+        tally: counts oddities.
 
     Raises:
-        InputError: the file is not in COCO's form.
+        InputError: the file is not in COCO's format.
     """
     listed, entries = read_lists(annotations, "annotations", ("images", "annotations"))
     images, with_any = _index_images(listed, folder, tally), set()
@@ -49,19 +49,19 @@ def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) ->
 
 
 def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: BoxPixels = "auto") -> Iterator[Outcome]:
-    """A row for every image with boxes of COCO's `instances_*.json`: `detect cat ; dog`, and what is where.
+    """A row for every image with boxes in COCO's `instances_*.json`: `detect cat ; dog`, and their boxes.
 
-    The suffix has every box as four <loc> tokens (y1 x1 y2 x2, as fractions of the image) and its category, boxes from the
-    top, then from the left. Crowds, which are no single object, are left out.
+    The suffix has every box as four <loc> tokens (y1 x1 y2 x2, as fractions of the image) and its category, ordered from the
+    top, then from the left. Crowds are left out, since they are not single objects.
 
     Args:
-        annotations: the file.
-        folder: that image names are relative to; images there are opened for their sizes and orientations.
-        tally: is told of what is odd.
+        annotations: the JSON file.
+        folder: the folder that image names are relative to; images there are opened for their sizes and orientations.
+        tally: counts oddities.
         box_pixels: whether boxes are in pixels as displayed or as stored, for images with an EXIF orientation.
 
     Raises:
-        InputError: the file is not in COCO's form.
+        InputError: the file is not in COCO's format.
     """
     listed, entries, named = read_lists(annotations, "annotations", ("images", "annotations", "categories"))
     images, with_any = _index_images(listed, folder, tally), set()
@@ -162,12 +162,12 @@ def _index_categories(listed: list, tally: Tally) -> Index[str]:
 
 
 def _is_crowd(value: object) -> bool:
-    """Whether `iscrowd` says so: 1, true, "1"; it does not when it is 0, false, "0", "false", empty or not there."""
+    """Whether `iscrowd` means a crowd: 1, true and "1" do; 0, false, "0", "false", empty and missing do not."""
     return bool(value) if not isinstance(value, str) else value.strip().lower() not in ("", "0", "0.0", "false", "no")
 
 
 def _all_fractions(boxes: list[Corners]) -> bool:
-    """Whether boxes seem to be fractions of the image: all of them within the first pixel, and some ends inside of it."""
+    """Whether boxes seem to be fractions of the image: all lie within the first pixel, and some end inside it."""
     return all(box.x2 <= 1 and box.y2 <= 1 for box in boxes) and any(
         0 < edge < 1 for box in boxes for edge in (box.x1, box.y1, box.x2, box.y2)
     )

@@ -1,4 +1,4 @@
-"""Opening what people have: plain or gzip, JSON, and text in any encoding, with a guess at the one that it is in."""
+"""Opens users' files: plain or gzip, JSON, and text in any encoding, with a guess at the right one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import DamagedError, InputError
 
 MAX_JSON_BYTES = 2 << 30
-"""Largest JSON file that is read whole: its objects take up to ten times as much memory."""
+"""Largest JSON file that is read: its objects take up to ten times as much memory."""
 
 BAD = "\udcff"
-"""Stands in decoded text for bytes that are not of its encoding; a row with it is skipped as `encoding_invalid`."""
+"""Replaces undecodable bytes in text; a row with it is skipped as `encoding_invalid`."""
 
 _BLOCK = 1 << 20
 _SIGNATURES = {
@@ -35,7 +35,7 @@ _SIGNATURES = {
 }
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # begins as that of UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like the mark of UTF-16
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -49,8 +49,8 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
     """A file, unpacked if it is gzip.
 
     Raises:
-        InputError: it cannot be read, or is of a kind that is not read.
-        DamagedError: it is a gzip file that is cut short, or altered.
+        InputError: the file cannot be read, or its format is not supported.
+        DamagedError: the gzip file is cut short or altered.
     """
     try:
         with path.open("rb") as file:
@@ -72,14 +72,14 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_json(path: Path, what: str) -> object:
-    """A JSON file's value. An object with a key that is there twice is a `Repeated`.
+    """A JSON file's value. An object with a repeated key becomes a `Repeated`.
 
     Args:
         path: the file.
-        what: it is, for messages: `annotations`.
+        what: what the file is, for messages, e.g. `annotations`.
 
     Raises:
-        InputError: it cannot be read, is too large, or is not JSON.
+        InputError: the file cannot be read, is too large, or is not JSON.
     """
     blocks, size = [], 0
     with open_binary(path) as file:
@@ -104,10 +104,10 @@ def read_json(path: Path, what: str) -> object:
 
 
 def read_lists(path: Path, what: str, keys: tuple[str, ...]) -> list[list]:
-    """The lists that a JSON file has under some keys.
+    """The lists that a JSON file has under the given keys.
 
     Raises:
-        InputError: as of `read_json`, or it has no such lists.
+        InputError: see `read_json`; or a list is missing.
     """
     data, expected = read_json(path, what), f"a JSON object with the lists {', '.join(keys)}"
     if isinstance(data, Repeated):
@@ -126,14 +126,14 @@ def read_lists(path: Path, what: str, keys: tuple[str, ...]) -> list[list]:
 
 @contextmanager
 def open_text(path: Path, encoding: str = "") -> Iterator[IO[str]]:
-    """A text file, line ends as they are, without a byte order mark; `BAD` stands for bytes that cannot be decoded.
+    """Opens a text file without its byte order mark, with line ends unchanged; `BAD` replaces undecodable bytes.
 
     Args:
         path: the file, plain or gzip.
-        encoding: that it is in; by default what its byte order mark says, else UTF-8.
+        encoding: the file's encoding; by default from its byte order mark, else UTF-8.
 
     Raises:
-        InputError: there is no such encoding, or the file is in another one.
+        InputError: the encoding is unknown, or the file has another one.
     """
     if encoding:
         try:
@@ -161,15 +161,15 @@ def _skip_mark(text: IO[str]) -> None:
 
 
 def _kin(asked: str, marked: str) -> bool:
-    """Whether an encoding is the one of a byte order mark, in its byte order or without one."""
+    """Whether an encoding matches a byte order mark, with or without naming the byte order."""
     return codecs.lookup(asked).name.replace("-sig", "").startswith(marked.replace("-sig", ""))
 
 
 def _check_encoding(path: Path, file: IO[bytes], encoding: str) -> None:
-    """Reads a file through: one wrong byte among many right ones costs its row, more show that the encoding is another.
+    """Reads a whole file. One wrong byte among many right ones only costs its row; more mean a wrong encoding.
 
     Raises:
-        InputError: it is in another encoding; the message has a guess.
+        InputError: the encoding is wrong; the message has a guess.
     """
     wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     bad = right = 0
@@ -201,7 +201,7 @@ def _check_encoding(path: Path, file: IO[bytes], encoding: str) -> None:
 
 
 def _order_of_wide(block: bytes) -> str:
-    """The byte order of text that seems to be UTF-16 without a mark, from where its zeros are; empty if it does not."""
+    """The byte order of text that looks like UTF-16 without a mark, from the positions of its zeros; else empty."""
     even, odd = block[::2].count(0), block[1::2].count(0)
     if max(even, odd) <= len(block) // 6 or min(even, odd) > max(even, odd) // 8:
         return ""
@@ -220,7 +220,7 @@ def _line_of_first_bad(block: bytes, encoding: str) -> bytes:
 
 
 def _guess(sample: bytes, encoding: str) -> str:
-    """What to pass, and how the file's first odd word reads in it and in others."""
+    """Advice: the encoding to pass, and how the file's first odd word reads in it and in others."""
     word = re.search(rb"[\w'&-]*[\x80-\xff][\x80-\xff\w'&-]*", sample)
     odd = word[0] if word else sample
     first = "cp1252" if re.search(rb"[\x80-\x9f]", sample) else "latin-1"

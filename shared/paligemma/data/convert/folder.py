@@ -1,4 +1,4 @@
-"""Folders of labels to rows: the label of a picture is the name of the folder that it is in."""
+"""Converts folders of labelled pictures to rows: a picture's label is the name of its folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _TABLES = (".csv", ".tsv", ".parquet")
 _SYSTEM = frozenset(
     ("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
 )
-"""What Finder, Explorer, servers and file systems leave behind; other such files are hidden by a dot."""
+"""Files left by Finder, Explorer, servers and file systems; other such files begin with a dot."""
 
 
 def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None = None) -> Iterator[Outcome]:
-    """A row for every image in a folder of folders; the suffix is the name of the folder that it is in.
+    """A row for every image in a folder of folders; the suffix is the name of the image's folder.
 
     Args:
-        folder: that has a folder of images for each label.
-        prefix: of every row.
-        tally: is told of what is odd.
-        output: the file that is written, which may be in the folder, and is none of its own.
+        folder: a folder with one folder of images for each label.
+        prefix: prefix of every row.
+        tally: counts oddities.
+        output: the file being written. It may be in the folder, and is then left out.
 
     Raises:
-        InputError: there is no such folder, or it cannot be read.
+        InputError: the folder is missing or unreadable.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
@@ -39,7 +39,7 @@ def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None
         entry, ending = Entry(path.relative_to(folder).as_posix()), path.suffix.lower()
         readable = is_image_name(path.name)
         if path.parent == folder:
-            if readable:  # lists and read-mes beside the labels are not counted
+            if readable:  # lists and read-mes beside the label folders are not counted
                 yield Outcome((entry,), EntryError("label_missing", "it is beside the folders of the labels"))
         elif readable:
             yield Outcome((entry,), {"image": entry.place, "prefix": prefix, "suffix": path.parent.name})
@@ -51,7 +51,7 @@ def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None
 
 
 def _expect_labels(folder: Path, files: Sequence[Path]) -> None:
-    """Raises InputError of a folder with pictures, none of them in a folder of a label."""
+    """Raises InputError if a folder has pictures, but none of them in a label's folder."""
     pictures = [path for path in files if is_image_name(path.name)]
     if not pictures or any(path.parent != folder for path in pictures):
         return
@@ -67,7 +67,7 @@ def _expect_labels(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _files(folder: Path, output: Path | None, tally: Tally) -> Iterator[Path]:
-    """Every file that is neither hidden nor ours, in the order of the paths' parts, which is the same on every machine."""
+    """Every file that is neither hidden nor ours, sorted by the parts of its path: the same order on every machine."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"The folder cannot be read: {error.strerror}.", where=error.filename)
@@ -90,7 +90,7 @@ def _files(folder: Path, output: Path | None, tally: Tally) -> Iterator[Path]:
 
 
 def _is_ours(path: Path, output: Path) -> bool:
-    """Whether a file is what is being written, its list of skips, or a part of either that is not finished."""
+    """Whether a file is the output, its list of skips, or an unfinished part of either."""
     names = (output.name, skipped_file(output).name)
     mine = path.name in names or path.name.startswith(tuple(f".{name}.partial-" for name in names))
     return mine and path.parent.absolute() == output.parent.absolute()

@@ -1,4 +1,4 @@
-"""Whether the images that rows name are there: a wrong folder or ending is found while converting, not while preparing."""
+"""Checks that the rows' images exist, so a wrong folder or suffix shows while converting, not while preparing."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from paligemma.data.image_suffixes import SUFFIXES
 from paligemma.errors import InputError
 
 _FIRST = 100
-"""Rows after which a table whose images are all missing is given up."""
+"""Rows after which conversion stops if all images are missing."""
 
 
 def look_up_images(
     outcomes: Iterator[Outcome], folder: Path, tally: Tally, max_missing: float, table: Path, image: str
 ) -> Iterator[Outcome]:
-    """Passes outcomes on, and looks for the image of each row.
+    """Yields the outcomes unchanged, and looks for each row's image.
 
     Args:
-        outcomes: of a table's rows.
-        folder: that image names are relative to.
-        tally: is told how many are missing.
-        max_missing: share of the rows whose image may be missing.
+        outcomes: outcomes of a table's rows.
+        folder: the folder that image names are relative to.
+        tally: counts the missing images.
+        max_missing: largest allowed share of rows without an image.
         table, image: as the user named them, for the message.
 
     Raises:
-        InputError: more are missing.
+        InputError: too many images are missing.
     """
     rows, missing = 0, []
 

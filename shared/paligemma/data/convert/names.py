@@ -1,4 +1,4 @@
-"""Ids, numbers and texts as data sets write them: an id is "1" in one place and 1 in the other."""
+"""Ids, numbers and texts in the spellings of data sets: an id may be "1" in one place and 1 in another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WHOLE = re.compile(r"([+-]?)0*([0-9]+)(?:\.0+)?")
 
 
 def id_of(value: object) -> str | None:
-    """An id as text: 1, 1.0 and "1" are the same. None for what is no id: nothing, true, 1.5, a list."""
+    """An id as text: 1, 1.0 and "1" are the same. None for other values: null, true, 1.5, a list."""
     if isinstance(value, bool):
         return None
     if isinstance(value, float):
@@ -28,7 +28,7 @@ def id_of(value: object) -> str | None:
 
 
 def number_of(value: object) -> float | None:
-    """A finite number, or text that is one; None for anything else."""
+    """A finite number, from a number or a text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -39,7 +39,7 @@ def number_of(value: object) -> float | None:
 
 
 def text_of(value: object) -> str | None:
-    """Text, or a number as people write it: 3, 2.5, and 3 for 3.0, which is how other tools store whole numbers with gaps."""
+    """Text, or a number as people write it: 3, 2.5, and 3 for 3.0, as some tools store whole numbers with gaps as floats."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -50,9 +50,9 @@ def text_of(value: object) -> str | None:
 
 
 class Index(Generic[T]):
-    """Things by their id, whatever type it has on either side.
+    """Looks up things by id, whatever the id's type on either side.
 
-    An id that is not there as it is written is looked up by its number: "000000000009" is 9, unless several ids are that.
+    An id that is not found as written is looked up by its number: "000000000009" is 9, unless several ids equal 9.
     """
 
     def __init__(self, kind: str) -> None:
@@ -62,7 +62,7 @@ class Index(Generic[T]):
         self._same_number: dict[str, set[str]] = {}
 
     def add(self, id: object, thing: T | EntryError, tally: Tally, place: str) -> None:
-        """Adds a thing, or what is wrong with it, which is raised when it is looked up."""
+        """Adds a thing, or an error that `find` raises when the thing is looked up."""
         key = id_of(id)
         if key is None:
             code = "image_entry_unusable" if self._kind == "image" else "entry_unusable"
@@ -77,14 +77,14 @@ class Index(Generic[T]):
             self._same_number.setdefault(_as_number(key), set()).add(key)
 
     def keys_in(self, wanted: Container[str]) -> Iterator[str]:
-        """The keys that are wanted, in the order in which they were added."""
+        """The wanted keys, in the order of addition."""
         return (key for key in self._things if key in wanted)
 
     def find(self, id: object, code: str) -> tuple[str, T]:
-        """The key and the thing of an id; `code` is what is wrong when the id is none.
+        """The key and the thing for an id; `code` is the error's code if the id is invalid.
 
         Raises:
-            EntryError: there is none, there are several, or it cannot be used.
+            EntryError: there is none, there are several, or the thing is unusable.
         """
         key = id_of(id)
         if key is None:
@@ -112,12 +112,12 @@ def _same(one: object, other: object) -> bool:
 
 
 def image_name(name: str, folder: Path, tally: Tally) -> str:
-    """An image's name as rows have it, relative to the image folder: without backslashes, and not absolute.
+    """An image's name for a row: relative to the image folder, without backslashes.
 
     Args:
-        name: as the data set has it.
-        folder: that images are in.
-        tally: is told of what was changed.
+        name: the name in the data set.
+        folder: the image folder.
+        tally: counts the changes.
     """
     if "\\" in name and "\0" not in name and not _exists(folder, name):
         tally.note("name_backslashes", shown(name))

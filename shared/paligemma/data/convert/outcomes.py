@@ -1,6 +1,6 @@
-"""What becomes of each entry of a data set: a row, or a reason and a place in the list of what was skipped.
+"""The outcome of each entry of a data set: a row, or a reason and a line in the list of skipped entries.
 
-An entry is what the data set counts: an annotation, a table's row, a file. Every one that is read ends as used or as skipped.
+An entry is an annotation, a table's row or a file. Every entry that is read ends as used or skipped.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from paligemma.data.rows import MAX_LINE_BYTES, Repeated, RowError, parse_row
 from paligemma.errors import InputError
 
 Converted = dict[str, str | list[str]]
-"""A row: its image, prefix and suffix, and for some its answers."""
+"""A row: image, prefix, suffix, and optionally answers."""
 
 MAX_REJECT_FRACTION = 0.1
-"""Share of the entries that may be unusable: the default, which is that of prepare_data."""
+"""Default for the largest allowed share of unusable entries; the same as prepare_data's."""
 
 _SHOWN = 20
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class EntryError(Exception):
-    """Why an entry cannot be used: a code of `REASONS`, and the particulars."""
+    """Why an entry cannot be used: a code of `REASONS`, and details."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ def object_of(value: object) -> dict[str, Any]:
     """An annotation as a JSON object.
 
     Raises:
-        EntryError: it is none, or one with a key twice.
+        EntryError: it is not an object, or has a repeated key.
     """
     if isinstance(value, Repeated):
         raise EntryError("key_repeated", value.what)
@@ -55,7 +55,7 @@ def object_of(value: object) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an entry is, as `annotations[3]` or `line 7`, and its id, if it has one."""
+    """An entry's position, e.g. `annotations[3]` or `line 7`, and its id if it has one."""
 
     place: str
     id: object = None
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Entries, and the row they make, or why they make none."""
+    """Entries, and either the row that they make or the reason why they make none."""
 
     entries: tuple[Entry, ...]
     result: Converted | EntryError
@@ -74,12 +74,12 @@ class Tally:
     """Counts of a conversion.
 
     Attributes:
-        unit: what an entry is called, in the plural.
-        used, skipped: entries that are in rows, and those that are not, by reason.
-        rows: how many were written.
-        notes: codes of `NOTES`, how often, and an example of each.
-        facts: other counts, in words, as `images without any annotation`.
-        hint: what to do next, when it is not the usual.
+        unit: plural name of the entries.
+        used, skipped: number of entries in rows, and number of the others by reason.
+        rows: number of rows written.
+        notes: for each code of `NOTES`, a count and an example.
+        facts: other counts, described in words, e.g. `images without any annotation`.
+        hint: what to do next, if unusual.
     """
 
     unit: str
@@ -93,16 +93,16 @@ class Tally:
 
     @property
     def read(self) -> int:
-        """Entries that were read: each was used or skipped."""
+        """Number of entries read: used or skipped."""
         return self.used + self.skipped.total()
 
     def note(self, code: str, example: str, count: int = 1) -> None:
-        """Counts something that is said of entries."""
+        """Counts a note about entries."""
         self.notes[code] += count
         self.examples.setdefault(code, example)
 
     def reasons(self) -> str:
-        """The reasons with their counts, the most frequent first."""
+        """The reasons with their counts, most frequent first."""
         ordered = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count} {code}" for code, count in ordered)
 
@@ -118,7 +118,7 @@ class Tally:
         return [line for line in said if line]
 
     def particulars(self) -> list[str]:
-        """What the reasons mean, other counts, and what is said of entries that are used."""
+        """Explanations of the reasons, other counts, and notes about the used entries."""
         said = [f"  {code}: {REASONS[code]}" for code in sorted(self.skipped)]
         said += [f"{count} {what}" for what, count in self.facts.items()]
         for code, text in NOTES.items():
@@ -128,26 +128,26 @@ class Tally:
 
 
 def skipped_file(output: Path) -> Path:
-    """Where the entries that make no row are listed."""
+    """The file that lists the skipped entries."""
     return output.with_name(f"{output.name}.skipped.jsonl")
 
 
 def write_rows(
     output: Path, outcomes: Iterable[Outcome], tally: Tally, source: Path, max_reject_fraction: float = MAX_REJECT_FRACTION
 ) -> Tally:
-    """Writes rows as JSONL, whole or not at all, and beside them the list of what was skipped, if anything was.
+    """Writes rows as JSONL, completely or not at all, and beside them the list of skipped entries, if there are any.
 
-    A row that prepare_data would not take for its form (an empty suffix, half a surrogate pair, more than 1 MiB) is skipped.
+    Skips rows whose form prepare_data would reject (an empty suffix, half a surrogate pair, more than 1 MiB).
 
     Args:
         output: the JSONL file.
-        outcomes: of every entry, in order.
-        tally: of the conversion; what is used and skipped is added.
+        outcomes: the outcome of every entry, in order.
+        tally: the conversion's counts; used and skipped entries are added.
         source: the data set, for the message.
-        max_reject_fraction: share of the entries that may be unusable.
+        max_reject_fraction: largest allowed share of unusable entries.
 
     Raises:
-        InputError: no row can be made, or too many entries are unusable; the list of them is there, the output as before.
+        InputError: no row can be made, or too many entries are unusable. The list of them is written, the output unchanged.
     """
     listed = skipped_file(output)
     partials = [path.with_name(f".{path.name}.partial-{os.getpid()}") for path in (output, listed)]
@@ -172,7 +172,7 @@ def write_rows(
 
 
 def _write_partials(partials: Sequence[Path], outcomes: Iterable[Outcome], tally: Tally) -> str:
-    """Writes rows and list, to the disk; what is wrong with the first entries, for people."""
+    """Writes rows and list to the disk. Returns what is wrong with the first skipped entries, for people."""
     first: list[str] = []
     with ExitStack() as stack:
         rows_out, skipped_out = (stack.enter_context(partial.open("wb")) for partial in partials)
@@ -196,7 +196,7 @@ def _write_partials(partials: Sequence[Path], outcomes: Iterable[Outcome], tally
 
 
 def refuse_sources(output: Path, sources: Sequence[Path]) -> None:
-    """Raises InputError if the output, or the list beside it, would take the place of a file that is read."""
+    """Raises InputError if the output, or the list beside it, would overwrite an input file."""
     for path in (output, skipped_file(output)):
         if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
             raise InputError(f"{path} is read and would be written.", fix="name another --output")
@@ -226,7 +226,7 @@ def _row_line(row: Converted) -> bytes:
     """The row as a line.
 
     Raises:
-        EntryError: prepare_data would not take it.
+        EntryError: prepare_data would reject the row.
     """
     line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
     if len(line) > MAX_LINE_BYTES:
@@ -248,12 +248,12 @@ def _row_line(row: Converted) -> bytes:
 def _list(file: IO[bytes], entry: Entry, problem: EntryError) -> None:
     known = entry.id if isinstance(entry.id, str | int) or (isinstance(entry.id, float) and math.isfinite(entry.id)) else None
     line = {"place": entry.place, "id": known, "code": problem.code, "message": problem.message}
-    # Half a surrogate pair is written as its escape, which JSON has too.
+    # Half a surrogate pair is written as an escape, which JSON allows.
     file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def shown(value: object) -> str:
-    """A value in a message, no longer than a line."""
+    """A value for a message, cut to one line."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:60] + "...")
     if isinstance(value, list | dict):

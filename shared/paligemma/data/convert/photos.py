@@ -1,7 +1,7 @@
-"""How large an image file is and how it is to be turned, from its header, and in which pixels the boxes on it are.
+"""The size and orientation of image files, from their headers, and the pixels in which their boxes are given.
 
-prepare_data shows the model each image as its EXIF orientation says (as browsers and most annotation tools do). A program
-that opens the file without looking at the orientation sees other pixels, and so do the boxes that it writes.
+prepare_data turns each image by its EXIF orientation, as browsers and most annotation tools do. A program that ignores the
+orientation sees other pixels, and writes boxes in those pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True)
 class Photo:
-    """An image file: its width and height as displayed, and how its stored pixels are to be turned for that (EXIF, 1 to 8)."""
+    """An image file: displayed width and height, and the EXIF orientation (1 to 8) that turns stored to displayed pixels."""
 
     width: int
     height: int
@@ -41,18 +41,18 @@ class Photo:
 
     @property
     def displayed(self) -> Size:
-        """As people see it."""
+        """Size as displayed."""
         return self.width, self.height
 
     @property
     def stored(self) -> Size:
-        """As the pixels are in the file."""
+        """Size as stored in the file."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the boxes of an image are in: pixels of a width and height, to be turned as EXIF's orientation says."""
+    """The pixels that an image's boxes refer to: width, height, and the EXIF orientation that turns them."""
 
     width: float
     height: float
@@ -60,7 +60,7 @@ class Frame:
 
 
 def read_photo(folder: Path, name: str) -> Photo | None:
-    """An image's size and orientation; None if it is not there, or no image that prepare_data reads. Decodes no pixels."""
+    """An image's size and orientation; None if it is missing, or unreadable for prepare_data. Decodes no pixels."""
     try:
         archive, member = split_archive(name)
         if archive and (folder / archive).is_file():
@@ -72,7 +72,7 @@ def read_photo(folder: Path, name: str) -> Photo | None:
 
 
 def read_header(file: IO[bytes]) -> Photo | None:
-    """What an image file's header says; None if it is no image, or one that is too large."""
+    """Size and orientation from an image's header; None if it is not an image, or too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -81,21 +81,21 @@ def read_header(file: IO[bytes]) -> Photo | None:
             if not 0 < width * height <= MAX_PIXELS:
                 return None
             if image.format == "PNG" and "exif" not in image.info and not _has_late_chunks(file):
-                exif = Image.Image.getexif(image)  # Pillow's own for PNG decodes the picture, to see what follows
+                exif = Image.Image.getexif(image)  # Pillow's own check for PNG decodes the picture to see what follows
             else:
                 exif = image.getexif()
             orientation = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises nearly every built-in type on broken files
         return None
     orientation = orientation if orientation in range(2, 9) else 1
-    if orientation >= 5 and image.format != "TIFF":  # of TIFF, Pillow says the size as displayed
+    if orientation >= 5 and image.format != "TIFF":  # for TIFF, Pillow gives the displayed size
         width, height = height, width
     return Photo(width, height, int(orientation))
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """What is opened, HEIC photos where `pillow-heif` is installed; they come out turned already."""
+    """The formats to open. HEIC needs `pillow-heif`, which turns photos itself."""
     if not heif_is_read():
         return FORMATS
     import pillow_heif  # pyright: ignore[reportMissingImports]  # an extra
@@ -105,7 +105,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _has_late_chunks(file: IO[bytes]) -> bool:
-    """Whether a PNG file has something other than its end after the pixels: EXIF may be there."""
+    """Whether a PNG file has chunks after the pixels besides its end: EXIF may be there."""
     file.seek(8)
     seen = False
     while len(start := file.read(8)) == 8:
@@ -122,9 +122,9 @@ def _has_late_chunks(file: IO[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class Pictured:
-    """An image with boxes: its name, its size in the annotations if they say one, and its file if it can be opened.
+    """An image with boxes: its name, its size in the annotations if given, and its file if it opens.
 
-    `reach` is how far its boxes reach to the right and down, in pixels.
+    `reach` is the right and bottom extent of its boxes, in pixels.
     """
 
     name: str
@@ -134,17 +134,16 @@ class Pictured:
 
 
 def find_frames(images: Mapping[str, Pictured], box_pixels: BoxPixels, tally: Tally) -> dict[str, Frame | EntryError]:
-    """In which pixels the boxes of each image are, by its id, or why nobody knows.
+    """The pixels of each image's boxes, by image id, or why they are unknown.
 
-    The size that an annotation file gives for an image tells whether its boxes are in displayed or stored pixels; without one,
-    boxes do that only fit into one of the two. Neither tells where the image is square, turned upside down or mirrored: then
-    they are taken to be in those of the other images of the file that have an orientation, or displayed ones if these tell
-    nothing either, or both.
+    The image size in the annotation file tells whether boxes are in displayed or stored pixels. Without it, boxes that fit into
+    only one of the two tell. Neither helps if the image is square, upside down or mirrored. Then the choice follows the file's
+    other images with an orientation; if these tell nothing, or disagree, it is displayed pixels.
 
     Args:
-        images: by their ids.
-        box_pixels: displayed or stored, to say which; auto to find out.
-        tally: is told what was done.
+        images: the images by id.
+        box_pixels: `displayed` or `stored` decide; `auto` finds out.
+        tally: counts what was done.
     """
     told: set[Kind] = set()
     for image in images.values():
@@ -186,9 +185,9 @@ def _frame(image: Pictured, asked: BoxPixels, usual: Kind, tally: Tally) -> Fram
 
 
 def _agreeing(image: Pictured, photo: Photo) -> list[Kind]:
-    """Which of a file's two sizes equal that of the annotations; if none does, have its proportions within a pixel.
+    """Which of a file's two sizes equal the annotations' size; if none does, which have its proportions within a pixel.
 
-    Without a size in the annotations, which of the two the boxes fit into; both if they fit into none.
+    Without a size in the annotations: which sizes the boxes fit into; both if they fit into neither.
     """
     kinds: dict[Kind, Size] = {"displayed": photo.displayed, "stored": photo.stored}
     size = image.size

@@ -1,4 +1,4 @@
-"""Codes of what is skipped, and of what is said of the rest: the words of summary, list and page."""
+"""Codes for skipped entries and for notes about used ones, with their texts for summary, list and page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASONS = {
     "crowd": "the box is around a crowd, which is no single object (left out on purpose)",
     "box_missing": "the annotation has no box, and no polygon to take one from",
     "box_malformed": "the box is not four finite numbers: x, y, width, height",
-    "box_empty": "the box has no width or no height, or less than none",
+    "box_empty": "the box has a zero or negative width or height",
     "box_outside": "the box lies outside of the image",
     "box_too_small": "the box is so small that its corners are the same <loc> (a step is 1/1023 of the image)",
     "box_fraction": "all boxes of the file lie within the first pixel: these are fractions of the image, not pixels",
@@ -50,7 +50,7 @@ REASONS = {
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
 ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing"))
-"""Reasons that are no fault of the data: they are counted and listed, but do not make a conversion fail."""
+"""Reasons that are not faults of the data: they are counted and listed, but do not make a conversion fail."""
 
 NOTES = {
     "box_clipped": "boxes reach beyond their image, and end at its edge now (if many do: is the order x, y, width, height?)",
@@ -72,4 +72,4 @@ NOTES = {
     "hidden_left_out": "files and folders are hidden, or of the system (.ipynb_checkpoints, __MACOSX, Thumbs.db): left out",
     "link_left_out": "folders are links, which are not followed",
 }
-"""What is said of entries that are used, or that are not counted as such."""
+"""Notes about used entries, and about things that are not counted as entries."""

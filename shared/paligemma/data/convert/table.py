@@ -1,4 +1,4 @@
-"""Tables to rows: prefix and suffix are texts in which `{name}` stands for a column."""
+"""Converts tables to rows: prefix and suffix are texts in which `{name}` stands for a column."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def table_rows(
 
     Args:
         table: the file.
-        folder: that image paths are relative to; images that the table holds as bytes go to `images/` in it, by their hash.
-        image: column of the image: a path, or bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in
-            which `{name}` stands for a column.
+        folder: the folder that image paths are relative to; images held as bytes are written to its `images/`, named by hash.
+        image: column with a path, or with bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in which
+            `{name}` stands for a column.
         prefix, suffix: texts in which `{name}` stands for a column.
-        tally: is told of what is odd.
-        encoding, delimiter: of a CSV file; by default found out.
+        tally: counts oddities.
+        encoding, delimiter: encoding and delimiter of a CSV file; by default detected.
 
     Raises:
-        InputError: the table cannot be read, has no such column, or a text without columns is a column's name.
+        InputError: the table cannot be read, lacks a column, or a text without `{name}` equals a column's name.
     """
     texts = [Template(prefix, table), Template(suffix, table)]
     named = Template(image, table) if "{" in image else None
@@ -53,7 +53,7 @@ def table_rows(
                 raise values
             if constant:
                 _refuse_names(constant, values, table)
-                constant = {}  # a table's rows have the same columns
+                constant = {}  # all rows of a table have the same columns
             filled = [text.fill(values) for text in texts]
             if named is None and image not in values:
                 raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
@@ -64,7 +64,7 @@ def table_rows(
 
 
 def _refuse_names(constant: Mapping[str, str], values: Mapping[str, Any], table: Path) -> None:
-    """A text that is the same in every row, and reads like a column's name, is meant to be the column."""
+    """Refuses constant texts that equal a column's name: the user means the column."""
     by_name = {str(column).casefold(): column for column in values}
     for flag, text in constant.items():
         if text.strip() and (column := by_name.get(text.strip().casefold())) is not None:
@@ -80,11 +80,11 @@ class Template(string.Formatter):
     """A text in which `{name}` stands for a column, and `{name[0]}` or `{name[key]}` for a part of it.
 
     Attributes:
-        columns: that it names.
+        columns: the columns that it names.
     """
 
     def __init__(self, text: str, where: Path) -> None:
-        """Raises InputError if the text is no such one."""
+        """Raises InputError if the text is not a valid template."""
         self._text = text
         try:
             self.columns = list(dict.fromkeys(self._names(text)))
@@ -104,7 +104,7 @@ class Template(string.Formatter):
         """The text with the values of a row.
 
         Raises:
-            EntryError: a value is not there, or is none that can be put into a text.
+            EntryError: a value is missing, or cannot be put into a text.
         """
         try:
             return self.vformat(self._text, (), values)
@@ -118,9 +118,9 @@ class Template(string.Formatter):
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         value, first = super().get_field(field_name, args, kwargs)
-        if value is None or value != value:  # nothing, or not a number: both are how tables say so
+        if value is None or value != value:  # None or NaN: tables use both for a missing value
             raise EntryError("value_missing", f"{field_name!r} is empty")
-        if isinstance(value, bytes):  # text in a Parquet column that does not say that it is
+        if isinstance(value, bytes):  # text in a Parquet column of type binary
             try:
                 return value.decode(), first
             except UnicodeDecodeError:
@@ -131,12 +131,12 @@ class Template(string.Formatter):
 
 
 def _image_of(value: object, folder: Path) -> str:
-    """The name of an image, which is written if the value is its bytes."""
+    """The name of an image; if the value holds bytes, they are written to a file."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")
-        if data and not isinstance(data, bytes):  # JSON has no bytes; how they are spelt in text is not said
+        if data and not isinstance(data, bytes):  # JSON has no bytes, and no standard spelling for them
             raise EntryError("value_wrong", f"the image's bytes are {shown(data)}")
         value = data or path
     if value is None or value in ("", b""):

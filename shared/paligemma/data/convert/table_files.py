@@ -1,4 +1,4 @@
-"""The rows of CSV, JSONL, JSON and Parquet files as columns and values, and what is wrong with those that are none."""
+"""Reads the rows of CSV, JSONL, JSON and Parquet files as columns and values, and says what is wrong with bad rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import InputError, did_you_mean
 
 MAX_CELL = 16 << 20
-"""Largest cell, and line, that is parsed, in characters: Python's own limit is 128 Ki, which pictures in base64 exceed."""
+"""Largest cell or line that is parsed, in characters. Python's own limit is 128 Ki, which pictures in base64 exceed."""
 
 _BATCH = 64
 _BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # a byte order mark and white space, in UTF-8 or UTF-16
 _SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)
-"""Excel's own first line, which says the delimiter."""
+"""Excel's own first line, which gives the delimiter."""
 
 _QUOTED = re.compile(r'"[^"]*"')
 
@@ -33,17 +33,17 @@ TableRow = tuple[Entry, dict[str, Any] | EntryError]
 def read_table(
     table: Path, columns: Sequence[str], tally: Tally, encoding: str = "", delimiter: str = ""
 ) -> Iterator[TableRow]:
-    """Every row of a table, with the values of some columns at least, or what is wrong with it.
+    """Every row of a table, with at least the given columns, or what is wrong with it.
 
     Args:
         table: Parquet by its contents; JSONL or JSON by its name; anything else is CSV.
-        columns: that are needed.
-        tally: is told of what is odd.
-        encoding, delimiter: of text; by default found out.
+        columns: the required columns.
+        tally: counts oddities.
+        encoding, delimiter: encoding and delimiter of text; by default detected.
 
     Raises:
         InputError: the table cannot be read, has no rows, or lacks a column.
-        DamagedError: it is a gzip file that is cut short.
+        DamagedError: the gzip file is cut short.
     """
     with open_binary(table) as file:
         start = file.read(4096)
@@ -102,7 +102,7 @@ def _object(value: object) -> dict[str, Any] | EntryError:
 
 def _csv_rows(table: Path, columns: Sequence[str], tally: Tally, encoding: str, delimiter: str) -> Iterator[TableRow]:
     with ExitStack() as stack:
-        limit = csv.field_size_limit(MAX_CELL)  # one for the whole process
+        limit = csv.field_size_limit(MAX_CELL)  # a setting of the whole process
         stack.callback(csv.field_size_limit, limit)
         source = _Source(_lines(stack.enter_context(open_text(table, encoding))))
         if told := _SEP.fullmatch(source.peek()):
@@ -137,10 +137,9 @@ def _miscounted(cells: list[str], header: list[str]) -> EntryError:
 
 
 def _csv_records(reader: Iterator[list[str]], source: _Source) -> Iterator[tuple[int, list[str] | EntryError]]:
-    """Number of its first line, and cells, of every record that is not blank.
+    """The first line's number and the cells of every record that is not blank.
 
-    Of a record whose quotes are broken only the first line is given up: a quote that is never closed does not take the
-    rest of the file with it.
+    If a record's quotes are broken, only its first line is skipped, so an unclosed quote does not swallow the rest of the file.
     """
     while True:
         source.taken.clear()
@@ -165,7 +164,7 @@ def _csv_records(reader: Iterator[list[str]], source: _Source) -> Iterator[tuple
 
 
 class _Source:
-    """Numbered lines for csv.reader, which can be given back."""
+    """Numbered lines for csv.reader, which can be pushed back."""
 
     def __init__(self, lines: Iterator[tuple[int, str | None]]) -> None:
         self._lines = lines
@@ -183,11 +182,11 @@ class _Source:
         return line
 
     def drop(self) -> None:
-        """Takes the lines that were peeked at away."""
+        """Discards the lines that were peeked at."""
         self._waiting.clear()
 
     def peek(self) -> str:
-        """The first line that is not blank, which stays."""
+        """The first line that is not blank, without consuming it."""
         for number, line in self._lines:
             self._waiting.append((number, line))
             if line is None or line.strip():
@@ -195,12 +194,12 @@ class _Source:
         return ""
 
     def give_back(self) -> None:
-        """All lines but the first that were taken come again."""
+        """Pushes back all consumed lines except the first."""
         self._waiting.extendleft(reversed(self.taken[1:]))
 
 
 def _find_delimiter(header: str) -> str:
-    """The one of comma, semicolon, tab and bar that the header has most of, outside of quotes; at a tie, the first of them."""
+    """The most frequent of comma, semicolon, tab and bar in the header, outside quotes; at a tie, the first of them."""
     plain = _QUOTED.sub("", header)
     return max(",;\t|", key=plain.count)
 
@@ -228,7 +227,7 @@ def _check_columns(columns: Sequence[str], header: Sequence[str], table: Path, h
 
 
 def _parquet_rows(table: Path, columns: Sequence[str], tally: Tally) -> Iterator[TableRow]:
-    """Reads only the columns that are asked for, a few rows at a time."""
+    """Reads only the requested columns, a few rows at a time."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

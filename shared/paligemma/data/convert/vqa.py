@@ -1,4 +1,4 @@
-"""VQAv2, and question files in its form (OK-VQA), to rows.
+"""Converts VQAv2, and question files in its format (OK-VQA), to rows.
 
 The form: https://visualqa.org/download.html, GT-Vision-Lab/VQA, README.md.
 """
@@ -15,19 +15,19 @@ from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, o
 from paligemma.errors import InputError
 
 Question = tuple[str | None, object]
-"""Its text, and the id of the image that it is about."""
+"""A question's text, and its image's id."""
 
 
 def vqav2(questions: Path, annotations: Path, images: str, tally: Tally) -> Iterator[Outcome]:
-    """A row for every question of VQAv2, `answer en QUESTION`, with the most frequent of its ten answers, and all of them.
+    """A row for every question of VQAv2, `answer en QUESTION`, with the most frequent of its ten answers, and all ten.
 
     Args:
         questions, annotations: the two files.
-        images: an image's name, with a place for its number, as `COCO_train2014_{:012d}.jpg`.
-        tally: is told of what is odd.
+        images: an image's name, with a placeholder for its number, e.g. `COCO_train2014_{:012d}.jpg`.
+        tally: counts oddities.
 
     Raises:
-        InputError: a file is not in VQA's form, or `images` has no place for a number.
+        InputError: a file is not in VQA's format, or `images` has no placeholder for a number.
     """
     _check_name(images)
     (asked,) = read_lists(questions, "questions", ("questions",))
@@ -71,7 +71,7 @@ def _index_questions(asked: list, tally: Tally) -> Index[Question]:
 
 
 def _answers(annotation: dict, entry: Entry, tally: Tally) -> list[str]:
-    """The answers that can be used; where there are none, the one that VQA calls `multiple_choice_answer`."""
+    """The usable answers; if there are none, VQA's `multiple_choice_answer`."""
     given = annotation.get("answers")
     given = given if isinstance(given, list) else [] if given is None else [given]
     texts = [text_of(answer.get("answer") if isinstance(answer, dict) else answer) for answer in given]
@@ -85,7 +85,7 @@ def _answers(annotation: dict, entry: Entry, tally: Tally) -> list[str]:
 
 
 def _name(images: str, own: object, asked: object) -> str:
-    """The image's file name, by its id in the annotation, or that in the question."""
+    """The image's file name, from its id in the annotation or else in the question."""
     ids = [id for id in (id_of(own), id_of(asked)) if id is not None]
     if not ids:
         raise EntryError("image_id_missing", f"the image_id is {shown(own)}")

@@ -1,1 +1,1 @@
-"""What `paligemma.data.images` stands on: naming a file's format, looking at it before anything is decoded, levels, strips."""
+"""The parts of `paligemma.data.images`: names a file's format, surveys it before decoding, converts levels, makes strips."""

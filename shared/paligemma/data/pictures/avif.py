@@ -1,7 +1,7 @@
-"""A look at an AVIF image: the size that its container states, and the sizes that its AV1 frames have.
+"""Surveys an AVIF image: the size in its container, and the sizes of its AV1 frames.
 
-The two may differ: libavif decodes whatever the frames have, and scales it. Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12
-(items), AOMediaCodec/av1-avif, and the AV1 specification, sections 5.3 and 5.5 (OBUs, sequence header).
+The two may differ: libavif decodes the frames at their own size, and then scales them. Sources: ISO/IEC 14496-12 (boxes),
+ISO/IEC 23008-12 (items), AOMediaCodec/av1-avif, and the AV1 specification, sections 5.3 and 5.5 (OBUs, sequence header).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from paligemma.data.pictures.errors import unreadable
 from paligemma.data.pictures.survey import MAX_PARTS, Survey, too_many_parts
 
 _PIXEL_BYTES = {"RGB": 14, "RGBA": 18}
-"""What decoding takes for each pixel: the decoder's planes, its answer, and the picture."""
+"""Bytes per pixel while decoding: the decoder's planes, its output, and the picture."""
 
 _CONTAINERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl"}
 _SEQUENCE_HEADER = 1
 
 
 def survey_avif(data: bytes) -> Survey:
-    """Size, as libavif reads it; what the largest frame takes, if that is more."""
+    """Size as libavif reads it, and the memory for the largest frame if that is more."""
     image = Image.open(io.BytesIO(data), formats=("AVIF",))
     (width, height), pixel = image.size, _PIXEL_BYTES[image.mode]
     try:
@@ -35,7 +35,7 @@ def survey_avif(data: bytes) -> Survey:
 
 
 def _samples(data: bytes) -> Iterator[bytes]:
-    """The coded bytes of every AV1 item, and of a sequence what begins at its chunks."""
+    """The coded bytes of every AV1 item, and of every chunk of a sequence."""
     budget = 4 * len(data)
     for kind, start, stop in _boxes(data, 0, len(data)):
         if kind == b"meta":
@@ -50,7 +50,7 @@ def _samples(data: bytes) -> Iterator[bytes]:
 
 
 def _boxes(data: bytes, place: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, first byte of the contents and end of each box."""
+    """Type, start of the contents and end of each box."""
     count = 0
     while place + 8 <= stop:
         size, kind = struct.unpack_from(">I4s", data, place)
@@ -123,7 +123,7 @@ def _locations(data: bytes, place: int) -> Iterator[tuple[int, int, list[tuple[i
 
 
 def _chunks(data: bytes, start: int, stop: int) -> Iterator[int]:
-    """Where the chunks of every track begin."""
+    """The start of every chunk of every track."""
     for kind, first, end in _boxes(data, start, stop):
         if kind in _CONTAINERS:
             yield from _chunks(data, first, end)
@@ -135,7 +135,7 @@ def _chunks(data: bytes, start: int, stop: int) -> Iterator[int]:
 
 
 def _frame_sizes(sample: bytes) -> Iterator[tuple[int, int]]:
-    """Largest width and height that each sequence header allows."""
+    """Maximum width and height in each sequence header."""
     place = count = 0
     while place < len(sample) and count < MAX_PARTS:
         kind, extended, sized = sample[place] >> 3 & 15, sample[place] >> 2 & 1, sample[place] >> 1 & 1

@@ -1,11 +1,11 @@
-"""The error of an image file that cannot be used, and the formats that are decoded."""
+"""The error for unusable image files, and the formats that are decoded."""
 
 from __future__ import annotations
 
 from paligemma.errors import InputError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are decoded. Pillow knows more, among them some that call other programs (EPS calls Ghostscript)."""
+"""Formats that are decoded. Pillow knows more, but some of those call other programs (EPS calls Ghostscript)."""
 
 
 class ImageError(InputError):
@@ -17,5 +17,5 @@ class ImageError(InputError):
 
 
 def unreadable(why: str) -> ImageError:
-    """The error of an image that is broken, or of a variant that is not decoded."""
+    """The error for a broken image, or for a variant that is not decoded."""
     return ImageError("image_unreadable", f"The image cannot be decoded: {why}.")

@@ -1,4 +1,4 @@
-"""A look at a GIF image: https://www.w3.org/Graphics/GIF/spec-gif89a.txt. Of an animation, its first frame."""
+"""Surveys a GIF image (https://www.w3.org/Graphics/GIF/spec-gif89a.txt), or an animation's first frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CONTROL = 0xF9
 
 
 def survey_gif(data: bytes) -> Survey:
-    """Screen, palette, transparency and first frame; comments and the other frames are left out."""
+    """Keeps screen, palette, transparency and first frame; drops comments and other frames."""
     if len(data) < 13:
         raise unreadable("the file ends inside its header")
     width, height, flags = struct.unpack("<HHB", data[6:11])
@@ -22,7 +22,7 @@ def survey_gif(data: bytes) -> Survey:
         if kind == ord("!"):
             begin, label = place, data[place + 1]
             place, blocks = _skip(data, place + 2, blocks)
-            if label == _CONTROL and (not control or data[begin + 3] & 1):  # Pillow keeps a transparent colour, once named
+            if label == _CONTROL and (not control or data[begin + 3] & 1):  # Pillow keeps a transparent colour once one is set
                 control = data[begin:place]
         elif kind == ord(","):
             break
@@ -43,7 +43,7 @@ def survey_gif(data: bytes) -> Survey:
 
 
 def _skip(data: bytes, place: int, blocks: int) -> tuple[int, int]:
-    """Where sub-blocks end, and how many blocks there were up to there."""
+    """The end of the sub-blocks, and the number of blocks up to there."""
     while place < len(data) and data[place]:
         place += data[place] + 1
         blocks += 1

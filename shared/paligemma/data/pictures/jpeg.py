@@ -1,4 +1,4 @@
-"""A look at a JPEG image: ITU-T T.81, annex B (segments) and G (progressive scans)."""
+"""Surveys a JPEG image: ITU-T T.81, annex B (segments) and G (progressive scans)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_SCANS = 256
 """Most scans of a picture: progressive JPEGs have about 10."""
 
 MAX_SCANNED = 1 << 30
-"""Most pixels of all scans together: each goes over the whole picture once more."""
+"""Most pixels of all scans together: each scan covers the whole picture again."""
 
 _MARKER = re.compile(rb"\xff+([\x01-\xfe])")
 _SEGMENT = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # inside a scan, where restart markers and stuffed bytes are data
@@ -24,7 +24,7 @@ _MOST_SEGMENTS = 64
 
 
 def survey_jpeg(data: bytes) -> Survey:
-    """What decides the pixels: frame, tables, scans, Adobe's colour marker, and what states an orientation."""
+    """Keeps what decides the pixels: frame, tables, scans, Adobe's colour marker, and the orientation."""
     place, count, spare = 2, 0, 0
     kept: list[bytes | memoryview] = [data[:2]]
     seen = set()
@@ -66,7 +66,7 @@ def survey_jpeg(data: bytes) -> Survey:
     in_turn = channels > 1 and start + 4 < len(data) and data[start + 4] < channels
     if marker in _PROGRESSIVE or in_turn:
         _check_scans(data, start, width * height)
-        core += 2 * channels  # coefficients of the whole picture, of 16 bits
+        core += 2 * channels  # 16-bit coefficients of the whole picture
     return Survey("JPEG", width, height, core, pieces, extra_bytes=64 * channels * width)
 
 
@@ -79,7 +79,7 @@ def _frame(data: bytes, start: int) -> tuple[int, int, int, int]:
 
 
 def _check_scans(data: bytes, place: int, pixels: int) -> None:
-    """Refuses a picture of many scans; what follows the end of the image is not looked at."""
+    """Refuses a picture with too many scans; ignores data after the end of the image."""
     scans = parts = 0
     while (found := _SEGMENT.search(data, place)) is not None and found[1][0] != _EOI:
         marker, place = found[1][0], found.end()

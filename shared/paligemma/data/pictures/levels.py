@@ -1,6 +1,6 @@
-"""Samples of more than 8 bits to levels from 0 to 255: by a range that is stated, never by what a single picture holds.
+"""Maps samples of more than 8 bits to levels 0 to 255, by a stated range and never by a single picture's contents.
 
-Two pictures of the same data then give the same levels, whatever the greatest sample in either is.
+So equal samples give equal levels in all pictures of a data set, whatever their greatest samples are.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from paligemma.data.pictures.survey import Grey
 from paligemma.errors import InputError
 
 FEW_LEVELS = 0.1
-"""A picture that uses less than this share of the levels is warned of."""
+"""Warn if a picture uses less than this share of the levels."""
 
 MOST_CLIPPED = 0.05
-"""A picture of which a larger share of the samples is outside the range is warned of."""
+"""Warn if more than this share of a picture's samples is outside the range."""
 
 _TRIMMED = 0.001
-"""Share of the samples at either end that do not count as use: dead and hot pixels."""
+"""Share of the samples at either end that is ignored as dead and hot pixels."""
 
 
 @dataclass(frozen=True)
 class GreyRange:
-    """The samples that a data set's grey pictures have for black and for white."""
+    """The samples for black and white in a data set's grey pictures."""
 
     low: float
     high: float
@@ -37,10 +37,10 @@ class GreyRange:
 
 
 def parse_grey_range(text: str) -> GreyRange | None:
-    """`LOW,HIGH` as a range; empty: none.
+    """Parses `LOW,HIGH` as a range; None for an empty text.
 
     Raises:
-        InputError: it is something else.
+        InputError: the text has another form.
     """
     if not text:
         return None
@@ -59,16 +59,16 @@ def parse_grey_range(text: str) -> GreyRange | None:
 
 
 class Levels:
-    """Turns a picture's samples to levels, and remembers how many of them it uses and clips."""
+    """Maps a picture's samples to levels, and counts the levels used and the samples clipped."""
 
     def __init__(self, low: float, high: float, white_is_zero: bool = False) -> None:
-        """Takes the samples that are black and white, or, where white is zero, white and black."""
+        """Takes the samples of black and white; or of white and black if `white_is_zero`."""
         self.low, self.high, self._inverted = float(low), float(high), white_is_zero
         self._used = np.zeros(256, np.int64)
         self._clipped = 0
 
     def of(self, samples: np.ndarray) -> UInt8[np.ndarray, ...]:
-        """The levels of a part of the picture; what is no number is black."""
+        """The levels of a part of the picture; NaN becomes black."""
         scaled = samples.astype(np.float32) if samples.dtype.itemsize < 4 else samples.astype(np.float64)
         scaled -= self.low
         scaled /= (self.high - self.low) / 255.0
@@ -82,11 +82,11 @@ class Levels:
         return levels
 
     def count(self, levels: UInt8[np.ndarray, ...]) -> None:
-        """Counts levels that were made elsewhere."""
+        """Counts levels that other code made."""
         self._used += np.bincount(levels.reshape(-1), minlength=256)
 
     def warnings(self) -> Iterator[tuple[str, str]]:
-        """Codes and particulars of what is odd about the levels."""
+        """Codes and details of the levels' oddities."""
         total = int(self._used.sum())
         spare = int(total * _TRIMMED)
         seen = np.cumsum(self._used)
@@ -99,16 +99,16 @@ class Levels:
 
 
 def stated_range(grey: Grey, most: int, low_bits: int) -> tuple[float, float]:
-    """The range of a PNG image whose sBIT chunk states fewer bits than 16.
+    """The range of a PNG image whose sBIT chunk states fewer than 16 bits.
 
-    The specification (11.3.2.7) has samples scaled to all 16 bits, so that sBIT changes nothing; pypng and ffmpeg do so. Many
-    write the samples as they are, from 0 to 2^bits - 1. Which one it is shows in the low bits: scaled samples have none of
-    their own.
+    By the specification (11.3.2.7), samples are scaled to all 16 bits, and sBIT changes nothing; pypng and ffmpeg do so. Many
+    programs write unscaled samples from 0 to 2^bits - 1 instead. The low bits tell the two apart: scaled samples carry no
+    information there.
 
     Args:
-        grey: what the file states.
+        grey: the file's statements about its samples.
         most: the greatest sample.
-        low_bits: the greatest value that the bits below the significant ones have in any sample.
+        low_bits: the greatest value of the insignificant low bits in any sample.
     """
     if grey.significant_bits is None:
         return grey.low, grey.high

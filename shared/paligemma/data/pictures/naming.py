@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, whatever its name says: one of the formats that are decoded, or another one in words.
+"""Identifies a file by its first bytes, whatever its name says: as a decoded format, or another format in words.
 
-Signatures are those of the formats' own specifications, as collected in the `magic` files of file/file (`magic/Magdir/images`,
+Signatures come from the formats' own specifications, as collected in the `magic` files of file/file (`magic/Magdir/images`,
 `jpeg`, `animation`, `sgml`) and in the list of brands at mp4ra.org/registered-types/brands.
 """
 
@@ -95,7 +95,7 @@ def recognize(data: bytes) -> str:
     """Pillow's name of the format that a file has; "HEIF" only if `pillow-heif` is installed.
 
     Raises:
-        ImageError: it is none that is decoded; says what it is, and what to do.
+        ImageError: the format is not decoded; says what it is, and what to do.
     """
     for signature, name in _DECODED:
         if data.startswith(signature):
@@ -117,7 +117,9 @@ def recognize(data: bytes) -> str:
 
 
 def _of_brands(data: bytes) -> str:
-    """The format of an ISO base media file: its own brand decides, and of a container's, the first compatible one that does."""
+    """The format of an ISO base media file: its major brand decides, or for generic containers the first known compatible
+    brand.
+    """
     size = int.from_bytes(data[:4], "big")
     brands = [data[place : place + 4].decode("latin-1") for place in (8, *range(16, min(max(size, 12), 256, len(data)), 4))]
     kinds = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
@@ -135,7 +137,7 @@ def _of_brands(data: bytes) -> str:
 
 
 def _in_words(data: bytes) -> tuple[str, str]:
-    """What a file that has no signature is, as far as one can tell, and what to do."""
+    """What a file without a known signature seems to be, and what to do."""
     if not data:
         return "empty (0 bytes)", "fetch it again"
     if not data.strip(b"\0"):
@@ -168,7 +170,7 @@ def _in_words(data: bytes) -> tuple[str, str]:
 
 
 def _text(data: bytes) -> str | None:
-    """The text that bytes spell, if they do; the last character may be cut."""
+    """The bytes as text, or None; the last character may be cut."""
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
     try:
         text = data.decode(encoding)

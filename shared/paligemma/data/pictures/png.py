@@ -1,4 +1,4 @@
-"""A look at a PNG image: https://www.w3.org/TR/png-3/, sections 5 (chunks) and 11 (what they hold)."""
+"""Surveys a PNG image: https://www.w3.org/TR/png-3/, sections 5 (chunks) and 11 (their contents)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def survey_png(data: bytes) -> Survey:
-    """What decides the pixels: the critical chunks, tRNS, and what may state an orientation. Of an APNG, the still image."""
+    """Keeps what decides the pixels: critical chunks, tRNS, and chunks with an orientation. For an APNG, the still image."""
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise unreadable("the file ends inside its header, or begins with another chunk")
     width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
@@ -54,7 +54,7 @@ def survey_png(data: bytes) -> Survey:
 
 
 def _states_orientation(kind: bytes, body: memoryview, first: bool) -> bool:
-    """Whether a chunk may say how the picture is turned, and is harmless to read."""
+    """Whether a chunk may hold an orientation, and is safe to read."""
     if kind == b"eXIf":
         return first and len(body) <= 1 << 16
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or len(body) > _MOST_TEXT:
@@ -71,7 +71,7 @@ def _states_orientation(kind: bytes, body: memoryview, first: bool) -> bool:
 
 
 def _inflates(packed: bytes) -> bool:
-    """Whether packed text unpacks to a size that is worth reading."""
+    """Whether compressed text unpacks to a size worth reading."""
     unpacker = zlib.decompressobj()
     try:
         return len(unpacker.decompress(packed, _MOST_TEXT)) < _MOST_TEXT

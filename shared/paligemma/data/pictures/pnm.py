@@ -20,13 +20,13 @@ _COMMENT = re.compile(rb"#[^\r\n]*")
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3, b"Pf": 1}
 _BLOCK = 1 << 20
 _TEXT_BYTES = 48 * 1024 * 1024
-"""What the numbers of a block take as Python has them."""
+"""Bytes of a block's numbers as Python objects."""
 
 _MOST_COMMENTS = 100_000
 
 
 def survey_pnm(data: bytes) -> Survey:
-    """Size and greatest sample, which the header states."""
+    """Size and greatest sample, from the header."""
     kind, head = data[:2], data[:_MOST_HEADER]
     tokens, place = [], 2
     for _ in range(2 if kind in (b"P1", b"P4") else 3):
@@ -101,7 +101,7 @@ def _binary(data: bytes, place: int, kind: str, count: int) -> np.ndarray:
 
 
 def _bits(data: bytes, place: int, count: int) -> np.ndarray:
-    """Of a bitmap as text, 0 for black and 255 for white; there need not be spaces between the digits."""
+    """Pixels of a bitmap in text form: 0 for black, 255 for white; digits need no spaces between them."""
     found, have = [], 0
     for block in _blocks(data, place, digits=True):
         digits = np.frombuffer(block, np.uint8)
@@ -133,7 +133,7 @@ def _numbers(data: bytes, place: int, count: int, most: int) -> np.ndarray:
 
 
 def _blocks(data: bytes, place: int, digits: bool = False) -> Iterator[bytes]:
-    """The text in parts, without comments, that end between numbers; or anywhere, of `digits` that stand alone."""
+    """The text in parts without comments. Parts end between numbers, or anywhere if single `digits` are values."""
     while place < len(data):
         stop = min(place + _BLOCK, len(data))
         block = data[place:stop]
@@ -142,7 +142,7 @@ def _blocks(data: bytes, place: int, digits: bool = False) -> Iterator[bytes]:
             cut = max(block.rfind(bytes([end])) for end in ends)
             if cut < 0 and b"#" not in block:
                 raise unreadable("its text has a number of more than a megabyte")
-            if cut < 0:  # what follows is a comment, which ends with its line
+            if cut < 0:  # a comment follows, up to the end of its line
                 stop = min((end for end in (data.find(b"\n", stop), data.find(b"\r", stop)) if end >= 0), default=len(data))
                 block = data[place:stop]
             else:

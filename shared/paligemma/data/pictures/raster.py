@@ -1,4 +1,4 @@
-"""A look at formats whose headers are short: BMP, WebP, HEIF.
+"""Surveys formats with short headers: BMP, WebP, HEIF.
 
 Sources: wingdi.h's BITMAPINFOHEADER (learn.microsoft.com); RFC 9649 (WebP); `WebPImagePlugin.py` of
 python-pillow/Pillow, whose memory is measured in `tests/hostile`.
@@ -15,10 +15,10 @@ from paligemma.data.pictures.errors import ImageError, unreadable
 from paligemma.data.pictures.survey import Survey
 
 _MOST_RUNS = 4 * 1024 * 1024
-"""Bytes of a run-length encoded BMP that are decoded: Pillow does so in Python, some microseconds a run."""
+"""Most bytes of a run-length encoded BMP: Pillow decodes it in Python, some microseconds a run."""
 
 _WEBP_PIXEL = 16
-"""Two canvases, then the decoder's own pixels or its answer, and the picture, 4 bytes each."""
+"""Bytes per pixel: two canvases, the decoder's own pixels or its output, and the picture, 4 bytes each."""
 
 _HEIF_PIXEL = 12
 

@@ -1,4 +1,4 @@
-"""A decoded image as strips of RGB rows, upright, so that turning and converting it takes no second copy of the whole.
+"""Yields a decoded image as upright strips of RGB rows, so that turning and converting need no second full copy.
 
 Transparency is composited on white; samples of more than 8 bits become levels; see `levels`.
 """
@@ -15,7 +15,7 @@ from paligemma.data.pictures.survey import Grey
 
 STRIP_PIXELS = 1 << 20
 STRIP_BYTES = 24
-"""What a strip takes for each of its pixels while it is converted."""
+"""Bytes per pixel of a strip during conversion."""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -27,23 +27,23 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of an EXIF orientation upright (CIPA DC-008, tag 0x0112)."""
+"""The operation that makes each EXIF orientation upright (CIPA DC-008, tag 0x0112)."""
 
 _SAMPLES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BITS = Grey(0, 255, (0, 255))
 
 
 def orientation_of(image: Image.Image) -> int:
-    """How an image is turned, by its EXIF or XMP; 1 if it is upright. Pillow turns TIFFs itself."""
+    """An image's orientation from EXIF or XMP; 1 if upright. Pillow turns TIFFs itself."""
     return image.getexif().get(_ORIENTATION, 1)
 
 
 class Upright:
-    """A decoded image, turned as its EXIF orientation says, whose rows come as RGB.
+    """A decoded image, turned by its EXIF orientation, with rows in RGB.
 
     Attributes:
-        width, height: upright.
-        levels: what makes levels of its samples; None if it has levels already.
+        width, height: size of the upright image.
+        levels: maps its samples to levels; None if it has levels already.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Upright:
         """Takes a decoded image.
 
         Args:
-            image: of any mode.
-            orientation: how it is turned; see `orientation_of`.
-            grey: what its file says of its samples, if they have more than 8 bits.
+            image: the image, in any mode.
+            orientation: its orientation; see `orientation_of`.
+            grey: its file's statements about samples of more than 8 bits; None otherwise.
             grey_range: the data set's range of grey samples.
-            deep: whether its levels are to be counted although they need no conversion.
+            deep: whether to count its levels although they need no conversion.
         """
         self._image = image
         self._turn = _TURNS.get(orientation)
@@ -95,7 +95,7 @@ class Upright:
                 return self._image
             return self._image.crop((0, top, self.width, bottom))
         width, height = self._image.size
-        # Which lines of the stored picture the rows are, from its left or right, or from its top or bottom.
+        # The stored lines that make up the rows, counted from the left or right, or from the top or bottom.
         mirrored = self._orientation in (3, 4, 7, 8)
         if self._turned:
             first, last = (width - bottom, width - top) if mirrored else (top, bottom)
@@ -149,7 +149,7 @@ def _levels(image: Image.Image, grey: Grey, grey_range: GreyRange | None) -> Lev
 
 
 def _by_mode(mode: str) -> Grey:
-    """What is taken of samples whose file says nothing, or that come without a file."""
+    """Assumptions about samples without a file, or whose file says nothing."""
     if mode == "F":
         return Grey(0.0, 1.0, (float("-inf"), float("inf")))
     return Grey(0, 65535, (0, 65535) if mode != "I" else (-(2**31), 2**31 - 1))
@@ -166,19 +166,19 @@ def to_array(upright: Upright) -> np.ndarray:
 
 
 def to_square(upright: Upright, size: int) -> Image.Image:
-    """Resized as one resize of the whole would, bit for bit: Pillow resizes rows first, rounds, and resizes columns then."""
+    """Resizes to a square, bit for bit like one resize of the whole: Pillow resizes rows, rounds, then resizes columns."""
     if upright.is_plain():
         return upright.whole().resize((size, size), Image.Resampling.BILINEAR)
     return resize_strips(upright.strips(), "RGB", upright.height, size)
 
 
 def resize_strips(strips: Iterator[tuple[int, Image.Image]], mode: str, height: int, size: int) -> Image.Image:
-    """Strips of rows to a square image; antialiased, bilinear.
+    """Resizes strips of rows to a square image; antialiased, bilinear.
 
     Args:
-        strips: the first row of each, and the strip.
-        mode: theirs.
-        height: rows of all of them together.
+        strips: pairs of a strip's first row number and the strip.
+        mode: the strips' mode.
+        height: total number of rows.
         size: side of the square.
     """
     narrow = Image.new(mode, (size, height))

@@ -1,7 +1,7 @@
-"""What is known of a picture before it is decoded: its size, the memory that decoding takes, and the bytes that matter.
+"""A survey of a picture before decoding: its size, the memory to decode it, and the bytes that matter.
 
-Pillow reads everything that a header holds, some of it byte by byte, and some of it again and again: comments, colour profiles,
-thousands of segments. Each format's survey walks over its parts once, and leaves out what does not decide the pixels.
+Pillow reads all of a header, partly byte by byte and partly again and again: comments, colour profiles, thousands of segments.
+Each format's survey walks over the parts once, and drops those that do not affect the pixels.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ MAX_PARTS = 250_000
 """Most chunks, blocks or segments of a file: each costs some microseconds."""
 
 SPARE_BYTES = 1024 * 1024
-"""Bytes beside the pixels that are not worth leaving out."""
+"""Bytes besides the pixels that are not worth dropping."""
 
 
 @dataclass(frozen=True)
 class Grey:
-    """What the samples of a picture of measurements mean, one channel of more than 8 bits.
+    """The meaning of samples in a picture of measurements: one channel of more than 8 bits.
 
     Attributes:
-        low, high: the samples that are black and white, as the file states it or by the rule for its kind.
-        limits: the least and the greatest sample that the file's kind can hold.
-        unsigned32: the samples are unsigned, where Pillow reads them as signed.
-        white_is_zero: low samples are light.
-        significant_bits: of a PNG image's 16, as its sBIT chunk states; see `levels.stated_range`.
+        low, high: samples of black and white, as stated in the file or by default for its kind.
+        limits: the least and greatest sample that the file's kind can hold.
+        unsigned32: the samples are unsigned 32-bit, but Pillow reads them as signed.
+        white_is_zero: whether low samples are light.
+        significant_bits: significant bits of a 16-bit PNG, from its sBIT chunk; see `levels.stated_range`.
     """
 
     low: float
@@ -47,14 +47,14 @@ class Survey:
     """A picture before it is decoded.
 
     Attributes:
-        format: Pillow's name of it.
-        width, height: in pixels, as stored.
-        pixel_bytes: what decoding takes for each pixel, the decoded picture itself included.
-        extra_bytes: what it takes besides.
-        pieces: the bytes that matter, of the file.
-        grey: of a picture of measurements.
-        deep: its samples have more than 8 bits, of which Pillow keeps the upper 8.
-        decode: decodes what Pillow cannot, or not in bounded time.
+        format: Pillow's name of the format.
+        width, height: stored size in pixels.
+        pixel_bytes: memory per pixel while decoding, including the decoded picture, in bytes.
+        extra_bytes: additional memory while decoding, in bytes.
+        pieces: the file's bytes that matter.
+        grey: the meaning of the samples, for a picture of measurements.
+        deep: whether samples have more than 8 bits, of which Pillow keeps the upper 8.
+        decode: our decoder, for pictures that Pillow cannot decode, or not in bounded time.
     """
 
     format: str
@@ -68,7 +68,7 @@ class Survey:
     decode: Callable[[], Image.Image] | None = field(default=None, compare=False, repr=False)
 
     def open(self) -> Image.Image:
-        """The image, of which no pixel is decoded yet, unless it is decoded here."""
+        """Opens the image. No pixel is decoded yet, unless `decode` is set."""
         if self.decode is not None:
             return self.decode()
         whole = len(self.pieces) == 1 and isinstance(self.pieces[0], bytes)
@@ -77,10 +77,10 @@ class Survey:
 
 
 class Spliced(io.RawIOBase):
-    """Pieces of bytes as one file, of which no copy is made."""
+    """Pieces of bytes as one file, without a copy."""
 
     def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Takes the pieces in their order."""
+        """Takes the pieces in order."""
         self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
         self._starts = [0]
         for piece in self._pieces:
@@ -88,19 +88,19 @@ class Spliced(io.RawIOBase):
         self._place = self._piece = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the beginning."""
+        """Position in bytes from the beginning."""
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to a place; the pieces are few, or are read in their order."""
+        """Moves to a position. Fast enough, since pieces are few or read in order."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._starts[-1]}[whence]
         if base + offset < 0:
             raise ValueError("negative seek")
@@ -110,7 +110,7 @@ class Spliced(io.RawIOBase):
         return self._place
 
     def read(self, size: int | None = -1) -> bytes:
-        """As many bytes as are asked for, if there are."""
+        """Up to `size` bytes."""
         left = self._starts[-1] - self._place if size is None or size < 0 else size
         found = []
         while left > 0 and self._piece < len(self._pieces):
@@ -126,5 +126,5 @@ class Spliced(io.RawIOBase):
 
 
 def too_many_parts(what: str) -> ImageError:
-    """The error of a file that is cut into more parts than a picture needs."""
+    """The error for a file with more parts than a picture needs."""
     return ImageError("image_too_large", f"The file has more than {MAX_PARTS:,} {what}, which would take too long to read.")

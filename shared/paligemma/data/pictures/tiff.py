@@ -1,4 +1,4 @@
-"""A look at a TIFF image: its first directory, by TIFF 6.0 (sections 2, 8, 19), and BigTIFF. Of several pages, the first."""
+"""Surveys a TIFF or BigTIFF image: the first directory (TIFF 6.0, sections 2, 8, 19), and so the first page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ENTRIES = 4096
 """Most tags of a directory."""
 
 MAX_STRIPS = 200_000
-"""Most strips or tiles of a picture: some hundred bytes each."""
+"""Most strips or tiles of a picture: each takes some hundred bytes."""
 
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _MIN, _MAX, _PLANAR = 273, 274, 277, 278, 280, 281, 284
@@ -28,7 +28,7 @@ _MOST_VALUES = 64
 _COLOURS, _MOST_COLOURS = 320, 3 << 16
 _PROFILES = (700, 34675)  # XMP and ICC, which are bytes
 _UNPACKED = {266, 282, 283, 296, 338, 347, 529, 530, 531, 532, _COLOURS, *_PROFILES}
-"""Tags that Pillow makes numbers of, besides those that are read here."""
+"""Tags that Pillow parses as numbers, besides those that are read here."""
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _WHITE_IS_ZERO = 0
 
@@ -62,7 +62,7 @@ class _Directory:
 
 
 def survey_tiff(data: bytes) -> Survey:
-    """Size, layout and the range of samples that the first directory states."""
+    """Size, layout and range of samples, from the first directory."""
     for layout, modes in _MORE_LAYOUTS.items():
         TiffImagePlugin.OPEN_INFO.setdefault(layout, modes)
     tags = _read_directory(data)
@@ -89,7 +89,7 @@ def survey_tiff(data: bytes) -> Survey:
 
 
 def _block_bytes(tags: _Directory, bits: int, channels: int) -> int:
-    """What a strip or tile has unpacked: libtiff unpacks one at a time, some of them to four bytes a pixel."""
+    """Unpacked size of a strip or tile in bytes: libtiff unpacks one at a time, some to four bytes a pixel."""
     width, height = tags.number(_WIDTH), tags.number(_LENGTH)
     if tags.counts.get(_TILES):
         width, height = tags.number(_TILE_WIDTH), tags.number(_TILE_LENGTH)
@@ -100,7 +100,7 @@ def _block_bytes(tags: _Directory, bits: int, channels: int) -> int:
 
 
 def _grey(tags: _Directory, bits: int, kind: int) -> Grey:
-    """What is known of the samples: limits of their kind, and the range that the file states."""
+    """The meaning of the samples: their kind's limits, and the file's range."""
     if kind == _FLOAT:
         low, high, limits = 0.0, 1.0, (float("-inf"), float("inf"))
     elif kind == _SIGNED:
@@ -119,7 +119,7 @@ def _grey(tags: _Directory, bits: int, kind: int) -> Grey:
 
 
 def _refuse_raw(tags: _Directory) -> None:
-    """Refuses the raw files of cameras, which are TIFFs whose first image is a thumbnail, or no picture yet."""
+    """Refuses raw camera files: TIFFs whose first image is a thumbnail or raw sensor data."""
     words = None
     if tags.counts.get(_DNG):
         words = "a camera's raw file (DNG)"
