@@ -6,7 +6,7 @@ LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
 
-.PHONY: help setup demo test real-data walk pages parity browser full-disk preflight signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test check test-python real-data walk pages parity browser full-disk preflight signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -34,6 +34,12 @@ demo: setup ## Run the whole DAG on the embedded checkpoint and real digits (run
 
 test: setup ## Run the tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+check: lint types ## What to run after every change: style, types, and the tests that take no time
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --quick tests/unit tests/hostile
+
+test-python: ## Run the tests with another Python: PYTHON=python3.12 (its environment is .venv-python3.12)
+	$(MAKE) test VENV=.venv-$(notdir $(PYTHON)) PYTHON=$(PYTHON)
 
 real-data: setup ## Run the DAG and every task on public pictures, fetched from Debian and npm (needs apt-get, dpkg-deb and npm)
 	$(BIN)/pytest tests/real_data
