@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import PIL
 
+import paligemma.data
 from components.prepare_data.report import render_report
 from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.artifacts.store import Draft, input_of, localize
@@ -263,8 +264,6 @@ def _listing_of(inputs: Inputs) -> Listing:
 
 def _code_sha256() -> str:
     """Hash of the code that makes a shard: another version does not continue this one's work."""
-    import paligemma.data
-
     folder = Path(paligemma.data.__file__).parent
     files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*.py")}
     return canonical_sha256(files | {"pillow": PIL.__version__})

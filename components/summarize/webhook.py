@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from paligemma.errors import InputError
+from paligemma.google.secret_manager import read_secret
 from paligemma.web_address import parse_web_address
+from paligemma.web_client import request, webhook_rule
 
 URL_VARIABLE = "PALIGEMMA_WEBHOOK"
 FILE_VARIABLE = "PALIGEMMA_WEBHOOK_FILE"
@@ -28,8 +30,6 @@ def notify(message: dict) -> bool:
         if not url:
             return False
         address = parse_web_address(url, "The webhook's address")
-        from paligemma.web_client import request, webhook_rule
-
         with request("POST", address, webhook_rule, json=message, timeout=_SECONDS) as answer:
             if not answer.ok or answer.is_redirect:
                 log.warning("the notification was answered with status %d", answer.status_code)
@@ -54,7 +54,5 @@ def _address() -> str:
                 "The file with the webhook's address cannot be read.", where=f"{file} (${FILE_VARIABLE})"
             ) from None
     if name := os.environ.get(SECRET_VARIABLE):
-        from paligemma.google.secret_manager import read_secret
-
         return read_secret(name).decode().strip()
     return ""

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from components.presets import read_preset
+from components.publish.serving import parse_serving
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
+from paligemma.training.recipe import parse_recipe
 from paligemma.yaml_text import dump_yaml, parse_documents, read_yaml
 from pipelines.compile import compile_pipeline
 from pipelines.placement import PlaceTask
@@ -119,10 +122,6 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     Raises:
         InputError: names the first parameter that is unknown, missing or of the wrong type.
     """
-    from components.presets import read_preset
-    from components.publish.serving import parse_serving
-    from paligemma.training.recipe import parse_recipe
-
     values = read_yaml(path, "The parameters file")
     if not isinstance(values, dict):
         raise InputError("The parameters are not names and values.", where=path, expected="train_data: gs://...")

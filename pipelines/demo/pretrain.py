@@ -15,9 +15,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
+import optax
+import sentencepiece
 import typer
+from flax import nnx
 
+from paligemma.checkpoints.npz import write_npz
+from paligemma.checkpoints.parameters import parameters_by_name
+from paligemma.data.batch import train_batch
+from paligemma.data.tokenizer import Tokenizer
+from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.models.paligemma import PaliGemma
+from paligemma.training.step import init_state, make_train_step
+from paligemma.training.trainable import compile_pattern, split_trainable
 from pipelines.demo.glyphs import LETTERS, SHAPES, Glyph, draw
 
 IMAGE_SIZE = 32
@@ -57,8 +69,6 @@ def train_tokenizer() -> bytes:
 
     It behaves like the real one: pad 0, eos 1, bos 2, byte fallback, digits split, no normalization, no dummy prefix.
     """
-    import sentencepiece
-
     blank = np.zeros((1, 1, 3), np.uint8)
     names = {"digit": "0123456789", "letter": LETTERS, "shape": SHAPES, "dots": "123456"}
     texts = [text for kind in names for name in names[kind] for row in tasks(Glyph(blank, kind, name)) for text in row]
@@ -92,8 +102,6 @@ def string_of_printables() -> str:
 
 def batches(tokenizer, rng: np.random.Generator) -> Iterator:
     """Endless random batches over a pool of drawn pictures."""
-    from paligemma.data.batch import train_batch
-
     pool = [draw(rng, IMAGE_SIZE) for _ in range(POOL)]
     encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     while True:
@@ -120,18 +128,6 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Determines the pictures, their order and the initial parameters.")] = 0,
 ) -> None:
     """Makes the embedded tiny checkpoint."""
-    import jax
-    import optax
-    from flax import nnx
-
-    from paligemma.checkpoints.npz import write_npz
-    from paligemma.checkpoints.parameters import parameters_by_name
-    from paligemma.data.tokenizer import Tokenizer
-    from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
-    from paligemma.models.paligemma import PaliGemma
-    from paligemma.training.step import init_state, make_train_step
-    from paligemma.training.trainable import compile_pattern, split_trainable
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output.mkdir(parents=True, exist_ok=True)
     (output / "tokenizer.model").write_bytes(train_tokenizer())

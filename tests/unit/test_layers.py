@@ -78,3 +78,40 @@ def test_nothing_imports_in_a_circle() -> None:
     for module in MODULES:
         rooms.setdefault(room(module), set()).update(room(name) for name in imported(module) if room(name) != room(module))
     list(TopologicalSorter(rooms).static_order())
+
+
+INSIDE = {
+    "pipelines/cli.py": "`--help` is to be quick",
+    "shared/paligemma/__init__.py": "JAX takes a second, and `import paligemma` need not",
+    "shared/paligemma/preflight/worker.py": "JAX reads the environment when it is imported",
+    "pipelines/compile.py": "KFP takes a third of a second, which `submit` with a wrong flag need not",
+    "pipelines/run_local.py": "as above",
+    "pipelines/backends/job.py": "as above",
+    "pipelines/backends/connect.py": "one of two clients is needed",
+}
+"""Files that import modules of ours inside a function, and why."""
+
+
+def test_imports_are_at_the_top() -> None:
+    """But in KFP's components, whose bodies run elsewhere, and in commands, whose `--help` is to be quick."""
+    found = set()
+    for file in MODULES.values():
+        name = file.relative_to(REPOSITORY).as_posix()
+        if name.startswith("pipelines/commands/") or file.name in ("component.py", "distributed_component.py", "__main__.py"):
+            continue
+        tree = ast.parse(file.read_text())
+        at_top = {id(node) for node in tree.body}
+        inside = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import) and id(node) not in at_top)
+        if any(
+            (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+            in ("paligemma", "components", "pipelines")
+            and not _is_for_types(tree, node)
+            for node in inside
+        ):
+            found.add(name)
+    assert found == set(INSIDE)
+
+
+def _is_for_types(tree: ast.Module, node: ast.stmt) -> bool:
+    blocks = (block for block in tree.body if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+    return any(node in block.body for block in blocks)

@@ -20,8 +20,10 @@ from paligemma.artifacts.recording import (
 )
 from paligemma.errors import InputError, PaliGemmaError, StoppedError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.launch.customjob import CustomJobs
 from paligemma.launch.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from paligemma.launch.jobs import Jobs, JobState
+from paligemma.launch.trainjob import TrainJobs
 from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE
 from paligemma.runtime.signals import sigterm_raises
 from paligemma.storage.folders import list_files, read_file
@@ -139,11 +141,7 @@ def _last_failure(environment: Mapping[str, str]) -> Failure | None:
 
 def _connect(machines: Mapping) -> Jobs:
     if machines["kind"] == "TrainJob":
-        from paligemma.launch.trainjob import TrainJobs
-
         return TrainJobs(machines["spec"], machines["pod"])
-    from paligemma.launch.customjob import CustomJobs
-
     return CustomJobs(machines["job_spec"], machines.get("project", ""), machines.get("location", ""))
 
 

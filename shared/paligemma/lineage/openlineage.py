@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -85,8 +86,6 @@ def send(url: str, sent: Iterator[RunEvent]) -> int:
     Raises:
         NotAcceptedError: the receiver did not accept an event.
     """
-    import os
-
     _client()
     import requests
     from openlineage.client import OpenLineageClient

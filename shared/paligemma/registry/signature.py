@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -30,8 +31,6 @@ def signer_of(key: Path) -> str:
     Raises:
         InputError: the file is missing or not an EC private key, or the library is not installed.
     """
-    import hashlib
-
     _need_library()
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key

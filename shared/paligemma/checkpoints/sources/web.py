@@ -14,6 +14,7 @@ from paligemma.storage.atomic import expect_file, hidden_beside
 from paligemma.storage.disk_space import check_space
 from paligemma.storage.retry import attempts
 from paligemma.web_address import WebAddress, parse_web_address
+from paligemma.web_client import get_file
 
 _BUFFER = 64 * 1024  # bytes that a broken connection costs at most
 
@@ -75,8 +76,6 @@ def fetch(source: str, sha256: str) -> Path:
 
 def _get(address: WebAddress, partial: Path) -> None:
     """Appends the missing bytes to `partial`."""
-    from paligemma.web_client import get_file
-
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with get_file(address, headers, timeout=60) as response:
