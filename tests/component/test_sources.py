@@ -198,7 +198,7 @@ def test_the_environment_comes_before_a_file_and_a_file_before_secret_manager(
     assert vault.requests == []
     (folder / "kaggle.json").write_text(json.dumps({**good, "key": "wrong"}))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "another"))
-    with pytest.raises(InputError, match="who asks"):
+    with pytest.raises(InputError, match="requires credentials"):
         fetch(tmp_path, HANDLE)
     monkeypatch.setenv("KAGGLE_USERNAME", good["username"])
     monkeypatch.setenv("KAGGLE_KEY", good["key"])
