@@ -84,10 +84,12 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images asked about at once.", min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.", min=1)] = 32,
-    beams: Annotated[int, typer.Option(help="Sequences that a beam search keeps; 1 decodes greedily.", min=1)] = 1,
+    beams: Annotated[int, typer.Option(help="Beam width; 1 decodes greedily.", min=1)] = 1,
     temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw among this many most likely tokens; 0 for all.", min=0)] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among this many most likely tokens; 0 for all.", min=0)] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the most likely tokens whose probabilities reach this sum.", max=1)
+    ] = 1.0,
     best_of: Annotated[int, typer.Option(help="Samples per answer; the most likely one is returned.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the samples, together with image name and prompt.")] = 0,
     grey_range: Annotated[
@@ -177,7 +179,7 @@ def preflight(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Examples in a step, several with commas.", show_default="the recipe's")] = "",
-    max_text_tokens: Annotated[int, typer.Option(help="Most tokens of a row's prefix and suffix.", min=4)] = 128,
+    max_text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
     rows: Annotated[
         int | None, typer.Option(help="Training rows, for a recipe that has epochs.", min=1, show_default="none")
     ] = None,

@@ -67,7 +67,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as in train_data.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
             target: Hardware that fine-tuning must fit, e.g. l4 or v5e-4; preflight compiles the training step for it.
-            max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+            max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
             task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
@@ -75,8 +75,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             margin: By how much the first metric must surely be better than the base's and the champion's to be published.
             mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
             batch_size: Rows decoded at once in evaluation.
-            max_new_tokens: Most tokens of an answer, with its eos.
-            beams: Sequences that a beam search keeps; 1 decodes greedily.
+            max_new_tokens: Maximum tokens of an answer, including eos.
+            beams: Beam width; 1 decodes greedily.
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.

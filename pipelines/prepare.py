@@ -44,7 +44,7 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
             images: Folder that image paths are relative to; empty: the JSONL file's folder.
             split: Name of the split; begins the shards' names.
             pods: Most pods; each prepares whole shards.
-            max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+            max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
             over_long: Over-long rows: reject, or truncate the suffix before its eos.
             max_reject_fraction: Fail when a larger share of the rows is rejected.
             rows_per_shard: Lines of the JSONL file that make up a shard.

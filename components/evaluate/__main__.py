@@ -24,21 +24,24 @@ def run(
     baseline: Annotated[
         str,
         typer.Option(
-            help="Evaluation of the base on the same records, to show beside and to be better than.", show_default="none"
+            help="Evaluation of the base on the same records; shown beside, and the candidate must beat it.",
+            show_default="none",
         ),
     ] = "",
     champion: Annotated[
         str,
-        typer.Option(help="Evaluation of the model in use on the same records, to be better than too.", show_default="none"),
+        typer.Option(
+            help="Evaluation of the model in use on the same records; the candidate must beat it too.", show_default="none"
+        ),
     ] = "",
     registry: Annotated[
         str,
         typer.Option(
-            help="Registry of releases: its champion is evaluated on the same records, to be better than too.",
+            help="Registry of releases; its champion is evaluated on the same records, and the candidate must beat it too.",
             show_default="none",
         ),
     ] = "",
-    margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
+    margin: Annotated[float, typer.Option(help="By how much the first metric must be better, with confidence.", min=0)] = 0.0,
     task: Annotated[
         TaskName,
         typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
@@ -55,13 +58,15 @@ def run(
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, with its eos.", min=1)] = 32,
-    beams: Annotated[int, typer.Option(help="Sequences that a beam search keeps; 1 decodes greedily.", min=1)] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer, including eos.", min=1)] = 32,
+    beams: Annotated[int, typer.Option(help="Beam width; 1 decodes greedily.", min=1)] = 1,
     temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw among this many most likely tokens; 0 for all.", min=0)] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw among the most likely tokens that reach this probability.", max=1)] = 1.0,
-    best_of: Annotated[int, typer.Option(help="Samples of each row, the most likely of which is its answer.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="What samples are drawn from, together with the row's identity.")] = 0,
+    top_k: Annotated[int, typer.Option(help="Sample among this many most likely tokens; 0 for all.", min=0)] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the most likely tokens whose probabilities reach this sum.", max=1)
+    ] = 1.0,
+    best_of: Annotated[int, typer.Option(help="Samples per row; the most likely one is the answer.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the samples, together with the row's identity.")] = 0,
     state_root: Annotated[
         str,
         typer.Option(

@@ -53,13 +53,13 @@ def evaluate(
         metrics: Metrics in place of the task's, with commas, the deciding one first.
         mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
         batch_size: Rows decoded at once; does not change the result.
-        max_new_tokens: Most tokens of an answer, with its eos.
-        beams: Sequences that a beam search keeps; 1 decodes greedily.
+        max_new_tokens: Maximum tokens of an answer, including eos.
+        beams: Beam width; 1 decodes greedily.
         temperature: Above 0, tokens are drawn at this temperature.
-        top_k: Draw among this many most likely tokens; 0 for all.
-        top_p: Draw among the most likely tokens that reach this probability.
-        best_of: Samples of each row, the most likely of which is its answer.
-        seed: What samples are drawn from, together with the row's identity.
+        top_k: Sample among this many most likely tokens; 0 for all.
+        top_p: Sample among the most likely tokens whose probabilities reach this sum.
+        best_of: Samples per row; the most likely one is the answer.
+        seed: Seed of the samples, together with the row's identity.
         checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
         records_sha256: Expected tree hash of records, from the step that made them; empty: not compared.
         tuned_sha256: Expected tree hash of tuned, from the step that made it; empty: not compared.

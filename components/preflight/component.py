@@ -24,7 +24,7 @@ def preflight(
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
-        text_tokens: Most tokens of a row's prefix and suffix.
+        text_tokens: Maximum tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
         checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
         artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.

@@ -26,7 +26,7 @@ def run(
     ] = "",
     split: Annotated[str, typer.Option(help="Name of the split; begins the shards' names.")] = "train",
     max_text_tokens: Annotated[
-        int, typer.Option(help="Most tokens of prefix and suffix, with bos, separator and eos.", min=4)
+        int, typer.Option(help="Maximum tokens of prefix and suffix, including bos, separator and eos.", min=4)
     ] = 128,
     over_long: Annotated[
         Literal["reject", "truncate"], typer.Option(help="Over-long rows: reject, or cut the suffix before its eos.")

@@ -41,7 +41,7 @@ def prepare_group(
         group: A group from list_groups.
         data: JSONL file of rows.
         images: Folder that image paths are relative to; empty: the JSONL file's folder.
-        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+        max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         rows_per_shard: Lines of the JSONL file that make up a shard.
         compression: Compression of the shards: none or gzip.
@@ -85,7 +85,7 @@ def join_groups(
         data: JSONL file of rows.
         images: Folder that image paths are relative to; empty: the JSONL file's folder.
         split: Name of the split; begins the shards' names.
-        max_text_tokens: Most tokens of prefix and suffix, with bos, separator and eos.
+        max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Lines of the JSONL file that make up a shard.

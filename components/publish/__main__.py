@@ -28,13 +28,13 @@ def run(
     vertex_model: Annotated[
         str,
         typer.Option(
-            help="Model of Vertex AI's Model Registry to make it a version of, by its full name.", show_default="none"
+            help="Full name of a Vertex AI Model Registry model; the release becomes a version of it.", show_default="none"
         ),
     ] = "",
     serving: Annotated[
         str,
         typer.Option(
-            help="How Vertex AI is to serve it, as YAML text: image, ports, ...; needed with --vertex-model.",
+            help="How Vertex AI serves it, as YAML text: image, ports, ...; required with --vertex-model.",
             show_default="none",
         ),
     ] = "",

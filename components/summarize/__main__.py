@@ -18,12 +18,15 @@ def run(
     status: Annotated[
         str,
         typer.Option(
-            help="How the runner says that the run ended, as JSON: state, error, and job: its name.", show_default="not known"
+            help="How the run ended according to its runner, as JSON: state, error, and job (its name).",
+            show_default="not known",
         ),
     ] = "",
     expected: Annotated[
         str,
-        typer.Option(help="Tasks that the run has in any case, with commas: one without a record failed.", show_default="none"),
+        typer.Option(
+            help="Comma-separated tasks that every run has; one without a record counts as failed.", show_default="none"
+        ),
     ] = "",
 ) -> None:
     """Writes summary.json and report.html of a run, and posts a message to the address in $PALIGEMMA_WEBHOOK, if any."""

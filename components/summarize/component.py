@@ -20,7 +20,7 @@ def summarize(
 
     Args:
         root: Folder or gs:// prefix with the lineage of the run; empty: artifact_root, else the runner's own location.
-        expected: Tasks that the run has in any case, with commas: one without a record failed.
+        expected: Comma-separated tasks that every run has; one without a record counts as failed.
         artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
         run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
         run_task: Name of the task in the run.

@@ -344,7 +344,7 @@ def run(
     metrics: Annotated[
         str, typer.Option(help="Metrics in place of the task's, the deciding one first.", show_default="the task's")
     ] = "",
-    margin: Annotated[float, typer.Option(help="By how much the first metric must surely be better.", min=0)] = 0.0,
+    margin: Annotated[float, typer.Option(help="By how much the first metric must be better, with confidence.", min=0)] = 0.0,
     mask_decoder: Annotated[
         str,
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
