@@ -35,8 +35,8 @@ def run(
     state_root: Annotated[
         str,
         typer.Option(
-            help="In place of --state: root for state; each run gets a subfolder named by a hash of recipe, data and checkpoint, "
-            "removed at the end.",
+            help="In place of --state: root for state; each run gets a subfolder named by a hash of recipe, data and "
+            "checkpoint, and is removed at the end.",
             show_default="none",
         ),
     ] = "",
