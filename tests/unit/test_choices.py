@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluate.main import run as evaluate
+from components.evaluate.__main__ import run as evaluate
 from components.prepare_data.stages import checked_settings
 from components.publish.release import read_candidate
 from paligemma.checkpoints.sources.kaggle import parse_source

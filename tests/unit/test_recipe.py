@@ -61,7 +61,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_every_command_takes_a_presets_name(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
     monkeypatch.setattr(f"components.{step}", lambda *arguments: given.extend(arguments))
-    run = importlib.import_module(f"components.{step.rpartition('.')[0]}").run
+    run = importlib.import_module(f"components.{step.partition('.')[0]}.__main__").run
     places = {"records": "r"} if step.startswith("finetune") else {}
     run(checkpoint="c", output=str(tmp_path / "out"), recipe="demo", set_=["steps=3"], **places)
     assert parse_recipe(read_preset("demo"), ["steps=3"]) in given

@@ -14,7 +14,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.fetch_checkpoint import main as fetch_checkpoint
+from components.fetch_checkpoint import __main__ as fetch_checkpoint
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.sentencepiece_model import sentencepiece_model
 from paligemma.checkpoints.huggingface.tokenizer import BYTE, NORMAL, USER_DEFINED, Piece, read_pieces, tokenizer_json
