@@ -37,6 +37,60 @@ OPTIMIZED = os.environ | {"XLA_FLAGS": " ".join(_GIVEN)}
 """Environment of a process that compiles as users' processes do: for work that takes many steps."""
 
 
+SLOW = {
+    "test_atomic",
+    "test_attention",
+    "test_checkpoints",
+    "test_cloud_setup",
+    "test_compile_cache",
+    "test_convert_tables",
+    "test_decoding",
+    "test_flops",
+    "test_gcs",
+    "test_generate",
+    "test_huggingface_folders",
+    "test_kaggle_server",
+    "test_lineage",
+    "test_lineage_queries",
+    "test_lineage_verify",
+    "test_loader",
+    "test_lora",
+    "test_metrics",
+    "test_named_model",
+    "test_names_everywhere",
+    "test_network",
+    "test_npz",
+    "test_optimizer",
+    "test_perfect_model",
+    "test_pictures",
+    "test_pointer",
+    "test_preflight",
+    "test_registry",
+    "test_reports",
+    "test_roots",
+    "test_sharding",
+    "test_shards",
+    "test_state",
+    "test_state_on_gcs",
+    "test_step",
+    "test_storage_names",
+    "test_storage_servers",
+    "test_terminal",
+    "test_tf_dataset",
+    "test_tfrecord",
+    "test_yaml_text",
+}
+"""Files of `unit` and `hostile` that took more than two seconds in a measured run: `--quick` leaves them out."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out files that take more than two seconds (make check)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("--quick") and collection_path.stem in SLOW else None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_what_was_compiled() -> Iterator[None]:
     """Programs of one file are of no use to the next, take gigabytes, and every collection of garbage goes through them."""
