@@ -95,7 +95,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
             )
             checkpoint = _made("checkpoint", fetched, "checkpoint")
-            fits = preflight(**checkpoint, recipe=recipe, target=target, text_tokens=max_text_tokens, **place)
+            fits = preflight(**checkpoint, recipe=recipe, target=target, max_text_tokens=max_text_tokens, **place)
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
                 splits[split] = prepare_data(

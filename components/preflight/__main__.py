@@ -20,14 +20,14 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     target: Annotated[str, typer.Option(help="Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...")] = "cpu",
-    text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
+    max_text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
     warn_only: Annotated[bool, typer.Option(help="Go on when it does not fit.")] = False,
 ) -> None:
     """Writes preflight.json and preflight.html; fails when the target cannot hold the job."""
     from components.preflight.main import check
     from components.presets import read_recipe
 
-    check(checkpoint, output, read_recipe(recipe, set_ or []), target, text_tokens, warn_only)
+    check(checkpoint, output, read_recipe(recipe, set_ or []), target, max_text_tokens, warn_only)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ def preflight(
     report: dsl.Output[dsl.HTML],
     recipe: str = "",
     target: str = "cpu",
-    text_tokens: int = 128,
+    max_text_tokens: int = 128,
     warn_only: bool = False,
     checkpoint_sha256: str = "",
     artifact_root: str = "",
@@ -24,7 +24,7 @@ def preflight(
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
-        text_tokens: Maximum tokens of a row's prefix and suffix.
+        max_text_tokens: Maximum tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
         checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
         artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
@@ -39,6 +39,6 @@ def preflight(
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(preflight, artifact_root, run, run_task)
-    check(input_location(checkpoint, checkpoint_sha256), output, parse_recipe(recipe), target, text_tokens, warn_only)
+    check(input_location(checkpoint, checkpoint_sha256), output, parse_recipe(recipe), target, max_text_tokens, warn_only)
     mirror_record(preflight, output)
     shutil.copyfile(localize(output) / "preflight.html", report.path)

@@ -20,7 +20,7 @@ ARTIFACT_TYPE = "preflight"
 
 
 @recorded("preflight")
-def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens: int, warn_only: bool) -> None:
+def check(checkpoint: str, output: str, recipe: Recipe, target: str, max_text_tokens: int, warn_only: bool) -> None:
     """As `run`, with the recipe read.
 
     Raises:
@@ -28,10 +28,10 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, text_tokens
     """
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
     disk = examine_disk(base, recipe)
-    parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": text_tokens}
+    parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": max_text_tokens}
     with produce(output, ARTIFACT_TYPE, "preflight", parameters, [input_of("checkpoint", base.location)]) as draft:
-        report = examine(base.config, recipe, target, text_tokens, prices)
-        fitting = None if report.fits else find_fitting(base.config, recipe, target, text_tokens, prices)
+        report = examine(base.config, recipe, target, max_text_tokens, prices)
+        fitting = None if report.fits else find_fitting(base.config, recipe, target, max_text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
         write(draft.folder, [report], f"Preflight: {target}", as_of, override, disk, describe_opened(base))
     needs = "more than there is" if "out_of_memory" in report.found else f"{in_gib(report.peak)} GiB"

@@ -33,7 +33,7 @@ class Question:
     recipe: str
     overrides: tuple[str, ...]
     batch_size: str
-    text_tokens: int
+    max_text_tokens: int
     rows: int | None
     prices: Path | None
     fresh: bool
@@ -73,7 +73,7 @@ class Question:
     def examine(self, config: PaliGemmaConfig, recipe: Recipe, target: str) -> Report:
         """Compiles and judges one job."""
         _, prices = read_prices(self.prices or PRICES_FILE)
-        return examine(config, recipe, target, self.text_tokens, prices, self.fresh, self.rows)
+        return examine(config, recipe, target, self.max_text_tokens, prices, self.fresh, self.rows)
 
 
 def ask(question: Question, output: Path | None, warn_only: bool) -> None:
@@ -94,7 +94,7 @@ def ask(question: Question, output: Path | None, warn_only: bool) -> None:
     override = ""
     if len(jobs) == 1 and not reports[0].fits:
         say("It does not fit. Looking for the cheapest change that does; each trial is compiled.", error=True)
-        fitting = find_fitting(config, *jobs[0], question.text_tokens, prices)
+        fitting = find_fitting(config, *jobs[0], question.max_text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
     _write(output, reports, title, as_of, override)
     if len(jobs) == 1 and not reports[0].fits:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 
 from paligemma.artifacts.record import ROWS_FILE
+from paligemma.json_leaves import leaves
 from paligemma.lineage.index import Index, unpack
 from paligemma.lineage.queries import run_tasks
 
@@ -40,18 +40,10 @@ def diff(index: Index, before: str, after: str) -> dict:
 
 def changes(before: dict, after: dict) -> list[dict]:
     """The leaves in which two JSON values differ; null stands for a missing leaf."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     return [
         {"key": key, "before": old.get(key), "after": new.get(key)} for key in {**old, **new} if old.get(key) != new.get(key)
     ]
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
-    elif path:
-        yield path, value
 
 
 def _last_record(index: Index, run: str, task: str) -> dict:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from paligemma.errors import InputError
 from paligemma.foreign_json import parse_json
+from paligemma.json_leaves import leaves
 from paligemma.storage import atomic, folders, gcs
 from paligemma.storage.location import GcsLocation, Location
 from paligemma.storage.retry import ChangedError
@@ -60,21 +61,13 @@ def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool)
 
 def describe_changes(before: object, after: object) -> list[str]:
     """The differences of two JSON values: at most 20 lines like `recipe.learning_rate: 0.03 -> 0.01`; empty if equal."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     lines = [
         f"{path}: {_shown(old.get(path, _ABSENT))} -> {_shown(new.get(path, _ABSENT))}"
         for path in {**old, **new}
         if old.get(path, _ABSENT) != new.get(path, _ABSENT)
     ]
     return lines if len(lines) <= _LINES else [*lines[:_LINES], f"and {len(lines) - _LINES} more"]
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict) and (value or not path):
-        for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else key)
-    else:
-        yield path, value
 
 
 def _shown(value: object) -> str:
