@@ -100,10 +100,14 @@ def test_an_image_for_an_accelerator_refuses_to_train_without_one(target: str) -
 def test_nothing_is_added_from_the_web_and_every_package_by_hash() -> None:
     instructions = [line for stage in stages().values() for line in stage]
     assert not [line for line in instructions if line.startswith("ADD ") or re.search(r"\b(curl|wget)\b|https?://", line)]
-    for command in re.findall(r"pip (?:install|wheel) [^&]*", " ".join(instructions)) + re.findall(
-        r"-m pip --python \S+ install [^&]*", " ".join(instructions)
-    ):
+    script = (LOCKS / "install.sh").read_text().replace("\\\n", " ").replace("\n", " && ")
+    commands = " && ".join([*instructions, script])
+    found = re.findall(r"pip (?:install|wheel) [^&]*", commands) + re.findall(r"-m pip --python \S+ install [^&]*", commands)
+    assert len(found) >= 6
+    for command in found:
         assert "--require-hashes" in command or "--no-index" in command, command
+    for target in TARGETS:
+        assert [line for line in stages()[f"packages-{target}"] if line.endswith(f"sh /requirements/install.sh {target}")]
 
 
 def test_the_base_image_is_pinned_and_can_be_another() -> None:
