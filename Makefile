@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 LOCK := docker/requirements/dev.txt
 IMAGE_REPOSITORY ?= localhost/paligemma
 TARGETS ?= cpu gpu tpu
+# One more than there are cores, as tests also wait: for servers, for retries, for what they kill.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
 .PHONY: help setup demo test check test-python real-data walk pages parity browser full-disk preflight signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
@@ -33,10 +35,10 @@ demo: setup ## Run the whole DAG on the embedded checkpoint and real digits (run
 	$(BIN)/paligemma demo
 
 test: setup ## Run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: lint types ## What to run after every change: style, types, and the tests that take no time
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --quick tests/unit tests/hostile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --quick tests/unit tests/hostile
 
 test-python: ## Run the tests with another Python: PYTHON=python3.12 (its environment is .venv-python3.12)
 	$(MAKE) test VENV=.venv-$(notdir $(PYTHON)) PYTHON=$(PYTHON)

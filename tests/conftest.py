@@ -98,6 +98,7 @@ def _forget_what_was_compiled() -> Iterator[None]:
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        gc.freeze()  # what is left, most of it modules, stays: the next collections need not go through it
 
 
 @dataclass(frozen=True)
