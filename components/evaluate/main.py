@@ -16,6 +16,7 @@ from paligemma.artifacts.record import Input
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import input_of, localize, produce
 from paligemma.checkpoints.open_checkpoint import Checkpoint
+from paligemma.command_line import say_moved
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import one_of
 from paligemma.evaluation.gate import Decision
@@ -108,3 +109,7 @@ def say_results(judgement: Judgement, decision: Decision | None, output: str) ->
         log.warning("note: %s", note)
     if decision is not None:
         log.info("%s", decision.why)
+
+
+if __name__ == "__main__":
+    say_moved("components.evaluate")

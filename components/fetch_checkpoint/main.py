@@ -20,6 +20,7 @@ from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
 from paligemma.checkpoints.sources.kaggle import PRECISIONS
 from paligemma.checkpoints.sources.remote import is_remote, redacted
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
+from paligemma.command_line import say_moved
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError, one_of
 from paligemma.models.config import parse_config
@@ -104,3 +105,7 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
         if is_npz or image_size:
             (draft.folder / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, checkpoint.weights_sha256, output)
+
+
+if __name__ == "__main__":
+    say_moved("components.fetch_checkpoint")

@@ -21,6 +21,7 @@ from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import produce
 from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
+from paligemma.command_line import say_moved
 from paligemma.data.augment import Augmentation
 from paligemma.data.loader import training_batches
 from paligemma.data.records import Records, row_ids
@@ -201,3 +202,7 @@ def is_identical(frozen: nnx.State, base: Checkpoint) -> bool:
             if not all(np.array_equal(found[piece], expected[piece]) for piece in pieces):
                 return False
     return True
+
+
+if __name__ == "__main__":
+    say_moved("components.finetune")

@@ -8,6 +8,7 @@ from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.command_line import say_moved
 from paligemma.preflight.analyze import DoesNotFitError, examine, in_gib, read_prices
 from paligemma.preflight.disk import examine_disk
 from paligemma.preflight.render import write
@@ -55,3 +56,7 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, max_text_to
     if not warn_only:
         raise error
     log.warning("%s", error)
+
+
+if __name__ == "__main__":
+    say_moved("components.preflight")

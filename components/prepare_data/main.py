@@ -17,6 +17,7 @@ from components.prepare_data.stages import (
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.run_date import with_run_date
 from paligemma.artifacts.store import produce
+from paligemma.command_line import say_moved
 from paligemma.data.balance import FINDINGS
 from paligemma.data.rows import split_lines
 from paligemma.data.workers import core_count, prepare_parts
@@ -66,3 +67,7 @@ def prepare_data(
     for code, particulars in dataset.findings.items():
         log.warning("%s: %s (%s)", code, FINDINGS[code], particulars)
     log.info("%d rows kept, %d rejected, %d warnings, in %s", dataset.rows, rejected, warned, output)
+
+
+if __name__ == "__main__":
+    say_moved("components.prepare_data")

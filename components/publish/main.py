@@ -7,6 +7,7 @@ import logging
 from components.publish.model_registry import VertexModel
 from components.publish.release import read_candidate, write_release
 from paligemma.artifacts.recording import recorded
+from paligemma.command_line import say_moved
 from paligemma.registry import releases
 
 log = logging.getLogger("paligemma.publish")
@@ -42,3 +43,7 @@ def publish(
     if vertex is not None:
         vertex.upload(release)
     return release.version
+
+
+if __name__ == "__main__":
+    say_moved("components.publish")

@@ -12,6 +12,7 @@ from components.summarize.webhook import notify
 from paligemma.artifacts.record import Input
 from paligemma.artifacts.recording import recorded, safe_name
 from paligemma.artifacts.store import produce
+from paligemma.command_line import say_moved
 from paligemma.errors import InputError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.lineage.cache_hits import record_cached
@@ -97,3 +98,7 @@ def run_records(index: Index, name: str) -> list[Input]:
         for record in records
         if record["producer"]["component"] != "summarize"
     ]
+
+
+if __name__ == "__main__":
+    say_moved("components.summarize")

@@ -6,10 +6,11 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
-from paligemma.errors import PaliGemmaError
+from paligemma.errors import InputError, PaliGemmaError
 from paligemma.redaction import without_passwords
 from paligemma.storage.disk_space import explain_full_disk
 from paligemma.terminal import printable
@@ -48,3 +49,9 @@ def run_command(run: Callable, name: str) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name)(run)
     run_app(app)
+
+
+def say_moved(module: str) -> NoReturn:
+    """Ends a module that was a program once: started by its old name, it would do nothing, and say so to nobody."""
+    sys.stderr.write(f"error: {InputError('This is no program any more.', fix=f'python -m {module}')}\n")
+    raise SystemExit(InputError.exit_code)

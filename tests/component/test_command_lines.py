@@ -145,3 +145,10 @@ def test_generate_prints_an_answer(tmp_path: Path, records: Path) -> None:
 def test_json_artifacts_are_json(records: Path) -> None:
     for path in records.glob("*.json"):
         json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_name_that_it_had_once_says_the_one_of_today(component: str) -> None:
+    done = call(f"components.{component}.main", "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"python -m components.{component}\n")
