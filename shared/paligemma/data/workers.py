@@ -102,11 +102,18 @@ def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers
     context = multiprocessing.get_context("spawn")
     board = _Board(context.RawArray("q", len(todo)), context.RawArray("q", len(todo)), context.RawValue("b", 0))
     firsts, before = np.array([part.line for part in todo]), progress.done
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, folder, board))
     futures: list[Future[None]] = []
     try:
         for place, part in enumerate(todo):  # a process may die before the last is submitted
-            futures.append(pool.submit(_prepare_one, part, place))
+            try:
+                futures.append(pool.submit(_prepare_one, part, place))
+            except (ValueError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # the system's own: no process can be started
+                    raise
+                # It broke just now, and closed the pipes that a new process was being given.
+                raise BrokenProcessPool(str(error)) from error
         pending = set(futures)
         while pending:
             done, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
@@ -115,6 +122,9 @@ def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers
             for future in done:
                 future.result()
     except BrokenProcessPool:
+        # One that was started while the pool broke is not ended by it, and waited for without end.
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
         at = [str(line) for line, future in zip(board.line, futures, strict=False) if line and future.exception()]
         raise WorkerDiedError(
             "A process that prepared rows was killed.",
