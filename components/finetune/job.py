@@ -93,7 +93,6 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
 
 def fingerprint(base: Checkpoint, data: Records, validation: Records | None, recipe: Recipe, steps: int) -> dict:
     """What determines the parameters that come out, down to the last bit, on given devices."""
-
     return {
         "recipe": recipe.determining(),
         "steps": steps,
@@ -105,7 +104,6 @@ def fingerprint(base: Checkpoint, data: Records, validation: Records | None, rec
 
 def state_location(output: str, state: str, state_root: str, determined_by: dict) -> str:
     """Where the training state is: where the user says, below a root, or beside the output."""
-
     if state:
         return state
     if state_root:

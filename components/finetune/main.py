@@ -170,7 +170,6 @@ def check_room(location: str, folder: Path, current: TrainState) -> None:
     Raises:
         InputError: they do not; says how much room is needed.
     """
-
     result, state = (sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for part in (current.trainable, current))
     place = parse_location(location)
     if isinstance(place, Path) and place.stat().st_dev == folder.stat().st_dev:
@@ -183,7 +182,6 @@ def check_room(location: str, folder: Path, current: TrainState) -> None:
 
 def note_divergence(data: Records, location: str, number: int, fed: FedBatch) -> str:
     """Writes which rows a step had whose loss or gradient is not finite; returns where."""
-
     file = f"{location}/diverged-step-{number:08d}-process-{jax.process_index()}.json"
     noted = {"step": number, "rows": fed.rows.tolist(), "row_ids": row_ids(data, fed.rows.tolist())}
     write_file(file, (json.dumps(noted) + "\n").encode())
@@ -192,7 +190,6 @@ def note_divergence(data: Records, location: str, number: int, fed: FedBatch) ->
 
 def is_identical(frozen: nnx.State, base: Checkpoint) -> bool:
     """Whether every frozen parameter is, bit for bit, the base's in the dtype it is held in. One array at a time."""
-
     for name, variable in parameters_by_name(frozen).items():
         for shard in variable.get_value().addressable_shards:
             found, expected = np.asarray(shard.data), np.asarray(base.arrays[name][shard.index], shard.data.dtype)

@@ -188,3 +188,10 @@ def test_what_we_rely_on_elsewhere_is_held_to_by_tests_that_exist() -> None:
             file = path or file
             assert (REPOSITORY / file).is_file(), file
             assert not test or f"def {test}(" in (REPOSITORY / file).read_text(), test
+
+
+def test_files_that_the_tests_page_names_are_there() -> None:
+    page = (REPOSITORY / "tests/README.md").read_text()
+    named = set(re.findall(r"`((?:shared|components|pipelines|docker)/[\w/.-]+\.(?:py|yaml|sh|txt))`", page))
+    assert len(named) >= 15
+    assert [name for name in sorted(named) if "NAME" not in name and not (REPOSITORY / name).is_file()] == []
