@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from paligemma.choices import ExportDtype, ModelFormat, TaskName
 from paligemma.command_line import make_app, run_app
 from paligemma.errors import InputError
 from paligemma.terminal import say
@@ -70,7 +71,7 @@ def generate(
         typer.Option(help='JSONL file of rows {"image", "prefix"}; images are relative to it.', show_default="none"),
     ] = None,
     task: Annotated[
-        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
+        TaskName,
         typer.Option(help="Puts the prompt into the words that PaliGemma was trained on.", show_default="as it is"),
     ] = "",
     model: ModelName = "",
@@ -140,11 +141,11 @@ def export(
     model: Annotated[str, typer.Option(help="Checkpoint file or folder, tuned model, or embedded:tiny.")],
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write to.")],
     format: Annotated[
-        Literal["big_vision", "huggingface"],
+        ModelFormat,
         typer.Option(help="big_vision: one .npz file. huggingface: a folder that transformers loads."),
     ],
     dtype: Annotated[
-        Literal["stored", "float32", "float16", "bfloat16"],
+        ExportDtype,
         typer.Option(help="Of every parameter; stored keeps each as it is (trained ones are float32)."),
     ] = "stored",
     base: Annotated[

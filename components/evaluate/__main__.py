@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from paligemma.artifacts.recording import recorded
+from paligemma.choices import TaskName
 from paligemma.command_line import run_command
-
-TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]
 
 
 @recorded("evaluate")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from paligemma.artifacts.recording import recorded
+from paligemma.choices import StoredDtype
 from paligemma.command_line import run_command
 
 
@@ -35,7 +36,7 @@ def run(
         ),
     ] = "",
     precision: Annotated[
-        Literal["float16", "bfloat16", "float32"],
+        StoredDtype,
         typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
     ] = "float16",
     image_size: Annotated[

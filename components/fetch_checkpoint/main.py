@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from typing import get_args
 
 from paligemma.artifacts.record import Input, file_sha256
 from paligemma.artifacts.recording import recorded
@@ -17,9 +18,9 @@ from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
 from paligemma.checkpoints.sources import web
 from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
-from paligemma.checkpoints.sources.kaggle import PRECISIONS
 from paligemma.checkpoints.sources.remote import is_remote, redacted
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
+from paligemma.choices import StoredDtype
 from paligemma.command_line import say_moved
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError, one_of
@@ -34,7 +35,7 @@ log = logging.getLogger("paligemma.fetch_checkpoint")
 def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, precision: str, image_size: int) -> None:
     """Copies a checkpoint to OUTPUT, after checking it; see the command line."""
     expected_sha256 = parse_sha256(sha256.lower(), "The expected hash", where="--sha256") if sha256 else ""
-    had, local = fetch_first(source, expected_sha256, one_of(precision, PRECISIONS, "--precision"))
+    had, local = fetch_first(source, expected_sha256, one_of(precision, get_args(StoredDtype), "--precision"))
     checkpoint = open_checkpoint(local)
     config = checkpoint.config
     if image_size:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from paligemma.artifacts.recording import recorded
+from paligemma.choices import Compression, OverLong
 from paligemma.command_line import run_command
 
 
@@ -28,14 +29,12 @@ def run(
     max_text_tokens: Annotated[
         int, typer.Option(help="Maximum tokens of prefix and suffix, including bos, separator and eos.", min=4)
     ] = 128,
-    over_long: Annotated[
-        Literal["reject", "truncate"], typer.Option(help="Over-long rows: reject, or cut the suffix before its eos.")
-    ] = "reject",
+    over_long: Annotated[OverLong, typer.Option(help="Over-long rows: reject, or cut the suffix before its eos.")] = "reject",
     max_reject_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of the rows is rejected.", min=0, max=1)
     ] = 0.1,
     rows_per_shard: Annotated[int, typer.Option(help="Lines of the JSONL file that make up a shard.", min=1)] = 2000,
-    compression: Annotated[Literal["none", "gzip"], typer.Option(help="Compression of the shards.")] = "none",
+    compression: Annotated[Compression, typer.Option(help="Compression of the shards.")] = "none",
     against: Annotated[
         str,
         typer.Option(

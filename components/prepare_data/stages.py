@@ -20,12 +20,13 @@ from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_
 from paligemma.artifacts.store import Draft, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.image_source import open_images
 from paligemma.data.merge_shards import assemble, gather_facts
 from paligemma.data.pictures.levels import parse_grey_range
-from paligemma.data.prepare import Facts, Job, OverLong
-from paligemma.data.records import Compression, Dataset, open_records
+from paligemma.data.prepare import Facts, Job
+from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError, one_of

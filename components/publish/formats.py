@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import get_args
 
+from paligemma.choices import ModelFormat
 from paligemma.errors import InputError, did_you_mean
 
-if TYPE_CHECKING:
-    from paligemma.checkpoints.export import Format
-
-FORMATS: tuple[Literal["big_vision"], Literal["huggingface"]] = ("big_vision", "huggingface")
+FORMATS: tuple[ModelFormat, ...] = get_args(ModelFormat)
 
 
-def parse_formats(text: str) -> tuple[Format, ...]:
+def parse_formats(text: str) -> tuple[ModelFormat, ...]:
     """Parses a comma-separated list of formats; drops repetitions.
 
     Raises:
         InputError: a format is unknown, or none is named.
     """
-    wanted: list[Format] = []
+    wanted: list[ModelFormat] = []
     for name in dict.fromkeys(name.strip() for name in text.split(",") if name.strip()):
         if name not in FORMATS:
             raise InputError(f"There is no format {name!r}.", where="--formats", fix=did_you_mean(name, FORMATS))

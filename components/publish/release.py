@@ -14,9 +14,10 @@ from components.publish.card import Source, render_card
 from components.publish.formats import parse_formats
 from paligemma.artifacts.record import RECORD_FILE, Input, canonical_sha256, read_record
 from paligemma.artifacts.store import input_of, localize, produce, record_of
-from paligemma.checkpoints.export import ExportDtype, Format, export
+from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
+from paligemma.choices import ExportDtype, ModelFormat
 from paligemma.errors import InputError, PaliGemmaError, one_of
 from paligemma.foreign_json import read_json
 from paligemma.registry.releases import (
@@ -60,7 +61,7 @@ class Candidate:
     tuned: str
     evaluation: Path
     registry: str
-    formats: tuple[Format, ...]
+    formats: tuple[ModelFormat, ...]
     dtype: ExportDtype
     signer: str
     description: TunedDescription

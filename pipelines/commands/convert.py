@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from paligemma.choices import BoxPixels
 from paligemma.command_line import make_app
 from paligemma.terminal import say
 
@@ -50,7 +51,7 @@ def convert_coco_detection(
     output: OutputFile,
     images: ImageFolder = None,
     box_pixels: Annotated[
-        Literal["auto", "displayed", "stored"],
+        BoxPixels,
         typer.Option(help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."),
     ] = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from paligemma.choices import StoredDtype, TaskName
 from paligemma.command_line import make_app
 from paligemma.terminal import say
 
@@ -310,7 +311,7 @@ def run(
         str, typer.Option(help="SentencePiece model, when it is not beside the weights.", show_default="beside the weights")
     ] = "",
     precision: Annotated[
-        Literal["float16", "bfloat16", "float32"],
+        StoredDtype,
         typer.Option(help="Which file of a Kaggle model: by the dtype of its weights."),
     ] = "float16",
     image_size: Annotated[
@@ -338,7 +339,7 @@ def run(
         ),
     ] = "",
     task: Annotated[
-        Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"],
+        TaskName,
         typer.Option(help="What the rows ask, which selects the metrics.", show_default="exact match of any text"),
     ] = "",
     metrics: Annotated[

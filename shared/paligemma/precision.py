@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
-FrozenDtype = Literal["float16", "bfloat16", "float32"]
+from paligemma.choices import ComputeDtype
 
 
 @dataclass(frozen=True)

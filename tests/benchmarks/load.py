@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.lazy import lengths, split_index
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.models.config import VARIANTS
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.runtime.sharding import make_mesh
 from paligemma.training.trainable import compile_pattern, is_trainable
 

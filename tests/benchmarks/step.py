@@ -40,10 +40,10 @@ import typer
 from peers import environment, variables
 from step_workers.worker import TRAINED
 
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.npz import write_npz
 from paligemma.data.batch_order import bucket_widths
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.storage.cache import cache_folder
 from paligemma.training.flops import step_flops
 

@@ -25,12 +25,12 @@ import typer
 from flax import nnx
 from step import make_matmul, random_parameter
 
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.models.config import VARIANTS, PaliGemmaConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.runtime.sharding import make_mesh, shard_batch
 from paligemma.storage.cache import cache_folder
 from paligemma.training.flops import step_flops

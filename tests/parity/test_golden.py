@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 
 import paligemma
-from paligemma.checkpoints.architecture import abstract_model, parameter_shapes
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.checkpoints.resample import resample_positions
@@ -22,6 +21,8 @@ from paligemma.data.images import preprocess
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.models.config import VARIANTS
 from paligemma.models.layers import LayerPlan
+from paligemma.models.paligemma import abstract_model
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.precision import Precision
 from paligemma.training.learning_rate import learning_rate_schedule
 from paligemma.training.recipe import Recipe

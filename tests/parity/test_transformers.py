@@ -12,13 +12,13 @@ import transformers
 from safetensors.torch import save_file
 
 import paligemma
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.npz import read_npz, write_npz
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 
 torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
 

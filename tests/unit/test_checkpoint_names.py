@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from paligemma.checkpoints import safetensors_files
-from paligemma.checkpoints.architecture import infer_config, parameter_shapes
+from paligemma.checkpoints.architecture import infer_config
 from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.lazy import FirstRows, verify
 from paligemma.checkpoints.npz import read_npz, write_npz
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 
 ONE = PaliGemmaConfig(
     img=VisionConfig(image_size=16, patch_size=8, width=8, depth=2, mlp_dim=12, num_heads=2),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma.checkpoints.architecture import check_parameters, infer_config, parameter_shapes
+from paligemma.checkpoints.architecture import check_parameters, infer_config
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 
 SMALL = PaliGemmaConfig(
     img=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, mlp_dim=16, num_heads=2),

@@ -23,8 +23,8 @@ class Base:
     """A published checkpoint that is not here: names and shapes, as they are stored in float16."""
 
     def __init__(self, variant: str) -> None:
-        from paligemma.checkpoints.architecture import abstract_model
         from paligemma.checkpoints.parameters import parameters_by_name
+        from paligemma.models.paligemma import abstract_model
 
         self.config = VARIANTS[variant]
         leaves = parameters_by_name(abstract_model(self.config))

@@ -14,7 +14,7 @@ from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.data.batch import train_batch
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.models.layers import LayerPlan
-from paligemma.models.lora import LoraConfig
+from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.paligemma import PaliGemma
 from paligemma.training.flops import step_flops
 from paligemma.training.step import StepSettings, init_state, make_train_step

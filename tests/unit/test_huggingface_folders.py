@@ -15,7 +15,6 @@ import paligemma
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.store import produce
 from paligemma.checkpoints import safetensors_files
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.huggingface.config import huggingface_config, parse_huggingface_config
 from paligemma.checkpoints.huggingface.mapping import EMBEDDING, from_tensors, tensor_shapes
@@ -29,7 +28,8 @@ from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE, Ten
 from paligemma.checkpoints.tuned import Base, TunedDescription, read_tuned, write_tuned
 from paligemma.errors import DamagedError, InputError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
-from paligemma.models.lora import LoraConfig
+from paligemma.models.lora_factors import LoraConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.runtime.sharding import fsdp_sharding, make_mesh
 
 SMALL = PaliGemmaConfig(

@@ -14,18 +14,18 @@ from conftest import REPOSITORY
 ROOMS = [
     # What every room may use: errors, readers and writers of texts, what a terminal shows.
     {
+        "choices",
         "errors",
         "extras",
         "foreign_json",
         "json_leaves",
-        "precision",
         "progress",
         "redaction",
         "regular_files",
         "safe_names",
         "terminal",
     },
-    {"web_address", "web_client", "yaml_text"},
+    {"precision", "web_address", "web_client", "yaml_text"},
     {"storage"},
     {"command_line", "runtime"},
     {"models", "google", "reports"},

@@ -10,7 +10,7 @@ from flax import nnx
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.errors import InputError
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
-from paligemma.models.lora import FACTORS, LoraConfig, adapted_weight, initial_factor, is_adapter, merge_adapter
+from paligemma.models.lora_factors import FACTORS, LoraConfig, adapted_weight, initial_factor, is_adapter, merge_adapter
 from paligemma.models.paligemma import PaliGemma
 from paligemma.training.recipe import parse_recipe
 from paligemma.training.trainable import compile_pattern, parameter_groups, split_trainable

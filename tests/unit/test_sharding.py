@@ -8,12 +8,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import train_batch
 from paligemma.errors import InputError
 from paligemma.models.layers import LayerPlan
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.preflight.abstract import abstract_step
 from paligemma.preflight.program import collectives
 from paligemma.runtime.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch

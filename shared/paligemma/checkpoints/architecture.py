@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Protocol
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from paligemma.checkpoints.lazy import FirstRows, LazyArray
 from paligemma.errors import DamagedError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
-from paligemma.models.lora import LoraConfig
-from paligemma.models.paligemma import PaliGemma
-from paligemma.precision import FLOAT32, Precision
+from paligemma.models.parameter_shapes import parameter_shapes
 
 EMBEDDING = "llm/embedder/input_embedding"
 PADDING = 64
@@ -39,18 +34,6 @@ class HasDtype(Protocol):
 
     @property
     def dtype(self) -> np.dtype: ...
-
-
-def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora: LoraConfig | None = None) -> PaliGemma:
-    """The network with shapes instead of parameters; allocates no memory."""
-    return nnx.eval_shape(lambda: PaliGemma(config, precision=precision, lora=lora, rngs=nnx.Rngs(0)))
-
-
-@functools.cache
-def parameter_shapes(config: PaliGemmaConfig) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every parameter, named as in big_vision's checkpoints."""
-    state = nnx.to_flat_state(nnx.state(abstract_model(config), nnx.Param))
-    return MappingProxyType({"/".join(map(str, path)): tuple(variable.shape) for path, variable in state})
 
 
 def infer_config(arrays: Mapping[str, HasShape], where: object = None) -> PaliGemmaConfig:
@@ -169,7 +152,7 @@ def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
     Raises:
         DamagedError: names the parameters that are not.
     """
-    others = [f"{name} is {array.dtype}" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
+    others = [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_floating(array.dtype)]
     if others:
         raise DamagedError(
             f"Parameters are not floating-point numbers: {_shortened(others)}.",
@@ -177,6 +160,15 @@ def check_dtypes(arrays: Mapping[str, HasDtype], where: object) -> None:
             expected="float32, float16 or bfloat16",
             fix="take the weights as trained: integers are of a quantized or damaged checkpoint",
         )
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether a dtype holds floating-point numbers, among them those that NumPy does not know by itself (bfloat16, float8)."""
+    try:
+        ml_dtypes.finfo(dtype)
+    except ValueError:
+        return False
+    return np.dtype(dtype).kind != "c"
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, HasShape]) -> str:

@@ -7,9 +7,8 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from paligemma.artifacts.store import input_of, produce
@@ -18,14 +17,12 @@ from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_model
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
+from paligemma.choices import ExportDtype, ModelFormat
 from paligemma.errors import InputError
 from paligemma.storage.disk_space import check_space
 
-Format = Literal["big_vision", "huggingface"]
-ExportDtype = Literal["stored", "float32", "float16", "bfloat16"]
 
-
-def export(model: str | Path, output: str | Path, format: Format, dtype: ExportDtype = "stored", base: str = "") -> None:
+def export(model: str | Path, output: str | Path, format: ModelFormat, dtype: ExportDtype = "stored", base: str = "") -> None:
     """Writes a checkpoint, or a tuned model merged with its base, as an artifact of the type `checkpoint`.
 
     Args:
@@ -68,7 +65,7 @@ def _caster(dtype: ExportDtype) -> Callable[[str, np.ndarray], np.ndarray]:
     """The function that converts a block of a named parameter's values for writing."""
 
     def cast(name: str, values: np.ndarray) -> np.ndarray:
-        wanted = values.dtype if dtype == "stored" else jnp.dtype(dtype)
+        wanted = values.dtype if dtype == "stored" else np.dtype(dtype)
         if values.dtype == wanted:
             return values
         with np.errstate(over="ignore"):
@@ -76,7 +73,7 @@ def _caster(dtype: ExportDtype) -> Callable[[str, np.ndarray], np.ndarray]:
         if not np.isfinite(result).all() and np.isfinite(values).all():
             raise InputError(
                 f"{name} has values that {dtype} cannot hold.",
-                expected=f"none beyond {jnp.finfo(wanted).max}",
+                expected=f"none beyond {ml_dtypes.finfo(wanted).max}",
                 fix="export with --dtype bfloat16 or float32",
             )
         return result

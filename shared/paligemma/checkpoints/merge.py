@@ -10,7 +10,7 @@ import numpy as np
 from paligemma.checkpoints.lazy import LazyArray, split_index
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.errors import DamagedError
-from paligemma.models.lora import adapted_weight, is_adapter, merge_adapter, merged_shape
+from paligemma.models.lora_factors import adapted_weight, is_adapter, merge_adapter, merged_shape
 
 
 @dataclass(frozen=True)

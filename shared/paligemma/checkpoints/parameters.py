@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.lazy import LazyArray, read, verify
+from paligemma.choices import ComputeDtype
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.models.lora import LoraConfig, initial_factor, is_adapter
-from paligemma.models.paligemma import PaliGemma
-from paligemma.precision import ComputeDtype, Precision
+from paligemma.models.lora_factors import LoraConfig, initial_factor, is_adapter
+from paligemma.models.paligemma import PaliGemma, abstract_model
+from paligemma.precision import Precision
 from paligemma.runtime.sharding import fsdp_sharding
 
 TOWER = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"  # the largest parameter stands for the whole tower

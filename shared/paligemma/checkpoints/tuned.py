@@ -16,7 +16,7 @@ from paligemma.checkpoints.safetensors_files import read_safetensors
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_model
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.models.lora import LoraConfig
+from paligemma.models.lora_factors import LoraConfig
 from paligemma.safe_names import Address, RelativePath, Sha256
 
 WEIGHTS_FILE = "trained.safetensors"

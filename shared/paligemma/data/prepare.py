@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
 
+from paligemma.choices import Compression, OverLong
 from paligemma.data.image_source import open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.records import Compression, Example, Shard
+from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
 from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
@@ -30,7 +30,6 @@ from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_model
 
-OverLong = Literal["reject", "truncate"]
 Report = Callable[[int, int], None]
 """Called with the number of the next line, and the number of rows of the range rejected so far."""
 

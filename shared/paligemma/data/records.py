@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from paligemma.artifacts.record import ROWS_FILE, read_record
 from paligemma.artifacts.store import localize
+from paligemma.choices import Compression
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.safe_names import RelativePath, Sha256
@@ -20,7 +21,6 @@ from paligemma.safe_names import RelativePath, Sha256
 DATASET_FILE = "dataset.json"
 WARNINGS_FILE = "warnings.jsonl"
 ARTIFACT_TYPE = "records"
-Compression = Literal["none", "gzip"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import hashlib
 from pathlib import Path
 from types import TracebackType
 
-from paligemma.data.records import Compression, Example, Shard
+from paligemma.choices import Compression
+from paligemma.data.records import Example, Shard
 from paligemma.data.tfrecord import FOOTER, HEADER, masked_crc32c
 
 _BLOCK = 1 << 20

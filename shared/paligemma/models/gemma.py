@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from paligemma.models.attention import attend
 from paligemma.models.config import DecoderConfig
 from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
-from paligemma.models.lora import LoraConfig, make_adapter
+from paligemma.models.lora import make_adapter
+from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.scaled_matmul import product
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import gather, split_rows

@@ -12,7 +12,7 @@ from paligemma.models.attention import prefix_lm_mask
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.gemma import Decoder, Dropout
 from paligemma.models.layers import LayerPlan
-from paligemma.models.lora import LoraConfig
+from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.siglip import VisionTower
 from paligemma.precision import FLOAT32, Precision
 
@@ -86,3 +86,8 @@ def with_image(
     if mask_input is not None:
         mask_input = jnp.concatenate([image == 0, mask_input.astype(bool)], axis=1)
     return mask_ar, mask_input
+
+
+def abstract_model(config: PaliGemmaConfig, precision: Precision = FLOAT32, lora: LoraConfig | None = None) -> PaliGemma:
+    """The network with shapes instead of parameters; allocates no memory."""
+    return nnx.eval_shape(lambda: PaliGemma(config, precision=precision, lora=lora, rngs=nnx.Rngs(0)))

@@ -11,11 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.parameters import TOWER, parameters_by_name
+from paligemma.choices import ComputeDtype
 from paligemma.data.batch import TrainBatch
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.precision import ComputeDtype, Precision
+from paligemma.models.paligemma import abstract_model
+from paligemma.precision import Precision
 from paligemma.runtime.sharding import Device, batch_sharding, check_batch_size, fsdp_sharding, make_mesh
 from paligemma.training.optimizer import make_optimizer
 from paligemma.training.recipe import Recipe

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from paligemma.checkpoints.architecture import abstract_model
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.models.lora import LoraConfig
+from paligemma.models.lora_factors import LoraConfig
+from paligemma.models.paligemma import abstract_model
 from paligemma.preflight.compiler import compile_for
 from paligemma.preflight.targets import GIB, Target, find_target
 from paligemma.training.flops import step_flops

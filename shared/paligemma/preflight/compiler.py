@@ -42,7 +42,6 @@ _SOURCES = (
     "data/batch.py",
     "precision.py",
     "runtime/sharding.py",
-    "checkpoints/architecture.py",
 )
 """Source files of the step: when they change, the program may change."""
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from paligemma.checkpoints.architecture import parameter_shapes
 from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.preflight.analyze import Report, device_memory, examine, needed_flops, trained_shapes
 from paligemma.preflight.targets import Target, find_target
 from paligemma.training.recipe import Recipe

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from paligemma.choices import ComputeDtype
 from paligemma.errors import InputError, did_you_mean
 from paligemma.models.config import VARIANTS, PaliGemmaConfig
-from paligemma.precision import ComputeDtype
 
 GIB = 2**30
 

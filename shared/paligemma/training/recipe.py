@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from paligemma.choices import ComputeDtype, StoredDtype
 from paligemma.data.augment import Augmentation
 from paligemma.errors import InputError
 from paligemma.models.config import describe_validation_error
 from paligemma.models.layers import LayerPlan, Remat
-from paligemma.models.lora import LoraConfig
-from paligemma.precision import ComputeDtype, FrozenDtype
+from paligemma.models.lora_factors import LoraConfig
 from paligemma.training.trainable import compile_pattern
 from paligemma.yaml_text import parse_yaml
 
@@ -81,7 +81,7 @@ class Recipe(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout rate on what the decoder's attention and MLP add.")
     augment: Augmentation = Field(default=Augmentation(), description="Random changes of images: keys flip, crop, colour.")
 
-    frozen_dtype: FrozenDtype = Field(default="float16", description="Dtype of frozen parameters; trained ones are float32.")
+    frozen_dtype: StoredDtype = Field(default="float16", description="Dtype of frozen parameters; trained ones are float32.")
     compute_dtype: ComputeDtype = Field(
         default="auto",
         description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32.",

@@ -10,7 +10,7 @@ from flax import nnx
 from rich.table import Table
 
 from paligemma.errors import InputError, did_you_mean
-from paligemma.models.lora import is_adapter
+from paligemma.models.lora_factors import is_adapter
 from paligemma.models.paligemma import PaliGemma
 
 TRAINABLE_SETS = {

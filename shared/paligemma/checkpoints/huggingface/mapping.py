@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paligemma.checkpoints.architecture import PADDING, HasShape, check_shapes, nearest_variant, parameter_shapes
+from paligemma.checkpoints.architecture import PADDING, HasShape, check_shapes, nearest_variant
 from paligemma.checkpoints.huggingface.names import EMBEDDING, LANGUAGE, TOWER, published_names
 from paligemma.checkpoints.lazy import BLOCK, LazyArray, Stacked, copy, empty
 from paligemma.checkpoints.safetensors_files import Tensor
 from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.parameter_shapes import parameter_shapes
 
 
 class Row(NamedTuple):

@@ -8,6 +8,7 @@ from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.checkpoints.sources import huggingface, kaggle, web
 from paligemma.checkpoints.sources.remote import redacted
+from paligemma.choices import StoredDtype
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.redaction import without_passwords
 from paligemma.storage.folders import kind_of
@@ -17,7 +18,7 @@ from paligemma.web_address import is_web_address
 log = logging.getLogger("paligemma.sources")
 
 
-def fetch_first(sources: str, sha256: str = "", precision: kaggle.Precision = "float16") -> tuple[str, str]:
+def fetch_first(sources: str, sha256: str = "", precision: StoredDtype = "float16") -> tuple[str, str]:
     """Fetches the first available source to this machine.
 
     Args:
@@ -83,7 +84,7 @@ def _check(source: str, sha256: str) -> None:
         _fetch(source, sha256, "float16")  # only looks, fetches nothing
 
 
-def _fetch(source: str, sha256: str, precision: kaggle.Precision) -> str:
+def _fetch(source: str, sha256: str, precision: StoredDtype) -> str:
     if source.startswith("kaggle://"):
         return str(kaggle.fetch(source, precision))
     if is_web_address(source):

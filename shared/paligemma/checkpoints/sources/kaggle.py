@@ -6,25 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.sources.remote import unavailable
+from paligemma.choices import StoredDtype
 from paligemma.errors import DamagedError, InputError, one_of
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.google.secret_manager import read_secret, secret_and_project
 from paligemma.storage.disk_space import explain_full_disk
 from paligemma.storage.retry import attempts
 
-Precision = Literal["float16", "bfloat16", "float32"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-_FILES: dict[Precision, str] = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
+_FILES: dict[StoredDtype, str] = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
 
 SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
 """Name of a secret version whose payload is a kaggle.json."""
 
 
-def parse_source(source: str, precision: Precision) -> tuple[str, str]:
+def parse_source(source: str, precision: StoredDtype) -> tuple[str, str]:
     """The handle of a model version, and the name of its file.
 
     Raises:
@@ -41,7 +39,7 @@ def parse_source(source: str, precision: Precision) -> tuple[str, str]:
     return f"{owner}/{model}/{framework}/{variation}/{version}", name
 
 
-def fetch(source: str, precision: Precision) -> Path:
+def fetch(source: str, precision: StoredDtype) -> Path:
     """Fetches `kaggle://owner/model/framework/variation/version[/file]`, and returns the file in kagglehub's cache."""
     import kagglehub
     from kagglehub.config import get_cache_folder

@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from paligemma.choices import BoxPixels
 from paligemma.data.convert.boxes import Corners, box_of, place, reach
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.names import Index, image_name, number_of, text_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
-from paligemma.data.convert.photos import BoxPixels, Pictured, Size, find_frames, read_photo
+from paligemma.data.convert.photos import Pictured, Size, find_frames, read_photo
 
 ListedImage = tuple[str, Size | None]
 """File name, and width and height if given."""

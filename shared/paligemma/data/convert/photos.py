@@ -18,6 +18,7 @@ from typing import IO, Literal
 
 from PIL import ExifTags, Image
 
+from paligemma.choices import BoxPixels
 from paligemma.data.convert.boxes import TOLERANCE
 from paligemma.data.convert.outcomes import EntryError, Tally
 from paligemma.data.image_source import read_member, split_archive
@@ -26,7 +27,6 @@ from paligemma.data.images import FORMATS, MAX_BYTES, MAX_PIXELS
 from paligemma.data.rows import RowError, image_path
 
 Kind = Literal["displayed", "stored"]
-BoxPixels = Literal["auto", "displayed", "stored"]
 Size = tuple[float, float]
 """Width and height."""
 

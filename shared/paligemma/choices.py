@@ -1,0 +1,22 @@
+"""Settings that are one of a few values, each typed once: for flags, parameters and functions. Importing this costs nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a model computes in; see `paligemma.precision`."""
+StoredDtype = Literal["float16", "bfloat16", "float32"]
+"""What parameters are kept in."""
+ExportDtype = Literal["stored", "float32", "float16", "bfloat16"]
+"""What a model is exported in; `stored` leaves each parameter as it is."""
+ModelFormat = Literal["big_vision", "huggingface"]
+"""Layout of a model's files."""
+TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]
+"""What rows ask; see `paligemma.evaluation.tasks`. Empty: any text."""
+OverLong = Literal["reject", "truncate"]
+"""What becomes of rows with more tokens than a step takes."""
+Compression = Literal["none", "gzip"]
+"""Compression of record shards."""
+BoxPixels = Literal["auto", "displayed", "stored"]
+"""What boxes on a photo with an EXIF orientation refer to: the photo as displayed, as stored, or what its sizes say."""
