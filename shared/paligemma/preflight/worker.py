@@ -34,7 +34,8 @@ def compile_step(job: dict) -> dict:
 
     from paligemma.models.config import PaliGemmaConfig
     from paligemma.preflight.abstract import abstract_step
-    from paligemma.preflight.program import collectives
+    from paligemma.preflight.account import account
+    from paligemma.preflight.hlo_text import read_program
     from paligemma.preflight.targets import TARGETS
     from paligemma.training.recipe import Recipe
 
@@ -62,7 +63,10 @@ def compile_step(job: dict) -> dict:
         "code": memory.generated_code_size_in_bytes,
         "compile_seconds": round(time.monotonic() - started, 1),
         "peak": memory.peak_memory_in_bytes,
-        "collectives": {one.kind: {"count": one.count, "bytes": one.bytes} for one in collectives(compiled.as_text())},
+        "collectives": {
+            kind: {"count": one.count, "bytes": one.bytes}
+            for kind, one in account(read_program(compiled.as_text())).collectives.items()
+        },
     }
 
 
