@@ -224,6 +224,17 @@ def test_a_batched_product_that_a_tpu_writes_as_a_dilated_convolution() -> None:
     assert found.flops == {"bf16": 2 * 4 * 512 * 128 * 256}
 
 
+def test_a_windows_axes_are_named_and_not_in_order() -> None:
+    """A gradient as the TPU's compiler writes it: of axis 0, one of two places of a padded kernel meets the input each time."""
+    found = of_text(
+        "%a = bf16[2,8,383,256,1]{2,3,1,0,4} parameter(0)",
+        "%b = bf16[8,383,2,256,1]{3,1,0,4,2} parameter(1)",
+        "ROOT %c = bf16[2,256,2,256,1]{3,1,4,0,2} convolution(%a, %b), "
+        "window={size=2x1x8 pad=1_1x0_0x0_0 rhs_reversal=1x0x0}, dim_labels=12fb0_2i0o1->1b0f2",
+    )
+    assert found.flops == {"bf16": 2 * (2 * 2) * 256 * 256 * (8 * 383)}
+
+
 def test_what_is_started_and_waited_for_counts_once() -> None:
     found = of_text(
         "%w = bf16[1024]{0} parameter(0)",

@@ -166,17 +166,6 @@ def needed_flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> f
     return step_flops(config, trained, recipe.batch_size, width, width)
 
 
-@functools.cache
-def trained_shapes(
-    config: PaliGemmaConfig, trainable: str | tuple[str, ...], lora: LoraConfig
-) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the parameters that a recipe trains."""
-    pattern = compile_pattern(trainable)
-    model = abstract_model(config, lora=lora if trainable == "lora" else None)
-    variables = parameters_by_name(model)
-    return MappingProxyType({name: tuple(leaf.shape) for name, leaf in variables.items() if is_trainable(pattern, name)})
-
-
 def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
     """The date of a price list, and dollars an hour by device.
 

@@ -64,14 +64,13 @@ def _convolution(computation: Computation, instruction: Instruction) -> int:
     labels = instruction.attribute(r"dim_labels=(\w+->\w+)") or ""
     of_left, of_right, of_result = re.split(r"_|->", labels)
     places = 1
-    for number, axis in enumerate(label for label in of_left if label.isdigit()):
-        place = _window(instruction, number)
+    for axis in filter(str.isdigit, of_left):
         lengths = (
             left.lengths[of_left.index(axis)],
             right.lengths[of_right.index(axis)],
             result.lengths[of_result.index(axis)],
         )
-        places *= _places(*lengths, *place)
+        places *= _places(*lengths, *_window(instruction, int(axis)))
     groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
     rows = left.lengths[of_left.index("b")] // groups
     channels = right.lengths[of_right.index("i")] * result.lengths[of_result.index("f")]
