@@ -15,6 +15,7 @@ from paligemma.data.image_source import open_images, split_archive
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.rows import Row, RowError, read_all_rows
 from paligemma.data.split import split_rows
+from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.tasks import TASKS
@@ -45,6 +46,7 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     """
     given = {name: str(value) for name, value in parameters.items()}
     recipe = parse_recipe(given["recipe"])
+    parse_settings(given["decoding"], "the parameter decoding")
     find_target(given["target"])
     parse_grey_range(given["grey_range"])
     parse_formats(given["formats"])

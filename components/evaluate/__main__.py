@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
+from components.decoding_flags import Beams, BestOf, MaxNewTokens, Seed, Temperature, TopK, TopP
 from paligemma.artifacts.recording import recorded
 from paligemma.choices import TaskName
 from paligemma.command_line import run_command
+from paligemma.decoding.settings import DecodeSettings
 
 
 @recorded("evaluate")
@@ -57,15 +60,13 @@ def run(
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer, including eos.", min=1)] = 32,
-    beams: Annotated[int, typer.Option(help="Beam width; 1 decodes greedily.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among this many most likely tokens; 0 for all.", min=0)] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the most likely tokens whose probabilities reach this sum.", max=1)
-    ] = 1.0,
-    best_of: Annotated[int, typer.Option(help="Samples per row; the most likely one is the answer.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the samples, together with the row's identity.")] = 0,
+    max_new_tokens: MaxNewTokens = DecodeSettings.max_new_tokens,
+    temperature: Temperature = DecodeSettings.temperature,
+    top_k: TopK = DecodeSettings.top_k,
+    top_p: TopP = DecodeSettings.top_p,
+    best_of: BestOf = DecodeSettings.best_of,
+    beams: Beams = DecodeSettings.beams,
+    seed: Seed = DecodeSettings.seed,
     state_root: Annotated[
         str,
         typer.Option(
@@ -81,7 +82,8 @@ def run(
     arguments = locals()  # before anything else has a name here
     from components.evaluate.main import evaluate
 
-    evaluate(**arguments)
+    settings = DecodeSettings(**{setting.name: arguments.pop(setting.name) for setting in dataclasses.fields(DecodeSettings)})
+    evaluate(**arguments, settings=settings)
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from components.decoding_flags import Beams, BestOf, MaxNewTokens, Seed, Temperature, TopK, TopP
 from paligemma.choices import StoredDtype, TaskName
 from paligemma.command_line import make_app
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.terminal import say
 
 pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
@@ -351,10 +353,13 @@ def run(
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
-    beams: Annotated[
-        int, typer.Option(help="Sequences that a beam search keeps in evaluation; 1 decodes greedily.", min=1)
-    ] = 1,
+    max_new_tokens: MaxNewTokens = DecodeSettings.max_new_tokens,
+    temperature: Temperature = DecodeSettings.temperature,
+    top_k: TopK = DecodeSettings.top_k,
+    top_p: TopP = DecodeSettings.top_p,
+    best_of: BestOf = DecodeSettings.best_of,
+    beams: Beams = DecodeSettings.beams,
+    seed: Seed = DecodeSettings.seed,
     registry: Annotated[
         str, typer.Option(help="Folder or gs:// prefix of all releases.", show_default="registry, below --root")
     ] = "",
@@ -369,6 +374,7 @@ def run(
     from components.presets import read_recipe
     from paligemma.artifacts.run_date import today, with_date
     from paligemma.checkpoints.describe import describe_source, named
+    from paligemma.decoding.settings_yaml import settings_yaml
     from paligemma.runtime.accelerator import idle_gpu
     from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run, split_data
@@ -379,6 +385,7 @@ def run(
     date = today()
     train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
     parsed = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
+    settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams, seed)
     parameters = {
         "train_data": absolute(train_data),
         "validation_data": absolute(validation_data or train_data),
@@ -398,8 +405,7 @@ def run(
         "margin": margin,
         "mask_decoder": absolute(mask_decoder),
         "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "beams": beams,
+        "decoding": settings_yaml(settings),
         "registry": absolute(registry or str(root / "registry")),
         "formats": formats,
         "artifact_root": absolute(artifact_root),

@@ -129,7 +129,7 @@ class Model:
 
         Args:
             settings: greedy, sampling, best of several samples, or beam search, which needs an `eos_id`.
-            row_seeds: a seed for each row's samples; by default its index in the batch.
+            row_seeds: a seed for each row's samples; by default the settings' seed plus its index in the batch.
         """
         self._check_batch(images, tokens)
         if settings.beams > 1 and eos_id is None:
@@ -178,7 +178,7 @@ class Model:
             images: see `generate`.
             prompts: see `generate`.
             settings: greedy, sampling, best of several samples, or beam search.
-            seeds: a seed for each answer's samples; by default its index.
+            seeds: a seed for each answer's samples; by default the settings' seed plus its index.
         """
         if self.tokenizer is None:
             raise InputError(

@@ -43,6 +43,12 @@ def test_a_batch_that_is_larger_than_the_data_is_said(data: Path) -> None:
     assert check_run(given(data, recipe="batch_size: 4")) == []
 
 
+def test_decoding_settings_are_looked_at_before_anything_runs(data: Path) -> None:
+    assert check_run(given(data, recipe="batch_size: 4", decoding="beams: 4")) == []
+    with pytest.raises(InputError, match=r"(?s)draws no samples.*where:    the parameter decoding"):
+        check_run(given(data, decoding="{beams: 4, best_of: 2}"))
+
+
 def test_rows_that_cannot_be_used_are_said(data: Path) -> None:
     data.write_text(data.read_text().replace("2.png", "9.png"))
     for said in check_run(given(data, recipe="batch_size: 4")):

@@ -58,7 +58,7 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
 
 def test_both_evaluations_are_judged_by_what_the_user_asks_for(specification: dict) -> None:
     dag = specification["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    asked = {"task", "metrics", "mask_decoder", "batch_size", "max_new_tokens", "beams"}
+    asked = {"task", "metrics", "mask_decoder", "batch_size", "decoding"}
     for name, wanted in (("evaluate", asked), ("evaluate-2", asked | {"margin", "registry"})):
         given = dag[name]["inputs"]["parameters"]
         passed = {key: value.get("componentInputParameter") for key, value in given.items()}

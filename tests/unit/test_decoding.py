@@ -9,7 +9,7 @@ import pytest
 
 import paligemma
 from paligemma.decoding import cpu_layout
-from paligemma.decoding.decode import Decoded, Generator
+from paligemma.decoding.decode import Decoded, Generator, decode
 from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -229,11 +229,26 @@ def test_truncation_keeps_what_sorting_would(top_k: int, top_p: float) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"top_p": 0.0}, "top_p"), ({"temperature": -1.0}, "temperature"),
-     ({"beams": 2, "best_of": 2}, "draws no samples"), ({"best_of": 2}, "need samples")],
+     ({"beams": 2, "best_of": 2}, "draws no samples"), ({"best_of": 2}, "need samples"), ({"seed": 1 << 32}, "seed is")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DecodeSettings(**values)
+
+
+def test_the_settings_seed_is_that_of_the_samples_and_needs_no_other_program(model, images) -> None:
+    tokens, mask = prompts(model, PROMPTS)
+
+    def drawn(seed: int, rows: list[int] | None = None) -> np.ndarray:
+        settings = DecodeSettings(5, temperature=3.0, seed=seed)
+        return model.search(images, tokens, mask, np.zeros_like(tokens), settings, None, row_seeds=rows).tokens
+
+    first = drawn(7)
+    before = decode._cache_size()
+    assert (drawn(0, [7, 8, 9, 10]) == first).all()
+    assert (drawn(8)[:3] == drawn(7, [8, 9, 10, 11])[:3]).all()
+    assert (drawn(1 << 31) != first).any()
+    assert decode._cache_size() == before
 
 
 def test_stops_when_every_row_has_ended(model, images) -> None:

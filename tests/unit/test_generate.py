@@ -35,15 +35,15 @@ def test_a_run_that_was_cut_off_goes_on_where_it_ended(model, small_data: SmallD
     assert [question.name for question in questions] == [f"{number}.png" for number in range(5)]
     settings = DecodeSettings(4, temperature=1.0)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    answer_all(model, questions, settings, 2, 0, whole)
+    answer_all(model, questions, settings, 2, whole)
     text = whole.read_text()
     cut.write_text(text[: text.index("\n") + 20])  # one line, and a part of the second
-    answer_all(model, questions, settings, 3, 0, cut)
+    answer_all(model, questions, settings, 3, cut)
     for ours, theirs in zip(lines(cut), lines(whole), strict=True):
         assert ours.pop("logprob") == pytest.approx(theirs.pop("logprob"), abs=1e-3)
         assert ours == theirs
     before = cut.read_bytes()
-    answer_all(model, questions, settings, 3, 0, cut)
+    answer_all(model, questions, settings, 3, cut)
     assert cut.read_bytes() == before
 
 
@@ -52,7 +52,7 @@ def test_an_unreadable_image_has_an_error_and_is_tried_again(model, small_data: 
     output = tmp_path / "x.jsonl"
     for unread, expected in ((1, ["answer", "error"]), (0, ["answer", "error", "answer"])):
         questions = find_questions(None, small_data.write(rows), "", str)
-        assert answer_all(model, questions, DecodeSettings(2), 8, 0, output) == unread
+        assert answer_all(model, questions, DecodeSettings(2), 8, output) == unread
         assert [next(key for key in ("answer", "error") if key in line) for line in lines(output)] == expected
         small_data.add_image("b.png", 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -75,12 +76,12 @@ class Generator:
             settings: how to decode.
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
-            row_seeds: seed of each row's samples; by default its index in the batch.
+            row_seeds: seed of each row's samples; by default the settings' seed plus its index in the batch.
             references: texts to score, padded on the right, and their mask, False on padding.
         """
         rows = len(tokens)
         row_mask = np.ones(rows, bool) if row_mask is None else np.asarray(row_mask, bool)
-        row_seeds = np.arange(rows) if row_seeds is None else np.asarray(row_seeds)
+        row_seeds = settings.seed + np.arange(rows) if row_seeds is None else np.asarray(row_seeds)
         empty = np.zeros((rows, 0))
         texts, text_mask = references or (empty.astype(np.int32), empty.astype(bool))
         batch = (images, tokens, np.asarray(mask_input, bool), mask_ar, row_mask, row_seeds.astype(np.uint32), texts, text_mask)
@@ -90,7 +91,8 @@ class Generator:
             filled[4][rows:] = False
             batch = shard_batch(self.mesh, tuple(filled))
         eos = jnp.int32(NO_EOS if eos_id is None else eos_id)
-        found = decode(self._graph, self._state, *batch, eos, settings=settings)
+        # The seed is in row_seeds: another one needs no other program.
+        found = decode(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0))
         return Decoded(*(np.asarray(part)[:rows] for part in found))
 
 
