@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from components.decoding_flags import Beams, BestOf, MaxNewTokens, Seed, Temperature, TopK, TopP
+from components.decoding_flags import DecodingFlags
 from paligemma.choices import ExportDtype, ModelFormat, TaskName
-from paligemma.command_line import make_app, run_app
-from paligemma.decoding.settings import DecodeSettings
+from paligemma.command_line import make_app, run_app, with_flag_groups
 from paligemma.errors import InputError
 from paligemma.terminal import say
 from pipelines.commands.convert import convert
@@ -61,6 +60,7 @@ def demo(
 
 
 @app.command()
+@with_flag_groups
 def generate(
     image: Annotated[
         Path | None, typer.Option(help="Image to ask about, or a folder of them.", show_default="those that --data names")
@@ -86,13 +86,7 @@ def generate(
         typer.Option(help="File to append JSON lines to; questions answered in it are skipped.", show_default="print them"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images asked about at once.", min=1)] = 8,
-    max_new_tokens: MaxNewTokens = DecodeSettings.max_new_tokens,
-    temperature: Temperature = DecodeSettings.temperature,
-    top_k: TopK = DecodeSettings.top_k,
-    top_p: TopP = DecodeSettings.top_p,
-    best_of: BestOf = DecodeSettings.best_of,
-    beams: Beams = DecodeSettings.beams,
-    seed: Seed = DecodeSettings.seed,
+    decoding: DecodingFlags = DecodingFlags(),
     grey_range: Annotated[
         str,
         typer.Option(
@@ -113,7 +107,7 @@ def generate(
 
     model = named(model, "--model")
     expect_accelerator()
-    settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams, seed)
+    settings = decoding.settings()
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)
     say(f"model: {describe(model, opened)}", error=True)

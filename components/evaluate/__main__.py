@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
 
-from components.decoding_flags import Beams, BestOf, MaxNewTokens, Seed, Temperature, TopK, TopP
+from components.decoding_flags import DecodingFlags
 from paligemma.artifacts.recording import recorded
 from paligemma.choices import TaskName
-from paligemma.command_line import run_command
-from paligemma.decoding.settings import DecodeSettings
+from paligemma.command_line import run_command, with_flag_groups
 
 
 @recorded("evaluate")
+@with_flag_groups
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     records: Annotated[str, typer.Option(help="Records to evaluate on, from prepare_data; local or gs://.")],
@@ -60,13 +59,7 @@ def run(
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
-    max_new_tokens: MaxNewTokens = DecodeSettings.max_new_tokens,
-    temperature: Temperature = DecodeSettings.temperature,
-    top_k: TopK = DecodeSettings.top_k,
-    top_p: TopP = DecodeSettings.top_p,
-    best_of: BestOf = DecodeSettings.best_of,
-    beams: Beams = DecodeSettings.beams,
-    seed: Seed = DecodeSettings.seed,
+    decoding: DecodingFlags = DecodingFlags(),
     state_root: Annotated[
         str,
         typer.Option(
@@ -82,7 +75,7 @@ def run(
     arguments = locals()  # before anything else has a name here
     from components.evaluate.main import evaluate
 
-    settings = DecodeSettings(**{setting.name: arguments.pop(setting.name) for setting in dataclasses.fields(DecodeSettings)})
+    settings = arguments.pop("decoding").settings()
     evaluate(**arguments, settings=settings)
 
 
