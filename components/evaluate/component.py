@@ -6,10 +6,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def evaluate(
     checkpoint: dsl.Input[dsl.Model],
     records: dsl.Input[dsl.Dataset],
@@ -49,13 +49,6 @@ def evaluate(
         batch_size: Rows decoded at once; does not change the result.
         decoding: Decoding settings, as YAML text: max_new_tokens, temperature, top_k, top_p, best_of, beams, seed; empty: the
             defaults.
-        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
-        records_sha256: Expected tree hash of records, from the step that made them; empty: not compared.
-        tuned_sha256: Expected tree hash of tuned, from the step that made it; empty: not compared.
-        baseline_sha256: Expected tree hash of baseline, from the step that made it; empty: not compared.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import dataclasses
     import json
@@ -63,7 +56,7 @@ def evaluate(
     import shutil
     from pathlib import Path
 
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import input_location, mirror_record, output_location, state_location
     from components.evaluate.main import evaluate as run_step
     from paligemma.artifacts.store import localize
     from paligemma.decoding.settings_yaml import parse_settings
@@ -85,7 +78,7 @@ def evaluate(
         "metrics": metrics,
         "mask_decoder": mask_decoder,
         "batch_size": batch_size,
-        "state_root": f"{artifact_root.rstrip('/')}/state" if artifact_root else "",
+        "state_root": state_location(artifact_root),
     }
     if machines := launched():
         flags = {name.replace("_", "-"): value for name, value in (arguments | dataclasses.asdict(settings)).items()}

@@ -111,6 +111,9 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
     hashes = {name for name in inputs if name.endswith("_sha256")}  # of input artifacts, by which tasks know them
     assert hashes == {f"{name}_sha256" for name in inputs if f"{name}_sha256" in inputs}
     assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"}
+    shared = hashes | {"artifact_root", "run", "run_task"}
+    assert {name: inputs[name].default for name in shared} == dict.fromkeys(shared, "")
+    assert all(inputs[name].description for name in shared)
     for parameter in COMMANDS[component][1]:
         name = parameter.name.rstrip("_")
         if name in inputs and not parameter.required and inputs[name].default is not None:

@@ -15,7 +15,7 @@ import pytest
 from kfp import dsl, local
 
 import docker
-from components.images import CPU_IMAGE
+from components.kfp_component import CPU_IMAGE
 from conftest import ONE_DEVICE, REPOSITORY
 from containers.engine import UNPRIVILEGED, Engine, run_container, start_engine
 from containers.standin import write_base
