@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from paligemma.data.image_suffixes import SUFFIXES, is_image_name
+from paligemma.data.image_suffixes import decoded_suffixes, is_image_name
 from paligemma.data.images import ImageError, load_image
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -67,7 +67,9 @@ def find_questions(
     if image.is_dir():
         files = _images(image, output)
         if not files:
-            raise InputError("The folder has no images.", where=image, expected=f"files {', '.join(sorted(SUFFIXES))}")
+            raise InputError(
+                "The folder has no images.", where=image, expected=f"files {', '.join(sorted(decoded_suffixes()))}"
+            )
         return [Question(str(path.relative_to(image)), path, ask(prompt)) for path in files]
     return [Question(str(image), image, ask(prompt))]
 

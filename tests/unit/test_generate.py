@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import paligemma
 from conftest import SmallData
 from paligemma.checkpoints.open_checkpoint import open_model
+from paligemma.data import image_suffixes
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.evaluation.tasks import TASKS
@@ -93,6 +94,19 @@ def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: Sma
     assert line.endswith("): .hidden.png, .ipynb_checkpoints, e.heic, g, gone.png, notes.txt, sub/f.svg")
     for counted in ("1 .heic", "1 .txt", "1 .svg", "2 .png", "2 no ending"):
         assert counted in line
+
+
+def test_photos_of_phones_are_images_where_they_are_decoded(small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small_data.folder / "e.heic").touch()
+    with pytest.raises(InputError) as without:
+        find_questions(small_data.folder, None, "ocr", str)
+    monkeypatch.setattr(image_suffixes, "heif_is_read", lambda: True)
+    assert [question.name for question in find_questions(small_data.folder, None, "ocr", str)] == ["e.heic"]
+    (small_data.folder / "e.heic").unlink()
+    with pytest.raises(InputError) as with_heif:
+        find_questions(small_data.folder, None, "ocr", str)
+    assert ".heic" not in str(without.value)
+    assert ".heic" in str(with_heif.value)
 
 
 def test_a_file_whose_name_is_no_text_is_passed_over(small_data: SmallData, caplog) -> None:
