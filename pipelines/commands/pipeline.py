@@ -22,7 +22,6 @@ RunName = Annotated[str, typer.Argument(help="What submit printed.", show_defaul
 @pipeline.command("compile")
 @with_flag_groups
 def compile_(
-    tasks: Tasks,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
     which: Annotated[
         Literal["finetune", "prepare"], typer.Option(help="The DAG, or only data preparation on many pods.")
@@ -31,6 +30,7 @@ def compile_(
     images: Annotated[
         Path | None, typer.Option(help="digests.json of make images; needed for a cluster.", show_default="none")
     ] = None,
+    tasks: Tasks = Tasks(),
     project: Project = "",
     location: Region = "",
 ) -> None:
