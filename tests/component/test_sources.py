@@ -13,6 +13,7 @@ import pytest
 
 from components.fetch_checkpoint.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
+from paligemma import retry
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
@@ -20,7 +21,7 @@ from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
 from paligemma.checkpoints.sources.remote import redacted
 from paligemma.errors import DamagedError, InputError
 from paligemma.google import secret_manager
-from paligemma.storage import cache, disk_space, retry
+from paligemma.storage import cache, disk_space, failures
 from paligemma.storage.location import GcsLocation
 from paligemma.web_client import HOSTS_VARIABLE
 from servers.fault_proxy import Corrupt, FaultProxy, ResetBody, Status, Truncate
@@ -282,7 +283,7 @@ def test_a_secret_through_faults(vault: SecretServer, tmp_path: Path, monkeypatc
         assert len(proxy.log) == 3
 
 
-@pytest.mark.parametrize(("fault", "error"), [(Status(503), retry.StorageUnavailableError), (Corrupt(90), DamagedError)])
+@pytest.mark.parametrize(("fault", "error"), [(Status(503), failures.StorageUnavailableError), (Corrupt(90), DamagedError)])
 def test_a_secret_that_never_arrives_whole(vault: SecretServer, tmp_path: Path, monkeypatch, fault, error) -> None:
     with FaultProxy(vault.url, lambda _: fault) as proxy:
         monkeypatch.setattr(secret_manager, "ENDPOINT", proxy.url)

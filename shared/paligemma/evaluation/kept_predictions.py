@@ -25,9 +25,9 @@ from paligemma.evaluation.predict import Prediction
 from paligemma.foreign_json import parse_json
 from paligemma.storage import folders, gcs
 from paligemma.storage.disk_space import explain_full_disk
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import write_file
 from paligemma.storage.location import parse_location
-from paligemma.storage.retry import StorageUnavailableError
 
 log = logging.getLogger("paligemma.evaluate")
 

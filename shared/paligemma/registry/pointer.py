@@ -19,8 +19,8 @@ from paligemma.foreign_json import SMALL_BYTES, parse_json, read_bounded
 from paligemma.storage import gcs
 from paligemma.storage.atomic import write_file
 from paligemma.storage.cache import exclusive
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, Location, parse_location
-from paligemma.storage.retry import ChangedError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paligemma.storage import atomic, gcs
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, Location, parse_location
-from paligemma.storage.retry import ChangedError
 
 
 def parent_of(location: str | Location) -> Location:

@@ -15,8 +15,8 @@ from typing import Literal
 from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, Location
-from paligemma.storage.retry import ChangedError
 
 Checksums = dict[str, tuple[int, str]]
 """For every file by its path with forward slashes: its size in bytes, and its crc32c as Cloud Storage writes it."""

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 
 from paligemma.errors import DamagedError, InputError
+from paligemma.retry import BadBytesError
 from paligemma.safe_names import relative_path_fault, shown
 from paligemma.storage.atomic import expect_file, hidden_beside
 from paligemma.storage.disk_space import check_space
+from paligemma.storage.failures import ChangedError, call, chunk_retry, google_exceptions
 from paligemma.storage.location import GcsLocation
-from paligemma.storage.retry import BadBytesError, ChangedError, call, chunk_retry, google_exceptions
 
 if TYPE_CHECKING:
     from google.cloud import storage

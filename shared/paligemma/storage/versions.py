@@ -22,8 +22,8 @@ from paligemma.foreign_json import DOCUMENT_BYTES
 from paligemma.safe_names import parse_relative_path, parse_version_id, version_id_fault
 from paligemma.storage import gcs
 from paligemma.storage.atomic import clear
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation
-from paligemma.storage.retry import ChangedError
 
 _PREFIX = "version-"
 

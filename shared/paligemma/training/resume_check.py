@@ -9,8 +9,8 @@ from paligemma.errors import InputError
 from paligemma.foreign_json import parse_json
 from paligemma.json_leaves import leaves
 from paligemma.storage import atomic, folders, gcs
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, Location
-from paligemma.storage.retry import ChangedError
 
 FINGERPRINT_FILE = "fingerprint.json"
 

@@ -37,10 +37,10 @@ from paligemma.storage import folders
 from paligemma.storage.atomic import sync_tree
 from paligemma.storage.disk_space import check_space, is_full_disk, room_for
 from paligemma.storage.epath_settings import reach_gcs_without_tensorflow
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import exists, write_file
 from paligemma.storage.gcs import crc32c_of
 from paligemma.storage.location import Location, parse_location
-from paligemma.storage.retry import StorageUnavailableError
 from paligemma.training.resume_check import FINGERPRINT_FILE, claim, describe_changes
 
 log = logging.getLogger(__name__)
