@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import kagglehub
 import pytest
+from kagglehub.exceptions import DataCorruptionError
 
 from components.fetch_checkpoint.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
@@ -18,7 +20,7 @@ from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
-from paligemma.checkpoints.sources.remote import redacted
+from paligemma.checkpoints.sources.remote import DOWNLOADS, redacted
 from paligemma.errors import DamagedError, InputError
 from paligemma.google import secret_manager
 from paligemma.storage import cache, disk_space, failures
@@ -127,6 +129,27 @@ def test_kaggle_through_faults(kaggle: KaggleServer, tmp_path: Path, monkeypatch
         folder = fetch(tmp_path, HANDLE)
     assert (folder / FILE).read_bytes() == WEIGHTS
     assert met
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_what_kagglehub_itself_finds_damaged_is_fetched_anew(
+    kaggle: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """kagglehub compares the MD5 of an answer that has one, and removes the file."""
+    download, failures = kagglehub.model_download, iter([DataCorruptionError("The MD5 checksum is wrong.")] * times)
+
+    def model_download(*arguments: str, **options: object) -> str:
+        for failure in failures:
+            raise failure
+        return download(*arguments, **options)
+
+    monkeypatch.setattr(kagglehub, "model_download", model_download)
+    if times == 2:
+        assert (fetch(tmp_path, HANDLE) / FILE).read_bytes() == WEIGHTS
+        return
+    with pytest.raises(DamagedError, match="never arrived whole: The MD5 checksum is wrong"):
+        fetch(tmp_path, HANDLE)
+    assert len(list(failures)) == times - DOWNLOADS
 
 
 def test_no_credential_is_in_any_output(kaggle: KaggleServer, tmp_path: Path) -> None:

@@ -43,21 +43,22 @@ def parse_source(source: str, precision: StoredDtype) -> tuple[str, str]:
 def fetch(source: str, precision: StoredDtype) -> Path:
     """Fetches `kaggle://owner/model/framework/variation/version[/file]`, and returns the file in kagglehub's cache."""
     from kagglehub.config import get_cache_folder
-    from kagglehub.exceptions import KaggleApiHTTPError
+    from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError
     from requests import RequestException
 
     handle, name = parse_source(source, precision)
     with _credentials(), explain_full_disk(Path(get_cache_folder())):
         try:
             for left in reversed(range(DOWNLOADS)):
-                path = _download(handle, name, anew=left < DOWNLOADS - 1)
                 try:
+                    path = _download(handle, name, anew=left < DOWNLOADS - 1)
                     verify_weights(path)
                     return path
-                except DamagedError:
-                    # kagglehub appends a failing server's answer to an interrupted file, and does not check the file.
+                except (DamagedError, DataCorruptionError) as error:
+                    # kagglehub appends a failing server's answer to an interrupted file; not every answer has a hash to notice.
                     if not left:
-                        raise
+                        what = error.what if isinstance(error, DamagedError) else str(error)
+                        raise DamagedError(f"{source} never arrived whole: {what}", fix="run again") from None
         except (KaggleApiHTTPError, RequestException) as error:
             raise _refusal(status_of(error), handle, name) or unavailable(source, error) from None
     raise AssertionError("unreachable")
