@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from paligemma import retry
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError, BackendUnavailableError
 from paligemma.google.vertex import ENDPOINT_VARIABLE
@@ -29,6 +30,11 @@ PARAMETERS = {
     "margin": 0,
     "artifact_root": "gs://b/artifacts",
 }
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.01, maximum=0.1, timeout=0.3))
 
 
 @pytest.fixture
@@ -368,7 +374,7 @@ def test_failures_of_the_service_are_tried_again_or_exit_4(
     run = call("submit", *on_vertex(folder))
     assert list(google.jobs) == [run]
     assert len(google.log) == 3
-    google.fail = [503] * 9
+    google.fail = [503] * 999
     with pytest.raises(BackendUnavailableError, match="answered 503") as caught:
         call("submit", *on_vertex(folder))
     assert caught.value.exit_code == 4

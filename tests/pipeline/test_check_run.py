@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SmallData
+from paligemma import retry
 from paligemma.errors import InputError
-from paligemma.storage import gcs, retry
+from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
 from pipelines.check_run import check_run
 from pipelines.finetune import finetune_pipeline
