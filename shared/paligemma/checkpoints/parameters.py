@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 from paligemma.checkpoints.lazy import LazyArray, read, verify
 from paligemma.choices import ComputeDtype
 from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.gemma import Block
+from paligemma.models.layers import apart
 from paligemma.models.lora_factors import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma, abstract_model
 from paligemma.precision import Precision
@@ -68,8 +71,61 @@ def build_module(
     for name, variable in parameters_by_name(state).items():
         new = is_adapter(name) and name not in arrays
         array = initial_factor(name, variable.shape, seed) if new else arrays[name]
-        sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
-        placed = place(array, np.dtype(dtype_of(name, array.dtype)), sharding)
-        # Copies run in the background: all at once, they would keep the whole file mapped beside its copy.
-        variable.set_value(placed.block_until_ready())
+        variable.set_value(_placed(array, np.dtype(dtype_of(name, array.dtype)), mesh))
     return nnx.merge(graph, state)
+
+
+def build_decoding_module(
+    config: PaliGemmaConfig,
+    arrays: Mapping[str, LazyArray],
+    dtype_of: Callable[[str, np.dtype], np.dtype | str],
+    mesh: Mesh | None = None,
+    platform: str | None = None,
+) -> PaliGemma:
+    """The network in the form that decodes fastest on a platform, made while it is loaded, so that there is no second copy.
+
+    A token reads every weight once, and that is what it takes time for. Where a weight is not stored as its product reads it,
+    XLA writes it anew for every token. So on TPUs and GPUs weights are converted to the dtype that products have there. On
+    GPUs, where a loop copies what it picks from a stack, layers are arrays of their own too (`models.layers.apart`). On CPUs
+    see `decoding/cpu_layout.py`.
+
+    Args:
+        config, arrays, dtype_of, mesh: see `build_module`.
+        platform: `cpu`, `gpu` or `tpu`; None for the devices' own.
+    """
+    platform = platform or (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+    precision = Precision.of("auto", dtype_of(TOWER, arrays[TOWER].dtype))
+
+    def held_in(name: str, stored: np.dtype) -> np.dtype:
+        asked = np.dtype(dtype_of(name, stored))
+        is_weight = name.startswith("llm/") and not name.endswith("/scale")
+        narrower = is_weight and precision.products.itemsize < 4 and asked == stored and platform != "cpu"
+        return precision.products if narrower else asked
+
+    if platform != "gpu":
+        return build_module(config, arrays, held_in, mesh=mesh)
+    model = abstract_model(config, precision)
+    blocks = apart(model.llm.layers)
+    within = [parameters_by_name(block) for block in blocks]
+    del model.llm.layers
+    for name, variable in parameters_by_name(model).items():
+        variable.set_value(_placed(arrays[name], held_in(name, arrays[name].dtype), mesh))
+    for name in within[0]:
+        whole = arrays[f"llm/layers/{name}"]
+        values = read(whole, ..., held_in(f"llm/layers/{name}", whole.dtype))
+        for of_layer, own in zip(within, values, strict=True):
+            old = of_layer[name].get_value()
+            new = (
+                tuple(_placed(part, part.dtype, mesh) for part in own)
+                if isinstance(old, tuple)
+                else _placed(own, own.dtype, mesh)
+            )
+            of_layer[name].set_value(new)
+    model.llm.layers = cast(Block, nnx.List(blocks))  # what runs layers asks whether they are a list
+    return model
+
+
+def _placed(array: LazyArray, dtype: np.dtype, mesh: Mesh | None) -> jax.Array:
+    sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
+    # Copies run in the background: all at once, they would keep the whole file mapped beside its copy.
+    return place(array, dtype, sharding).block_until_ready()
