@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -93,36 +95,47 @@ def build_decoding_module(
         config, arrays, dtype_of, mesh: see `build_module`.
         platform: `cpu`, `gpu` or `tpu`; None for the devices' own.
     """
-    platform = platform or (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+    devices = jax.devices() if mesh is None else mesh.devices.flat
+    form = platform or str(devices[0].platform)
     precision = Precision.of("auto", dtype_of(TOWER, arrays[TOWER].dtype))
 
-    def held_in(name: str, stored: np.dtype) -> np.dtype:
+    def held_in(name: str) -> np.dtype:
+        stored = arrays[name].dtype
         asked = np.dtype(dtype_of(name, stored))
-        is_weight = name.startswith("llm/") and not name.endswith("/scale")
-        narrower = is_weight and precision.products.itemsize < 4 and asked == stored and platform != "cpu"
-        return precision.products if narrower else asked
+        return decoding_dtype(name, asked, precision, form) if asked == stored else asked
 
-    if platform != "gpu":
-        return build_module(config, arrays, held_in, mesh=mesh)
-    model = abstract_model(config, precision)
-    blocks = apart(model.llm.layers)
-    within = [parameters_by_name(block) for block in blocks]
-    del model.llm.layers
+    model = abstract_decoding_model(config, precision, form)
+    layers: dict[str, list[nnx.Variable]] = defaultdict(list)
     for name, variable in parameters_by_name(model).items():
-        variable.set_value(_placed(arrays[name], held_in(name, arrays[name].dtype), mesh))
-    for name in within[0]:
-        whole = arrays[f"llm/layers/{name}"]
-        values = read(whole, ..., held_in(f"llm/layers/{name}", whole.dtype))
-        for of_layer, own in zip(within, values, strict=True):
-            old = of_layer[name].get_value()
-            new = (
-                tuple(_placed(part, part.dtype, mesh) for part in own)
-                if isinstance(old, tuple)
-                else _placed(own, own.dtype, mesh)
-            )
-            of_layer[name].set_value(new)
-    model.llm.layers = cast(Block, nnx.List(blocks))  # what runs layers asks whether they are a list
+        if own := _ONE_LAYERS.fullmatch(name):
+            layers[f"llm/layers/{own[1]}"].append(variable)
+        else:
+            variable.set_value(_placed(arrays[name], held_in(name), mesh))
+    for name, variables in layers.items():
+        values = read(arrays[name], ..., held_in(name))
+        for variable, value in zip(variables, values, strict=True):
+            in_parts = isinstance(variable.get_value(), tuple)
+            pieces = [_placed(part, part.dtype, mesh) for part in (value if in_parts else [value])]
+            variable.set_value(tuple(pieces) if in_parts else pieces[0])
     return model
+
+
+_ONE_LAYERS = re.compile(r"llm/layers/\d+/(.*)")
+"""Names of parameters of layers that are apart."""
+
+
+def abstract_decoding_model(config: PaliGemmaConfig, precision: Precision, platform: str) -> PaliGemma:
+    """The network in the form of `build_decoding_module`, with shapes instead of parameters."""
+    model = abstract_model(config, precision)
+    if platform == "gpu":
+        model.llm.layers = cast(Block, nnx.List(apart(model.llm.layers)))  # what runs layers asks whether they are a list
+    return model
+
+
+def decoding_dtype(name: str, stored: np.dtype, precision: Precision, platform: str) -> np.dtype:
+    """The dtype that a platform holds a parameter in for decoding, from its name and its dtype in the file."""
+    is_weight = name.startswith("llm/") and not name.endswith("/scale")
+    return precision.products if platform != "cpu" and is_weight and precision.products.itemsize < 4 else stored
 
 
 def _placed(array: LazyArray, dtype: np.dtype, mesh: Mesh | None) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,12 @@ def product(
     dtype: jnp.dtype,
     part: int | None = None,
     result: jnp.dtype | None = None,
+    saved: bool = True,
 ) -> Float[Array, ...]:
     """`einsum(equation, x, weight)` with both operands in `dtype`; the result has the dtype of `x`, or `result`.
 
-    If several weights are stored along a leading axis, or given as a tuple, `part` is the index of the one to use.
+    If several weights are stored along a leading axis, or given as a tuple, `part` is the index of the one to use. The result
+    is what `dots` saves for the backward pass (`models.layers.Remat`), unless `saved` is false.
 
     For float16 products of float32 activations, each operand is scaled by a power of two, so that its largest magnitude is at
     most 256. The result, accumulated in float32, is scaled back. So neither large activations (Gemma's exceed 65,504) nor small
@@ -41,7 +43,8 @@ def product(
         weight, part = weight[part or 0], None
     multiply = _scaled if dtype == jnp.float16 and x.dtype == jnp.float32 else _converted
     plan = _Plan(multiply, equation, part, x.dtype, x.dtype if result is None else jnp.dtype(result))
-    return checkpoint_name(_product(plan, x, weight), PRODUCT_SAVED)
+    y = cast(Array, _product(plan, x, weight))  # `custom_vjp` has no type for what it returns
+    return checkpoint_name(y, PRODUCT_SAVED) if saved else y
 
 
 class _Plan(NamedTuple):
