@@ -93,9 +93,9 @@ def decode(
     rows = data.dataset.rows
     found = kept.read(row_ids(data, range(rows)))
     if len(found) < rows:
-        model = build_model(base, tuned)
-        if jax.device_count() > 1:
-            model.mesh = make_mesh(copies=jax.device_count())  # decoding reads all weights for every token: a copy on each
+        # Decoding reads all weights for every token: each device has a copy.
+        mesh = make_mesh(copies=jax.device_count()) if jax.device_count() > 1 else None
+        model = build_model(base, tuned, mesh=mesh)
         with WorkProgress(f"evaluating {what}", "rows", rows - len(found)) as progress:
             started = time.monotonic()
             batches = predict.predict(model, data, decoding.batch_size, decoding.settings, frozenset(found))

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import paligemma
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.checkpoints.parameters import build_decoding_module
 from paligemma.decoding import cpu_layout
 from paligemma.decoding.decode import Decoded, Generator, decode
 from paligemma.decoding.sample import choose, truncate
@@ -160,6 +163,43 @@ def test_on_a_cpu_gates_and_embedding_share_the_memory_of_the_stacked_weights() 
             offset = matrix.w[...].unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer()
             assert offset == index * stacked[0].nbytes + part * stacked[0, 0].nbytes
     assert decoder.embedder.embedder.input_embedding[...].unsafe_buffer_pointer() == table.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("copies", [None, 8])
+def test_every_platforms_form_gives_the_same_answers(model, images, platform: str, copies: int | None) -> None:
+    """As loops without a cache give them, which `logits` computes from the same form."""
+    checkpoint = open_checkpoint("embedded:tiny")
+    mesh = None if copies is None else make_mesh(copies=copies)
+    module = build_decoding_module(checkpoint.config, checkpoint.arrays, lambda *_: np.dtype("float32"), mesh, platform)
+    assert isinstance(module.llm.layers, nnx.List) == (platform == "gpu")
+    other = paligemma.Model(module, model.config, model.tokenizer, mesh)
+    rows, eos = [0, 1, 2, 3], model.tokenizer.eos_id
+    found, expected = (search(one, images, rows, DecodeSettings(5), eos) for one in (other, model))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+    if copies is None:
+        check_logprobs(other, images, found, eos)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_hold_weights_as_they_multiply_them_unless_a_dtype_is_asked_for(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paligemma.precision._fast_dtype", lambda: "bfloat16")
+    checkpoint = open_checkpoint("embedded:tiny")
+    stored = checkpoint.arrays["llm/embedder/input_embedding"].dtype
+    asked_for = {"as stored": lambda name, stored: stored, "float32": lambda name, stored: np.dtype("float32")}
+    held = {}
+    for what, dtype_of in asked_for.items():
+        module = build_decoding_module(checkpoint.config, checkpoint.arrays, dtype_of, platform=platform)
+        leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module))
+        held[what] = {jax.tree_util.keystr(path, simple=True, separator="/"): str(leaf.dtype) for path, leaf in leaves}
+    assert set(held["float32"].values()) == {"float32"}
+    weights = {name for name in held["as stored"] if name.startswith("llm/") and "scale" not in name}
+    assert len(weights) > 5
+    assert {held["as stored"][name] for name in weights} == {"bfloat16"}
+    assert {dtype for name, dtype in held["as stored"].items() if name not in weights} == {str(stored)}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 33])

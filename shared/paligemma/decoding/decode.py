@@ -39,7 +39,7 @@ class Decoded(NamedTuple):
 
 
 class Generator:
-    """A network that is ready to decode. On one CPU its layers are unstacked; elsewhere XLA reads stacked layers in place."""
+    """A network that is ready to decode. On one CPU its layers are unstacked; elsewhere it is as it was built."""
 
     def __init__(self, module: PaliGemma, mesh: Mesh | None = None) -> None:
         """Keeps the network in place, or shards it over a mesh if given; batches are then split over the mesh too."""
@@ -48,7 +48,7 @@ class Generator:
         devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
         if mesh is not None and mesh.devices.size > 1:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
-        elif len(devices) == 1 and devices.pop().platform == "cpu":
+        elif len(devices) == 1 and devices.pop().platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
             model = nnx.merge(graph, state)
             take_apart(model.llm)
             graph, state = nnx.split(model)
