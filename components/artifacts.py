@@ -80,6 +80,11 @@ def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: 
     return location
 
 
+def state_location(artifact_root: str) -> str:
+    """Root for what a task keeps until it is done, so that it can go on after a stop; empty: beside the output."""
+    return f"{artifact_root.rstrip('/')}/state" if artifact_root else ""
+
+
 def run_name(artifact: dsl.Artifact, run: str) -> str:
     """The name of an output's run: the cluster's run id, or the local runner's folder name."""
     return safe_name(run if "://" in artifact.uri else Path(artifact.path).parts[-3])

@@ -15,14 +15,15 @@ from paligemma.data.image_source import open_images, split_archive
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.rows import Row, RowError, read_all_rows
 from paligemma.data.split import split_rows
+from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError
 from paligemma.evaluation.metrics import find_metric
 from paligemma.evaluation.tasks import TASKS
 from paligemma.preflight.targets import find_target
 from paligemma.registry.releases import read_champion
 from paligemma.safe_names import parse_sha256
-from paligemma.storage.files import parent_of
-from paligemma.storage.folders import kind_of
+from paligemma.storage.files import is_file
+from paligemma.storage.folders import is_folder, kind_of
 from paligemma.storage.location import Location, parse_location
 from paligemma.training.recipe import Recipe, parse_recipe
 
@@ -45,6 +46,7 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     """
     given = {name: str(value) for name, value in parameters.items()}
     recipe = parse_recipe(given["recipe"])
+    parse_settings(given["decoding"], "the parameter decoding")
     find_target(given["target"])
     parse_grey_range(given["grey_range"])
     parse_formats(given["formats"])
@@ -84,7 +86,7 @@ def split_data(parameters: Mapping[str, object], root: Path, fraction: float) ->
         InputError: there are fewer than two images.
     """
     data = str(parameters["train_data"])
-    images = str(parameters["images"] or parent_of(data))
+    images = str(parameters["images"] or parse_location(data).parent)
     rows, place = localize(data), parse_location(images)
     folder = root.absolute() / "data" / f"{Path(data).name.split('.')[0]}-{file_sha256(rows)[:12]}-{fraction:g}"
     train, validation = folder / "train.jsonl", folder / "validation.jsonl"
@@ -118,7 +120,7 @@ def _check_checkpoint(source: str, tokenizer: str, image_size: int) -> None:
 def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
     """Refuses a file whose first rows are all unusable; warns if some are."""
     for flag in ("train_data", "validation_data"):
-        data, images = given[flag], given["images"] or str(parent_of(given[flag]))
+        data, images = given[flag], given["images"] or str(parse_location(given[flag]).parent)
         folder = parse_location(images)
         if isinstance(folder, Path):
             open_images(folder)
@@ -165,15 +167,14 @@ def _too_few_rows(data: str, recipe: Recipe) -> Iterator[str]:
 
 def _expect(location: str, flag: str, expected: str) -> None:
     parsed = parse_location(location)
-    found = parsed.exists() if isinstance(parsed, Path) else kind_of(parsed) is not None
-    if not found:
+    if not (is_file(parsed) or is_folder(parsed)):
         raise InputError(f"There is no {location}.", where=flag, expected=expected, fix=_look_in(parsed))
 
 
 def _expect_file(location: str, flag: str, expected: str) -> None:
     parsed = parse_location(location)
     _expect(location, flag, expected)
-    if parsed.is_dir() if isinstance(parsed, Path) else kind_of(parsed) != "file":
+    if is_folder(parsed):
         raise InputError(f"{location} is a folder.", where=flag, expected=expected, fix="name the file in it")
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from components.decoding_flags import DecodingFlags
 from paligemma.choices import ExportDtype, ModelFormat, TaskName
-from paligemma.command_line import make_app, run_app
+from paligemma.command_line import make_app, run_app, with_flag_groups
 from paligemma.errors import InputError
 from paligemma.terminal import say
 from pipelines.commands.convert import convert
@@ -59,6 +60,7 @@ def demo(
 
 
 @app.command()
+@with_flag_groups
 def generate(
     image: Annotated[
         Path | None, typer.Option(help="Image to ask about, or a folder of them.", show_default="those that --data names")
@@ -84,15 +86,7 @@ def generate(
         typer.Option(help="File to append JSON lines to; questions answered in it are skipped.", show_default="print them"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images asked about at once.", min=1)] = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.", min=1)] = 32,
-    beams: Annotated[int, typer.Option(help="Beam width; 1 decodes greedily.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among this many most likely tokens; 0 for all.", min=0)] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the most likely tokens whose probabilities reach this sum.", max=1)
-    ] = 1.0,
-    best_of: Annotated[int, typer.Option(help="Samples per answer; the most likely one is returned.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the samples, together with image name and prompt.")] = 0,
+    decoding: DecodingFlags = DecodingFlags(),
     grey_range: Annotated[
         str,
         typer.Option(
@@ -105,7 +99,6 @@ def generate(
     from paligemma.checkpoints.describe import describe, named, parameter_count
     from paligemma.checkpoints.open_checkpoint import open_model
     from paligemma.data.pictures.levels import parse_grey_range
-    from paligemma.decoding.settings import DecodeSettings
     from paligemma.evaluation.tasks import TASKS
     from paligemma.model import build_model
     from paligemma.runtime.accelerator import expect_accelerator
@@ -114,7 +107,7 @@ def generate(
 
     model = named(model, "--model")
     expect_accelerator()
-    settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
+    settings = decoding.settings()
     questions = find_questions(image, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)
     say(f"model: {describe(model, opened)}", error=True)
@@ -124,9 +117,9 @@ def generate(
         loaded = build_model(opened, tuned)
         loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
         if data is None and output is None and image is not None and image.is_file():
-            say(loaded.answer([image], questions[0].prompt, settings, [seed])[0].text, lines=True)
+            say(loaded.answer([image], questions[0].prompt, settings)[0].text, lines=True)
         else:
-            unread = answer_all(loaded, questions, settings, batch_size, seed, output)
+            unread = answer_all(loaded, questions, settings, batch_size, output)
     if unread:
         raise InputError(
             f"{unread} of {len(questions)} images could not be read; the others are answered.",

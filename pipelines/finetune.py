@@ -46,8 +46,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         margin: float = 0.0,
         mask_decoder: str = "",
         batch_size: int = 32,
-        max_new_tokens: int = 32,
-        beams: int = 1,
+        decoding: str = "",
         registry: str = "",
         formats: str = "big_vision",
         vertex_model: str = "",
@@ -75,8 +74,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             margin: By how much the first metric must surely be better than the base's and the champion's to be published.
             mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
             batch_size: Rows decoded at once in evaluation.
-            max_new_tokens: Maximum tokens of an answer, including eos.
-            beams: Beam width; 1 decodes greedily.
+            decoding: How answers are decoded, as YAML text: max_new_tokens, temperature, ...; empty: greedily, to 32 tokens.
             registry: Folder or gs:// prefix of all releases; empty: among this run's artifacts.
             formats: Formats of a release, with commas: big_vision, huggingface.
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
@@ -113,13 +111,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             tuned = finetune(**checkpoint, **train, **_made("validation", validation, "records"), recipe=recipe, **place)
             tuned.after(fits)
             judged = {**checkpoint, **_made("records", validation, "records"), "task": task, "metrics": metrics}
-            judged |= {
-                "mask_decoder": mask_decoder,
-                "batch_size": batch_size,
-                "max_new_tokens": max_new_tokens,
-                "beams": beams,
-                **place,
-            }
+            judged |= {"mask_decoder": mask_decoder, "batch_size": batch_size, "decoding": decoding, **place}
             # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.
             of_base = evaluate(**judged)
             of_base.set_display_name("evaluate base")

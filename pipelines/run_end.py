@@ -13,8 +13,7 @@ from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.image_source import split_archive
 from paligemma.data.rows import Row, read_all_rows
 from paligemma.foreign_json import read_json
-from paligemma.storage.files import parent_of
-from paligemma.storage.location import SCHEME
+from paligemma.storage.location import SCHEME, parse_location
 from pipelines.run_local import RunOutputs
 
 COMMAND = ".venv/bin/paligemma"
@@ -46,7 +45,7 @@ def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
     """The command that asks a tuned model the first question of the validation data."""
     image, prompt = "IMAGE", "PROMPT"
     data = str(parameters["validation_data"])
-    images = str(parameters.get("images") or parent_of(data))
+    images = str(parameters.get("images") or parse_location(data).parent)
     for _, row in read_all_rows(localize(data)):
         if isinstance(row, Row):
             prompt = row.prefix

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from components.decoding_flags import DecodingFlags
 from paligemma.artifacts.recording import recorded
 from paligemma.choices import TaskName
-from paligemma.command_line import run_command
+from paligemma.command_line import run_command, with_flag_groups
 
 
 @recorded("evaluate")
+@with_flag_groups
 def run(
     checkpoint: Annotated[str, typer.Option(help="Base checkpoint: a file, a folder, gs://, or embedded:tiny.")],
     records: Annotated[str, typer.Option(help="Records to evaluate on, from prepare_data; local or gs://.")],
@@ -57,15 +59,7 @@ def run(
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once; does not change the result.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer, including eos.", min=1)] = 32,
-    beams: Annotated[int, typer.Option(help="Beam width; 1 decodes greedily.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn at this temperature.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among this many most likely tokens; 0 for all.", min=0)] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the most likely tokens whose probabilities reach this sum.", max=1)
-    ] = 1.0,
-    best_of: Annotated[int, typer.Option(help="Samples per row; the most likely one is the answer.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the samples, together with the row's identity.")] = 0,
+    decoding: DecodingFlags = DecodingFlags(),
     state_root: Annotated[
         str,
         typer.Option(
@@ -81,7 +75,8 @@ def run(
     arguments = locals()  # before anything else has a name here
     from components.evaluate.main import evaluate
 
-    evaluate(**arguments)
+    settings = arguments.pop("decoding").settings()
+    evaluate(**arguments, settings=settings)
 
 
 def main() -> None:

@@ -6,10 +6,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def evaluate(
     checkpoint: dsl.Input[dsl.Model],
     records: dsl.Input[dsl.Dataset],
@@ -27,13 +27,7 @@ def evaluate(
     metrics: str = "",
     mask_decoder: str = "",
     batch_size: int = 32,
-    max_new_tokens: int = 32,
-    beams: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    best_of: int = 1,
-    seed: int = 0,
+    decoding: str = "",
     checkpoint_sha256: str = "",
     records_sha256: str = "",
     tuned_sha256: str = "",
@@ -53,32 +47,23 @@ def evaluate(
         metrics: Metrics in place of the task's, with commas, the deciding one first.
         mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
         batch_size: Rows decoded at once; does not change the result.
-        max_new_tokens: Maximum tokens of an answer, including eos.
-        beams: Beam width; 1 decodes greedily.
-        temperature: Above 0, tokens are drawn at this temperature.
-        top_k: Sample among this many most likely tokens; 0 for all.
-        top_p: Sample among the most likely tokens whose probabilities reach this sum.
-        best_of: Samples per row; the most likely one is the answer.
-        seed: Seed of the samples, together with the row's identity.
-        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
-        records_sha256: Expected tree hash of records, from the step that made them; empty: not compared.
-        tuned_sha256: Expected tree hash of tuned, from the step that made it; empty: not compared.
-        baseline_sha256: Expected tree hash of baseline, from the step that made it; empty: not compared.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
+        decoding: Decoding settings, as YAML text: max_new_tokens, temperature, top_k, top_p, best_of, beams, seed; empty: the
+            defaults.
     """
+    import dataclasses
     import json
     import math
     import shutil
     from pathlib import Path
 
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import input_location, mirror_record, output_location, state_location
     from components.evaluate.main import evaluate as run_step
     from paligemma.artifacts.store import localize
+    from paligemma.decoding.settings_yaml import parse_settings
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
 
+    settings = parse_settings(decoding, "the parameter decoding")
     output = output_location(evaluation, artifact_root, run, run_task)
     arguments = {
         "checkpoint": input_location(checkpoint, checkpoint_sha256),
@@ -93,20 +78,13 @@ def evaluate(
         "metrics": metrics,
         "mask_decoder": mask_decoder,
         "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "beams": beams,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "best_of": best_of,
-        "seed": seed,
-        "state_root": f"{artifact_root.rstrip('/')}/state" if artifact_root else "",
+        "state_root": state_location(artifact_root),
     }
     if machines := launched():
-        flags = {name.replace("_", "-"): value for name, value in arguments.items()}
+        flags = {name.replace("_", "-"): value for name, value in (arguments | dataclasses.asdict(settings)).items()}
         run_elsewhere(machines, "components.evaluate", flags, output)
     else:
-        run_step(**arguments)
+        run_step(**arguments, settings=settings)
     mirror_record(evaluation, output, tree_sha256)
     folder = localize(output)
     shutil.copyfile(folder / "report.html", report.path)

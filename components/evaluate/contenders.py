@@ -143,7 +143,7 @@ def find_contenders(
             inputs.append(input_of(role, location))
     release = read_champion_release(registry) if registry and not champion else None
     if release is not None:
-        same = {**dataclasses.asdict(decoding.settings), "seed": decoding.seed, "task": task}
+        same = {**dataclasses.asdict(decoding.settings), "task": task}
         if (released := released_with(release, metric, candidate.inputs, same)) is not None:
             evaluations["champion"] = released
         else:

@@ -36,12 +36,10 @@ class Decoding:
     Attributes:
         settings: greedy, sampling, or beam search.
         batch_size: rows decoded at once; does not change an answer.
-        seed: seed of the samples, together with the row's hash.
     """
 
     settings: DecodeSettings
     batch_size: int
-    seed: int
 
 
 def check_compatible(base: Checkpoint, data: Records) -> None:
@@ -71,7 +69,6 @@ def kept_predictions(
         "config": base.config.model_dump(mode="json"),
         "tokenizer": file_sha256(base.tokenizer) if base.tokenizer else None,
         "settings": dataclasses.asdict(decoding.settings),
-        "seed": decoding.seed,
         "code": decoding_code_sha256(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": jax.devices()[0].device_kind,
@@ -96,12 +93,12 @@ def decode(
     rows = data.dataset.rows
     found = kept.read(row_ids(data, range(rows)))
     if len(found) < rows:
-        model = build_model(base, tuned)
-        if jax.device_count() > 1:
-            model.mesh = make_mesh(copies=jax.device_count())  # decoding reads all weights for every token: a copy on each
+        # Decoding reads all weights for every token: each device has a copy.
+        mesh = make_mesh(copies=jax.device_count()) if jax.device_count() > 1 else None
+        model = build_model(base, tuned, mesh=mesh)
         with WorkProgress(f"evaluating {what}", "rows", rows - len(found)) as progress:
             started = time.monotonic()
-            batches = predict.predict(model, data, decoding.batch_size, decoding.settings, decoding.seed, frozenset(found))
+            batches = predict.predict(model, data, decoding.batch_size, decoding.settings, frozenset(found))
             for batch in batches:
                 now = time.monotonic()
                 kept.add(batch, now - started)

@@ -45,13 +45,7 @@ def evaluate(
     metrics: str,
     mask_decoder: str,
     batch_size: int,
-    max_new_tokens: int,
-    beams: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    best_of: int,
-    seed: int,
+    settings: DecodeSettings,
     state_root: str,
 ) -> None:
     """Decodes every row, judges the answers, and writes the evaluation; see the command line.
@@ -63,8 +57,7 @@ def evaluate(
     use_compile_cache()
     judges = find_metrics(task, metrics, mask_decoder)
     deciding = next(iter(judges))
-    settings = DecodeSettings(max_new_tokens, temperature, top_k, top_p, best_of, beams)
-    decoding = Decoding(settings, batch_size, seed)
+    decoding = Decoding(settings, batch_size)
     candidate = open_candidate(checkpoint, records, tuned)
     beside = f"{str(output).rstrip('/')}.predictions"
     kept = kept_predictions(beside, state_root, candidate.base, candidate.inputs, decoding)
@@ -74,13 +67,13 @@ def evaluate(
 
     contenders = find_contenders(baseline, champion, registry, candidate, decoding, deciding, task, champion_kept)
     inputs = [*candidate.inputs, *contenders.inputs, *([input_of("mask decoder", mask_decoder)] if mask_decoder else [])]
-    asked = {"batch_size": batch_size, "task": task, "metrics": list(judges), "seed": seed, "margin": margin}
+    asked = {"batch_size": batch_size, "task": task, "metrics": list(judges), "margin": margin}
     with produce(output, ARTIFACT_TYPE, "evaluate", {**dataclasses.asdict(settings), **asked}, inputs) as draft:
         predictions = decode(candidate.base, candidate.tuned, candidate.data, decoding, kept, candidate.name)
         compared = dict(contenders.evaluations)
         if (undecided := contenders.undecided) is not None:
             compared["champion"] = undecided.evaluate(candidate.data, decoding, judges[deciding], TASKS[task])
-        judgement = judge(candidate.name, predictions, task, judges, kept.seconds, max_new_tokens)
+        judgement = judge(candidate.name, predictions, task, judges, kept.seconds, settings.max_new_tokens)
         decision = judge_against(compared, judgement.scores[deciding], deciding, margin)
         write_results(draft.folder, judgement, decision)
         write_report(draft.folder, judgement, compared.get("baseline"), decision, candidate)

@@ -154,7 +154,7 @@ def _cut_off(predictions: Sequence[Prediction], max_new_tokens: int) -> list[str
         return []
     return [
         f"{len(longer)} of {len(predictions)} targets have more tokens than an answer can have: up to {max(longer)}, with eos; "
-        f"--max-new-tokens is {max_new_tokens}. No model can give such an answer whole."
+        f"max_new_tokens is {max_new_tokens}. No model can give such an answer whole."
     ]
 
 

@@ -6,10 +6,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def fetch_checkpoint(
     checkpoint: dsl.Output[dsl.Model],
     tree_sha256: dsl.OutputPath(str),
@@ -30,9 +30,6 @@ def fetch_checkpoint(
         tokenizer: SentencePiece model, when it is not beside the weights.
         precision: Which file of a Kaggle model: by the dtype of its weights.
         image_size: Side of the checkpoint's input images, in pixels; 0: its own.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     from components.artifacts import mirror_record, output_location
     from components.fetch_checkpoint.main import fetch_checkpoint as run_step

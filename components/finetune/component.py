@@ -6,10 +6,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def finetune(
     checkpoint: dsl.Input[dsl.Model],
     records: dsl.Input[dsl.Dataset],
@@ -33,18 +33,12 @@ def finetune(
         recipe: Training recipe, as YAML text; empty: the reference recipe.
         state: Folder or gs:// prefix for the training state, from which an interrupted task resumes. Empty: a subfolder of
             artifact_root named by a hash of recipe, data and checkpoint; without artifact_root, beside the output.
-        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
-        records_sha256: Expected tree hash of records, from the step that made them; empty: not compared.
-        validation_sha256: Expected tree hash of validation, from the step that made it; empty: not compared.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import json
     import shutil
     from pathlib import Path
 
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import input_location, mirror_record, output_location, state_location
     from components.finetune.main import fine_tune
     from paligemma.artifacts.store import localize
     from paligemma.foreign_json import read_json
@@ -52,7 +46,7 @@ def finetune(
     from paligemma.training.recipe import parse_recipe
 
     output = output_location(tuned, artifact_root, run, run_task)
-    state_root = f"{artifact_root.rstrip('/')}/state" if artifact_root else ""
+    state_root = state_location(artifact_root)
     trained_on = (input_location(checkpoint, checkpoint_sha256), input_location(records, records_sha256), output)
     parsed = parse_recipe(recipe)
     if machines := launched():

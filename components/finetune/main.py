@@ -29,7 +29,7 @@ from paligemma.models.paligemma import PaliGemma
 from paligemma.runtime.accelerator import expect_accelerator
 from paligemma.runtime.compile_cache import use_compile_cache
 from paligemma.runtime.host_memory import trim_after_compiling
-from paligemma.storage.disk_space import check_space
+from paligemma.storage.disk_space import check_space, same_disk
 from paligemma.storage.files import write_file
 from paligemma.storage.location import parse_location
 from paligemma.terminal import show_table
@@ -172,11 +172,10 @@ def check_room(location: str, folder: Path, current: TrainState) -> None:
     """
     result, state = (sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for part in (current.trainable, current))
     place = parse_location(location)
-    if isinstance(place, Path) and place.stat().st_dev == folder.stat().st_dev:
+    if same_disk(place, folder):
         check_space(folder, result + state)
-        return
-    check_space(folder, result)
-    if isinstance(place, Path):
+    else:
+        check_space(folder, result)
         check_space(place, state)
 
 

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def preflight(
     checkpoint: dsl.Input[dsl.Model],
     preflight: dsl.Output[dsl.Artifact],
@@ -28,10 +28,6 @@ def preflight(
         max_text_tokens: Maximum tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
         decoding: Prompts to decode at once, to compile decoding too.
-        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import shutil
 

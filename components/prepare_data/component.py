@@ -6,10 +6,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def prepare_data(
     data: str,
     checkpoint: dsl.Input[dsl.Model],
@@ -45,10 +45,6 @@ def prepare_data(
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
-        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import shutil
 

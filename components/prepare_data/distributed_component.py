@@ -4,10 +4,10 @@ from typing import List  # noqa: UP035  (KFP reads this one)
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def list_groups(data: str, rows_per_shard: int, pods: int) -> List[str]:  # noqa: UP006
     """Cuts a JSONL file into groups of line ranges, one for each pod.
 
@@ -21,7 +21,7 @@ def list_groups(data: str, rows_per_shard: int, pods: int) -> List[str]:  # noqa
     return list_groups(data, rows_per_shard, pods)
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def prepare_group(
     group: str,
     data: str,
@@ -58,7 +58,7 @@ def prepare_group(
     prepare_group(group, data, input_location(checkpoint), images, Path(part.path), settings, workers)
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def join_groups(
     parts: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
     data: str,
@@ -92,9 +92,6 @@ def join_groups(
         compression: Compression of the shards: none or gzip.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import shutil
     from pathlib import Path

@@ -31,10 +31,10 @@ from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError, one_of
 from paligemma.reports.page import write_page
+from paligemma.storage import cache
 from paligemma.storage.atomic import clear
-from paligemma.storage.cache import cache_folder
 from paligemma.storage.disk_space import check_space
-from paligemma.storage.files import exists, parent_of, write_file
+from paligemma.storage.files import exists, write_file
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import absolute_uri, parse_location
 
@@ -85,7 +85,7 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
         if rows_file.exists():
             raise InputError(f"{data} is not a file.", expected="a JSONL file", fix="name the file in it")
         raise InputError(f"There is no data file {data}.", expected="a JSONL file", fix="check --data")
-    image_folder = absolute_uri(parse_location(images or parent_of(data)))
+    image_folder = absolute_uri(parse_location(images or parse_location(data).parent))
     open_images(image_folder)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
         raise InputError(f"The split's name is {split!r}.", expected="letters, digits, - and _")
@@ -101,7 +101,7 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
         tokenizer_sha256=Tokenizer(opened.tokenizer).sha256,
         image_size=opened.config.img.image_size,
         against=str(against),
-        against_images=absolute_uri(parse_location(images or parent_of(against))),
+        against_images=absolute_uri(parse_location(images or parse_location(against).parent)),
     )
 
 
@@ -130,11 +130,7 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Pat
     It keeps the finished shards of a killed run with the same inputs and settings, and nothing else. Image files are assumed
     unchanged: hashing them all would be half the work.
     """
-    location = parse_location(output)
-    if isinstance(location, Path):
-        folder = location.absolute().with_name(f".{location.name}.work")
-    else:
-        folder = cache_folder() / "prepare" / hashlib.sha256(str(location).encode()).hexdigest()
+    folder = cache.work_folder(parse_location(output), "prepare")
     wanted = fingerprint(inputs, settings)
     known = folder / FINGERPRINT_FILE
     if kind_of(folder) not in (None, "folder") or (folder.is_dir() and any(folder.iterdir()) and not known.is_file()):

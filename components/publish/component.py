@@ -6,10 +6,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def publish(
     checkpoint: dsl.Input[dsl.Model],
     tuned: dsl.Input[dsl.Model],
@@ -38,12 +38,6 @@ def publish(
         promote: Make it the champion; refused when its evaluation says no.
         vertex_model: Model of Vertex AI's Model Registry to make it a version of, by its full name; empty: none.
         serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
-        checkpoint_sha256: Expected tree hash of checkpoint, from the step that made it; empty: not compared.
-        tuned_sha256: Expected tree hash of tuned, from the step that made it; empty: not compared.
-        evaluation_sha256: Expected tree hash of evaluation, from the step that made it; empty: not compared.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import shutil
 

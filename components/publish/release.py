@@ -35,9 +35,9 @@ from paligemma.registry.releases import (
     versions,
 )
 from paligemma.registry.signature import sign, signer_of, signing_key
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.files import exists
 from paligemma.storage.location import absolute_uri, parse_location
-from paligemma.storage.retry import ChangedError
 
 log = logging.getLogger("paligemma.publish")
 

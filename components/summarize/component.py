@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.images import CPU_IMAGE
+from components.kfp_component import kfp_component
 
 
-@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+@kfp_component
 def summarize(
     status: dsl.PipelineTaskFinalStatus,
     summary: dsl.Output[dsl.Artifact],
@@ -21,9 +21,6 @@ def summarize(
     Args:
         root: Folder or gs:// prefix with the lineage of the run; empty: artifact_root, else the runner's own location.
         expected: Comma-separated tasks that every run has; one without a record counts as failed.
-        artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-        run: Name of the run; with artifact_root and run_task, it sets the artifact's location.
-        run_task: Name of the task in the run.
     """
     import json
     import shutil

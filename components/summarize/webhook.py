@@ -6,8 +6,11 @@ import logging
 import os
 from pathlib import Path
 
+import requests
+
 from paligemma.errors import InputError
 from paligemma.google.secret_manager import read_secret
+from paligemma.retry import retrying
 from paligemma.web_address import parse_web_address
 from paligemma.web_client import request, webhook_rule
 
@@ -15,6 +18,7 @@ URL_VARIABLE = "PALIGEMMA_WEBHOOK"
 FILE_VARIABLE = "PALIGEMMA_WEBHOOK_FILE"
 SECRET_VARIABLE = "PALIGEMMA_WEBHOOK_SECRET"
 _SECONDS = (5.0, 10.0)  # seconds to connect, and to answer
+_BUDGET = 30.0  # seconds in which to find a connection
 
 log = logging.getLogger("paligemma.lineage")
 
@@ -30,10 +34,15 @@ def notify(message: dict) -> bool:
         if not url:
             return False
         address = parse_web_address(url, "The webhook's address")
-        with request("POST", address, webhook_rule, json=message, timeout=_SECONDS) as answer:
-            if not answer.ok or answer.is_redirect:
-                log.warning("the notification was answered with status %d", answer.status_code)
-                return False
+
+        def post() -> requests.Response:
+            with request("POST", address, webhook_rule, json=message, timeout=_SECONDS) as answer:
+                return answer
+
+        answer = retrying(post, _BUDGET, idempotent=False)
+        if not answer.ok or answer.is_redirect:
+            log.warning("the notification was answered with status %d", answer.status_code)
+            return False
     except InputError as error:
         log.warning("no notification was sent: %s", error)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,8 @@ from typing import Protocol
 
 from components.presets import read_preset
 from components.publish.serving import parse_serving
+from paligemma.decoding.settings import DecodeSettings
+from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
 from paligemma.training.recipe import parse_recipe
@@ -117,7 +120,8 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
 
 
 def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
-    """Reads the pipeline's parameters from a YAML file. `recipe` may be a preset's name or a mapping, `serving` a mapping.
+    """Reads the pipeline's parameters from a YAML file. `recipe` may be a preset's name or a mapping; `decoding` and `serving`
+    may be mappings.
 
     Raises:
         InputError: names the first parameter that is unknown, missing or of the wrong type.
@@ -127,7 +131,7 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
         raise InputError("The parameters are not names and values.", where=path, expected="train_data: gs://...")
     for name in values:
         if name not in inputs:
-            raise InputError(f"There is no parameter {name!r}.", where=path, fix=did_you_mean(str(name), inputs))
+            raise InputError(f"There is no parameter {name!r}.", where=path, fix=_known_parameter(str(name), values, inputs))
     missing = [name for name, declared in inputs.items() if not declared.optional and name not in values]
     if missing:
         raise InputError(f"{', '.join(missing)} is missing.", where=path, expected="a value")
@@ -137,8 +141,11 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
         values["recipe"] = read_preset(recipe)
     if values.get("recipe"):
         parse_recipe(values["recipe"], [], str(path))
-    if isinstance(values.get("serving"), dict):
-        values["serving"] = dump_yaml(values["serving"])
+    for name in ("decoding", "serving"):
+        if isinstance(values.get(name), dict):
+            values[name] = dump_yaml(values[name])
+    if isinstance(values.get("decoding"), str):
+        parse_settings(values["decoding"], f"decoding, in {path}")
     if values.get("vertex_model"):
         parse_serving(str(values.get("serving", "")), path)
     for name, value in values.items():
@@ -154,6 +161,14 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
             "A cluster's steps share no disk.", where=path, expected="artifact_root: gs://BUCKET/...", fix="set artifact_root"
         )
     return values
+
+
+def _known_parameter(name: str, values: Mapping, inputs: Mapping) -> str:
+    """What to write instead of an unknown parameter: decoding settings are one parameter, others may be misspelt."""
+    settings = {field.name: values[field.name] for field in dataclasses.fields(DecodeSettings) if field.name in values}
+    if name in settings:
+        return f"write decoding: {dump_yaml(settings, default_flow_style=True).strip()}"
+    return did_you_mean(name, inputs)
 
 
 def no_such_schedule(name: str, there: Iterable[str]) -> InputError:

@@ -16,7 +16,9 @@ from urllib.parse import quote, urlsplit
 
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
+from paligemma.google import rest
 from paligemma.google.rest import BackendError, BackendUnavailableError
+from paligemma.retry import RETRYABLE, urllib3_retry
 from paligemma.terminal import printable
 from paligemma.yaml_text import dump_documents
 from pipelines.backends.job import Job, Scheduled, difference, find_task, no_such_schedule, step_names
@@ -41,12 +43,11 @@ class Kubeflow:
             experiment: experiment of the runs; created if missing.
         """
         import kfp
-        from urllib3.util.retry import Retry
 
         class Client(kfp.Client):
             def _load_config(self, *arguments, **more):
                 config: Any = super()._load_config(*arguments, **more)
-                config.retries = Retry(total=4, backoff_factor=0.2, status_forcelist=(502, 503, 504), raise_on_status=False)
+                config.retries = urllib3_retry(rest.SECONDS, final={500})  # its answer for a log that is gone
                 return config
 
             def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
@@ -295,7 +296,7 @@ def _errors(host: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
             yield
     except ApiException as error:
-        if error.status in (429, 500, 502, 503, 504):
+        if error.status in RETRYABLE:
             raise BackendUnavailableError(
                 f"Kubeflow Pipelines answered {error.status}.", where=host, fix="run the same command later"
             ) from None

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from paligemma.data.image_suffixes import SUFFIXES, is_image_name
+from paligemma.data.image_suffixes import decoded_suffixes, is_image_name
 from paligemma.data.images import ImageError, load_image
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -67,22 +67,23 @@ def find_questions(
     if image.is_dir():
         files = _images(image, output)
         if not files:
-            raise InputError("The folder has no images.", where=image, expected=f"files {', '.join(sorted(SUFFIXES))}")
+            raise InputError(
+                "The folder has no images.", where=image, expected=f"files {', '.join(sorted(decoded_suffixes()))}"
+            )
         return [Question(str(path.relative_to(image)), path, ask(prompt)) for path in files]
     return [Question(str(image), image, ask(prompt))]
 
 
 def answer_all(
-    model: Model, questions: Sequence[Question], settings: DecodeSettings, batch_size: int, seed: int, output: Path | None
+    model: Model, questions: Sequence[Question], settings: DecodeSettings, batch_size: int, output: Path | None
 ) -> int:
     """Writes a JSON line for every question, as soon as its batch is done. The line of an unreadable image has an `error`.
 
     Args:
         model: the model that answers.
         questions: the questions, in the order of the lines.
-        settings: how to decode.
+        settings: how to decode; the seed counts together with image name and prompt, so that the batch size does not matter.
         batch_size: questions asked at once.
-        seed: seed of the samples, together with image name and prompt, so that the batch size does not matter.
         output: a file to append to, which skips questions answered in it; None for standard output.
 
     Returns:
@@ -107,7 +108,7 @@ def answer_all(
             # One shape for all batches: the last is filled up.
             missing = batch_size - len(asked) if asked and len(left) > batch_size else 0
             filled = asked + asked[:1] * missing
-            seeds = [zlib.crc32(f"{seed} {question.name} {question.prompt}".encode()) for question in filled]
+            seeds = [zlib.crc32(f"{settings.seed} {question.name} {question.prompt}".encode()) for question in filled]
             answers = model.answer(images + images[:1] * missing, [question.prompt for question in filled], settings, seeds)
             for question, answer in zip(asked, answers, strict=False):
                 lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}

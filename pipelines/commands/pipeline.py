@@ -2,165 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from components.decoding_flags import DecodingFlags
 from paligemma.choices import StoredDtype, TaskName
-from paligemma.command_line import make_app
+from paligemma.command_line import make_app, with_flag_groups
 from paligemma.terminal import say
+from pipelines.commands.cluster_flags import Experiment, ProfileName, Project, Region, Run, Server, Tasks
 
 pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
-ProfileName = Annotated[str, typer.Option(help="Machines that the steps run on: kfp-gpu-l4, vertex-cpu, ...")]
-ImagesFile = Annotated[
-    Path | None, typer.Option(help="digests.json of make images; needed for a cluster.", show_default="none")
-]
-BackendName = Annotated[Literal["kfp", "vertex"], typer.Option(help="What runs it: Kubeflow Pipelines or Vertex AI.")]
-ParametersFile = Annotated[Path, typer.Option(help="YAML file of the pipeline's parameters.")]
-ServiceAccount = Annotated[str, typer.Option(help="Service account of the steps.", show_default="the backend's")]
-RunnerRoot = Annotated[
-    str, typer.Option(help="gs:// prefix for the backend's own files.", show_default="runner, below artifact_root")
-]
-Host = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines.", show_default="none; needed for kfp")]
-Namespace = Annotated[str, typer.Option(help="Namespace in Kubeflow Pipelines.", show_default="none")]
-Experiment = Annotated[str, typer.Option(help="Experiment in Kubeflow Pipelines that runs belong to.")]
 ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
-Project = Annotated[str, typer.Option(help="Google Cloud project.", show_default="none; needed for vertex")]
-Region = Annotated[str, typer.Option(help="Region of Vertex AI.", show_default="none; needed for vertex")]
-Spot = Annotated[bool, typer.Option(help="Spot accelerators: cheaper, but they may be preempted at any time.")]
-KaggleSecret = Annotated[
-    str, typer.Option(help="Name of the Secret Manager secret with kaggle.json, for kaggle:// sources.", show_default="none")
-]
-WebhookSecret = Annotated[
-    str,
-    typer.Option(help="Full name of the Secret Manager secret with the address for a message at the end.", show_default="none"),
-]
-SigningSecret = Annotated[
-    str, typer.Option(help="Kubernetes secret whose key.pem signs releases; only for kfp.", show_default="none")
-]
+RunName = Annotated[str, typer.Argument(help="What submit printed.", show_default=False)]
 
 
 @pipeline.command("compile")
+@with_flag_groups
 def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("pipeline.yaml"),
     which: Annotated[
         Literal["finetune", "prepare"], typer.Option(help="The DAG, or only data preparation on many pods.")
     ] = "finetune",
     profile: ProfileName = "local",
-    images: ImagesFile = None,
-    spot: Spot = False,
-    kaggle_secret: KaggleSecret = "",
-    webhook_secret: WebhookSecret = "",
-    signing_secret: SigningSecret = "",
+    images: Annotated[
+        Path | None, typer.Option(help="digests.json of make images; needed for a cluster.", show_default="none")
+    ] = None,
+    tasks: Tasks = Tasks(),
     project: Project = "",
     location: Region = "",
-    service_account: ServiceAccount = "",
 ) -> None:
     """Compile a pipeline to the YAML that a KFP cluster, or Vertex AI, runs."""
     from pipelines.compile import compile_pipeline
     from pipelines.placement import placer, read_images
 
     pinned = read_images(images) if images else None
-    place_task = placer(
-        profile,
-        pinned,
-        spot=spot,
-        kaggle_secret=kaggle_secret,
-        webhook_secret=webhook_secret,
-        signing_secret=signing_secret,
-        project=project,
-        location=location,
-        service_account=service_account,
-    )
-    compile_pipeline(output, which, place_task)
+    compile_pipeline(output, which, placer(profile, pinned, project=project, location=location, **asdict(tasks)))
     say(f"wrote {output}")
 
 
 @pipeline.command()
+@with_flag_groups
 def submit(
-    backend: BackendName,
-    profile: ProfileName,
-    images: Annotated[Path, typer.Option(help="digests.json of make images.")],
-    parameters: ParametersFile,
+    server: Server,
+    to_run: Run,
+    tasks: Tasks,
     name: Annotated[str, typer.Option(help="Displayed name of the run.")] = "paligemma-finetune",
-    spot: Spot = False,
-    kaggle_secret: KaggleSecret = "",
-    webhook_secret: WebhookSecret = "",
-    signing_secret: SigningSecret = "",
-    service_account: ServiceAccount = "",
-    root: RunnerRoot = "",
-    host: Host = "",
-    namespace: Namespace = "",
     experiment: Experiment = "paligemma",
-    project: Project = "",
-    location: Region = "",
 ) -> None:
     """Run the DAG on Kubeflow Pipelines or Vertex AI, now."""
-    from pipelines.backends.connect import connect, place_on
-    from pipelines.backends.job import make_job
-
-    place_task = place_on(
-        backend,
-        profile,
-        images,
-        spot=spot,
-        kaggle_secret=kaggle_secret,
-        webhook_secret=webhook_secret,
-        signing_secret=signing_secret,
-        project=project,
-        location=location,
-        service_account=service_account,
-    )
-    job = make_job(name, parameters, profile, place_task, service_account, root)
-    say(connect(backend, host, namespace, experiment, project, location).submit(job))
+    job = to_run.job(name, server, tasks)
+    say(server.connect(experiment).submit(job))
 
 
 @pipeline.command()
+@with_flag_groups
 def schedule(
-    backend: BackendName,
-    profile: ProfileName,
-    images: Annotated[Path, typer.Option(help="digests.json of make images.")],
-    parameters: ParametersFile,
+    server: Server,
+    to_run: Run,
+    tasks: Tasks,
     cron: Annotated[str, typer.Option(help='When, e.g. "0 3 * * 1"; KFP has seconds in front: "0 0 3 * * 1".')],
     name: Annotated[str, typer.Option(help="Name of the schedule; one of this name is replaced.")] = "paligemma-finetune",
     dry_run: Annotated[bool, typer.Option(help="Only show what would change; without a server, what would be sent.")] = False,
-    spot: Spot = False,
-    kaggle_secret: KaggleSecret = "",
-    webhook_secret: WebhookSecret = "",
-    signing_secret: SigningSecret = "",
-    service_account: ServiceAccount = "",
-    root: RunnerRoot = "",
-    host: Host = "",
-    namespace: Namespace = "",
     experiment: Experiment = "paligemma",
-    project: Project = "",
-    location: Region = "",
 ) -> None:
     """Run the DAG again and again, one run at a time. The same schedule again changes nothing."""
     from paligemma.errors import InputError
     from paligemma.google.rest import BackendError, BackendUnavailableError
-    from pipelines.backends.connect import connect, place_on
     from pipelines.backends.cron import check_cron
-    from pipelines.backends.job import difference, make_job
+    from pipelines.backends.job import difference
 
-    check_cron(backend, cron)
-    place_task = place_on(
-        backend,
-        profile,
-        images,
-        spot=spot,
-        kaggle_secret=kaggle_secret,
-        webhook_secret=webhook_secret,
-        signing_secret=signing_secret,
-        project=project,
-        location=location,
-        service_account=service_account,
-    )
-    job = make_job(name, parameters, profile, place_task, service_account, root)
+    check_cron(server.backend, cron)
+    job = to_run.job(name, server, tasks)
     try:
-        connected = connect(backend, host, namespace, experiment, project, location)
-        connected.schedule(job, cron, dry_run, lambda changes: say(changes or "nothing changes", lines=True))
+        server.connect(experiment).schedule(job, cron, dry_run, lambda changes: say(changes or "nothing changes", lines=True))
     except (BackendError, BackendUnavailableError, InputError) as error:
         if not dry_run:
             raise
@@ -169,124 +86,69 @@ def schedule(
 
 
 @pipeline.command()
-def status(
-    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
-    backend: BackendName,
-    host: Host = "",
-    namespace: Namespace = "",
-    project: Project = "",
-    location: Region = "",
-) -> None:
+@with_flag_groups
+def status(run: RunName, server: Server) -> None:
     """Show the state of a run and of its tasks."""
-    from pipelines.backends.connect import connect
-
-    say(connect(backend, host, namespace, "", project, location).status(run), lines=True)
+    say(server.connect().status(run), lines=True)
 
 
 @pipeline.command()
-def cancel(
-    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
-    backend: BackendName,
-    host: Host = "",
-    namespace: Namespace = "",
-    project: Project = "",
-    location: Region = "",
-) -> None:
+@with_flag_groups
+def cancel(run: RunName, server: Server) -> None:
     """End a run."""
-    from pipelines.backends.connect import connect
-
-    connect(backend, host, namespace, "", project, location).cancel(run)
+    server.connect().cancel(run)
     say(f"asked to end {run}")
 
 
 @pipeline.command()
+@with_flag_groups
 def logs(
-    run: Annotated[str, typer.Argument(help="What submit printed.", show_default=False)],
-    backend: BackendName,
+    run: RunName,
+    server: Server,
     task: Annotated[str, typer.Option(help="Step whose log to show, as status names it.")] = "finetune",
-    host: Host = "",
-    namespace: Namespace = "",
-    project: Project = "",
-    location: Region = "",
 ) -> None:
     """Show what a step of a run printed, each attempt after the other."""
-    from pipelines.backends.connect import connect
-
-    for line in connect(backend, host, namespace, "", project, location).logs(run, task):
+    for line in server.connect().logs(run, task):
         say(line)
 
 
 @pipeline.command()
-def schedules(
-    backend: BackendName,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "paligemma",
-    project: Project = "",
-    location: Region = "",
-) -> None:
+@with_flag_groups
+def schedules(server: Server, experiment: Experiment = "paligemma") -> None:
     """List all schedules."""
-    from pipelines.backends.connect import connect
-
-    found = connect(backend, host, namespace, experiment, project, location).schedules()
-    for one in found:
+    there = server.connect(experiment).schedules()
+    for one in there:
         say(f"{one.name}: {one.cron}, {one.state}" + (f", next at {one.next_run}" if one.next_run else ""))
-    if not found:
+    if not there:
         say("there is no schedule")
 
 
 @pipeline.command()
-def unschedule(
-    name: ScheduleName,
-    backend: BackendName,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "paligemma",
-    project: Project = "",
-    location: Region = "",
-) -> None:
+@with_flag_groups
+def unschedule(name: ScheduleName, server: Server, experiment: Experiment = "paligemma") -> None:
     """Delete a schedule. A run that it has started goes on to its end."""
-    from pipelines.backends.connect import connect
-
-    connect(backend, host, namespace, experiment, project, location).unschedule(name)
+    server.connect(experiment).unschedule(name)
     say(f"{name} is no longer a schedule; its running runs continue: `cancel` ends one")
 
 
 @pipeline.command()
-def pause(
-    name: ScheduleName,
-    backend: BackendName,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "paligemma",
-    project: Project = "",
-    location: Region = "",
-) -> None:
+@with_flag_groups
+def pause(name: ScheduleName, server: Server, experiment: Experiment = "paligemma") -> None:
     """Pause a schedule: it starts no runs until `resume`."""
-    from pipelines.backends.connect import connect
-
-    connect(backend, host, namespace, experiment, project, location).pause(name)
+    server.connect(experiment).pause(name)
     say(f"{name} is paused")
 
 
 @pipeline.command()
-def resume(
-    name: ScheduleName,
-    backend: BackendName,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "paligemma",
-    project: Project = "",
-    location: Region = "",
-) -> None:
+@with_flag_groups
+def resume(name: ScheduleName, server: Server, experiment: Experiment = "paligemma") -> None:
     """Resume a paused schedule, from its next time on."""
-    from pipelines.backends.connect import connect
-
-    connect(backend, host, namespace, experiment, project, location).resume(name)
+    server.connect(experiment).resume(name)
     say(f"{name} starts runs again")
 
 
 @pipeline.command()
+@with_flag_groups
 def run(
     train_data: Annotated[
         str, typer.Option(help="JSONL file of rows to train on, local or gs://; {date} in a path of data is today, in UTC.")
@@ -351,10 +213,7 @@ def run(
         typer.Option(help="File with the weights that turn <seg> symbols into masks, for --task segment.", show_default="none"),
     ] = "",
     batch_size: Annotated[int, typer.Option(help="Rows decoded at once in evaluation.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 32,
-    beams: Annotated[
-        int, typer.Option(help="Sequences that a beam search keeps in evaluation; 1 decodes greedily.", min=1)
-    ] = 1,
+    decoding: DecodingFlags = DecodingFlags(),
     registry: Annotated[
         str, typer.Option(help="Folder or gs:// prefix of all releases.", show_default="registry, below --root")
     ] = "",
@@ -369,6 +228,7 @@ def run(
     from components.presets import read_recipe
     from paligemma.artifacts.run_date import today, with_date
     from paligemma.checkpoints.describe import describe_source, named
+    from paligemma.decoding.settings_yaml import settings_yaml
     from paligemma.runtime.accelerator import idle_gpu
     from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run, split_data
@@ -379,6 +239,7 @@ def run(
     date = today()
     train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
     parsed = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
+    settings = decoding.settings()
     parameters = {
         "train_data": absolute(train_data),
         "validation_data": absolute(validation_data or train_data),
@@ -398,8 +259,7 @@ def run(
         "margin": margin,
         "mask_decoder": absolute(mask_decoder),
         "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "beams": beams,
+        "decoding": settings_yaml(settings),
         "registry": absolute(registry or str(root / "registry")),
         "formats": formats,
         "artifact_root": absolute(artifact_root),

@@ -44,7 +44,7 @@ def run_demo(folder: Path, runner: SubprocessRunner | DockerRunner | None = None
         "validation_data": str((data / "validation.jsonl").absolute()),
         "source": "embedded:tiny",
         "recipe": read_preset("demo"),
-        "max_new_tokens": 8,
+        "decoding": "max_new_tokens: 8",
         "batch_size": 128,
         "registry": str((folder / "registry").absolute()),
     }

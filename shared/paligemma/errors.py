@@ -29,7 +29,7 @@ class PaliGemmaError(Exception):
         if fix is not None:
             lines.append(f"  to do:    {fix}")
         super().__init__(_shown("\n".join(lines)))
-        self.what = _shown(what)
+        self.what, self.expected, self.fix = _shown(what), expected, fix
 
 
 def _shown(text: str) -> str:

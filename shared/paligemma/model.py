@@ -18,7 +18,7 @@ from PIL import Image
 
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_model
-from paligemma.checkpoints.parameters import build_module
+from paligemma.checkpoints.parameters import build_decoding_module
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
@@ -49,7 +49,7 @@ class Model:
     Attributes:
         config: its architecture.
         tokenizer: its tokenizer; None if the checkpoint has none.
-        module: the Flax NNX network.
+        module: the Flax NNX network. On GPUs, the decoder's layers are a list, see `build_decoding_module`.
         grey_range: samples of black and white in grey pictures; None: as stated in each file.
         mesh: the devices for `decode`; None for the network's own device.
     """
@@ -129,7 +129,7 @@ class Model:
 
         Args:
             settings: greedy, sampling, best of several samples, or beam search, which needs an `eos_id`.
-            row_seeds: a seed for each row's samples; by default its index in the batch.
+            row_seeds: a seed for each row's samples; by default the settings' seed plus its index in the batch.
         """
         self._check_batch(images, tokens)
         if settings.beams > 1 and eos_id is None:
@@ -178,7 +178,7 @@ class Model:
             images: see `generate`.
             prompts: see `generate`.
             settings: greedy, sampling, best of several samples, or beam search.
-            seeds: a seed for each answer's samples; by default its index.
+            seeds: a seed for each answer's samples; by default the settings' seed plus its index.
         """
         if self.tokenizer is None:
             raise InputError(
@@ -222,7 +222,8 @@ def load(
         config: the architecture, as an object, mapping, JSON file or variant name; by default `config.json` beside the weights,
             else inferred from an `.npz` file's shapes. If its image size differs from the weights', position embeddings are
             resampled.
-        dtype: dtype of the parameters in memory; by default the file's own.
+        dtype: dtype of the parameters in memory; by default the file's own, and for the decoder's weights on an accelerator the
+            dtype that it multiplies in.
         base: a tuned model's base checkpoint, if it has moved since training.
 
     Raises:
@@ -232,8 +233,16 @@ def load(
     return build_model(*open_model(path, config, base), dtype=dtype)
 
 
-def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: str | None = None) -> Model:
+def build_model(
+    checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: str | None = None, mesh: Mesh | None = None
+) -> Model:
     """Builds a model from an opened checkpoint; a tuned model's parameters replace the checkpoint's.
+
+    Args:
+        checkpoint: the base.
+        tuned: what was tuned; None for the base alone.
+        dtype: dtype of the base's parameters in memory; None: see `load`.
+        mesh: the devices to decode on; None for the default device.
 
     Raises:
         DamagedError: a weight file's bytes do not match their checksums or hashes, if there are any.
@@ -246,12 +255,12 @@ def build_model(checkpoint: Checkpoint, tuned: TunedModel | None = None, dtype: 
     with ThreadPoolExecutor(1) as pool:
         # Reading a member of an npz file compares it with its checksum.
         hashed = pool.submit(checkpoint.verify) if checkpoint.weights.suffix != ".npz" else None
-        module = build_module(checkpoint.config, arrays, dtype_of)
+        module = build_decoding_module(checkpoint.config, arrays, dtype_of, mesh)
         if hashed is not None:
             hashed.result()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     grey_range = parse_grey_range(tuned.description.grey_range) if tuned is not None else None
-    return Model(module, checkpoint.config, tokenizer, grey_range=grey_range)
+    return Model(module, checkpoint.config, tokenizer, mesh, grey_range)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

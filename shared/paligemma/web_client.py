@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
-import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
 from paligemma.errors import InputError
+from paligemma.retry import was_sent
 from paligemma.web_address import Ip, WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
 
 HOSTS_VARIABLE = "PALIGEMMA_PRIVATE_HOSTS"
@@ -72,7 +72,7 @@ def request(
                 response = session.request(method, address.url, headers=headers, allow_redirects=False, **options)
             except requests.ConnectionError as error:
                 failure = error
-                if _was_sent(error):
+                if was_sent(error):
                     raise
                 continue
             with response:
@@ -106,12 +106,6 @@ def _confirm(rule: Rule, address: WebAddress, ip: Ip | None) -> None:
 
 def _is_here(address: WebAddress, ip: Ip | None) -> bool:
     return address.host == "localhost" if ip is None else is_loopback(ip)
-
-
-def _was_sent(error: requests.ConnectionError) -> bool:
-    """Whether a connection existed before the failure."""
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return not isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
 
 
 @contextmanager

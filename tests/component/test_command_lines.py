@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -18,9 +19,11 @@ from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.data.balance import FINDINGS
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.training.recipe import Recipe
 from pipelines.cli import app
 
+SETTINGS = {field.name for field in dataclasses.fields(DecodeSettings)}
 COMPONENTS = sorted(path.parent.name for path in (REPOSITORY / "components").glob("*/main.py"))
 
 
@@ -102,13 +105,29 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
     module = importlib.import_module(f"components.{component}.component")
     inputs = getattr(module, component).component_spec.inputs
     flags = {parameter.name.rstrip("_") for parameter in COMMANDS[component][1]}
+    if component == "evaluate":  # whose interface has them as one text
+        assert flags >= SETTINGS
+        flags = flags - SETTINGS | {"decoding"}
     hashes = {name for name in inputs if name.endswith("_sha256")}  # of input artifacts, by which tasks know them
     assert hashes == {f"{name}_sha256" for name in inputs if f"{name}_sha256" in inputs}
     assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"}
+    shared = hashes | {"artifact_root", "run", "run_task"}
+    assert {name: inputs[name].default for name in shared} == dict.fromkeys(shared, "")
+    assert all(inputs[name].description for name in shared)
     for parameter in COMMANDS[component][1]:
         name = parameter.name.rstrip("_")
         if name in inputs and not parameter.required and inputs[name].default is not None:
             assert inputs[name].default == parameter.default
+
+
+@pytest.mark.parametrize("name", ["evaluate", "paligemma generate", "paligemma pipeline run"])
+def test_whatever_answers_has_the_same_flags_of_decoding(name: str) -> None:
+    flags = {parameter.name: parameter for parameter in COMMANDS[name][1] if parameter.name in SETTINGS}
+    assert {key: flag.default for key, flag in flags.items()} == dataclasses.asdict(DecodeSettings())
+    assert {flag.rich_help_panel for flag in flags.values()} == {"Decoding"}
+    assert [flag.help for flag in flags.values()] == [
+        parameter.help for parameter in COMMANDS["evaluate"][1] if parameter.name in SETTINGS
+    ]
 
 
 def test_an_unknown_flag_exits_2() -> None:

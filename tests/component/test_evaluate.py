@@ -186,7 +186,7 @@ def fake_predictions(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = N
     """Has rows answered with their targets, in batches, without a model; returns the numbers of the rows that were decoded."""
     decoded: list[int] = []
 
-    def answer(model, data, batch_size, settings, seed, done):
+    def answer(model, data, batch_size, settings, done):
         reader = RowReader(data)
         left = [number for number in range(len(reader)) if number not in done]
         for start in range(0, len(left), batch_size):
@@ -338,7 +338,7 @@ def test_targets_longer_than_answers_can_be_are_noted(
     fake_predictions(monkeypatch)
     with caplog.at_level(logging.WARNING):
         run(checkpoint="embedded:tiny", records=str(records), output=str(tmp_path / "x"), max_new_tokens=1)
-    note = "21 of 21 targets have more tokens than an answer can have: up to 2, with eos; --max-new-tokens is 1."
+    note = "21 of 21 targets have more tokens than an answer can have: up to 2, with eos; max_new_tokens is 1."
     assert read(tmp_path / "x")[0]["notes"][0].startswith(note)
     assert note in caplog.text
     assert note in (tmp_path / "x/report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,15 +12,18 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from kfp import dsl
 from lineage_runs import at_place
 
+from components.evaluate.__main__ import run as evaluate_command
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import attempt
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError, StoppedError
 from paligemma.google.rest import BackendError
 from paligemma.google.vertex import ENDPOINT_VARIABLE
@@ -395,17 +399,21 @@ def test_an_evaluation_is_sent_with_all_its_flags(
     taken = {
         name: dsl.Artifact(uri=f"gs://b/{name}", metadata={"location": f"gs://b/{name}"}) for name in ("checkpoint", "records")
     }
+    decoding = "temperature: 0.7\nbest_of: 4\nmax_new_tokens: 8\nseed: 3"
     with pytest.raises(LaunchedError):
         evaluate.python_func(
-            **taken, **made, artifact_root=str(tmp_path / "root"), run="1", run_task="evaluate", task="ocr", beams=2
+            **taken, **made, artifact_root=str(tmp_path / "root"), run="1", run_task="evaluate", task="ocr", decoding=decoding
         )
     ((container,),) = [
         [pool["containerSpec"] for pool in one["jobSpec"]["workerPoolSpecs"]] for one in google.custom_jobs.values()
     ]
     words = container["command"][3:]
-    sent = dict(zip(words[::2], words[1::2], strict=True))
-    assert sent["--checkpoint"] == "gs://b/checkpoint"
-    assert (sent["--task"], sent["--beams"], sent["--max-new-tokens"], sent["--margin"]) == ("ocr", "2", "32", "0.0")
+    alone = typer.Typer()
+    alone.command()(evaluate_command)
+    taken = typer.main.get_command(alone).make_context("evaluate", words).params  # as the job's program reads them
+    assert (taken["checkpoint"], taken["task"], taken["margin"]) == ("gs://b/checkpoint", "ocr", 0.0)
+    settings = {field.name: taken[field.name] for field in dataclasses.fields(DecodeSettings)}
+    assert DecodeSettings(**settings) == DecodeSettings(max_new_tokens=8, temperature=0.7, best_of=4, seed=3)
     assert {entry["name"]: entry["value"] for entry in container["env"]}["PALIGEMMA_LINEAGE_ROOT"] == str(tmp_path / "root")
 
 

@@ -23,6 +23,7 @@ from components.finetune.__main__ import run as finetune
 from components.publish import release as release_module
 from components.publish.__main__ import run as publish
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma import retry
 from paligemma.artifacts.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open_checkpoint import open_checkpoint, open_model
@@ -37,8 +38,8 @@ from paligemma.registry.releases import (
     verify_release,
     versions,
 )
-from paligemma.storage import cache, retry
-from paligemma.storage.retry import ChangedError
+from paligemma.storage import cache, failures
+from paligemma.storage.failures import ChangedError
 from pipelines.cli import app
 from servers.fault_proxy import FaultProxy, Status
 from servers.gcs import GcsServer
@@ -318,7 +319,7 @@ def test_an_upload_that_fails_leaves_no_release_and_the_same_command_goes_on(
         candidate = good.tuned, beside(good, records, tmp_path, registry), registry
         with FaultProxy(server.url, refuse_after_three) as proxy:
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-            with pytest.raises(retry.StorageUnavailableError) as caught:
+            with pytest.raises(failures.StorageUnavailableError) as caught:
                 publish(BASE, *candidate)
         assert caught.value.exit_code == 4
         assert len(uploads) > 3

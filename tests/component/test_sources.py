@@ -9,18 +9,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import kagglehub
 import pytest
+from kagglehub.exceptions import DataCorruptionError
 
 from components.fetch_checkpoint.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
+from paligemma import retry
 from paligemma.artifacts.record import file_sha256, read_record
 from paligemma.checkpoints.npz import verify_weights
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.checkpoints.sources.kaggle import SECRET_VARIABLE
-from paligemma.checkpoints.sources.remote import redacted
+from paligemma.checkpoints.sources.remote import DOWNLOADS, redacted
 from paligemma.errors import DamagedError, InputError
 from paligemma.google import secret_manager
-from paligemma.storage import cache, disk_space, retry
+from paligemma.storage import cache, disk_space, failures
 from paligemma.storage.location import GcsLocation
 from paligemma.web_client import HOSTS_VARIABLE
 from servers.fault_proxy import Corrupt, FaultProxy, ResetBody, Status, Truncate
@@ -126,6 +129,27 @@ def test_kaggle_through_faults(kaggle: KaggleServer, tmp_path: Path, monkeypatch
         folder = fetch(tmp_path, HANDLE)
     assert (folder / FILE).read_bytes() == WEIGHTS
     assert met
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_what_kagglehub_itself_finds_damaged_is_fetched_anew(
+    kaggle: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """kagglehub compares the MD5 of an answer that has one, and removes the file."""
+    download, failures = kagglehub.model_download, iter([DataCorruptionError("The MD5 checksum is wrong.")] * times)
+
+    def model_download(*arguments: str, **options: object) -> str:
+        for failure in failures:
+            raise failure
+        return download(*arguments, **options)
+
+    monkeypatch.setattr(kagglehub, "model_download", model_download)
+    if times == 2:
+        assert (fetch(tmp_path, HANDLE) / FILE).read_bytes() == WEIGHTS
+        return
+    with pytest.raises(DamagedError, match="never arrived whole: The MD5 checksum is wrong"):
+        fetch(tmp_path, HANDLE)
+    assert len(list(failures)) == times - DOWNLOADS
 
 
 def test_no_credential_is_in_any_output(kaggle: KaggleServer, tmp_path: Path) -> None:
@@ -282,7 +306,7 @@ def test_a_secret_through_faults(vault: SecretServer, tmp_path: Path, monkeypatc
         assert len(proxy.log) == 3
 
 
-@pytest.mark.parametrize(("fault", "error"), [(Status(503), retry.StorageUnavailableError), (Corrupt(90), DamagedError)])
+@pytest.mark.parametrize(("fault", "error"), [(Status(503), failures.StorageUnavailableError), (Corrupt(90), DamagedError)])
 def test_a_secret_that_never_arrives_whole(vault: SecretServer, tmp_path: Path, monkeypatch, fault, error) -> None:
     with FaultProxy(vault.url, lambda _: fault) as proxy:
         monkeypatch.setattr(secret_manager, "ENDPOINT", proxy.url)

@@ -17,6 +17,7 @@ from components.summarize import webhook
 from components.summarize.__main__ import run
 from components.summarize.component import summarize
 from conftest import REPOSITORY
+from paligemma import web_client
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import attempt
 from paligemma.errors import InputError
@@ -186,6 +187,21 @@ def test_an_address_that_is_not_safe_is_not_posted_to(
     assert not webhook.notify({})
     assert "no notification was sent" in caplog.text
     assert "Error" not in caplog.text
+
+
+def test_a_notification_that_found_no_connection_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, refusals = [], [ConnectionRefusedError(), ConnectionRefusedError()]
+
+    def request(*arguments, **options):
+        if refusals:
+            raise refusals.pop()
+        return web_client.request(*arguments, **options)
+
+    monkeypatch.setattr(webhook, "request", request)
+    with LocalServer(lambda exchange: (taken.append(exchange.read_body()), exchange.answer(204, [], b""))) as server:
+        monkeypatch.setenv(webhook.URL_VARIABLE, server.url)
+        assert webhook.notify({"text": "x"})
+    assert taken == [b'{"text": "x"}']
 
 
 def test_the_address_may_be_in_a_mounted_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

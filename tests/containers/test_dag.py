@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from kfp import dsl, local
 
 import docker
-from components.images import CPU_IMAGE
+from components.kfp_component import CPU_IMAGE
 from conftest import ONE_DEVICE, REPOSITORY
 from containers.engine import UNPRIVILEGED, Engine, run_container, start_engine
 from containers.standin import write_base
@@ -70,7 +71,8 @@ print(json.dumps(found))
 def test_the_image_says_what_it_is_and_holds_no_compiler_and_no_secret(client: docker.DockerClient, image: str) -> None:
     attributes = client.images.get(image).attrs
     labels = attributes["Config"]["Labels"]
-    assert labels["org.opencontainers.image.version"] == "0.1.0"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert labels["org.opencontainers.image.version"] == project["version"]
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout.strip()

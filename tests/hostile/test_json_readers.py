@@ -19,8 +19,8 @@ from paligemma.google import secret_manager
 from paligemma.google.rest import BackendError, Service
 from paligemma.launch.trainjob import account_of
 from paligemma.launch.watch import LAUNCH_VARIABLE, launched
+from paligemma.retry import BadBytesError
 from paligemma.runtime.processes import CLUSTER, described
-from paligemma.storage.retry import BadBytesError
 from pipelines.backends.kubeflow import refusal_of
 from pipelines.commands.generate import answered_before, find_questions
 

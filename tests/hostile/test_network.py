@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 
 from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from components.summarize import webhook
-from paligemma import web_client
+from paligemma import retry, web_client
 from paligemma.artifacts.record import file_sha256
 from paligemma.checkpoints.sources import web
 from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.redaction import without_passwords, without_secrets
-from paligemma.storage import cache, retry
+from paligemma.storage import cache
 from paligemma.web_address import WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
 from paligemma.web_client import HOSTS_VARIABLE, checked_addresses, fetch_rule, redirect, webhook_rule
 from servers.local_http import Exchange, LocalServer

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from paligemma import retry
 from paligemma.artifacts.store import produce
 from paligemma.errors import DamagedError, InputError
 from paligemma.registry.releases import (
@@ -26,7 +27,7 @@ from paligemma.registry.releases import (
     verify_release,
     versions,
 )
-from paligemma.storage import cache, files, retry
+from paligemma.storage import cache, files
 from paligemma.storage.location import Location, parse_location
 from pipelines.cli import app
 from servers.gcs import GcsServer

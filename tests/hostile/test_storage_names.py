@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from paligemma import retry
 from paligemma.artifacts import store
 from paligemma.artifacts.store import localize, produce
 from paligemma.errors import DamagedError, InputError
-from paligemma.storage import cache, folders, gcs, retry
+from paligemma.storage import cache, folders, gcs
 from paligemma.storage.location import GcsLocation, parse_location
 from servers.gcs import GcsServer
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from paligemma import retry
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError, BackendUnavailableError
 from paligemma.google.vertex import ENDPOINT_VARIABLE
@@ -25,9 +26,15 @@ PARAMETERS = {
     "validation_data": "gs://b/validation.jsonl",
     "source": "gs://b/paligemma-3b",
     "recipe": {"steps": 10, "learning_rate": 0.01},
+    "decoding": {"max_new_tokens": 8, "temperature": 0.7},
     "margin": 0,
     "artifact_root": "gs://b/artifacts",
 }
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.01, maximum=0.1, timeout=0.3))
 
 
 @pytest.fixture
@@ -96,7 +103,8 @@ def on_vertex(folder: Path) -> list[object]:
 
 
 def sent_parameters() -> dict:
-    return {"target": "l4", **PARAMETERS, "recipe": "steps: 10\nlearning_rate: 0.01\n", "margin": 0.0}
+    return {"target": "l4", **PARAMETERS, "recipe": "steps: 10\nlearning_rate: 0.01\n", "margin": 0.0,
+            "decoding": "max_new_tokens: 8\ntemperature: 0.7\n"}  # fmt: skip
 
 
 def compiled(folder: Path, profile: str) -> list[dict]:
@@ -308,6 +316,11 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         ({"train_data": None}, "a value of the type String"),
         ({"artifact_root": "/tmp/x"}, "share no disk"),
         ({"recipe": {"stepz": 1}}, "stepz"),
+        ({"decoding": {"beems": 4}}, r"(?s)'beems'.*where:    decoding, in .*parameters.yaml.*did you mean 'beams'"),
+        ({"decoding": "top_p: 2"}, r"(?s)top_p is 2.*where:    decoding, in .*expected: more than 0 and at most 1"),
+        ({"decoding": 8}, "a value of the type String"),
+        ({"max_new_tokens": 8}, r"no parameter 'max_new_tokens'.\n.*\n  to do:    write decoding: {max_new_tokens: 8}$"),
+        ({"beams": 4, "max_new_tokens": 8}, r"write decoding: {max_new_tokens: 8, beams: 4}$"),
         ({"vertex_model": "projects/p/locations/r/models/m"}, "serving settings are missing"),
         ({"vertex_model": "projects/p/locations/r/models/m", "serving": {"image": "x"}}, "ports: Field required"),
     ],
@@ -361,7 +374,7 @@ def test_failures_of_the_service_are_tried_again_or_exit_4(
     run = call("submit", *on_vertex(folder))
     assert list(google.jobs) == [run]
     assert len(google.log) == 3
-    google.fail = [503] * 9
+    google.fail = [503] * 999
     with pytest.raises(BackendUnavailableError, match="answered 503") as caught:
         call("submit", *on_vertex(folder))
     assert caught.value.exit_code == 4

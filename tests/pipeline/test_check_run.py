@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SmallData
+from paligemma import retry
 from paligemma.errors import InputError
-from paligemma.storage import gcs, retry
+from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
 from pipelines.check_run import check_run
 from pipelines.finetune import finetune_pipeline
@@ -41,6 +42,12 @@ def test_a_batch_that_is_larger_than_the_data_is_said(data: Path) -> None:
     (said,) = check_run(given(data))
     assert said == "the recipe's batch_size is 8, the training data has 4 rows: a step sees rows several times"
     assert check_run(given(data, recipe="batch_size: 4")) == []
+
+
+def test_decoding_settings_are_looked_at_before_anything_runs(data: Path) -> None:
+    assert check_run(given(data, recipe="batch_size: 4", decoding="beams: 4")) == []
+    with pytest.raises(InputError, match=r"(?s)draws no samples.*where:    the parameter decoding"):
+        check_run(given(data, decoding="{beams: 4, best_of: 2}"))
 
 
 def test_rows_that_cannot_be_used_are_said(data: Path) -> None:

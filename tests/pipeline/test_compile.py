@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY
-from pipelines.caching import CACHING, Caching, check_caching
+from pipelines.caching import NOT_SERVED, check_caching
 from pipelines.compile import compile_pipeline
 
 
@@ -58,7 +58,7 @@ def test_the_edges_are_the_designs(specification: dict) -> None:
 
 def test_both_evaluations_are_judged_by_what_the_user_asks_for(specification: dict) -> None:
     dag = specification["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    asked = {"task", "metrics", "mask_decoder", "batch_size", "max_new_tokens", "beams"}
+    asked = {"task", "metrics", "mask_decoder", "batch_size", "decoding"}
     for name, wanted in (("evaluate", asked), ("evaluate-2", asked | {"margin", "registry"})):
         given = dag[name]["inputs"]["parameters"]
         passed = {key: value.get("componentInputParameter") for key, value in given.items()}
@@ -79,13 +79,11 @@ def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     assert [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")] == []
 
 
-def test_the_table_of_caching_has_every_step_and_is_applied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert CACHING.keys() == {path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")}
-    assert all(policy.why for policy in CACHING.values())
-    monkeypatch.setitem(CACHING, "summarize", Caching(True, "a step without input artifacts"))
-    compile_pipeline(tmp_path / "p.yaml")
-    tasks = yaml.safe_load((tmp_path / "p.yaml").read_text())["root"]["dag"]["tasks"]
-    assert tasks["summarize"]["cachingOptions"] == {"enableCache": True}
+def test_every_step_has_a_reason_not_to_be_served_from_kfps_cache() -> None:
+    assert NOT_SERVED.keys() == {path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")}
+    assert all(NOT_SERVED.values())
+    with pytest.raises(ValueError, match="new_step has no reason"):
+        check_caching("new_step", [], {})
 
 
 def test_the_hash_of_every_input_artifact_is_a_parameter(specification: dict) -> None:
@@ -102,8 +100,6 @@ def test_the_hash_of_every_input_artifact_is_a_parameter(specification: dict) ->
     assert given["publish"] == ["checkpoint", "evaluation", "tuned"]
     with pytest.raises(ValueError, match="the sha256 of records is no parameter of finetune"):
         check_caching("finetune", ["checkpoint", "records"], {"checkpoint_sha256": "x"})
-    with pytest.raises(KeyError):
-        check_caching("new_step", [], {})
 
 
 def test_placeholders_are_whole_values(specification: dict) -> None:

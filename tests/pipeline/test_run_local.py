@@ -50,7 +50,7 @@ def data(small_data: SmallData) -> Path:
 def parameters(data: Path, **more: object) -> dict[str, object]:
     recipe = "steps: 2\nremat: none"
     given = {"train_data": str(data), "validation_data": str(data), "source": "embedded:tiny"}
-    return {**given, "recipe": recipe, "max_new_tokens": 4, **more}
+    return {**given, "recipe": recipe, "decoding": "max_new_tokens: 4", **more}
 
 
 @dataclass(frozen=True)

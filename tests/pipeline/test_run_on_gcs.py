@@ -126,7 +126,7 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path) 
             "train_data": str(data),
             "validation_data": str(data),
             "recipe": "steps: 60\nlearning_rate: 0.2\nremat: none\nsave_every: 20",
-            "max_new_tokens": 4,
+            "decoding": "max_new_tokens: 4",
             "max_reject_fraction": 0.2,
             "registry": str(BUCKET / "registry"),
             "vertex_model": f"{google.parent}/models/paligemma",

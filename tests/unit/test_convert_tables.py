@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from paligemma.data import image_suffixes
 from paligemma.data.convert.reasons import REASONS
 from paligemma.data.rows import Row, read_rows
 
@@ -370,6 +371,19 @@ def test_images_are_looked_for_and_the_remedy_is_named(tmp_path: Path, cell: str
     assert done.rows == []
     assert "2 of 2 rows name an image that is not there" in done.words
     assert remedy.format(tmp_path, tmp_path) in done.words
+
+
+@pytest.mark.parametrize(("ending", "heif"), [(".JPG", False), (".heic", True), (".HEIC", True)])
+def test_the_ending_that_names_lack_may_be_that_of_any_image_that_is_decoded(
+    tmp_path: Path, ending: str, heif: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_suffixes, "heif_is_read", lambda: heif)
+    table = photos_and_table(tmp_path, "file,question,label", "{}")
+    for photo in (tmp_path / "photos").iterdir():
+        photo.rename(photo.with_suffix(ending))
+    given = ("--table", table, "--image", "file", "--prefix", "{question}", "--suffix", "{label}")
+    done = run_convert(tmp_path / "rows.jsonl", "table", *given, "--images", str(tmp_path / "photos"), limit=0.1)
+    assert f"the names lack their ending: --image '{{file}}{ending}'" in done.words
 
 
 def test_an_image_is_a_column_or_a_template(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import paligemma
+from paligemma.checkpoints.open_checkpoint import open_checkpoint
+from paligemma.checkpoints.parameters import build_decoding_module
 from paligemma.decoding import cpu_layout
-from paligemma.decoding.decode import Decoded, Generator
+from paligemma.decoding.decode import Decoded, Generator, decode
 from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -162,6 +165,43 @@ def test_on_a_cpu_gates_and_embedding_share_the_memory_of_the_stacked_weights() 
     assert decoder.embedder.embedder.input_embedding[...].unsafe_buffer_pointer() == table.unsafe_buffer_pointer()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("copies", [None, 8])
+def test_every_platforms_form_gives_the_same_answers(model, images, platform: str, copies: int | None) -> None:
+    """As loops without a cache give them, which `logits` computes from the same form."""
+    checkpoint = open_checkpoint("embedded:tiny")
+    mesh = None if copies is None else make_mesh(copies=copies)
+    module = build_decoding_module(checkpoint.config, checkpoint.arrays, lambda *_: np.dtype("float32"), mesh, platform)
+    assert isinstance(module.llm.layers, nnx.List) == (platform == "gpu")
+    other = paligemma.Model(module, model.config, model.tokenizer, mesh)
+    rows, eos = [0, 1, 2, 3], model.tokenizer.eos_id
+    found, expected = (search(one, images, rows, DecodeSettings(5), eos) for one in (other, model))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+    if copies is None:
+        check_logprobs(other, images, found, eos)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_hold_weights_as_they_multiply_them_unless_a_dtype_is_asked_for(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paligemma.precision._fast_dtype", lambda: "bfloat16")
+    checkpoint = open_checkpoint("embedded:tiny")
+    stored = checkpoint.arrays["llm/embedder/input_embedding"].dtype
+    asked_for = {"as stored": lambda name, stored: stored, "float32": lambda name, stored: np.dtype("float32")}
+    held = {}
+    for what, dtype_of in asked_for.items():
+        module = build_decoding_module(checkpoint.config, checkpoint.arrays, dtype_of, platform=platform)
+        leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module))
+        held[what] = {jax.tree_util.keystr(path, simple=True, separator="/"): str(leaf.dtype) for path, leaf in leaves}
+    assert set(held["float32"].values()) == {"float32"}
+    weights = {name for name in held["as stored"] if name.startswith("llm/") and "scale" not in name}
+    assert len(weights) > 5
+    assert {held["as stored"][name] for name in weights} == {"bfloat16"}
+    assert {dtype for name, dtype in held["as stored"].items() if name not in weights} == {str(stored)}
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 33])
 def test_products_in_another_layout_are_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of decoders with weights twice in memory, in one piece or several, and of one too large for it, against the network's."""
@@ -229,11 +269,26 @@ def test_truncation_keeps_what_sorting_would(top_k: int, top_p: float) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"top_p": 0.0}, "top_p"), ({"temperature": -1.0}, "temperature"),
-     ({"beams": 2, "best_of": 2}, "draws no samples"), ({"best_of": 2}, "need samples")],
+     ({"beams": 2, "best_of": 2}, "draws no samples"), ({"best_of": 2}, "need samples"), ({"seed": 1 << 32}, "seed is")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DecodeSettings(**values)
+
+
+def test_the_settings_seed_is_that_of_the_samples_and_needs_no_other_program(model, images) -> None:
+    tokens, mask = prompts(model, PROMPTS)
+
+    def drawn(seed: int, rows: list[int] | None = None) -> np.ndarray:
+        settings = DecodeSettings(5, temperature=3.0, seed=seed)
+        return model.search(images, tokens, mask, np.zeros_like(tokens), settings, None, row_seeds=rows).tokens
+
+    first = drawn(7)
+    before = decode._cache_size()
+    assert (drawn(0, [7, 8, 9, 10]) == first).all()
+    assert (drawn(8)[:3] == drawn(7, [8, 9, 10, 11])[:3]).all()
+    assert (drawn(1 << 31) != first).any()
+    assert decode._cache_size() == before
 
 
 def test_stops_when_every_row_has_ended(model, images) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
+from paligemma import retry
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
-from paligemma.storage import cache, folders, gcs, retry, versions
+from paligemma.storage import cache, failures, folders, gcs, versions
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, parse_location
-from paligemma.storage.retry import ChangedError
 from servers.fault_proxy import Corrupt, FaultProxy, Status, WrongChecksum, random_schedule
 from servers.gcs import GcsServer
 
@@ -66,7 +67,7 @@ def test_a_file_goes_up_and_comes_back(place: GcsLocation, tmp_path: Path, size:
 
 def test_a_conditional_write_sees_other_writers(place: GcsLocation) -> None:
     first = gcs.write_bytes(place, b"one", if_generation=0)
-    with pytest.raises(retry.ChangedError):
+    with pytest.raises(failures.ChangedError):
         gcs.write_bytes(place, b"two", if_generation=0)
     gcs.write_bytes(place, b"two", if_generation=first.generation)
     assert gcs.read_bytes(place)[0] == b"two"
@@ -160,7 +161,7 @@ def test_a_server_that_asks_for_patience_is_given_it(server: GcsServer, place: G
 def test_a_service_that_stays_away_is_named(server: GcsServer, place: GcsLocation, monkeypatch) -> None:
     with FaultProxy(server.url, lambda _: Status(503)) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        with pytest.raises(retry.StorageUnavailableError) as caught:
+        with pytest.raises(failures.StorageUnavailableError) as caught:
             gcs.read_bytes(place)
     assert str(place) in str(caught.value)
     assert caught.value.exit_code == 4

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import paligemma
 from conftest import SmallData
 from paligemma.checkpoints.open_checkpoint import open_model
+from paligemma.data import image_suffixes
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.evaluation.tasks import TASKS
@@ -35,15 +36,15 @@ def test_a_run_that_was_cut_off_goes_on_where_it_ended(model, small_data: SmallD
     assert [question.name for question in questions] == [f"{number}.png" for number in range(5)]
     settings = DecodeSettings(4, temperature=1.0)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    answer_all(model, questions, settings, 2, 0, whole)
+    answer_all(model, questions, settings, 2, whole)
     text = whole.read_text()
     cut.write_text(text[: text.index("\n") + 20])  # one line, and a part of the second
-    answer_all(model, questions, settings, 3, 0, cut)
+    answer_all(model, questions, settings, 3, cut)
     for ours, theirs in zip(lines(cut), lines(whole), strict=True):
         assert ours.pop("logprob") == pytest.approx(theirs.pop("logprob"), abs=1e-3)
         assert ours == theirs
     before = cut.read_bytes()
-    answer_all(model, questions, settings, 3, 0, cut)
+    answer_all(model, questions, settings, 3, cut)
     assert cut.read_bytes() == before
 
 
@@ -52,7 +53,7 @@ def test_an_unreadable_image_has_an_error_and_is_tried_again(model, small_data: 
     output = tmp_path / "x.jsonl"
     for unread, expected in ((1, ["answer", "error"]), (0, ["answer", "error", "answer"])):
         questions = find_questions(None, small_data.write(rows), "", str)
-        assert answer_all(model, questions, DecodeSettings(2), 8, 0, output) == unread
+        assert answer_all(model, questions, DecodeSettings(2), 8, output) == unread
         assert [next(key for key in ("answer", "error") if key in line) for line in lines(output)] == expected
         small_data.add_image("b.png", 1)
 
@@ -93,6 +94,19 @@ def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: Sma
     assert line.endswith("): .hidden.png, .ipynb_checkpoints, e.heic, g, gone.png, notes.txt, sub/f.svg")
     for counted in ("1 .heic", "1 .txt", "1 .svg", "2 .png", "2 no ending"):
         assert counted in line
+
+
+def test_photos_of_phones_are_images_where_they_are_decoded(small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small_data.folder / "e.heic").touch()
+    with pytest.raises(InputError) as without:
+        find_questions(small_data.folder, None, "ocr", str)
+    monkeypatch.setattr(image_suffixes, "heif_is_read", lambda: True)
+    assert [question.name for question in find_questions(small_data.folder, None, "ocr", str)] == ["e.heic"]
+    (small_data.folder / "e.heic").unlink()
+    with pytest.raises(InputError) as with_heif:
+        find_questions(small_data.folder, None, "ocr", str)
+    assert ".heic" not in str(without.value)
+    assert ".heic" in str(with_heif.value)
 
 
 def test_a_file_whose_name_is_no_text_is_passed_over(small_data: SmallData, caplog) -> None:

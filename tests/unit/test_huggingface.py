@@ -14,7 +14,7 @@ from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.checkpoints.sources.huggingface import cache_folder, checkpoint_files, fetch, snapshot_folder
 from paligemma.errors import DamagedError, InputError
 from paligemma.extras import how_to_install
-from paligemma.storage.retry import StorageUnavailableError
+from paligemma.storage.failures import StorageUnavailableError
 
 SOURCE = "hf://google/paligemma-3b-pt-224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -25,7 +25,7 @@ ROOMS = [
         "safe_names",
         "terminal",
     },
-    {"precision", "web_address", "web_client", "yaml_text"},
+    {"precision", "retry", "web_address", "web_client", "yaml_text"},
     {"storage"},
     {"command_line", "runtime"},
     {"models", "google", "reports"},

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ONE_DEVICE, REPOSITORY
+from paligemma import retry
 from paligemma.errors import DamagedError, PaliGemmaError
 from paligemma.registry.pointer import Pointer, move_pointer, read_pointer
-from paligemma.storage import files, retry
+from paligemma.storage import failures, files
 from servers.fault_proxy import FaultProxy, LoseResponse, random_schedule
 from servers.gcs import GcsServer
 
@@ -70,7 +71,7 @@ def test_a_pointer_moves_for_whoever_read_its_last_state(new_place: Callable[[],
             seen[client] = moved, version
             assert read_pointer(place) == moved
         else:
-            with pytest.raises(retry.ChangedError, match="written by somebody else"):
+            with pytest.raises(failures.ChangedError, match="written by somebody else"):
                 move_pointer(place, value, pointer.generation)
             assert read_pointer(place).value == current
 
@@ -81,7 +82,7 @@ def test_the_same_value_again_is_a_move(new_place: Callable[[], str]) -> None:
     second = move_pointer(place, {"version": "b"}, first.generation)
     third = move_pointer(place, {"version": "a"}, second.generation)
     assert len({0, first.generation, second.generation, third.generation}) == 4
-    with pytest.raises(retry.ChangedError):
+    with pytest.raises(failures.ChangedError):
         move_pointer(place, {"version": "c"}, first.generation)
 
 
@@ -97,7 +98,7 @@ def test_what_is_no_pointer_is_damaged(new_place: Callable[[], str], contents: b
 RACER = """
 import sys
 from paligemma.registry.pointer import move_pointer, read_pointer
-from paligemma.storage.retry import ChangedError
+from paligemma.storage.failures import ChangedError
 place, name = sys.argv[1:]
 for number, _ in enumerate(sys.stdin):
     pointer = read_pointer(place)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,24 @@ def test_files_that_the_tests_page_names_are_there() -> None:
     named = set(re.findall(r"`((?:shared|components|pipelines|docker)/[\w/.-]+\.(?:py|yaml|sh|txt))`", page))
     assert len(named) >= 15
     assert [name for name in sorted(named) if "NAME" not in name and not (REPOSITORY / name).is_file()] == []
+
+
+UPGRADING = (REPOSITORY / "pipelines/guides/upgrading.md").read_text()
+
+
+def test_the_page_of_versions_is_of_this_one() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert f"It is {version}." in UPGRADING
+    assert f" to {version}\n" in UPGRADING
+
+
+def test_modules_that_moved_are_where_the_page_says() -> None:
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", UPGRADING.partition("Modules of `paligemma` that moved")[2], re.MULTILINE)
+    assert len(rows) > 10
+    core = REPOSITORY / "shared/paligemma"
+    for before, now in rows[2:]:
+        old, new = ([name.replace(".", "/") for name in re.findall(r"`([\w.]+)`", cell)] for cell in (before, now))
+        new = [f"{new[0]}/{name}" for name in old] if now.startswith("the same names in") else new
+        assert len(old) == len(new), before
+        assert [name for name in old if (core / f"{name}.py").exists()] == []
+        assert [name for name in new if not (core / f"{name}.py").exists()] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,3 +39,24 @@ def test_the_input_of_a_trained_weight_is_kept() -> None:
         (X.shape, "float32"),
         (WEIGHTS.shape, "float16"),
     ]
+
+
+@pytest.mark.parametrize("compute", ["float32", "float16"])
+def test_weights_that_are_apart_are_those_that_are_together(compute: str) -> None:
+    together = product("btd,df->btf", X, WEIGHTS, jnp.dtype(compute), 1)
+    np.testing.assert_array_equal(product("btd,df->btf", X, tuple(WEIGHTS), jnp.dtype(compute), 1), together)
+
+
+def test_a_wide_result_has_gradients_of_narrow_products() -> None:
+    """Otherwise the logits' backward pass would multiply in float32, with the whole embedding converted for it."""
+    x, weight = X.astype(jnp.bfloat16), WEIGHTS[0]
+
+    def loss(x, weight):
+        return jnp.sum(jnp.sin(product("btd,df->btf", x, weight, jnp.dtype(jnp.bfloat16), result=FLOAT32)))
+
+    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, weight).as_text()
+    products = re.findall(r"dot_general .* : \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\) -> tensor<.*x(\w+)>", program)
+    assert sorted(products) == [("bf16", "bf16", "bf16")] * 2 + [("bf16", "bf16", "f32")]
+    expected = jax.grad(loss, (0, 1))(x.astype(jnp.float32), weight.astype(jnp.float32))
+    for gradient, wide in zip(jax.grad(loss, (0, 1))(x, weight), expected, strict=True):
+        np.testing.assert_allclose(gradient.astype(jnp.float32), wide, atol=0.1)

@@ -22,7 +22,7 @@ from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
 from paligemma.errors import DamagedError, InputError
 from paligemma.runtime.sharding import fsdp_sharding, make_mesh
 from paligemma.storage import disk_space
-from paligemma.storage.retry import StorageUnavailableError
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.training import state as state_module
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
 from paligemma.training.resume_check import describe_changes

@@ -18,7 +18,7 @@ import pytest
 from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.errors import DamagedError, InputError
 from paligemma.runtime.sharding import fsdp_sharding, make_mesh
-from paligemma.storage import gcs, retry
+from paligemma.storage import failures, gcs
 from paligemma.storage.location import GcsLocation
 from paligemma.training.state import CHECKPOINT_FILE, StateStore
 from servers.gcs import GcsServer
@@ -164,6 +164,6 @@ def test_storage_that_is_gone_is_an_error_that_says_so(monkeypatch: pytest.Monke
             store.save(1, a_state(1))
             store.wait()
         monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))  # imported by now
-        with pytest.raises(retry.StorageUnavailableError) as caught:
+        with pytest.raises(failures.StorageUnavailableError) as caught:
             store.save(2, a_state(2))
     assert f"gs://{BUCKET}/state" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Array
 
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
@@ -111,8 +113,29 @@ def test_chunks_change_nothing(rows: int, width: int, chunk: int, seed: int) -> 
     hidden, table = rng.standard_normal((rows, width, 4), np.float32), rng.standard_normal((4, 11), np.float32)
     targets, weights = rng.integers(0, 11, (rows, width)), rng.random((rows, width), np.float32)
     expected = np.sum(np.asarray(cross_entropy(jnp.asarray(hidden @ table), jnp.asarray(targets))) * weights)
-    ours = weighted_loss(lambda h: h @ table, jnp.asarray(hidden), jnp.asarray(targets), jnp.asarray(weights), 0.0, chunk)
-    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+    given = (jnp.asarray(targets), jnp.asarray(weights), 0.0, chunk)
+    found = [
+        jax.value_and_grad(lambda h, only: weighted_loss(lambda h: h @ table, h, *given, only_hidden=only))(hidden, only)
+        for only in (False, True)
+    ]
+    for loss, _ in found:
+        np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("trainable", "products"), [("attention", 2), ("all", 4)])
+def test_a_frozen_embedding_multiplies_twice_for_a_chunk_of_the_loss(trainable: str, products: int) -> None:
+    """The logits and the gradient of the hidden states. A trained one: the logits twice, and its own gradient too."""
+    pattern = compile_pattern(trainable)
+    graph, trained, frozen = split_trainable(network(), pattern)
+    given = StepSettings(LayerPlan("full", trained=pattern.pattern), loss_chunk=16)
+
+    def loss(trained: nnx.State) -> Array:
+        return batch_loss(nnx.merge(graph, trained, frozen), batch(), given)
+
+    program = jax.jit(jax.grad(loss)).lower(trained).as_text()
+    of_logits = re.findall(r"stablehlo.dot_general.*tensor<(?:\d+x)*97(?:x\d+)*xf32>.*", program)
+    assert len(of_logits) == products
 
 
 def test_label_smoothing_is_a_cross_entropy_with_soft_targets() -> None:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -51,7 +51,7 @@ from paligemma.runtime.signals import sigterm_raises
 from paligemma.storage import folders
 from paligemma.storage.cache import cache_folder
 from paligemma.storage.disk_space import explain_full_disk
-from paligemma.storage.files import copy_new_file, exists, parent_of, write_new_file
+from paligemma.storage.files import copy_new_file, exists, write_new_file
 from paligemma.storage.location import Location, absolute_uri, parse_location
 
 FOLDER = "lineage"
@@ -168,7 +168,7 @@ class Attempt:
     def unmark(self) -> None:
         """Removes the mark once a record exists."""
         folders.remove_file(self.root / FOLDER / self.run / self.task / f"{self.name}{MARK_ENDING}")
-        _touch(self.root, self.run)
+        folders.touch(self.root / FOLDER / self.run)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def attempt(component: str, output: str | Path, parameters: Mapping[str, object]
     current = _begin(component, output, parameters, root)
     token = _current.set(current)
     try:
-        with explain_full_disk(*[Path(current.output)] * ("://" not in current.output), cache_folder()), sigterm_raises():
+        with explain_full_disk(parse_location(current.output), cache_folder()), sigterm_raises():
             if _records_here():
                 current.mark()
             yield current
@@ -254,18 +254,13 @@ def default_root(output: Location, root: str | Path = "") -> Location:
     """The folder whose `lineage` holds the records of artifacts written to `output`."""
     place = _place.get()
     named = os.environ.get(ROOT_VARIABLE) or (place.root if place else "") or root
-    return parse_location(named) if named else parent_of(output)
+    return parse_location(named) if named else parse_location(output).parent
 
 
 def keep_file(root: Location, path: str, data: bytes) -> None:
     """Writes a new file below `lineage` and touches the run's folder, so that an index notices it. Overwrites nothing."""
     write_new_file(root / FOLDER / path, data)
-    _touch(root, path.partition("/")[0])
-
-
-def _touch(root: Location, run: str) -> None:
-    if isinstance(root, Path):
-        os.utime(root / FOLDER / run)
+    folders.touch(root / FOLDER / path.partition("/")[0])
 
 
 def attempt_name() -> str:
@@ -282,8 +277,7 @@ def safe_name(name: str) -> str:
 
 
 def _begin(component: str, output: str | Path, parameters: Mapping[str, object], root: str | Path) -> Attempt:
-    location, place, name = parse_location(output), _place.get(), attempt_name()
-    location = location.absolute() if isinstance(location, Path) else location
+    location, place, name = parse_location(output).absolute(), _place.get(), attempt_name()
     run = place.run if place else os.environ.get(RUN_VARIABLE) or f"{component}-{name}"
     top = default_root(location, root)
     # Steps started by hand for one run differ by what they write: one component prepares two data sets.
@@ -294,7 +288,7 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object],
         parameters=dict(parameters),
         run=safe_name(run),
         task=safe_name(task),
-        root=top.absolute() if isinstance(top, Path) else top,
+        root=top.absolute(),
         name=name,
         price=_price(),
     )
@@ -339,6 +333,8 @@ def _plain(value: object) -> object:
     """An argument in the form that a record stores."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
         return _plain_parameters(value)
     if isinstance(value, list | tuple):

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,9 +19,9 @@ from paligemma.artifacts.recording import FOLDER, ROOTS_FOLDER, Attempt
 from paligemma.errors import DamagedError, PaliGemmaError
 from paligemma.foreign_json import parse_model
 from paligemma.safe_names import Address
-from paligemma.storage.files import exists, parent_of, write_new_file
+from paligemma.storage.files import exists, write_new_file
 from paligemma.storage.folders import list_files, read_file
-from paligemma.storage.location import GcsLocation, Location, absolute_uri, parse_location
+from paligemma.storage.location import Location, absolute_uri, follow, parse_location, relative_way
 
 log = logging.getLogger("paligemma.lineage")
 
@@ -75,7 +73,7 @@ def linked_roots(root: Location) -> Iterator[tuple[str, list[Location]]]:
                 continue
             places = [parse_location(link.root)]
             if link.relative is not None:
-                places.append(_follow(root, link.relative))
+                places.append(follow(root, link.relative))
         except PaliGemmaError as error:
             log.warning("a root is not known by its name: %s", error)
             continue
@@ -95,7 +93,7 @@ def connect(current: Attempt) -> None:
     for home in homes.values():
         for root, other in ((home, current.root), (current.root, home)):
             try:
-                link = RootLink(root=absolute_uri(other), relative=_way(root, other))
+                link = RootLink(root=absolute_uri(other), relative=relative_way(root, other))
                 write_new_file(root / FOLDER / ROOTS_FOLDER / link.name, link.render())
             except (PaliGemmaError, OSError) as error:
                 log.warning("lineage queries with --root %s will miss %s: %s", root, other, error)
@@ -116,7 +114,7 @@ def _homes(one: Input, own: Location) -> Iterator[Location]:
 
 def _above(place: Location) -> Iterator[Location]:
     """The parent folders of a location, nearest first."""
-    while (above := parent_of(place)) != place:
+    while (above := place.parent) != place:
         yield above
         place = above
 
@@ -124,19 +122,6 @@ def _above(place: Location) -> Iterator[Location]:
 def _has(root: Location, record: Record) -> bool:
     """Whether a root has the record. The name alone decides, since it is unique to the attempt."""
     return exists(root / FOLDER / record.run / record.task, f"{record.attempt}.json")
-
-
-def _way(start: Location, end: Location) -> str | None:
-    """The relative path from one root to another; None if there is none."""
-    if isinstance(start, GcsLocation) and isinstance(end, GcsLocation):
-        return os.path.relpath(f"/{end.name}", f"/{start.name}") if start.bucket == end.bucket else None
-    return os.path.relpath(end.absolute(), start.absolute()) if isinstance(start, Path) and isinstance(end, Path) else None
-
-
-def _follow(start: Location, way: str) -> Location:
-    if isinstance(start, GcsLocation):
-        return parse_location(f"gs://{start.bucket}{os.path.normpath(f'/{start.name}/{way}')}")
-    return Path(os.path.normpath(start.absolute() / way))
 
 
 def same_root(one: Location, others: Iterable[Location]) -> bool:

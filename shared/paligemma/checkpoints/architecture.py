@@ -13,9 +13,8 @@ import numpy as np
 from paligemma.checkpoints.lazy import FirstRows, LazyArray
 from paligemma.errors import DamagedError
 from paligemma.models.config import VARIANTS, DecoderConfig, PaliGemmaConfig, VisionConfig
-from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.models.parameter_shapes import EMBEDDING, parameter_shapes
 
-EMBEDDING = "llm/embedder/input_embedding"
 PADDING = 64
 """transformers pads the embedding to a multiple of this many rows, with the image token among them."""
 

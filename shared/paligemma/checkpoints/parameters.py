@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ from jax.sharding import Mesh
 from paligemma.checkpoints.lazy import LazyArray, read, verify
 from paligemma.choices import ComputeDtype
 from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.gemma import Block
+from paligemma.models.layers import apart
 from paligemma.models.lora_factors import LoraConfig, initial_factor, is_adapter
 from paligemma.models.paligemma import PaliGemma, abstract_model
 from paligemma.precision import Precision
@@ -68,8 +73,72 @@ def build_module(
     for name, variable in parameters_by_name(state).items():
         new = is_adapter(name) and name not in arrays
         array = initial_factor(name, variable.shape, seed) if new else arrays[name]
-        sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
-        placed = place(array, np.dtype(dtype_of(name, array.dtype)), sharding)
-        # Copies run in the background: all at once, they would keep the whole file mapped beside its copy.
-        variable.set_value(placed.block_until_ready())
+        variable.set_value(_placed(array, np.dtype(dtype_of(name, array.dtype)), mesh))
     return nnx.merge(graph, state)
+
+
+def build_decoding_module(
+    config: PaliGemmaConfig,
+    arrays: Mapping[str, LazyArray],
+    dtype_of: Callable[[str, np.dtype], np.dtype | str],
+    mesh: Mesh | None = None,
+    platform: str | None = None,
+) -> PaliGemma:
+    """The network in the form that decodes fastest on a platform, made while it is loaded, so that there is no second copy.
+
+    A token reads every weight once, and that is what it takes time for. Where a weight is not stored as its product reads it,
+    XLA writes it anew for every token. So on TPUs and GPUs weights are converted to the dtype that products have there. On
+    GPUs, where a loop copies what it picks from a stack, layers are arrays of their own too (`models.layers.apart`). On CPUs
+    see `decoding/cpu_layout.py`.
+
+    Args:
+        config, arrays, dtype_of, mesh: see `build_module`.
+        platform: `cpu`, `gpu` or `tpu`; None for the devices' own.
+    """
+    devices = jax.devices() if mesh is None else mesh.devices.flat
+    form = platform or str(devices[0].platform)
+    precision = Precision.of("auto", dtype_of(TOWER, arrays[TOWER].dtype))
+
+    def held_in(name: str) -> np.dtype:
+        stored = arrays[name].dtype
+        asked = np.dtype(dtype_of(name, stored))
+        return decoding_dtype(name, asked, precision, form) if asked == stored else asked
+
+    model = abstract_decoding_model(config, precision, form)
+    layers: dict[str, list[nnx.Variable]] = defaultdict(list)
+    for name, variable in parameters_by_name(model).items():
+        if own := _ONE_LAYERS.fullmatch(name):
+            layers[f"llm/layers/{own[1]}"].append(variable)
+        else:
+            variable.set_value(_placed(arrays[name], held_in(name), mesh))
+    for name, variables in layers.items():
+        values = read(arrays[name], ..., held_in(name))
+        for variable, value in zip(variables, values, strict=True):
+            in_parts = isinstance(variable.get_value(), tuple)
+            pieces = [_placed(part, part.dtype, mesh) for part in (value if in_parts else [value])]
+            variable.set_value(tuple(pieces) if in_parts else pieces[0])
+    return model
+
+
+_ONE_LAYERS = re.compile(r"llm/layers/\d+/(.*)")
+"""Names of parameters of layers that are apart."""
+
+
+def abstract_decoding_model(config: PaliGemmaConfig, precision: Precision, platform: str) -> PaliGemma:
+    """The network in the form of `build_decoding_module`, with shapes instead of parameters."""
+    model = abstract_model(config, precision)
+    if platform == "gpu":
+        model.llm.layers = cast(Block, nnx.List(apart(model.llm.layers)))  # what runs layers asks whether they are a list
+    return model
+
+
+def decoding_dtype(name: str, stored: np.dtype, precision: Precision, platform: str) -> np.dtype:
+    """The dtype that a platform holds a parameter in for decoding, from its name and its dtype in the file."""
+    is_weight = name.startswith("llm/") and not name.endswith("/scale")
+    return precision.products if platform != "cpu" and is_weight and precision.products.itemsize < 4 else stored
+
+
+def _placed(array: LazyArray, dtype: np.dtype, mesh: Mesh | None) -> jax.Array:
+    sharding = fsdp_sharding(mesh, tuple(array.shape)) if mesh is not None else None
+    # Copies run in the background: all at once, they would keep the whole file mapped beside its copy.
+    return place(array, dtype, sharding).block_until_ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 SUFFIXES = frozenset(
@@ -16,12 +17,17 @@ HEIF_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 """Suffixes of photos that are decoded if `pillow-heif` is installed."""
 
 
+@functools.cache
 def heif_is_read() -> bool:
     """Whether `pillow-heif` is installed."""
     return importlib.util.find_spec("pillow_heif") is not None
 
 
+def decoded_suffixes() -> frozenset[str]:
+    """Suffixes of all images that can be decoded here, in lower case."""
+    return SUFFIXES | HEIF_SUFFIXES if heif_is_read() else SUFFIXES
+
+
 def is_image_name(name: str) -> bool:
-    """Whether a file's suffix is that of an image that can be decoded."""
-    ending = name[name.rfind(".") :].lower() if "." in name else ""
-    return ending in SUFFIXES or (ending in HEIF_SUFFIXES and heif_is_read())
+    """Whether a file's suffix, in capitals or not, is that of an image that can be decoded."""
+    return "." in name and name[name.rfind(".") :].lower() in decoded_suffixes()

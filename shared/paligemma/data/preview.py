@@ -24,7 +24,8 @@ from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.reports.page import image_uri, render
-from paligemma.storage.files import exists, parent_of
+from paligemma.storage.files import exists
+from paligemma.storage.location import parse_location
 
 LOOKED_AT = 1000
 """Most rows of a JSONL file that are checked; prepare_data checks all."""
@@ -76,7 +77,7 @@ def make_preview(
     else:
         size = opened.config.img.image_size
         settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
-        looked = _of_rows(data, images or str(parent_of(data)), tokenizer, rows, *settings)
+        looked = _of_rows(data, images or str(parse_location(data).parent), tokenizer, rows, *settings)
     described = describe(model, opened)
     page = render("preview.html", source=source, model=described, looked=looked, meanings={**REASONS, **WARNINGS})
     return Preview(page, described, looked.lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Decoded(NamedTuple):
 
 
 class Generator:
-    """A network that is ready to decode. On one CPU its layers are unstacked; elsewhere XLA reads stacked layers in place."""
+    """A network that is ready to decode. On one CPU its layers are unstacked; elsewhere it is as it was built."""
 
     def __init__(self, module: PaliGemma, mesh: Mesh | None = None) -> None:
         """Keeps the network in place, or shards it over a mesh if given; batches are then split over the mesh too."""
@@ -47,7 +48,7 @@ class Generator:
         devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
         if mesh is not None and mesh.devices.size > 1:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
-        elif len(devices) == 1 and devices.pop().platform == "cpu":
+        elif len(devices) == 1 and devices.pop().platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
             model = nnx.merge(graph, state)
             take_apart(model.llm)
             graph, state = nnx.split(model)
@@ -75,12 +76,12 @@ class Generator:
             settings: how to decode.
             eos_id: None to decode the full length.
             row_mask: False for rows that only pad the batch and need not end; None when there are none.
-            row_seeds: seed of each row's samples; by default its index in the batch.
+            row_seeds: seed of each row's samples; by default the settings' seed plus its index in the batch.
             references: texts to score, padded on the right, and their mask, False on padding.
         """
         rows = len(tokens)
         row_mask = np.ones(rows, bool) if row_mask is None else np.asarray(row_mask, bool)
-        row_seeds = np.arange(rows) if row_seeds is None else np.asarray(row_seeds)
+        row_seeds = settings.seed + np.arange(rows) if row_seeds is None else np.asarray(row_seeds)
         empty = np.zeros((rows, 0))
         texts, text_mask = references or (empty.astype(np.int32), empty.astype(bool))
         batch = (images, tokens, np.asarray(mask_input, bool), mask_ar, row_mask, row_seeds.astype(np.uint32), texts, text_mask)
@@ -90,7 +91,8 @@ class Generator:
             filled[4][rows:] = False
             batch = shard_batch(self.mesh, tuple(filled))
         eos = jnp.int32(NO_EOS if eos_id is None else eos_id)
-        found = decode(self._graph, self._state, *batch, eos, settings=settings)
+        # The seed is in row_seeds: another one needs no other program.
+        found = decode(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0))
         return Decoded(*(np.asarray(part)[:rows] for part in found))
 
 

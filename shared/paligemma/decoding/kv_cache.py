@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma.models.attention import MASKED, attend, prefix_lm_mask
 from paligemma.models.gemma import Attention, Block, apply_rope
-from paligemma.models.layers import scan_layers
+from paligemma.models.layers import loop_layers
 from paligemma.models.paligemma import PaliGemma, with_image
 
 
@@ -62,7 +62,7 @@ def prefill(
         x, of_top = layer(top, x, None, last)  # only these positions of the last layer are read
         cache = [*cache, of_top]
     else:
-        x, cache = scan_layers(layer, layers, x)
+        x, cache = loop_layers(layer, layers, x)
         x = jnp.take_along_axis(x, last[:, :, None], axis=1)
     hidden = model.llm.final_norm(x)
     return model.llm.logits(hidden), Prompt(cache, valid, valid.sum(axis=1))
@@ -100,7 +100,7 @@ def extend(
     if isinstance(model.llm.layers, nnx.List):
         x, answers = _run(model.llm.layers, layer, x, list(zip(prompt.cache, answers, strict=True)))
     else:
-        x, answers = scan_layers(layer, model.llm.layers, x, xs=(prompt.cache, answers))
+        x, answers = loop_layers(layer, model.llm.layers, x, xs=(prompt.cache, answers))
     return model.llm.logits(model.llm.final_norm(x)), answers
 
 
@@ -141,7 +141,7 @@ def score(
     if isinstance(model.llm.layers, nnx.List):
         x, _ = _run(model.llm.layers, layer, x, prompt.cache)
     else:
-        x, _ = scan_layers(layer, model.llm.layers, x, xs=prompt.cache)
+        x, _ = loop_layers(layer, model.llm.layers, x, xs=prompt.cache)
     later = model.llm.logits(model.llm.final_norm(x[:, :-1]))
     every = jnp.concatenate([logits, later], axis=1)
     chosen = jnp.take_along_axis(every, texts[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(every, axis=-1)

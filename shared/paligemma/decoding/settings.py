@@ -12,7 +12,7 @@ NO_EOS = -1
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Decoding settings. Each combination of values compiles once.
+    """Decoding settings. Each combination of values compiles once, whatever the seed.
 
     Attributes:
         max_new_tokens: maximum tokens of an answer, including eos.
@@ -21,6 +21,7 @@ class DecodeSettings:
         top_p: draw only among the fewest most likely tokens whose probabilities reach this sum; 1 for all.
         best_of: number of samples per prompt; the most likely sample is the answer.
         beams: number of sequences that a beam search keeps; 1 turns beam search off.
+        seed: seed of the samples.
     """
 
     max_new_tokens: int = 32
@@ -29,6 +30,7 @@ class DecodeSettings:
     top_p: float = 1.0
     best_of: int = 1
     beams: int = 1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value, fine, expected in (
@@ -38,6 +40,7 @@ class DecodeSettings:
             ("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("best_of", self.best_of, self.best_of >= 1, "at least 1"),
             ("beams", self.beams, self.beams >= 1, "at least 1"),
+            ("seed", self.seed, 0 <= self.seed < 1 << 32, "0 or more, and less than 2^32"),
         ):
             if not fine:
                 raise InputError(f"{name} is {value}.", expected=expected)

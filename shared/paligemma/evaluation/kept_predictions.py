@@ -25,9 +25,9 @@ from paligemma.evaluation.predict import Prediction
 from paligemma.foreign_json import parse_json
 from paligemma.storage import folders, gcs
 from paligemma.storage.disk_space import explain_full_disk
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import write_file
 from paligemma.storage.location import parse_location
-from paligemma.storage.retry import StorageUnavailableError
 
 log = logging.getLogger("paligemma.evaluate")
 
@@ -100,7 +100,7 @@ class KeptPredictions:
         """Saves a batch: predictions by row number, and its decoding time in seconds."""
         lines = "".join(json.dumps([number, dataclasses.asdict(p)]) + "\n" for number, p in batch).encode()
         head = {"key": self._key, "seconds": seconds, "rows": len(batch), "crc32c": google_crc32c.value(lines)}
-        with explain_full_disk(*[self.location] if isinstance(self.location, Path) else []):
+        with explain_full_disk(self.location):
             write_file(self.location / f"{_PREFIX}{secrets.token_hex(8)}.jsonl", json.dumps(head).encode() + b"\n" + lines)
         self.seconds += seconds
 
@@ -112,8 +112,7 @@ class KeptPredictions:
         try:
             for name in self._names(_PREFIX, f".{_PREFIX}"):  # a killed write leaves the latter
                 folders.remove_file(self.location / name)
-            if isinstance(self.location, Path) and self.location.is_dir() and not any(self.location.iterdir()):
-                self.location.rmdir()
+            folders.remove_empty(self.location)
         except (OSError, StorageUnavailableError) as error:
             log.warning("%s holds predictions that are not needed any more, and cannot be removed: %s", self.location, error)
 

@@ -50,7 +50,6 @@ def predict(
     records: Records,
     batch_size: int,
     settings: DecodeSettings,
-    seed: int = 0,
     done: Collection[int] = (),
 ) -> Iterator[list[tuple[int, Prediction]]]:
     """Yields answers by row number, one batch at a time.
@@ -62,8 +61,7 @@ def predict(
         model: the model that answers.
         records: the data set.
         batch_size: rows decoded at once.
-        settings: how to decode.
-        seed: seed of the samples, together with the row's hash.
+        settings: how to decode; the seed counts together with a row's hash.
         done: numbers of rows that are answered already, and left out.
 
     Raises:
@@ -97,7 +95,7 @@ def predict(
             settings,
             tokenizer.eos_id,
             np.arange(batch_size) < len(rows),
-            np.array([zlib.crc32(f"{seed} {row.row_id}".encode()) for row in filled]),
+            np.array([zlib.crc32(f"{settings.seed} {row.row_id}".encode()) for row in filled]),
             targets,
         )
         yield [

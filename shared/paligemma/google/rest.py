@@ -1,8 +1,7 @@
-"""JSON over HTTP: retries a service's failures if a retry cannot do anything twice, and turns the rest into our own errors."""
+"""JSON over HTTP: sends requests by the policy of `paligemma.retry`, and turns failures into our own errors."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,12 +9,13 @@ from urllib.parse import urlencode
 
 from paligemma.errors import PaliGemmaError
 from paligemma.foreign_json import parse_json
+from paligemma.retry import RETRYABLE, retrying, status_of
 
 if TYPE_CHECKING:
     import requests
 
-_TRIES = 4
-_TRANSIENT = (429, 500, 502, 503, 504)
+SECONDS = 10.0
+"""Budget of a request, which a person or a step waits for."""
 
 
 class BackendError(PaliGemmaError):
@@ -65,8 +65,8 @@ class Service:
             method: HTTP method.
             path: path below `base`.
             body: JSON body, if any.
-            again: whether a retry is safe, i.e. cannot do anything twice.
-            made: the answer to return if a retry finds (by 409) that the first try, whose answer was lost, made the resource.
+            again: whether two requests do what one does.
+            made: the answer to return if the first request made the resource, as the 409 of a second one shows.
             query: query parameters; empty ones are left out.
 
         Raises:
@@ -78,23 +78,27 @@ class Service:
 
         given = {key: value for key, value in query.items() if value}
         url = f"{self.base}{path}" + (f"?{urlencode(given)}" if given else "")
-        tries, why = _TRIES if again else 1, ""
-        for left in reversed(range(tries)):
-            if left < tries - 1:
-                time.sleep(0.2 * 2 ** (tries - 1 - left))
-            try:
-                answer = self.send(method, url, json=body, timeout=60)
-            except (RequestException, GoogleAuthError) as error:
-                why = f"{self.name} did not answer: {type(error).__name__}."
-                continue
-            if answer.status_code < 300:
-                return self._read(answer) if answer.content else {}
-            if answer.status_code == 409 and made is not None and left < tries - 1:
-                return dict(made)
-            if answer.status_code not in _TRANSIENT:
-                raise self._refusal(answer, path)
-            why = f"{self.name} answered {answer.status_code}."
-        raise BackendUnavailableError(why, where=self.base, fix="run the same command later")
+        sent = 0
+
+        def send() -> requests.Response:
+            nonlocal sent
+            sent += 1
+            answer = self.send(method, url, json=body, timeout=60)
+            if answer.status_code in RETRYABLE:
+                answer.raise_for_status()
+            return answer
+
+        try:
+            answer = retrying(send, SECONDS, idempotent=again)
+        except (RequestException, GoogleAuthError) as error:
+            status = status_of(error)
+            why = f"answered {status}" if status else f"did not answer: {type(error).__name__}"
+            raise BackendUnavailableError(f"{self.name} {why}.", where=self.base, fix="run the same command later") from None
+        if answer.status_code == 409 and made is not None and sent > 1:
+            return dict(made)
+        if answer.status_code >= 300:
+            raise self._refusal(answer, path)
+        return self._read(answer) if answer.content else {}
 
     def _read(self, answer: requests.Response) -> dict:
         what, fix = f"The answer of {self.name}", "see whether something else answers there, such as a page to log in at"

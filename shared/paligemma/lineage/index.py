@@ -33,7 +33,7 @@ from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.files import exists, local_file
-from paligemma.storage.folders import kind_of, read_file
+from paligemma.storage.folders import identity, kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
 KEY_BYTES = 16
@@ -96,8 +96,7 @@ class Index:
         Raises:
             InputError: there are no lineage records below the root.
         """
-        location = parse_location(root)
-        self.root = location.absolute() if isinstance(location, Path) else location
+        self.root = parse_location(root).absolute()
         self.unseen: list[str] = []
         self._thorough = thorough
         self._files: dict[str, float] = {}
@@ -208,16 +207,10 @@ class Index:
 
     def _identity(self) -> str:
         """A text that identifies a root, even among roots that were at the same path one after the other."""
-        said = str(self.root)
-        if isinstance(self.root, Path):
-            status = (self.root / FOLDER).stat()
-            said = f"{said}\0{status.st_dev}\0{status.st_ino}"
-        return hashlib.sha256(said.encode()).hexdigest()[:32]
+        return hashlib.sha256(identity(self.root / FOLDER).encode()).hexdigest()[:32]
 
     def _has_records(self) -> bool:
-        if isinstance(self.root, Path):
-            return kind_of(self.root / FOLDER) == "folder"
-        return next(iter(gcs.list_objects(self.root / FOLDER)), None) is not None
+        return kind_of(self.root / FOLDER) == "folder"
 
     def _refresh(self) -> None:
         changed, gone = self._changed_local() if isinstance(self.root, Path) else self._changed_remote(self.root)

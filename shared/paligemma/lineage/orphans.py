@@ -10,7 +10,7 @@ from paligemma.artifacts.record import RECORD_FILE, Record, parse_record
 from paligemma.artifacts.recording import FOLDER
 from paligemma.errors import PaliGemmaError
 from paligemma.storage import gcs
-from paligemma.storage.folders import read_file
+from paligemma.storage.folders import kind_of, read_file
 from paligemma.storage.location import GcsLocation, Location
 
 _WHAT = "the artifact's record is not among those below the root"
@@ -30,7 +30,7 @@ def orphans(root: Location, known: set[str], unfinished: set[str]) -> Iterator[t
         if any(name == f".{one.rpartition('/')[2]}.partial" and one.startswith(of) for one in unfinished):
             continue
         place = root / path if path else root
-        if isinstance(place, Path) and place.is_symlink():
+        if kind_of(place) == "link":
             yield str(place), "a link to an artifact was added", None
         else:
             yield str(place), _WHAT, _record(place)

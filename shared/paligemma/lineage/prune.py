@@ -17,9 +17,10 @@ from paligemma.errors import InputError, PaliGemmaError
 from paligemma.lineage.index import Index, unpack
 from paligemma.lineage.queries import RELEASE_COMPONENT, by_hash
 from paligemma.lineage.record_folder import PRUNED_ENDING, PruneMark
-from paligemma.lineage.relocation import Made, Places, link_between, version_folder
-from paligemma.storage.folders import Entry, kind_of, read_file, remove_files, walk
-from paligemma.storage.location import GcsLocation, Location
+from paligemma.lineage.relocation import Made, Places, version_folder
+from paligemma.storage.folders import Entry, first_link, kind_of, read_file, remove_files, walk
+from paligemma.storage.location import Location
+from paligemma.storage.versions import keeps_versions
 
 _WRITTEN_ANEW = "somebody rewrote it meanwhile"
 
@@ -158,7 +159,7 @@ class _Ground:
         return self._look_at(place, path, record, pruned)
 
     def _look_at(self, place: Location, path: str, record: dict, pruned: bool) -> _Found:
-        if (link := link_between(self._root, path)) is not None:
+        if (link := first_link(self._root, path)) is not None:
             return _Found(str(place), None, f"{link} is a link, or no folder")
         try:
             entries = list(walk(place))  # listed before the record is read, so that files written later are not deleted
@@ -168,7 +169,7 @@ class _Ground:
             return _Found(str(place), None, error.what)
         except OSError as error:
             return _Found(str(place), None, f"{error.filename} cannot be read: {error.strerror}")
-        if beside is None and not (pruned and isinstance(place, GcsLocation)):
+        if beside is None and not (pruned and keeps_versions(place)):
             return _Found(str(place), None, "there is no lineage.json")
         if beside is not None and beside.sha256 != record["sha256"]:
             return _Found(str(place), None, "the lineage.json there is another one")
@@ -187,7 +188,7 @@ def _not_recorded(place: Location, entries: Sequence[Entry], own: set[str]) -> s
     """The first file, link or other entry at an artifact's location that is not its own; empty if there is none."""
     folders = {path[:end] for path in own for end, letter in enumerate(path) if letter == "/"}
     for entry in entries:
-        if isinstance(place, GcsLocation) and entry.path.startswith("version-"):
+        if keeps_versions(place) and entry.path.startswith("version-"):
             continue  # leftovers of earlier versions; only this version's files are deleted
         if entry.kind == "folder" and entry.path in folders:
             continue

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from paligemma.artifacts.record import RECORD_FILE, parse_record
 from paligemma.artifacts.recording import FOLDER
 from paligemma.errors import PaliGemmaError
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage.folders import kind_of, read_file
-from paligemma.storage.location import GcsLocation, Location, parse_location
+from paligemma.storage.location import Location, parse_location
+from paligemma.storage.versions import keeps_versions
 
 _TRIED = 5  # artifacts per component that are searched for below the root
 
@@ -89,20 +89,8 @@ def _former_root(root: Location, made: Made) -> str | None:
     return None
 
 
-def link_between(root: Location, path: str) -> Location | None:
-    """The first entry from the root down to and including `path` that is a link or not a folder; None if there is none."""
-    if isinstance(root, GcsLocation):
-        return None
-    place: Path = root
-    for part in path.split("/"):
-        place = place / part
-        if kind_of(place) not in (None, "folder"):
-            return place
-    return None
-
-
 def version_folder(version: str | None, place: Location) -> str:
     """The folder of an artifact's files below its location, with a slash at the end; empty: the location itself."""
     folder = f"version-{version}"
-    in_version = isinstance(place, GcsLocation) or kind_of(place / folder) == "folder"  # also in a copy from Cloud Storage
+    in_version = keeps_versions(place) or kind_of(place / folder) == "folder"  # also in a copy from Cloud Storage
     return f"{folder}/" if version is not None and in_version else ""

@@ -19,9 +19,9 @@ from paligemma.lineage.artifact_faults import artifact_faults, location_sha256
 from paligemma.lineage.index import Index
 from paligemma.lineage.orphans import orphans
 from paligemma.lineage.record_folder import Kept, PruneMark, read_kept
-from paligemma.lineage.relocation import Made, Places, link_between
+from paligemma.lineage.relocation import Made, Places
 from paligemma.progress import WorkProgress
-from paligemma.storage.folders import kind_of
+from paligemma.storage.folders import first_link, kind_of
 from paligemma.storage.location import Location, parse_location
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def verify(
         InputError: there are no lineage records below the root.
     """
     location = root.root if isinstance(root, Index) else parse_location(root)
-    location = location.absolute() if isinstance(location, Path) else location
-    return _Look(location, read_kept(location), key).verified(seen or {})
+    return _Look(location.absolute(), read_kept(location), key).verified(seen or {})
 
 
 class _Look:
@@ -196,7 +195,7 @@ class _Look:
             self.problems.append(Problem("altered", self._at(f"{record.run}/{record.task}"), error.what))
             return None
         below = self.places.below_root(record.output)
-        link = link_between(self.root, below) if below is not None else None
+        link = first_link(self.root, below) if below is not None else None
         if link is not None:
             self.problems.append(
                 Problem("altered", str(link), "a folder that artifacts are in is no folder, but a link or file")

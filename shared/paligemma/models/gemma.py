@@ -14,9 +14,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from paligemma.models.attention import attend
+from paligemma.models.attention import HeadOrder, attend
 from paligemma.models.config import DecoderConfig
-from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
+from paligemma.models.layers import ATTENTION_SAVED, PRODUCT_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
 from paligemma.models.lora import make_adapter
 from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.scaled_matmul import product
@@ -57,7 +57,8 @@ def gelu_gate(gate: Float[Array, "*s f"], up: Float[Array, "*s f"]) -> Float[Arr
     """Tanh-approximated GELU of `gate`, times `up`.
 
     The backward pass is two products: the forward pass computes the slope too, where the tanh is at hand, so that nothing is
-    recomputed. It saves as many numbers as automatic differentiation.
+    recomputed. It saves as many numbers as automatic differentiation. With `dots`, they are saved in place of gate and up: a
+    TPU would compute the tanh again for every tile of the matrix product that it fuses it into.
     """
     return jax.nn.gelu(gate, approximate=True) * up
 
@@ -68,8 +69,8 @@ def _gelu_gate_forward(gate, up):
     tanh = jnp.tanh(c * (x + 0.044715 * x**3))
     half = 0.5 * (1.0 + tanh)
     slope = half + 0.5 * x * (1.0 - tanh**2) * c * (1.0 + 3 * 0.044715 * x**2)
-    gelu = (x * half).astype(gate.dtype)
-    return gelu * up, (gelu, slope.astype(gate.dtype) * up)
+    gelu = checkpoint_name((x * half).astype(gate.dtype), PRODUCT_SAVED)
+    return gelu * up, (gelu, checkpoint_name(slope.astype(gate.dtype) * up, PRODUCT_SAVED))
 
 
 def _gelu_gate_backward(kept, gradient):
@@ -139,6 +140,7 @@ class Attention(nnx.Module):
         positions: Int[Array, "b t"],
         mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
+        heads: HeadOrder = "first",
     ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
         """Returns the output at positions `at` (None: all), and the keys and values."""
         query, key, value = self.project(x, at)
@@ -147,7 +149,7 @@ class Attention(nnx.Module):
             positions, mask = jnp.take_along_axis(positions, at, axis=1), take(mask, at)
         query = apply_rope(query, positions) * self.scale
         query, key, value = checkpoint_name((query, key, value), ATTENTION_SAVED)
-        attended = checkpoint_name(attend(query, key, value, mask, self.softcap), ATTENTION_SAVED)
+        attended = checkpoint_name(attend(query, key, value, mask, self.softcap, order=heads), ATTENTION_SAVED)
         return self.output(attended), (key, value)
 
     def project(
@@ -179,7 +181,8 @@ class FeedForward(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        gate, up = (product("btd,df->btf", x, self.gating_einsum[...], self.dtype, part) for part in (0, 1))
+        weights = self.gating_einsum.get_value()  # one array, or a tuple of two
+        gate, up = (product("btd,df->btf", x, weights, self.dtype, part, saved=False) for part in (0, 1))
         if self.lora_gating_einsum is not None:
             more_gate, more_up = self.lora_gating_einsum(x)
             gate, up = gate + more_gate, up + more_up
@@ -211,10 +214,11 @@ class Block(nnx.Module):
         mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
         dropout: Dropout | None = None,
+        heads: HeadOrder = "first",
     ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
         """Returns the residual stream at positions `at` (None: all), and the keys and values."""
         length = x.shape[1]
-        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, at)
+        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, at, heads)
         if self.post_norms:
             attended = self.post_attention_norm(attended)
         if dropout is not None:
@@ -242,9 +246,7 @@ class Embedder(nnx.Module):
 
     def decode(self, x: Float[Array, "b t d"], dtype: jnp.dtype) -> Float[Array, "b t v"]:
         """Unscaled dot products with every row, in float32."""
-        if x.dtype == jnp.float32:
-            return product("btd,vd->btv", x, self.input_embedding[...], dtype)
-        return jnp.einsum("btd,vd->btv", x, self.input_embedding[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        return product("btd,vd->btv", x, self.input_embedding[...], dtype, result=jnp.dtype(jnp.float32))
 
 
 class Decoder(nnx.Module):
@@ -286,12 +288,12 @@ class Decoder(nnx.Module):
 
         def layer(block: Block, x, key, at=None):
             dropped = None if dropout is None else Dropout(dropout.rate, key)
-            return block(x, positions, mask, at=at, dropout=dropped)[0], None
+            return block(x, positions, mask, at=at, dropout=dropped, heads=plan.heads)[0], None
 
         last_key = None if keys is None else keys[-1]
         # Only these positions of the last layer are read, so its attention and MLP skip the others.
-        if plan.unroll:
-            *blocks, last = unstack(self.layers)
+        if plan.unroll or isinstance(self.layers, nnx.List):
+            *blocks, last = self.layers if isinstance(self.layers, nnx.List) else unstack(self.layers)
             run = plan.checkpoint(lambda block, x, key, at=None: layer(gather(plan.mesh, block), x, key, at)[0])
             for index, block in enumerate(blocks):
                 x = run(block, x, None if keys is None else keys[index])

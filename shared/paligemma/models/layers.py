@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
+from paligemma.models.attention import HeadOrder
 from paligemma.runtime.sharding import GATHERED, gather
 
 Remat = Literal["none", "dots", "attention", "full"]
@@ -27,6 +29,11 @@ ATTENTION_SAVED = "attention_saved"
 PRODUCT_SAVED = "product_saved"
 """Name in policies for what `dots` saves."""
 
+IN_PARTS = ("gating_einsum",)
+"""Parameters that hold several weights along their first axis. A loop over layers picks each from the stack on its own: XLA
+would copy a layer's whole array, and then read each weight from the copy, which doubles the bytes that it moves.
+"""
+
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -40,12 +47,14 @@ class LayerPlan:
             memory at a time.
         trained: regular expression that matches the whole name of trained parameters; see `scan_but_last`.
         mesh: the mesh over which parameters are split, to gather them layer by layer; None if they are not split.
+        heads: order of attention's heads.
     """
 
     remat: Remat = "none"
     unroll: bool = False
     trained: str = ".*"
     mesh: Mesh | None = None
+    heads: HeadOrder = "first"
 
     def checkpoint(self, layer: Callable) -> Callable:
         """Wraps a layer with this plan's recomputation."""
@@ -91,27 +100,32 @@ def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: Layer
     return jax.lax.scan(plan.checkpoint(body), carry, (parameters, xs))
 
 
+def loop_layers(apply: Callable, layers: nnx.Module, carry, xs=None):
+    """Like `scan_layers`, for passes without gradients: the loop picks what it reads from the stack, and copies nothing."""
+    stack = _Stack(layers)
+
+    def body(carry, inputs):
+        index, x = inputs
+        return apply(stack.layer(stack.pick(index)), carry, x)
+
+    return jax.lax.scan(body, carry, (jnp.arange(stack.depth), xs))
+
+
 def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan, xs=None) -> tuple[Any, M]:
     """Like `scan_layers`, for the stack with this name, over all layers but the last. Returns the carry and the last layer.
 
     Trained parameters are split in two, and their gradients are joined from two pieces. Splitting the others, perhaps most of a
     device's memory, would copy them, so the loop picks each layer's from the whole stack.
     """
-    graph, parameters = nnx.split(layers)
-    flat = jax.tree_util.tree_leaves_with_path(parameters)
-    names = [f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}".removesuffix("/value") for path, _ in flat]
-    leaves, tree = jax.tree.flatten(parameters)
-    last = leaves[0].shape[0] - 1
-    is_split = [re.fullmatch(plan.trained, name) is not None for name in names]
-    pieces = [jax.lax.split(leaf, [last, 1]) if split else None for leaf, split in zip(leaves, is_split, strict=True)]
+    stack = _Stack(layers)
+    last = stack.depth - 1
+    is_split = [re.fullmatch(plan.trained, f"{name}/{one}") is not None for one in stack.names]
+    pieces = [jax.lax.split(leaf, [last, 1]) if split else None for leaf, split in zip(stack.leaves, is_split, strict=True)]
 
     def layer_of(index, own: list) -> M:
         rest = iter(own)
-        picked = [
-            next(rest) if split else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-            for leaf, split in zip(leaves, is_split, strict=True)
-        ]
-        return nnx.merge(graph, jax.tree.unflatten(tree, gather(plan.mesh, picked)))
+        picked = [next(rest) if split else one for one, split in zip(stack.pick(index, skip=is_split), is_split, strict=True)]
+        return stack.layer(gather(plan.mesh, picked))
 
     def body(carry, inputs):
         index, own, x = inputs
@@ -124,6 +138,37 @@ def scan_but_last(apply: Callable, layers: M, name: str, carry, plan: LayerPlan,
     return carry, layer_of(last, lasts)
 
 
+class _Stack(Generic[M]):
+    """The parameters of stacked layers: their names within a layer, and the layers made of them."""
+
+    def __init__(self, layers: M) -> None:
+        self.graph, parameters = nnx.split(layers)
+        flat = jax.tree_util.tree_leaves_with_path(parameters)
+        self.names = [jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value") for path, _ in flat]
+        self.leaves, self.tree = jax.tree.flatten(parameters)
+        self.depth = self.leaves[0].shape[0]
+
+    def pick(self, index: Int[Array, ""] | int, skip: Sequence[bool] = ()) -> list:
+        """One layer's parameters; those in parts as tuples, and None for those to skip."""
+        skip = skip or [False] * len(self.leaves)
+        return [
+            None if left_out else _picked(leaf, index, name)
+            for leaf, name, left_out in zip(self.leaves, self.names, skip, strict=True)
+        ]
+
+    def layer(self, parameters: list) -> M:
+        """A layer with these parameters."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.tree, parameters))
+
+
+def _picked(stack: Array, index: Int[Array, ""] | int, name: str) -> Array | tuple[Array, ...]:
+    if name.rpartition("/")[2] not in IN_PARTS:
+        return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
+    _, parts, *shape = stack.shape
+    origin = (0,) * len(shape)
+    return tuple(jax.lax.dynamic_slice(stack, (index, part, *origin), (1, 1, *shape)).reshape(shape) for part in range(parts))
+
+
 def unstack(layers: M) -> list[M]:
     """The layers of a stack as a list."""
     graph, parameters = nnx.split(layers)
@@ -132,3 +177,16 @@ def unstack(layers: M) -> list[M]:
     # Gradients of a split are joined at once; gradients of indexing would be summed layer by layer.
     columns = [[part[0] for part in jax.lax.split(leaf, [1] * depth)] for leaf in leaves]
     return [nnx.merge(graph, jax.tree.unflatten(tree, row)) for row in zip(*columns, strict=True)]
+
+
+def apart(layers: M) -> list[M]:
+    """Stacked layers as a list of abstract ones: shapes instead of arrays, and tuples of them for parameters in parts."""
+    stack = _Stack(layers)
+
+    def shape(leaf: Array, name: str) -> Any:
+        of_parts = name.rpartition("/")[2] in IN_PARTS
+        one = jax.ShapeDtypeStruct(leaf.shape[2 if of_parts else 1 :], leaf.dtype)
+        return (one,) * leaf.shape[1] if of_parts else one
+
+    shapes = [shape(leaf, name) for leaf, name in zip(stack.leaves, stack.names, strict=True)]
+    return [stack.layer(shapes) for _ in range(stack.depth)]

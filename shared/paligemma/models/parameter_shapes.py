@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from paligemma.models.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 
+EMBEDDING = "llm/embedder/input_embedding"
+"""The token embedding, which is shared by input and output."""
+
 Shapes = dict[str, tuple[int, ...]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,56 +18,82 @@ _LARGEST = 2.0**8
 
 
 def product(
-    equation: str, x: Float[Array, ...], weight: Float[Array, ...], dtype: jnp.dtype, part: int | None = None
+    equation: str,
+    x: Float[Array, ...],
+    weight: Float[Array, ...] | tuple[Float[Array, ...], ...],
+    dtype: jnp.dtype,
+    part: int | None = None,
+    result: jnp.dtype | None = None,
+    saved: bool = True,
 ) -> Float[Array, ...]:
-    """`einsum(equation, x, weight)` with both operands in `dtype`; the result has the dtype of `x`.
+    """`einsum(equation, x, weight)` with both operands in `dtype`; the result has the dtype of `x`, or `result`.
 
-    If several weights are stored along a leading axis, `part` is the index of the one to use.
+    If several weights are stored along a leading axis, or given as a tuple, `part` is the index of the one to use. The result
+    is what `dots` saves for the backward pass (`models.layers.Remat`), unless `saved` is false.
 
     For float16 products of float32 activations, each operand is scaled by a power of two, so that its largest magnitude is at
     most 256. The result, accumulated in float32, is scaled back. So neither large activations (Gemma's exceed 65,504) nor small
     gradients are lost, and no loss scaling is needed. Gradients use the same scaled products.
 
     The backward pass keeps the weight in its stored dtype, and `x` only if the weight is trained. Automatic differentiation
-    would keep a converted copy: of a frozen float16 decoder, every layer once more in float32.
+    would keep a converted copy: of a frozen float16 decoder, every layer once more in float32. It multiplies in the dtype of
+    `x`, also when the result is wider.
     """
+    if isinstance(weight, tuple):
+        weight, part = weight[part or 0], None
     multiply = _scaled if dtype == jnp.float16 and x.dtype == jnp.float32 else _converted
-    return checkpoint_name(_product(multiply, equation, part, x, weight), PRODUCT_SAVED)
+    plan = _Plan(multiply, equation, part, x.dtype, x.dtype if result is None else jnp.dtype(result))
+    y = cast(Array, _product(plan, x, weight))  # `custom_vjp` has no type for what it returns
+    return checkpoint_name(y, PRODUCT_SAVED) if saved else y
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(multiply: Callable[[str, Array, Array], Array], equation: str, part: int | None, x: Array, weight: Array) -> Array:
-    return multiply(equation, x, weight if part is None else weight[part])
+class _Plan(NamedTuple):
+    """How to multiply `x` and a weight: everything but the arrays."""
+
+    multiply: Callable[[str, Array, Array, jnp.dtype], Array]
+    equation: str
+    part: int | None
+    x: jnp.dtype
+    result: jnp.dtype
+
+    def pick(self, weight: Array) -> Array:
+        return weight if self.part is None else weight[self.part]
 
 
-def _forward(multiply, equation: str, part: int | None, x, weight):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(plan: _Plan, x: Array, weight: Array) -> Array:
+    return plan.multiply(plan.equation, x, plan.pick(weight), plan.result)
+
+
+def _forward(plan: _Plan, x, weight):
     kept = (x.value if weight.perturbed else None, weight.value)
-    return _product(multiply, equation, part, x.value, weight.value), kept
+    return _product(plan, x.value, weight.value), kept
 
 
-def _backward(multiply, equation: str, part: int | None, kept, gradient: Array):
+def _backward(plan: _Plan, kept, gradient: Array):
     x, weight = kept
-    inputs, output = equation.split("->")
+    inputs, output = plan.equation.split("->")
     of_x, of_weight = inputs.split(",")
-    x_gradient = multiply(f"{output},{of_weight}->{of_x}", gradient, weight if part is None else weight[part])
+    gradient = gradient.astype(plan.x)
+    x_gradient = plan.multiply(f"{output},{of_weight}->{of_x}", gradient, plan.pick(weight), plan.x)
     if x is None:
         return x_gradient, None
-    weight_gradient = multiply(f"{of_x},{output}->{of_weight}", x, gradient).astype(weight.dtype)
-    return x_gradient, weight_gradient if part is None else jnp.zeros_like(weight).at[part].set(weight_gradient)
+    weight_gradient = plan.multiply(f"{of_x},{output}->{of_weight}", x, gradient, plan.x).astype(weight.dtype)
+    return x_gradient, weight_gradient if plan.part is None else jnp.zeros_like(weight).at[plan.part].set(weight_gradient)
 
 
 _product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _converted(equation: str, x: Array, weight: Array) -> Array:
-    return jnp.einsum(equation, x, weight.astype(x.dtype))
+def _converted(equation: str, x: Array, weight: Array, result: jnp.dtype) -> Array:
+    return jnp.einsum(equation, x, weight.astype(x.dtype), preferred_element_type=result)
 
 
-def _scaled(equation: str, x: Array, weight: Array) -> Array:
+def _scaled(equation: str, x: Array, weight: Array, result: jnp.dtype) -> Array:
     x_small, x_scale = _to_float16(x)
     weight_small, weight_scale = _to_float16(weight)
-    result = jnp.einsum(equation, x_small, weight_small, preferred_element_type=jnp.float32)
-    return result * (x_scale * weight_scale)
+    product = jnp.einsum(equation, x_small, weight_small, preferred_element_type=jnp.float32)
+    return (product * (x_scale * weight_scale)).astype(result)
 
 
 def _to_float16(x: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from paligemma.checkpoints.parameters import TOWER, parameters_by_name
+from paligemma.checkpoints.parameters import TOWER, abstract_decoding_model, decoding_dtype, parameters_by_name
 from paligemma.choices import ComputeDtype
 from paligemma.data.batch import TrainBatch
 from paligemma.decoding.decode import decode
@@ -78,7 +78,7 @@ def abstract_step(
 def lower_decoding(
     config: PaliGemmaConfig, devices: Sequence[Device], compute: ComputeDtype, rows: int, text_tokens: int, dtype: str
 ) -> Any:
-    """Greedy decoding of a batch of prompts, lowered as `Generator` runs it.
+    """Greedy decoding of a batch of prompts, lowered as `Generator` runs it on a network of `build_decoding_module`.
 
     Args:
         config: the architecture.
@@ -86,7 +86,7 @@ def lower_decoding(
         compute: the dtype of products.
         rows: prompts; on several devices more of them, until they split evenly.
         text_tokens: tokens of every prompt's text.
-        dtype: the dtype of the parameters.
+        dtype: the dtype of the parameters in the checkpoint.
 
     Raises:
         InputError: the device is a single CPU.
@@ -97,10 +97,16 @@ def lower_decoding(
             "Decoding on one CPU has no program without weights: it lays them out anew, by their values in memory.",
             expected="an accelerator, or several simulated CPUs",
         )
-    graph, state = nnx.split(abstract_model(config, Precision.of(compute, dtype)))
-    for variable in parameters_by_name(state).values():
-        shape = tuple(variable.shape)
-        variable.set_value(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=fsdp_sharding(mesh, shape)))
+    platform = "gpu" if devices[0].platform in ("gpu", "cuda") else str(devices[0].platform)
+    precision = Precision.of(compute, dtype)
+    graph, state = nnx.split(abstract_decoding_model(config, precision, platform))
+    for name, variable in parameters_by_name(state).items():
+        held_in = decoding_dtype(name, jnp.dtype(dtype), precision, platform)
+
+        def placed(part: jax.ShapeDtypeStruct, dtype: np.dtype = held_in) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(part.shape, dtype, sharding=fsdp_sharding(mesh, part.shape))
+
+        variable.set_value(jax.tree.map(placed, variable.get_value()))
     rows += -rows % len(devices)
     by_rows = batch_sharding(mesh)
 

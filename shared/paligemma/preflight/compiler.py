@@ -37,6 +37,7 @@ _WHEELS = {"tpu": ("libtpu", "libtpu"), "cuda": ("jax_cuda12_plugin", "jax-cuda1
 """For each platform: the compiler's module, and the distribution whose version decides the result."""
 
 _SOURCES = (
+    "checkpoints/parameters.py",
     "decoding",
     "models",
     "preflight",
@@ -82,7 +83,7 @@ def compile_step(job: Job, recipe: Recipe) -> dict:
 
 
 def compile_decoding(job: Job, rows: int, dtype: str) -> dict:
-    """The figures of decoding a batch of `rows` with parameters of a dtype; see `worker.compile_job`.
+    """The figures of decoding a batch of `rows` with a checkpoint of a dtype; see `worker.compile_job`.
 
     Raises:
         InputError: a wheel is missing, or the target is a single CPU.

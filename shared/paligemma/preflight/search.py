@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.models.parameter_shapes import EMBEDDING, parameter_shapes
 from paligemma.preflight.abstract import trained_shapes
 from paligemma.preflight.analyze import Report, device_memory, examine, needed_flops
 from paligemma.preflight.targets import Target, find_target
@@ -84,10 +84,10 @@ def cost(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: in
     weights = 2 * sum(shapes.values())
     per_part = recipe.batch_size // recipe.accumulate
     chunks = recipe.accumulate * -(-per_part * (text_tokens - 1) // recipe.loss_chunk)
-    read = 3 * recipe.accumulate * weights + 3 * chunks * 2 * shapes["llm/embedder/input_embedding"] / split
+    trained = trained_shapes(config, recipe.trainable, recipe.lora)
+    read = 3 * recipe.accumulate * weights + (3 if EMBEDDING in trained else 2) * chunks * 2 * shapes[EMBEDDING] / split
     sent = 2 * recipe.accumulate * weights * (1 - 1 / split)
-    trained = _size(trained_shapes(config, recipe.trainable, recipe.lora))
-    sent += 8 * trained * (1 - 1 / place.devices)
+    sent += 8 * _size(trained) * (1 - 1 / place.devices)
     return operations / arithmetic / place.devices + read / memory + sent / links
 
 

@@ -6,21 +6,16 @@ Google Cloud Storage: the value, and a random number, so that no two moves write
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DamagedError
-from paligemma.foreign_json import SMALL_BYTES, parse_json, read_bounded
-from paligemma.storage import gcs
-from paligemma.storage.atomic import write_file
-from paligemma.storage.cache import exclusive
-from paligemma.storage.location import GcsLocation, Location, parse_location
-from paligemma.storage.retry import ChangedError
+from paligemma.foreign_json import SMALL_BYTES, parse_json
+from paligemma.storage.files import read_generation, write_generation
+from paligemma.storage.location import Location, parse_location
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ def read_pointer(location: str | Path | Location) -> Pointer:
         DamagedError: it is not even a file.
     """
     location = parse_location(location)
-    data, generation = _read(location)
+    data, generation = read_generation(location)
     if data is None:
         return Pointer(None, 0)
     try:
@@ -61,22 +56,6 @@ def read_pointer(location: str | Path | Location) -> Pointer:
     except (DamagedError, LookupError) as fault:
         what = fault.what if isinstance(fault, DamagedError) else "The pointer has no value."
         raise DamagedPointerError(what, generation, where=location, expected='{"value": ..., "move": ...}') from None
-
-
-def _read(location: Location) -> tuple[bytes | None, int]:
-    """Contents and generation; None and 0 if there is nothing."""
-    if isinstance(location, GcsLocation):
-        found = gcs.stat(location)
-        if found is None:
-            return None, 0
-        if found.size > SMALL_BYTES:
-            return b"", found.generation  # not a pointer either
-        data, found = gcs.read_bytes(location, most=SMALL_BYTES)
-        return data, found.generation
-    if not os.path.lexists(location):
-        return None, 0
-    data = read_bounded(location, "The pointer", fix="remove what is there instead")
-    return data, _generation(data)
 
 
 def move_pointer(location: str | Path | Location, value: Any, generation: int) -> Pointer:
@@ -92,16 +71,4 @@ def move_pointer(location: str | Path | Location, value: Any, generation: int) -
     """
     location = parse_location(location)
     data = (json.dumps({"value": value, "move": secrets.token_hex(16)}, indent=2) + "\n").encode()
-    if isinstance(location, GcsLocation):
-        return Pointer(value, gcs.write_bytes(location, data, generation).generation)
-    with exclusive(location):
-        if _read(location)[1] != generation:
-            raise ChangedError(
-                f"{location} was written by somebody else.", expected=f"generation {generation}", fix="run again"
-            )
-        write_file(location, data)
-    return Pointer(value, _generation(data))
-
-
-def _generation(data: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(data).digest()[:8])
+    return Pointer(value, write_generation(location, data, generation))

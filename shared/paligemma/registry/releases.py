@@ -22,11 +22,11 @@ from paligemma.errors import DamagedError, InputError, PaliGemmaError, did_you_m
 from paligemma.foreign_json import first_fault, read_json, read_model
 from paligemma.registry.pointer import DamagedPointerError, move_pointer, read_pointer
 from paligemma.safe_names import ReleaseVersion, RunName, Sha256, is_release_version, parse_release_version
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.files import exists
 from paligemma.storage.folders import kind_of
 from paligemma.storage.folders import list_files as list_paths
 from paligemma.storage.location import Location, parse_location
-from paligemma.storage.retry import ChangedError
 
 ARTIFACT_TYPE = "release"
 CHAMPION_FILE = "champion.json"

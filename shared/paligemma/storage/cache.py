@@ -16,7 +16,7 @@ from paligemma.safe_names import parse_relative_path
 from paligemma.storage import gcs
 from paligemma.storage.access import explain_refusal
 from paligemma.storage.atomic import expect_file, expect_folder, hidden_beside
-from paligemma.storage.location import GcsLocation
+from paligemma.storage.location import GcsLocation, Location
 
 CACHE_VARIABLE = "PALIGEMMA_CACHE"
 _FIX = f"point ${CACHE_VARIABLE} to a folder of yours"
@@ -26,6 +26,13 @@ def cache_folder() -> Path:
     """`$PALIGEMMA_CACHE`, else `paligemma` in the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paligemma"
+
+
+def work_folder(location: Location, purpose: str) -> Path:
+    """The folder for unfinished work on what is to be at a location: beside it, or in the cache folder for a prefix."""
+    if isinstance(location, Path):
+        return location.absolute().with_name(f".{location.name}.work")
+    return cache_folder() / purpose / hashlib.sha256(str(location).encode()).hexdigest()
 
 
 @contextmanager

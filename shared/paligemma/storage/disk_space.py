@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paligemma.errors import InputError
+from paligemma.storage.location import Location
 
 MARGIN = 64 * 1024 * 1024
 """Bytes to leave free."""
@@ -20,18 +21,20 @@ DISK_VARIABLE = "PALIGEMMA_DISK_BYTES"
 _FIX = "free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk"
 
 
-def check_space(folder: Path, wanted: int) -> None:
-    """Confirms that `wanted` bytes fit on the disk of an existing folder.
+def check_space(folder: Location, wanted: int) -> None:
+    """Confirms that `wanted` bytes fit on the disk of an existing folder. A bucket has room for anything.
 
     Raises:
         InputError: they do not fit.
     """
-    if wanted + MARGIN > _free(folder):
+    if isinstance(folder, Path) and wanted + MARGIN > _free(folder):
         raise InputError(f"There is not enough room in {folder}.", expected=room_for(wanted, folder), fix=_FIX)
 
 
-def room_for(wanted: int, folder: Path) -> str:
-    """Needed and free space on a folder's disk, for a message."""
+def room_for(wanted: int, folder: Location) -> str | None:
+    """Needed and free space on a folder's disk, for a message; None for a bucket."""
+    if not isinstance(folder, Path):
+        return None
     return f"{_size(wanted + MARGIN)} free, found {_size(_free(_existing(folder)))}"
 
 
@@ -40,18 +43,23 @@ def is_full_disk(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
+def same_disk(one: Location, other: Location) -> bool:
+    """Whether two existing folders share a disk."""
+    return isinstance(one, Path) and isinstance(other, Path) and one.stat().st_dev == other.stat().st_dev
+
+
 @contextmanager
-def explain_full_disk(*folders: Path) -> Iterator[None]:
+def explain_full_disk(*folders: Location) -> Iterator[None]:
     """Turns the operating system's "no space left" into an error that names the disk and the space that did not suffice.
 
     Args:
         folders: where the block writes; they need not exist yet, and `$TMPDIR` is always included. What the block leaves in
-            them is counted.
+            them is counted. Prefixes in buckets are on no disk.
 
     Raises:
         InputError: the disk was full, or the user's quota was used up.
     """
-    places = [_existing(folder) for folder in (*folders, Path(tempfile.gettempdir()))]
+    places = [_existing(folder) for folder in (*folders, Path(tempfile.gettempdir())) if isinstance(folder, Path)]
     before = {place: shutil.disk_usage(place).free for place in places}
     try:
         yield
@@ -60,7 +68,7 @@ def explain_full_disk(*folders: Path) -> Iterator[None]:
             raise
         named = error.filename2 or error.filename  # a copy's first path is its source
         place = _existing(Path(named)) if isinstance(named, str) else min(places, key=_free)
-        had = max((free for one, free in before.items() if _same_disk(one, place)), default=_free(place))
+        had = max((free for one, free in before.items() if same_disk(one, place)), default=_free(place))
         raise InputError(
             f"There was not enough room in {place}: {os.strerror(error.errno or errno.ENOSPC)}.",
             expected=f"more than the {_size(had)} that were free when this began",
@@ -79,10 +87,6 @@ def _existing(folder: Path) -> Path:
 
 def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
-
-
-def _same_disk(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
 
 
 def _size(count: int) -> str:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paligemma.foreign_json import SMALL_BYTES, read_bounded
 from paligemma.storage import atomic, gcs
+from paligemma.storage.cache import exclusive
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, Location, parse_location
-from paligemma.storage.retry import ChangedError
-
-
-def parent_of(location: str | Location) -> Location:
-    """A file's folder or prefix."""
-    parsed = parse_location(location)
-    if isinstance(parsed, Path):
-        return parsed.parent
-    return GcsLocation(parsed.bucket, parsed.name.rpartition("/")[0])
 
 
 def write_file(location: str | Location, data: bytes) -> None:
@@ -65,7 +61,51 @@ def local_file(location: Location) -> Iterator[Path]:
         yield path
 
 
+def read_generation(location: Location) -> tuple[bytes | None, int]:
+    """A pointer's contents, and their generation for `write_generation`: the object's, or on a disk a hash of them.
+
+    Returns:
+        None and 0 if there is nothing; no bytes if the object is too large.
+
+    Raises:
+        DamagedError: it is not a file.
+    """
+    if isinstance(location, Path):
+        data = read_bounded(location, "The pointer", fix="remove what is there instead") if os.path.lexists(location) else None
+        return data, _generation(data)
+    found = gcs.stat(location)
+    if found is None or found.size > SMALL_BYTES:
+        return (None, 0) if found is None else (b"", found.generation)
+    data, found = gcs.read_bytes(location, most=SMALL_BYTES)
+    return data, found.generation
+
+
+def write_generation(location: Location, data: bytes, generation: int) -> int:
+    """Replaces a pointer's contents atomically if they are at a generation (0: there is none). Returns the new one.
+
+    Raises:
+        ChangedError: somebody else wrote it meanwhile; or an answer was lost, and perhaps this write itself succeeded.
+    """
+    if isinstance(location, GcsLocation):
+        return gcs.write_bytes(location, data, generation).generation
+    with exclusive(location):
+        if read_generation(location)[1] != generation:
+            raise ChangedError(
+                f"{location} was written by somebody else.", expected=f"generation {generation}", fix="run again"
+            )
+        atomic.write_file(location, data)
+    return _generation(data)
+
+
+def _generation(data: bytes | None) -> int:
+    return 0 if data is None else int.from_bytes(hashlib.sha256(data).digest()[:8])
+
+
 def exists(location: str | Location, name: str) -> bool:
     """Whether a folder or prefix has a file with this name."""
-    parsed = parse_location(location)
-    return (parsed / name).is_file() if isinstance(parsed, Path) else gcs.stat(parsed / name) is not None
+    return is_file(parse_location(location) / name)
+
+
+def is_file(location: Location) -> bool:
+    """Whether there is a file or an object. Follows links."""
+    return location.is_file() if isinstance(location, Path) else gcs.stat(location) is not None

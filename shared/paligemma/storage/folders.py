@@ -15,8 +15,9 @@ from typing import Literal
 from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
 from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
+from paligemma.storage.atomic import sync_tree
+from paligemma.storage.failures import ChangedError
 from paligemma.storage.location import GcsLocation, Location
-from paligemma.storage.retry import ChangedError
 
 Checksums = dict[str, tuple[int, str]]
 """For every file by its path with forward slashes: its size in bytes, and its crc32c as Cloud Storage writes it."""
@@ -50,6 +51,30 @@ def kind_of(location: Location) -> Kind | None:
         return _kind(location.lstat().st_mode)
     except (OSError, ValueError):
         return None
+
+
+def is_folder(location: Location) -> bool:
+    """Whether there is a folder, or a prefix with objects. Follows links."""
+    return location.is_dir() if isinstance(location, Path) else kind_of(location) == "folder"
+
+
+def subfolders(folder: Location) -> set[str]:
+    """The names of the folders directly in a folder, empty ones too, without links; none if there is no such folder."""
+    if isinstance(folder, GcsLocation):
+        return {name for name, slash, _ in (path.partition("/") for path in list_files(folder)) if slash}
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return {path.name for path in entries if kind_of(path) == "folder"}
+
+
+def first_link(folder: Location, path: str) -> Location | None:
+    """The first entry from a folder down to and including `path` that is a link or not a folder; None if there is none."""
+    if isinstance(folder, GcsLocation):
+        return None
+    for part in path.split("/"):
+        folder = folder / part
+        if kind_of(folder) not in (None, "folder"):
+            return folder
+    return None
 
 
 def walk(folder: Location) -> Iterator[Entry]:
@@ -137,9 +162,9 @@ def remove_files(folder: Location, files: Sequence[Entry], last: str) -> list[st
     for path in paths:
         (folder / path).unlink(missing_ok=True)
     for path in sorted(folders, reverse=True):
-        _remove_empty(folder / path)
+        remove_empty(folder / path)
     (folder / last).unlink(missing_ok=True)
-    _remove_empty(folder)
+    remove_empty(folder)
     return []
 
 
@@ -157,9 +182,32 @@ def _delete_listed(folder: GcsLocation, files: Sequence[Entry]) -> list[str]:
         return [file.path for file, kept in zip(files, pool.map(is_kept, files), strict=True) if kept]
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Location) -> None:
+    """Removes a folder if it is empty. A prefix without objects is gone by itself."""
+    if isinstance(folder, GcsLocation):
+        return
     with contextlib.suppress(OSError):  # not empty, or deleted meanwhile
         folder.rmdir()
+
+
+def touch(folder: Location) -> None:
+    """Marks a folder on a disk as changed now. A bucket keeps no such time."""
+    if isinstance(folder, Path):
+        os.utime(folder)
+
+
+def sync(folder: Location) -> None:
+    """Syncs a folder and its contents to the disk. An object that was written is kept."""
+    if isinstance(folder, Path):
+        sync_tree(folder)
+
+
+def identity(folder: Location) -> str:
+    """A text that identifies an existing folder, even among folders that were at the same path one after the other."""
+    if isinstance(folder, GcsLocation):
+        return str(folder)
+    status = folder.stat()
+    return f"{folder}\0{status.st_dev}\0{status.st_ino}"
 
 
 def remove_folder(folder: Location, first: str) -> None:

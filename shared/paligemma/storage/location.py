@@ -1,7 +1,12 @@
-"""Locations: a local path, or a `gs://bucket/name` address. Other texts are refused while parsing."""
+"""Locations: a local path, or a `gs://bucket/name` address. Other texts are refused while parsing.
+
+A `GcsLocation` has the methods of a `Path` that need no request, under their names. `files` and `folders` read and write both.
+So nobody else asks which of the two a location is, unless the two are told apart by what a user sees, or by what it costs.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,15 @@ class GcsLocation:
 
     def __truediv__(self, name: str) -> GcsLocation:
         return GcsLocation(self.bucket, f"{self.name}/{name}" if self.name else name)
+
+    @property
+    def parent(self) -> GcsLocation:
+        """The prefix that it is in; a bucket's is itself."""
+        return GcsLocation(self.bucket, self.name.rpartition("/")[0])
+
+    def absolute(self) -> GcsLocation:
+        """Itself."""
+        return self
 
 
 Location = Path | GcsLocation
@@ -56,4 +70,18 @@ def parse_location(text: str | Path | GcsLocation) -> Location:
 
 def absolute_uri(location: Location) -> str:
     """The location as text for a record."""
-    return str(location.absolute()) if isinstance(location, Path) else str(location)
+    return str(location.absolute())
+
+
+def relative_way(start: Location, end: Location) -> str | None:
+    """The relative path from one location to another; None if they are not on one disk or in one bucket."""
+    if isinstance(start, GcsLocation) and isinstance(end, GcsLocation):
+        return os.path.relpath(f"/{end.name}", f"/{start.name}") if start.bucket == end.bucket else None
+    return os.path.relpath(end.absolute(), start.absolute()) if isinstance(start, Path) and isinstance(end, Path) else None
+
+
+def follow(start: Location, way: str) -> Location:
+    """The location at the end of a relative path, which may have `..`."""
+    if isinstance(start, GcsLocation):
+        return parse_location(f"{SCHEME}{start.bucket}{os.path.normpath(f'/{start.name}/{way}')}")
+    return Path(os.path.normpath(start.absolute() / way))

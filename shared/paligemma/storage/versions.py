@@ -22,8 +22,8 @@ from paligemma.foreign_json import DOCUMENT_BYTES
 from paligemma.safe_names import parse_relative_path, parse_version_id, version_id_fault
 from paligemma.storage import gcs
 from paligemma.storage.atomic import clear
-from paligemma.storage.location import GcsLocation
-from paligemma.storage.retry import ChangedError
+from paligemma.storage.failures import ChangedError
+from paligemma.storage.location import GcsLocation, Location
 
 _PREFIX = "version-"
 
@@ -32,6 +32,11 @@ log = logging.getLogger("paligemma.storage")
 
 VersionOf = Callable[[bytes], tuple[str, list[str]]]
 """Parses a manifest: returns its version, and the paths of its files."""
+
+
+def keeps_versions(location: Location) -> bool:
+    """Whether artifacts at a location are versioned folders. On a disk, they are renamed instead."""
+    return isinstance(location, GcsLocation)
 
 
 def folder_of(location: GcsLocation, version: str) -> GcsLocation:

@@ -50,11 +50,22 @@ def weighted_loss(
     weights: Float[Array, "b s"],
     label_smoothing: float = 0.0,
     chunk: int = 512,
+    only_hidden: bool = False,
 ) -> Float[Array, ""]:
     """Sum of weighted token losses, with the logits of about `chunk` tokens in memory at a time.
 
-    A token has 257,152 logits: 1 MiB in float32. With more than one chunk, the backward pass recomputes a chunk's logits.
-    Chunks are columns, so that rows stay on their devices.
+    A token has 257,152 logits: 1 MiB in float32. Chunks are columns, so that rows stay on their devices. With more than one
+    chunk, the backward pass recomputes a chunk's logits, unless `only_hidden`: then the forward pass forms the gradient beside
+    the loss, a chunk at a time.
+
+    Args:
+        to_logits: maps hidden states to logits.
+        hidden: hidden states.
+        targets: token ids.
+        weights: each token's weight.
+        label_smoothing: see `cross_entropy`.
+        chunk: number of tokens whose logits are in memory.
+        only_hidden: nothing that `to_logits` uses is trained, so that only `hidden` has a gradient.
     """
     rows, width = targets.shape
     columns = max(1, chunk // rows)
@@ -70,7 +81,40 @@ def weighted_loss(
         padded = jnp.pad(x, [(0, 0), (0, count * columns - width)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(padded.reshape(rows, count, columns, *x.shape[2:]), 1, 0)
 
+    parts = (chunks(hidden), chunks(targets), chunks(weights))
+    if only_hidden:
+        return _in_one_pass(loss_of, *parts)
+
     def add(total, part):
         return total + jax.checkpoint(loss_of, prevent_cse=False)(*part), None
 
-    return jax.lax.scan(add, jnp.float32(0.0), (chunks(hidden), chunks(targets), chunks(weights)))[0]
+    return jax.lax.scan(add, jnp.float32(0.0), parts)[0]
+
+
+def _in_one_pass(
+    loss_of: Callable[..., Float[Array, ""]],
+    hidden: Float[Array, "n b c d"],
+    targets: Int[Array, "n b c"],
+    weights: Float[Array, "n b c"],
+) -> Float[Array, ""]:
+    """The sum of `loss_of` over chunks; differentiated, its gradient comes from the same pass."""
+
+    @jax.custom_vjp
+    def total(hidden: Float[Array, "n b c d"]) -> Float[Array, ""]:
+        return _sum(lambda part: (loss_of(*part), None), hidden)[0]
+
+    def forward(hidden: Float[Array, "n b c d"]) -> tuple[Float[Array, ""], Float[Array, "n b c d"]]:
+        return _sum(lambda part: jax.value_and_grad(loss_of)(*part), hidden)
+
+    def backward(gradient: Float[Array, "n b c d"], scale: Float[Array, ""]) -> tuple[Float[Array, "n b c d"]]:
+        return ((gradient * scale).astype(gradient.dtype),)
+
+    def _sum(of_part: Callable, hidden: Float[Array, "n b c d"]):
+        def add(total, part):
+            value, other = of_part(part)
+            return total + value, other
+
+        return jax.lax.scan(add, jnp.float32(0.0), (hidden, targets, weights))
+
+    total.defvjp(forward, backward)
+    return total(hidden)

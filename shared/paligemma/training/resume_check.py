@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from paligemma.errors import InputError
 from paligemma.foreign_json import parse_json
 from paligemma.json_leaves import leaves
-from paligemma.storage import atomic, folders, gcs
-from paligemma.storage.location import GcsLocation, Location
-from paligemma.storage.retry import ChangedError
+from paligemma.storage import folders
+from paligemma.storage.files import write_new_file
+from paligemma.storage.location import Location
 
 FINGERPRINT_FILE = "fingerprint.json"
 
@@ -38,13 +38,7 @@ def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool)
                 expected="an unused folder or prefix",
                 fix="choose another --state, or remove them yourself",
             )
-        text = json.dumps(fingerprint, indent=1)
-        try:
-            if isinstance(path, GcsLocation):
-                gcs.write_bytes(path, text.encode(), if_generation=0)
-            else:
-                atomic.write_file(path, text)
-        except ChangedError:  # another process wrote it first
+        if not write_new_file(path, json.dumps(fingerprint, indent=1).encode()):  # another process wrote it first
             data = folders.read_file(path)
     if data is None:
         return

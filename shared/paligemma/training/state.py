@@ -11,7 +11,6 @@ without an error (0.12.8, measured; TensorStore keeps checksums of its indices, 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -34,13 +33,12 @@ from jax.experimental import multihost_utils
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import parse_json
 from paligemma.storage import folders
-from paligemma.storage.atomic import sync_tree
 from paligemma.storage.disk_space import check_space, is_full_disk, room_for
 from paligemma.storage.epath_settings import reach_gcs_without_tensorflow
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import exists, write_file
 from paligemma.storage.gcs import crc32c_of
 from paligemma.storage.location import Location, parse_location
-from paligemma.storage.retry import StorageUnavailableError
 from paligemma.training.resume_check import FINGERPRINT_FILE, claim, describe_changes
 
 log = logging.getLogger(__name__)
@@ -101,8 +99,7 @@ class StateStore:
         """
         if keep_last < 1:
             raise ValueError("keep_last must be at least 1")
-        parsed = parse_location(location)
-        self._location = parsed.absolute() if isinstance(parsed, Path) else parsed
+        self._location = parse_location(location).absolute()
         self._fingerprint = {"state_format": FORMAT, **fingerprint}
         self._keep_last = keep_last
         self._keep_best: Literal["min", "max"] | None = keep_best
@@ -219,8 +216,7 @@ class StateStore:
         checkpoint = _Checkpoint(name, step, metric, json.loads(json.dumps(extra or {})), _describe(arrays))
         with self._explained():
             self._size = sum(array.nbytes for array in arrays.values())
-            if isinstance(self._location, Path):
-                check_space(self._location, self._size)
+            check_space(self._location, self._size)
             self._checkpointer.save(str(self._location / name / _ARRAYS), args=_orbax().args.PyTreeSave(arrays))
         self._pending = self._background.submit(self._publish, checkpoint)
 
@@ -241,8 +237,7 @@ class StateStore:
         self._checkpointer.wait_until_finished()
         first, folder = jax.process_index() == 0, self._location / checkpoint.folder
         if first:
-            if isinstance(folder, Path):
-                sync_tree(folder)
+            folders.sync(folder)
             checkpoint = replace(checkpoint, files=folders.checksums(folder / _ARRAYS))
             content = {name: value for name, value in asdict(checkpoint).items() if name != "folder"}
             write_file(folder / CHECKPOINT_FILE, json.dumps({"crc32c": _crc32c(content), "content": content}).encode())
@@ -322,7 +317,7 @@ class StateStore:
                 raise InputError(
                     f"There is no room left in {place}. Earlier saves are intact.",
                     where=text[:300],
-                    expected=room_for(self._size, place) if isinstance(place, Path) else None,
+                    expected=room_for(self._size, place),
                     fix="free some and run the same command again; it goes on from the last save",
                 ) from None
             if isinstance(error, PermissionError) or any(code in text for code in _REFUSALS):
@@ -358,17 +353,12 @@ def remove_state(location: str | Path) -> None:
     for name in [name for name in folders.list_files(place) if _DIVERGED.fullmatch(name)]:
         folders.remove_file(place / name)
     folders.remove_file(place / FINGERPRINT_FILE)
-    if isinstance(place, Path):
-        with contextlib.suppress(OSError):  # somebody has put another file there
-            place.rmdir()
+    folders.remove_empty(place)  # somebody may have put another file there
 
 
 def _checkpoint_folders(place: Location) -> set[str]:
     """Names of the folders of checkpoints, finished or not."""
-    if isinstance(place, Path):  # a folder may be empty here, and only the first of several processes creates the location
-        entries = place.iterdir() if place.is_dir() else ()
-        return {path.name for path in entries if _FOLDER.fullmatch(path.name) and folders.kind_of(path) == "folder"}
-    return {first for first in (name.partition("/")[0] for name in folders.list_files(place)) if _FOLDER.fullmatch(first)}
+    return {name for name in folders.subfolders(place) if _FOLDER.fullmatch(name)}
 
 
 _REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")

@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from paligemma.data.batch import TrainBatch
+from paligemma.models.attention import head_order
 from paligemma.models.gemma import Dropout
 from paligemma.models.layers import LayerPlan
 from paligemma.models.paligemma import PaliGemma
+from paligemma.models.parameter_shapes import EMBEDDING
 from paligemma.runtime.sharding import fsdp_sharding, gather, split_columns
 from paligemma.training.loss import LossPer, token_weights, weighted_loss
 from paligemma.training.recipe import Recipe
@@ -107,7 +109,15 @@ def batch_loss(
         # The embedding stays split: sending the suffixes' hidden states is cheaper than sending 257,152 rows.
         return split_columns(mesh, model.llm.logits(split_columns(mesh, hidden, columns=False)), columns=True)
 
-    return weighted_loss(to_logits, hidden, batch.targets, weights, settings.label_smoothing, settings.loss_chunk)
+    return weighted_loss(
+        to_logits,
+        hidden,
+        batch.targets,
+        weights,
+        settings.label_smoothing,
+        settings.loss_chunk,
+        only_hidden=re.fullmatch(settings.plan.trained, EMBEDDING) is None,
+    )
 
 
 def init_state(trainable: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
@@ -185,8 +195,10 @@ def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings, m
 
 
 def _on(mesh: Mesh | None, settings: StepSettings) -> StepSettings:
-    """The settings for a mesh: on one device, nothing is split or gathered."""
-    return replace(settings, plan=replace(settings.plan, mesh=mesh if mesh is not None and mesh.size > 1 else None))
+    """The settings for a mesh's devices: on one device, nothing is split or gathered."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    plan = replace(settings.plan, mesh=mesh if mesh is not None and mesh.size > 1 else None, heads=head_order(platform))
+    return replace(settings, plan=plan)
 
 
 def _assemble(mesh: Mesh | None, graph: nnx.GraphDef[PaliGemma], trainable: nnx.State, frozen: nnx.State) -> PaliGemma:

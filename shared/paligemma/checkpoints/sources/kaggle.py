@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paligemma.checkpoints.npz import verify_weights
-from paligemma.checkpoints.sources.remote import unavailable
+from paligemma.checkpoints.sources.remote import DOWNLOADS, unavailable
 from paligemma.choices import StoredDtype
 from paligemma.errors import DamagedError, InputError, one_of
 from paligemma.foreign_json import SMALL_BYTES, parse_json
 from paligemma.google.secret_manager import read_secret, secret_and_project
+from paligemma.retry import retrying, status_of
 from paligemma.storage.disk_space import explain_full_disk
-from paligemma.storage.retry import attempts
 
+_SECONDS = 60.0  # without a byte
 _FILES: dict[StoredDtype, str] = {"float16": ".f16.npz", "bfloat16": ".bf16.npz", "float32": ".npz"}
 
 SECRET_VARIABLE = "PALIGEMMA_KAGGLE_SECRET"
@@ -41,32 +42,42 @@ def parse_source(source: str, precision: StoredDtype) -> tuple[str, str]:
 
 def fetch(source: str, precision: StoredDtype) -> Path:
     """Fetches `kaggle://owner/model/framework/variation/version[/file]`, and returns the file in kagglehub's cache."""
-    import kagglehub
     from kagglehub.config import get_cache_folder
-    from kagglehub.exceptions import KaggleApiHTTPError
+    from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError
     from requests import RequestException
 
     handle, name = parse_source(source, precision)
     with _credentials(), explain_full_disk(Path(get_cache_folder())):
-        for again in attempts():
-            try:
-                path = Path(kagglehub.model_download(handle, path=name))
+        try:
+            for left in reversed(range(DOWNLOADS)):
                 try:
+                    path = _download(handle, name, anew=left < DOWNLOADS - 1)
                     verify_weights(path)
-                except DamagedError:
-                    # kagglehub appends a failing server's answer to an interrupted file, and does not check the file.
-                    path = Path(kagglehub.model_download(handle, path=name, force_download=True))
-                    verify_weights(path)
-                return path
-            except KaggleApiHTTPError as error:
-                if refusal := _refusal(getattr(error.response, "status_code", None), handle, name):
-                    raise refusal from None
-                if not again:
-                    raise unavailable(source, error) from None
-            except (RequestException, DamagedError) as error:
-                if not again:
-                    raise (error if isinstance(error, DamagedError) else unavailable(source, error)) from None
+                    return path
+                except (DamagedError, DataCorruptionError) as error:
+                    # kagglehub appends a failing server's answer to an interrupted file; not every answer has a hash to notice.
+                    if not left:
+                        what = error.what if isinstance(error, DamagedError) else str(error)
+                        raise DamagedError(f"{source} never arrived whole: {what}", fix="run again") from None
+        except (KaggleApiHTTPError, RequestException) as error:
+            raise _refusal(status_of(error), handle, name) or unavailable(source, error) from None
     raise AssertionError("unreachable")
+
+
+def _download(handle: str, name: str, anew: bool = False) -> Path:
+    """The file in kagglehub's cache. Another attempt resumes where the last one broke off."""
+    import kagglehub
+    from kagglehub.cache import Cache
+    from kagglehub.handle import parse_model_handle
+
+    partial = Path(Cache().get_path(parse_model_handle(handle), name))
+    return Path(
+        retrying(
+            lambda: kagglehub.model_download(handle, path=name, force_download=anew),
+            _SECONDS,
+            progress=lambda: partial.stat().st_size if partial.exists() else 0,
+        )
+    )
 
 
 def _refusal(status: int | None, handle: str, name: str) -> InputError | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from paligemma.redaction import without_secrets
-from paligemma.storage import retry
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.location import SCHEME
+
+DOWNLOADS = 3
+"""How often a file is fetched whose bytes arrive wrong."""
 
 
 def is_remote(source: str) -> bool:
@@ -17,10 +20,10 @@ def redacted(source: str) -> str:
     return without_secrets(source)
 
 
-def unavailable(source: str, error: Exception) -> retry.StorageUnavailableError:
+def unavailable(source: str, error: Exception) -> StorageUnavailableError:
     """The error after the last attempt."""
     # Only the error's type: its text may hold a signed address.
     name = type(error).__name__
-    return retry.StorageUnavailableError(
+    return StorageUnavailableError(
         f"{redacted(source)} could not be fetched.", where=name, fix="run again; what has arrived is kept"
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from paligemma.artifacts.record import file_sha256
-from paligemma.checkpoints.sources.remote import redacted, unavailable
+from paligemma.checkpoints.sources.remote import DOWNLOADS, redacted, unavailable
 from paligemma.errors import DamagedError, InputError
 from paligemma.progress import WorkProgress
+from paligemma.retry import is_transient, retrying, status_of
 from paligemma.safe_names import parse_sha256, relative_path_fault
 from paligemma.storage import cache
 from paligemma.storage.atomic import expect_file, hidden_beside
 from paligemma.storage.disk_space import check_space
-from paligemma.storage.retry import attempts
 from paligemma.web_address import WebAddress, parse_web_address
 from paligemma.web_client import get_file
 
+_SECONDS = 60.0  # without a byte
 _BUFFER = 64 * 1024  # bytes that a broken connection costs at most
 
 
@@ -50,33 +51,32 @@ def fetch(source: str, sha256: str) -> Path:
             expect_file(left)
         if path.is_file() and file_sha256(path) == sha256:
             return path
-        for again in attempts():
-            try:
-                _get(address, partial)
-            except requests.HTTPError as error:
-                status = error.response.status_code
-                if status not in (408, 429) and status < 500:
-                    raise InputError(f"{redacted(source)} is not available: HTTP {status}.", fix="check the address") from None
-                if not again:
-                    raise unavailable(source, error) from None
-                continue
-            except requests.RequestException as error:
-                if not again:
-                    raise unavailable(source, error) from None
-                continue
-            found = file_sha256(partial)
-            if found == sha256:
-                partial.replace(path)
-                return path
-            partial.unlink()
-            if not again:
-                raise DamagedError(f"{redacted(source)} is not the expected file.", expected=f"sha256 {sha256}, found {found}")
+        try:
+            for left in reversed(range(DOWNLOADS)):
+                retrying(lambda: _get(address, partial), _SECONDS, progress=lambda: _size(partial))
+                found = file_sha256(partial)
+                if found == sha256:
+                    partial.replace(path)
+                    return path
+                partial.unlink()
+                if not left:
+                    raise DamagedError(
+                        f"{redacted(source)} is not the expected file.", expected=f"sha256 {sha256}, found {found}"
+                    )
+        except requests.RequestException as error:
+            if (status := status_of(error)) and not is_transient(error):
+                raise InputError(f"{redacted(source)} is not available: HTTP {status}.", fix="check the address") from None
+            raise unavailable(source, error) from None
     raise AssertionError("unreachable")
+
+
+def _size(partial: Path) -> int:
+    return partial.stat().st_size if partial.exists() else 0
 
 
 def _get(address: WebAddress, partial: Path) -> None:
     """Appends the missing bytes to `partial`."""
-    have = partial.stat().st_size if partial.exists() else 0
+    have = _size(partial)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with get_file(address, headers, timeout=60) as response:
         if response.status_code == 416:  # the server has nothing beyond our bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
 from paligemma.data.image_source import split_archive
-from paligemma.data.image_suffixes import SUFFIXES
+from paligemma.data.image_suffixes import decoded_suffixes
 from paligemma.errors import InputError
 
 _FIRST = 100
@@ -63,14 +63,16 @@ def _is_there(folder: Path, name: str) -> bool:
 
 
 def _remedy(name: str, folder: Path, table: Path, image: str) -> str:
-    for ending in sorted(SUFFIXES):
+    endings = sorted(decoded_suffixes())
+    endings += [ending.upper() for ending in endings]  # as cameras write them
+    for ending in endings:
         if _is_there(folder, name + ending):
             return f"the names lack their ending: --image '{image if '{' in image else f'{{{image}}}'}{ending}'"
     last = Path(name).name
     for above in dict.fromkeys((table.parent, folder)):
         if _is_there(above, name):
             return f"they are in the table's folder: --images {above}"
-        for ending in ("", *sorted(SUFFIXES)):
+        for ending in ("", *endings):
             for found in above.glob("*/"):
                 if _is_there(found, last + ending):
                     part = f" --image '{{{image}}}{ending}'" if ending and "{" not in image else ""
