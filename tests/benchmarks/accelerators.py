@@ -4,13 +4,15 @@ make accelerators
 .venv-preflight/bin/python tests/benchmarks/accelerators.py [CASE ...]
 
 Nothing runs on hardware: see `components/preflight/README.md`. A case is a target with a batch, settings of the recipe, and the
-compiler's effort; `--list` names them. Those at full effort take minutes each, and are left out unless they are named.
+compiler's effort; `--list` names them. Those at full effort take minutes each, and are left out unless they are named. Fails if
+a case got worse than what was measured when its limits were set.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,17 +23,31 @@ from paligemma.training.recipe import parse_recipe
 
 TEXT = 128
 VARIANT = "paligemma-3b-pt-224"
+ALLOWED = 1.02
+"""How far above its limits a figure may be: other versions of a compiler differ by as much."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A step to compile, and rows to decode at once (0: none)."""
+    """A step to compile, and decoding.
+
+    Attributes:
+        target: a name of `TARGETS`.
+        batch: examples in a step.
+        limits: GiB of a device at most, and GB through its memory in a step.
+        settings: of the recipe.
+        full_effort: whether a TPU's compiler does what it does for a run.
+        decoding: rows to decode at once; 0: decoding is not compiled.
+        token_limit: GB through memory for a token of all rows, at most.
+    """
 
     target: str
     batch: int
+    limits: tuple[float, float]
     settings: tuple[str, ...] = ()
     full_effort: bool = False
     decoding: int = 0
+    token_limit: float = 0.0
 
     @property
     def name(self) -> str:
@@ -40,14 +56,14 @@ class Case:
 
 
 CASES = [
-    Case("v5e-1", 8, decoding=1),
-    Case("v5e-1", 8, ("remat=dots",), decoding=8),
-    Case("v5e-8", 64),
-    Case("a100-40", 8, decoding=1),
-    Case("a100-40", 8, ("remat=dots",), decoding=8),
-    Case("t4", 8, decoding=1),
-    Case("v5e-1", 8, full_effort=True, decoding=1),
-    Case("v5e-1", 8, ("remat=dots",), full_effort=True, decoding=8),
+    Case("v5e-1", 8, (8.78, 79.2), decoding=1, token_limit=5.04),
+    Case("v5e-1", 8, (13.37, 77.2), ("remat=dots",), decoding=8, token_limit=5.17),
+    Case("v5e-8", 64, (2.11, 103.7)),
+    Case("a100-40", 8, (8.93, 124.3), decoding=1, token_limit=5.04),
+    Case("a100-40", 8, (12.55, 137.9), ("remat=dots",), decoding=8, token_limit=5.59),
+    Case("t4", 8, (8.61, 180.6), decoding=8, token_limit=5.69),
+    Case("v5e-1", 8, (9.0, 60.0), full_effort=True, decoding=1, token_limit=5.1),
+    Case("v5e-1", 8, (14.0, 60.0), ("remat=dots",), full_effort=True, decoding=8, token_limit=5.2),
 ]
 QUICK = [case for case in CASES if not case.full_effort]
 
@@ -57,6 +73,16 @@ def examined(case: Case) -> Report:
     recipe = parse_recipe("", [f"batch_size={case.batch}", *case.settings], "accelerators")
     how = {"full_effort": case.full_effort, "decoding": case.decoding}
     return examine(VARIANTS[VARIANT], recipe, case.target, TEXT, {}, **how)
+
+
+def worse(case: Case, report: Report) -> list[str]:
+    """What is above the case's limits."""
+    if "out_of_memory" in report.found:
+        return [f"{case.name}: out of memory"]
+    figures = [("GiB", report.peak / 2**30, case.limits[0]), ("GB", (report.bytes_moved or 0) / 1e9, case.limits[1])]
+    if report.decoding is not None:
+        figures.append(("GB a token", (report.decoding.token_bytes or 0) / 1e9, case.token_limit))
+    return [f"{case.name}: {found:.2f} {what}, not {most:.2f}" for what, found, most in figures if found > ALLOWED * most]
 
 
 def step_row(case: Case, report: Report) -> str:
@@ -81,14 +107,13 @@ def step_row(case: Case, report: Report) -> str:
 def decoding_row(case: Case, decoding: Decoding) -> str:
     """A line of the table of decoding."""
     moved, accounts = decoding.token_bytes or 0, decoding.found["accounts"]
-    copied = sum(copy["bytes"] for copy in accounts["token"]["copies"])
     name = case.target + (", full effort" if case.full_effort else "")
     cells = (
         name,
         str(decoding.rows),
         f"{moved / 1e9:.2f}",
         f"{moved / decoding.parameter_bytes:.2f}",
-        f"{copied / 1e9:.2f}",
+        f"{accounts['token']['copied'] / 1e9:.2f}",
         f"{1000 * (decoding.token_seconds or 0):.1f}",
         f"{accounts['prefill']['bytes'] / 1e9:.1f}",
         f"{1000 * (decoding.prefill_seconds or 0):.0f}",
@@ -118,6 +143,8 @@ def main() -> None:
     for case, report in reports:
         if report.decoding is not None:
             print(decoding_row(case, report.decoding))
+    if found := [text for case, report in reports for text in worse(case, report)]:
+        sys.exit("\n".join(["Worse than measured before:", *found]))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_what_does_not_fit_gets_a_recipe_that_does(monkeypatch: pytest.MonkeyPat
 def accounts(received: int = 0, seconds: float | None = 0.1) -> dict:
     """An account of a step, or of decoding, as the worker writes it."""
     collectives = {"all-gather": {"count": 1, "bytes": received}} if received else {}
-    one = {"flops": {"bf16": 10**12, "f32": 10**10}, "bytes": 3 * 10**9, "cycles": 0, "copies": []}
+    one = {"flops": {"bf16": 10**12, "f32": 10**10}, "bytes": 3 * 10**9, "cycles": 0, "copied": 0, "copies": []}
     one |= {"collectives": collectives, "seconds": seconds}
     return {"accounts": {name: one for name in ("step", "prefill", "token")}}
 

@@ -224,7 +224,7 @@ def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path:
     found["temporaries"] *= 2**20 if kind == "does not fit" else 1
     messages = {"all-gather": {"count": 2, "bytes": 3.0}} if kind == "messages" else {}
     copies = [{"shape": "f16[2,2048,16384]", "times": 18, "bytes": 2e9, "source": "jit(<lambda>)"}] if kind == "copies" else []
-    step = {"flops": {"bf16": 5}, "bytes": 7, "cycles": 0, "collectives": messages, "copies": copies}
+    step = {"flops": {"bf16": 5}, "bytes": 7, "cycles": 0, "collectives": messages, "copied": 2e9, "copies": copies}
     step["seconds"] = None if target == "cpu" else 0.1
     found["accounts"] = {name: step for name in ("step", "prefill", "token")}
     found = {"out_of_memory": "Ran out of <memory>"} if kind == "out of memory" else found

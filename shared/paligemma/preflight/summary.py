@@ -26,17 +26,19 @@ def summary(found: Account, target: Target, weights: Iterable[tuple[int, ...]], 
 
     Returns:
         `flops` by dtype, `bytes`, `cycles` (a TPU's at full effort, else 0), `collectives` (count and bytes received) by kind,
-        `seconds` at best (None if the target's speed is unknown), and `copies`: the writes of arrays as large as a weight, the
-        most bytes first, each with its shape, how often it happens in one run, the bytes written in all, and its source.
+        `seconds` at best (None if the target's speed is unknown), `copied`: bytes of arrays as large as a weight that are
+        written without a product, and `copies`: the largest of these writes, each with its shape, how often it happens in one
+        run, the bytes written in all, and its source.
     """
-    cycles = found.cycles if full_effort else 0
+    cycles, copies = found.cycles if full_effort else 0, [_copy(cost) for cost in found.weight_copies(weight_sizes(weights))]
     return {
         "flops": found.flops,
         "bytes": found.bytes,
         "cycles": cycles,
         "collectives": {kind: {"count": one.count, "bytes": one.bytes} for kind, one in found.collectives.items()},
         "seconds": seconds(found, target, cycles),
-        "copies": [_copy(cost) for cost in found.weight_copies(weight_sizes(weights))[:_MOST_COPIES]],
+        "copied": sum(copy["bytes"] for copy in copies),
+        "copies": copies[:_MOST_COPIES],
     }
 
 
