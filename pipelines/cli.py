@@ -187,12 +187,29 @@ def preflight(
     prices: Annotated[Path | None, typer.Option(help="YAML file of prices.", show_default="the built-in one")] = None,
     warn_only: Annotated[bool, typer.Option(help="Exit with 0 when it does not fit.")] = False,
     fresh: Annotated[bool, typer.Option(help="Compile again what has been compiled before.")] = False,
+    decoding: Annotated[
+        int, typer.Option(help="Prompts to decode at once, to compile decoding too.", min=0, show_default="not compiled")
+    ] = 0,
+    full_effort: Annotated[
+        bool, typer.Option(help="Compile for TPUs as a run does: minutes, and seconds by the compiler's cycles.")
+    ] = False,
 ) -> None:
     """Compile the training step for absent hardware: memory, best speed, price, and what would fit if it does not."""
     from pipelines.commands.preflight import Question, ask, tabulate
 
     question = Question(
-        variant, checkpoint, target, recipe, tuple(set_ or ()), batch_size, max_text_tokens, rows, prices, fresh
+        variant,
+        checkpoint,
+        target,
+        recipe,
+        tuple(set_ or ()),
+        batch_size,
+        max_text_tokens,
+        rows,
+        prices,
+        fresh,
+        full_effort,
+        decoding,
     )
     if sweep or markdown:
         tabulate(question, output, markdown)

@@ -21,7 +21,9 @@ ARTIFACT_TYPE = "preflight"
 
 
 @recorded("preflight")
-def check(checkpoint: str, output: str, recipe: Recipe, target: str, max_text_tokens: int, warn_only: bool) -> None:
+def check(
+    checkpoint: str, output: str, recipe: Recipe, target: str, max_text_tokens: int, warn_only: bool, decoding: int = 0
+) -> None:
     """As `run`, with the recipe read.
 
     Raises:
@@ -30,8 +32,9 @@ def check(checkpoint: str, output: str, recipe: Recipe, target: str, max_text_to
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
     disk = examine_disk(base, recipe)
     parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": max_text_tokens}
+    parameters |= {"decoding": decoding} if decoding else {}
     with produce(output, ARTIFACT_TYPE, "preflight", parameters, [input_of("checkpoint", base.location)]) as draft:
-        report = examine(base.config, recipe, target, max_text_tokens, prices)
+        report = examine(base.config, recipe, target, max_text_tokens, prices, decoding=decoding)
         fitting = None if report.fits else find_fitting(base.config, recipe, target, max_text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
         write(draft.folder, [report], f"Preflight: {target}", as_of, override, disk, describe_opened(base))

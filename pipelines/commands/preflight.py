@@ -37,6 +37,8 @@ class Question:
     rows: int | None
     prices: Path | None
     fresh: bool
+    full_effort: bool
+    decoding: int
 
     def architectures(self) -> dict[str, PaliGemmaConfig]:
         """Architectures by name.
@@ -73,7 +75,8 @@ class Question:
     def examine(self, config: PaliGemmaConfig, recipe: Recipe, target: str) -> Report:
         """Compiles and judges one job."""
         _, prices = read_prices(self.prices or PRICES_FILE)
-        return examine(config, recipe, target, self.max_text_tokens, prices, self.fresh, self.rows)
+        how = {"fresh": self.fresh, "rows": self.rows, "full_effort": self.full_effort, "decoding": self.decoding}
+        return examine(config, recipe, target, self.max_text_tokens, prices, **how)
 
 
 def ask(question: Question, output: Path | None, warn_only: bool) -> None:

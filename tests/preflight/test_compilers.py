@@ -32,6 +32,16 @@ def test_a_target_answers(target: str) -> None:
     assert (report.bytes_received > 0) == (target[-2:] not in ("-1", "t4", "40"))
 
 
+@pytest.mark.parametrize("target", ["t4", "a100-40", "a100-40-4", "v5e-1", "v5e-4"])
+def test_a_target_answers_of_decoding(target: str) -> None:
+    config, recipe = open_checkpoint("embedded:tiny").config, parse_recipe("", ["batch_size=32", "steps=10"])
+    decoding = examine(config, recipe, target, TEXT, {}, decoding=2).decoding
+    token, prefill = decoding.found["accounts"]["token"], decoding.found["accounts"]["prefill"]
+    assert 0 < token["bytes"] < prefill["bytes"]
+    assert 0 < decoding.token_seconds < decoding.prefill_seconds < 1
+    assert bool(token["collectives"]) == (target[-2:] == "-4")
+
+
 def test_without_rematerialization_the_3b_model_is_refused_with_what_fits() -> None:
     command = ["preflight", "--variant", "paligemma-3b-pt-224", "--target", "v5e-1", "--batch-size", "8", "--set", "remat=none"]
     error = CliRunner().invoke(app, command).exception

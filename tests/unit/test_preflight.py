@@ -19,11 +19,16 @@ from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.errors import InputError
 from paligemma.extras import how_to_install
 from paligemma.models.config import VARIANTS
+from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.preflight import compiler
-from paligemma.preflight.abstract import abstract_step
+from paligemma.preflight.abstract import abstract_step, lower_decoding
+from paligemma.preflight.account import Account, account, open_loops
 from paligemma.preflight.analyze import MEMORY_VARIABLE, DoesNotFitError, device_memory, examine, read_prices
+from paligemma.preflight.compiler import Job
+from paligemma.preflight.hlo_text import read_program
 from paligemma.preflight.render import tables
 from paligemma.preflight.search import cost, find_fitting
+from paligemma.preflight.summary import seconds, summary, weight_sizes
 from paligemma.preflight.targets import GIB, TARGETS, find_target
 from paligemma.storage import cache
 from paligemma.training.recipe import parse_recipe
@@ -84,8 +89,12 @@ def test_another_step_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_run", lambda job: asked.append(job) or {"arguments": 1, "temporaries": 1})
     for sources in ("a", "a", "b"):
         monkeypatch.setattr(compiler, "_sources_sha256", lambda sources=sources: sources)
-        compiler.compile_for(tiny(), recipe(), "cpu", TEXT)
+        compiler.compile_step(Job(tiny(), "cpu", TEXT), recipe())
     assert len(asked) == 2
+    compiler.compile_step(Job(tiny(), "cpu", TEXT, full_effort=True), recipe())
+    compiler.compile_decoding(Job(tiny(), "cpu", TEXT), 1, "float16")
+    compiler.compile_decoding(Job(tiny(), "cpu", TEXT), 2, "float16")
+    assert len(asked) == 5
 
 
 def test_the_step_and_its_shardings_are_among_the_sources() -> None:
@@ -107,6 +116,14 @@ def test_what_does_not_fit_gets_a_recipe_that_does(monkeypatch: pytest.MonkeyPat
     assert find_fitting(tiny(), recipe("batch_size=1"), "cpu", TEXT, {}) is None
 
 
+def accounts(received: int = 0, seconds: float | None = 0.1) -> dict:
+    """An account of a step, or of decoding, as the worker writes it."""
+    collectives = {"all-gather": {"count": 1, "bytes": received}} if received else {}
+    one = {"flops": {"bf16": 10**12, "f32": 10**10}, "bytes": 3 * 10**9, "cycles": 0, "copies": []}
+    one |= {"collectives": collectives, "seconds": seconds}
+    return {"accounts": {name: one for name in ("step", "prefill", "token")}}
+
+
 def modelled(job: dict) -> dict:
     """A compiler whose memory follows a formula: bytes of one device."""
     recipe, devices = job["recipe"], job["devices"]
@@ -114,7 +131,7 @@ def modelled(job: dict) -> dict:
     rows = recipe["batch_size"] / recipe["accumulate"] / devices
     state = {"adamw": 3.0, "adafactor": 0.5, "sgd": 0.0}[recipe["optimizer"]]
     total = (5.8 + state) / (devices / recipe["data_parallel"]) + rows * kept + recipe["loss_chunk"] / 512
-    return {"arguments": int(total * GIB), "temporaries": 0, "collectives": {}, "compile_seconds": 1.0}
+    return {"arguments": int(total * GIB), "temporaries": 0, "compile_seconds": 1.0} | accounts()
 
 
 @pytest.mark.parametrize(
@@ -216,19 +233,62 @@ def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.M
     assert len(json.loads((tmp_path / "out/preflight.json").read_text())["reports"]) == 4
 
 
-def test_a_step_takes_the_longest_of_arithmetic_memory_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_costs_what_its_account_says(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch)
-    config, told = VARIANTS["paligemma-3b-pt-224"], {"arguments": 10**9, "temporaries": 10**9, "compile_seconds": 1.0}
-    for received, seconds in ((10**9, None), (10**11, 0.5)):
-        collectives = {"all-gather": {"count": 1, "bytes": received}}
-        monkeypatch.setattr(compiler, "_run", lambda job, c=collectives: told | {"collectives": c})
-        report = examine(config, recipe("steps=3600"), "v5e-8", 128, {"v5e": 2.0}, fresh=True)
-        arithmetic = report.flops / (197e12 * 8)
-        assert report.seconds == pytest.approx(seconds or arithmetic)
-        assert report.share_of_peak == pytest.approx(arithmetic / report.seconds)
-        assert (report.bytes_moved, report.bytes_received) == (3 * 10**9, received)
-        assert report.hours == pytest.approx(report.seconds)
-        assert report.dollars == pytest.approx(16 * report.seconds)
+    told = {"arguments": 10**9, "temporaries": 10**9, "compile_seconds": 1.0} | accounts(received=10**8, seconds=0.5)
+    monkeypatch.setattr(compiler, "_run", lambda job: told)
+    report = examine(VARIANTS["paligemma-3b-pt-224"], recipe("steps=3600"), "v5e-8", 128, {"v5e": 2.0}, decoding=4)
+    assert (report.seconds, report.bytes_moved, report.bytes_received) == (0.5, 3 * 10**9, 10**8)
+    assert report.flops_done == {"bf16": 8 * 10**12, "f32": 8 * 10**10}
+    assert report.share_of_peak == pytest.approx(report.flops / (0.5 * 197e12 * 8))
+    assert report.hours == pytest.approx(0.5)
+    assert report.dollars == pytest.approx(0.5 * 2.0 * 8)
+    assert (report.decoding.rows, report.decoding.token_bytes, report.decoding.token_seconds) == (4, 3 * 10**9, 0.5)
+    assert report.decoding.parameter_bytes == pytest.approx(5.02e9 / 8, rel=0.01)
+
+
+def test_seconds_are_the_data_sheets_or_the_compilers_cycles_and_messages_may_take_longer() -> None:
+    product = "dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    cycles = ', backend_config={"window_config":{"estimated_cycles":"3000000"}}'
+
+    def entry(root: str) -> Account:
+        lines = ("ENTRY %m () -> bf16[1] {", "  %a = bf16[8192,8192]{1,0} parameter(0)", f"  ROOT %b = {root}", "}")
+        return account(read_program("\n".join(lines)))
+
+    found = entry(f"bf16[8192,8192]{{1,0}} {product}{cycles}")
+    v5e, t4, gathered = find_target("v5e-1"), find_target("t4"), "bf16[65536,8192]{1,0} all-gather(%a)"
+    assert seconds(found, v5e, cycles=0) == pytest.approx(2 * 8192**3 / 197e12)
+    assert seconds(found, v5e, cycles=3_000_000) == pytest.approx(3e6 / 1.503e9, rel=1e-3)
+    assert seconds(found, t4, cycles=0) == pytest.approx(2 * 8192**3 / 8.1e12)  # a T4 has no bfloat16
+    assert seconds(found, find_target("cpu"), cycles=0) is None
+    sent = entry(gathered)
+    assert seconds(sent, find_target("v5e-8"), cycles=1) == pytest.approx(65536 * 8192 * 2 / 200e9)
+    assert summary(found, v5e, [], full_effort=False)["cycles"] == 0
+    assert summary(found, v5e, [], full_effort=True)["cycles"] == 3_000_000
+
+
+def test_weights_are_large_whole_by_layer_and_in_parts() -> None:
+    sizes = weight_sizes([(18, 2, 2048, 16384), (18, 2048), (1024, 1024)])
+    assert sizes == {18 * 2 * 2048 * 16384, 2 * 2048 * 16384, 2048 * 16384, 1024**2}
+
+
+def test_decoding_is_what_the_generator_runs() -> None:
+    """Two simulated devices: a token reads the decoder's parameters, and does their products, while a row is running."""
+    devices, rows = jax.devices()[:2], 2
+    program = read_program(lower_decoding(tiny(), devices, "float32", 1, TEXT, "float32").compile().as_text())
+    (body,) = open_loops(program)
+    token = account(program, start=body)
+    shapes = parameter_shapes(tiny())
+    read = [shape for name, shape in shapes.items() if name.startswith("llm/") and not name.endswith("scale")]
+    needed = 2 * sum(map(np.prod, read)) * rows / len(devices)
+    assert needed <= token.flops["f32"] <= 1.2 * needed  # and attention
+    assert account(program, open_loops=0).flops["f32"] > 10 * token.flops["f32"]
+    assert summary(token, find_target("cpu-2"), shapes.values(), full_effort=False)["copies"] == []
+
+
+def test_decoding_on_one_cpu_has_no_program_without_weights() -> None:
+    with pytest.raises(InputError, match="Decoding on one CPU has no program without weights"):
+        examine(tiny(), recipe(), "cpu", TEXT, {}, decoding=1)
 
 
 def test_steps_of_epochs_are_planned_by_the_rows() -> None:
@@ -278,8 +338,8 @@ def test_a_compiler_that_is_not_the_images_is_named(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(compiler.importlib.metadata, "version", lambda name, version=version: version)
         for _ in range(2):  # what was kept from before is no better
             caplog.clear()
-            compiler.compile_for(tiny(), recipe(), "v5e-1", TEXT)
+            compiler.compile_step(Job(tiny(), "v5e-1", TEXT), recipe())
             assert ("libtpu 0.0.52, is not the image's (0.0.42.1)" in caplog.text) == said
     caplog.clear()
-    compiler.compile_for(tiny(), recipe(), "l4", TEXT)  # the extra pins none for GPUs
+    compiler.compile_step(Job(tiny(), "l4", TEXT), recipe())  # the extra pins none for GPUs
     assert "the image's" not in caplog.text

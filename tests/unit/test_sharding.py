@@ -15,7 +15,8 @@ from paligemma.errors import InputError
 from paligemma.models.layers import LayerPlan
 from paligemma.models.parameter_shapes import parameter_shapes
 from paligemma.preflight.abstract import abstract_step
-from paligemma.preflight.program import collectives
+from paligemma.preflight.account import account
+from paligemma.preflight.hlo_text import read_program
 from paligemma.runtime.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
 from paligemma.training.recipe import parse_recipe
 from paligemma.training.step import StepSettings, init_state, make_train_step
@@ -70,8 +71,8 @@ def test_devices_send_each_other_parameters_and_not_activations(remat: str) -> N
         step, shapes = abstract_step(
             open_checkpoint("embedded:tiny").config, parse_recipe("", settings), jax.devices()[:8], "float32", 33
         )
-        found = {one.kind: one for one in collectives(step.lower(*shapes).compile().as_text())}
-        received[rows] = sum(one.bytes for one in found.values())
+        program = read_program(step.lower(*shapes).compile().as_text())
+        received[rows] = account(program).received
     layers = sum(
         2 * np.prod(shape)
         for name, shape in parameter_shapes(open_checkpoint("embedded:tiny").config).items()

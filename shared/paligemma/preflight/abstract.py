@@ -1,9 +1,11 @@
-"""The training step with shapes instead of arrays, sharded over devices like in `finetune`."""
+"""The training step, and decoding, with shapes instead of arrays, sharded over devices as where they run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import functools
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from paligemma.checkpoints.parameters import TOWER, parameters_by_name
+from paligemma.checkpoints.parameters import TOWER, abstract_decoding_model, decoding_dtype, parameters_by_name
 from paligemma.choices import ComputeDtype
 from paligemma.data.batch import TrainBatch
+from paligemma.decoding.decode import decode
+from paligemma.decoding.settings import NO_EOS, DecodeSettings
+from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
+from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.paligemma import abstract_model
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import Device, batch_sharding, check_batch_size, fsdp_sharding, make_mesh
@@ -67,3 +73,60 @@ def abstract_step(
     text = [of_batch(np.int32, width) for _ in range(5)]
     batch = TrainBatch(of_batch(np.uint8, size, size, 3), *text)
     return make_train_step(graph, optimizer, StepSettings.of(recipe), mesh), (train_state, frozen, batch)
+
+
+def lower_decoding(
+    config: PaliGemmaConfig, devices: Sequence[Device], compute: ComputeDtype, rows: int, text_tokens: int, dtype: str
+) -> Any:
+    """Greedy decoding of a batch of prompts, lowered as `Generator` runs it on a network of `build_decoding_module`.
+
+    Args:
+        config: the architecture.
+        devices: devices to decode on; they need not be present.
+        compute: the dtype of products.
+        rows: prompts; on several devices more of them, until they split evenly.
+        text_tokens: tokens of every prompt's text.
+        dtype: the dtype of the parameters in the checkpoint.
+
+    Raises:
+        InputError: the device is a single CPU.
+    """
+    mesh = make_mesh(list(devices))
+    if len(devices) == 1 and devices[0].platform == "cpu":
+        raise InputError(
+            "Decoding on one CPU has no program without weights: it lays them out anew, by their values in memory.",
+            expected="an accelerator, or several simulated CPUs",
+        )
+    platform = "gpu" if devices[0].platform in ("gpu", "cuda") else str(devices[0].platform)
+    precision = Precision.of(compute, dtype)
+    graph, state = nnx.split(abstract_decoding_model(config, precision, platform))
+    for name, variable in parameters_by_name(state).items():
+        held_in = decoding_dtype(name, jnp.dtype(dtype), precision, platform)
+
+        def placed(part: jax.ShapeDtypeStruct, dtype: np.dtype = held_in) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(part.shape, dtype, sharding=fsdp_sharding(mesh, part.shape))
+
+        variable.set_value(jax.tree.map(placed, variable.get_value()))
+    rows += -rows % len(devices)
+    by_rows = batch_sharding(mesh)
+
+    def of_batch(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_rows)
+
+    size = config.img.image_size
+    prompts = [of_batch(np.float32, size, size, 3)]
+    prompts += [of_batch(kind, text_tokens) for kind in (np.int32, np.bool_, np.int32)]
+    whole, no_references = (of_batch(np.bool_), of_batch(np.uint32)), (of_batch(np.int32, 0), of_batch(np.bool_, 0))
+    lower = cast(Any, decode).lower  # as `jax.jit` made it
+    return lower(graph, state, *prompts, *whole, *no_references, jnp.int32(NO_EOS), settings=DecodeSettings())
+
+
+@functools.cache
+def trained_shapes(
+    config: PaliGemmaConfig, trainable: str | tuple[str, ...], lora: LoraConfig
+) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of the parameters that a recipe trains."""
+    pattern = compile_pattern(trainable)
+    model = abstract_model(config, lora=lora if trainable == "lora" else None)
+    variables = parameters_by_name(model)
+    return MappingProxyType({name: tuple(leaf.shape) for name, leaf in variables.items() if is_trainable(pattern, name)})

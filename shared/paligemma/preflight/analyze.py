@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.errors import InputError, PaliGemmaError
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.models.lora_factors import LoraConfig
-from paligemma.models.paligemma import abstract_model
-from paligemma.preflight.compiler import compile_for
+from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.preflight.abstract import trained_shapes
+from paligemma.preflight.compiler import Job, compile_decoding, compile_step
 from paligemma.preflight.targets import GIB, Target, find_target
 from paligemma.training.flops import step_flops
 from paligemma.training.recipe import Recipe
-from paligemma.training.trainable import compile_pattern, is_trainable
 from paligemma.yaml_text import read_yaml
 
 PRICES_FILE = Path(__file__).parent / "prices.yaml"
@@ -37,6 +34,27 @@ class DoesNotFitError(PaliGemmaError):
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """The result of compiling decoding for a target. Bytes are per device.
+
+    Attributes:
+        rows: prompts that are decoded together.
+        parameter_bytes: bytes of the decoder's parameters in 16 bits, which every token needs at least: a device's share.
+        token_bytes: bytes through memory per token of all rows; None if the compiler gave up.
+        token_seconds: least time of one; None if it is unknown.
+        prefill_seconds: least time before the first token; None if it is unknown.
+        found: the compiler's figures: see `worker.compile_job`.
+    """
+
+    rows: int
+    parameter_bytes: int
+    token_bytes: int | None
+    token_seconds: float | None
+    prefill_seconds: float | None
+    found: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of compiling a job for a target. Bytes are per device.
 
@@ -48,17 +66,19 @@ class Report:
         memory: bytes available to a program.
         margin: share of it that should stay free.
         limit: `memory` without the margin.
-        flops: operations of a step over all devices, without those repeated by rematerialization.
-        bytes_moved: lower bound of memory traffic per step: inputs are read once, results are written and read.
+        flops: operations that a step needs, over all devices: without those repeated by rematerialization.
+        flops_done: operations in the compiled step's products, over all devices, by dtype; None if the compiler gave up.
+        bytes_moved: bytes through a device's memory per step.
         bytes_received: bytes received from other devices per step.
-        seconds: lower bound for a step: the longest of arithmetic, memory and messages at data sheet speed; None if the speed
+        seconds: least time of a step, by the data sheet or by the compiler's cycles: see `summary.seconds`; None if the speed
             is unknown.
-        share_of_peak: share of the data sheet's arithmetic speed that such a step reaches.
+        share_of_peak: share of the data sheet's arithmetic speed that such a step reaches with needed operations (MFU).
         steps: planned steps; None if the recipe does not say.
         hours: lower bound for all steps.
         dollars_per_hour: price of all devices; None without a price.
         dollars: lower bound for the price of all steps.
-        found: the compiler's figures.
+        found: the compiler's figures: see `worker.compile_job`.
+        decoding: figures of decoding; None if they were not asked for.
     """
 
     target: str
@@ -69,6 +89,7 @@ class Report:
     margin: float
     limit: int
     flops: float
+    flops_done: Mapping[str, int] | None
     bytes_moved: int | None
     bytes_received: int | None
     seconds: float | None
@@ -78,6 +99,7 @@ class Report:
     dollars_per_hour: float | None
     dollars: float | None
     found: Mapping[str, Any]
+    decoding: Decoding | None = None
 
     def as_json(self) -> dict:
         """Plain values."""
@@ -92,6 +114,8 @@ def examine(
     prices: Mapping[str, float],
     fresh: bool = False,
     rows: int | None = None,
+    full_effort: bool = False,
+    decoding: int = 0,
 ) -> Report:
     """Compiles a job, or uses a cached result, and judges it.
 
@@ -103,20 +127,24 @@ def examine(
         prices: dollars an hour by device name.
         fresh: compile even if the result is cached.
         rows: rows of the training data, for a recipe with epochs; None if unknown.
+        full_effort: whether a TPU's compiler does what it does for a run: minutes, for cycles that say seconds.
+        decoding: prompts that are decoded together, if decoding is to be compiled too; 0 if not.
 
     Raises:
-        InputError: the batch does not split evenly over the devices, or a wheel is missing.
+        InputError: the batch does not split evenly over the devices, a wheel is missing, or decoding is asked of one CPU.
         PaliGemmaError: the compiler failed for a reason other than memory.
     """
     place = find_target(target)
-    found = compile_for(config, recipe, target, text_tokens, fresh)
-    peak = sum(found.get(key, 0) for key in ("arguments", "temporaries", "outputs", "code"))
+    job = Job(config, target, text_tokens, full_effort, fresh)
+    found = compile_step(job, recipe)
+    step = found["accounts"]["step"] if "accounts" in found else None
+    peak = needed_memory(found)
     if place.platform == "cpu":
         peak = int(peak * (1 + CPU_ALLOWANCE))
     memory = device_memory(place)
     limit = int(memory * (1 - place.margin))
     flops = needed_flops(config, recipe, text_tokens)
-    seconds, steps = _seconds(place, found, flops), planned_steps(recipe, rows)
+    seconds, steps = step["seconds"] if step else None, planned_steps(recipe, rows)
     hours = None if seconds is None or steps is None else steps * seconds / 3600
     price = prices[place.device] * place.devices if place.device in prices else None
     return Report(
@@ -128,8 +156,9 @@ def examine(
         margin=place.margin,
         limit=limit,
         flops=flops,
-        bytes_moved=_moved(found),
-        bytes_received=_received(found),
+        flops_done={dtype: done * place.devices for dtype, done in step["flops"].items()} if step else None,
+        bytes_moved=step["bytes"] if step else None,
+        bytes_received=sum(one["bytes"] for one in step["collectives"].values()) if step else None,
         seconds=seconds,
         share_of_peak=None if seconds is None else flops / (seconds * place.tflops * 1e12 * place.devices),
         steps=steps,
@@ -137,7 +166,28 @@ def examine(
         dollars_per_hour=price,
         dollars=None if hours is None or price is None else hours * price,
         found=found,
+        decoding=_examine_decoding(job, place, decoding, recipe.frozen_dtype) if decoding else None,
     )
+
+
+def _examine_decoding(job: Job, place: Target, rows: int, dtype: str) -> Decoding:
+    """Decoding with parameters as `finetune` holds the frozen ones."""
+    found = compile_decoding(job, rows, dtype)
+    parameters = sum(math.prod(shape) for name, shape in parameter_shapes(job.config).items() if name.startswith("llm/"))
+    accounts = found.get("accounts", {})
+    return Decoding(
+        rows=rows,
+        parameter_bytes=2 * parameters // place.devices,
+        token_bytes=accounts["token"]["bytes"] if accounts else None,
+        token_seconds=accounts["token"]["seconds"] if accounts else None,
+        prefill_seconds=accounts["prefill"]["seconds"] if accounts else None,
+        found=found,
+    )
+
+
+def needed_memory(found: Mapping[str, Any]) -> int:
+    """Bytes of arguments, temporaries, outputs that are not arguments, and code together; 0 if the compiler gave up."""
+    return sum(found.get(key, 0) for key in ("arguments", "temporaries", "outputs", "code"))
 
 
 def planned_steps(recipe: Recipe, rows: int | None) -> int | None:
@@ -166,17 +216,6 @@ def needed_flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> f
     return step_flops(config, trained, recipe.batch_size, width, width)
 
 
-@functools.cache
-def trained_shapes(
-    config: PaliGemmaConfig, trainable: str | tuple[str, ...], lora: LoraConfig
-) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the parameters that a recipe trains."""
-    pattern = compile_pattern(trainable)
-    model = abstract_model(config, lora=lora if trainable == "lora" else None)
-    variables = parameters_by_name(model)
-    return MappingProxyType({name: tuple(leaf.shape) for name, leaf in variables.items() if is_trainable(pattern, name)})
-
-
 def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
     """The date of a price list, and dollars an hour by device.
 
@@ -192,22 +231,6 @@ def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:
             where=path,
             expected="as_of: a date, per_hour: {device: dollars}",
         ) from None
-
-
-def _moved(found: Mapping) -> int | None:
-    return found["arguments"] + 2 * found["temporaries"] if "arguments" in found else None
-
-
-def _received(found: Mapping) -> int | None:
-    return sum(one["bytes"] for one in found["collectives"].values()) if "collectives" in found else None
-
-
-def _seconds(place: Target, found: Mapping, flops: float) -> float | None:
-    moved, received = _moved(found), _received(found)
-    if not place.tflops or moved is None or received is None:
-        return None
-    messages = received / place.links if place.links else 0.0
-    return max(flops / (place.tflops * 1e12 * place.devices), moved / place.bandwidth, messages)
 
 
 def in_gib(size: float) -> str:

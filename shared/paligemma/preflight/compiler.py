@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +37,8 @@ _WHEELS = {"tpu": ("libtpu", "libtpu"), "cuda": ("jax_cuda12_plugin", "jax-cuda1
 """For each platform: the compiler's module, and the distribution whose version decides the result."""
 
 _SOURCES = (
+    "checkpoints/parameters.py",
+    "decoding",
     "models",
     "preflight",
     "training",
@@ -43,48 +46,89 @@ _SOURCES = (
     "precision.py",
     "runtime/sharding.py",
 )
-"""Source files of the step: when they change, the program may change."""
+"""Source files of the step and of decoding: when they change, the program may change."""
 
 _IRRELEVANT = {"steps", "epochs", "seed", "learning_rate", "save_every", "keep_last", "log_every", "validate_every"}
 """Recipe keys that affect only constants in the program."""
 
 
-def compile_for(config: PaliGemmaConfig, recipe: Recipe, target: str, text_tokens: int, fresh: bool = False) -> dict:
-    """The compiler's figures; see `worker.compile_step`.
+@dataclass(frozen=True)
+class Job:
+    """What to compile, and how.
+
+    Attributes:
+        config: the architecture.
+        target: a name of `TARGETS`.
+        text_tokens: most tokens of a row's text.
+        full_effort: whether a TPU's compiler takes the minutes that it takes before a run. With less, memory is within 1 %.
+        fresh: compile even if the result is cached.
+    """
+
+    config: PaliGemmaConfig
+    target: str
+    text_tokens: int
+    full_effort: bool = False
+    fresh: bool = False
+
+
+def compile_step(job: Job, recipe: Recipe) -> dict:
+    """The figures of a training step; see `worker.compile_job`.
 
     Raises:
         InputError: the batch does not split evenly over the devices, or a wheel is missing.
         PaliGemmaError: the compiler failed for a reason other than memory.
     """
-    place = find_target(target)
+    decided_by = {key: value for key, value in _values(recipe).items() if key not in _IRRELEVANT}
+    return _found(job, {"program": "step", "recipe": _values(recipe)}, {"recipe": decided_by})
+
+
+def compile_decoding(job: Job, rows: int, dtype: str) -> dict:
+    """The figures of decoding a batch of `rows` with a checkpoint of a dtype; see `worker.compile_job`.
+
+    Raises:
+        InputError: a wheel is missing, or the target is a single CPU.
+        PaliGemmaError: the compiler failed for a reason other than memory.
+    """
+    return _found(job, {"program": "decoding", "rows": rows, "dtype": dtype}, {})
+
+
+def _values(recipe: Recipe) -> dict:
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _found(job: Job, program: dict, decided_by: dict) -> dict:
+    """What the compiler makes of a program, or made of it before; `decided_by` replaces values that it does not depend on."""
+    place = find_target(job.target)
     module, distribution = _WHEELS[place.platform]
     if module and importlib.util.find_spec(module) is None:
         raise InputError(
-            f"The compiler for {target} is not installed.",
+            f"The compiler for {job.target} is not installed.",
             expected=f"the package {module}",
             fix=how_to_install("preflight"),
         )
     if distribution and (other := _other_than_images(distribution)):
         log.warning("%s", other)
-    job = {
-        "config": config.model_dump(mode="json"),
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
-        "target": target,
+    asked = {
+        **program,
+        "config": job.config.model_dump(mode="json"),
+        "target": job.target,
         "platform": place.platform,
         "devices": place.devices,
-        "text_tokens": text_tokens,
+        "text_tokens": job.text_tokens,
+        "full_effort": job.full_effort,
     }
-    decided_by = job | {
-        "recipe": {key: value for key, value in job["recipe"].items() if key not in _IRRELEVANT},
+    decided_by = {
+        **asked,
+        **decided_by,
         "topology": str(place.topology),
         "sources": _sources_sha256(),
         "packages": {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", distribution) if name},
     }
     kept = cache_folder() / "preflight" / f"{canonical_sha256(decided_by)}.json"
-    if kept.is_file() and not fresh:
+    if kept.is_file() and not job.fresh:
         with contextlib.suppress(DamagedError):  # it is compiled again
             return read_json(kept, "What the compiler found before", nonfinite=True)
-    found = _run(job)
+    found = _run(asked)
     expect_file(kept)
     write_file(kept, (json.dumps(found) + "\n").encode())
     return found

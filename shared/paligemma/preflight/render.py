@@ -10,7 +10,7 @@ from rich.table import Table
 
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
-from paligemma.preflight.analyze import Report, in_gib
+from paligemma.preflight.analyze import Decoding, Report, in_gib, needed_memory
 from paligemma.preflight.disk import Disk
 from paligemma.reports.page import render, write_page
 
@@ -22,7 +22,9 @@ COLUMNS = (
     "peak",
     "limit",
     "fits",
-    "TFLOP",
+    "TFLOP needed",
+    "TFLOP done",
+    "in float32",
     "GB moved",
     "GB received",
     "s/step at best",
@@ -31,16 +33,25 @@ COLUMNS = (
     "$",
     "compiled in s",
 )
+OF_DECODING = (
+    "prompts decoded",
+    "peak of decoding",
+    "s to prefill at best",
+    "GB a token",
+    "to 16-bit weights",
+    "s/token at best",
+)
+
+
+def columns(reports: Sequence[Report]) -> tuple[str, ...]:
+    """The names of what `cells` gives."""
+    return COLUMNS + (OF_DECODING if any(report.decoding for report in reports) else ())
 
 
 def cells(report: Report) -> tuple[str, ...]:
-    """A row of the table; memory is in GiB per device."""
-    found = report.found
+    """A row of the table, as long as the report has figures; memory is in GiB per device."""
+    found, done = report.found, report.flops_done
     given_up = "out_of_memory" in found
-
-    def number(value: float | None, scale: float = 1.0, form: str = ".3g") -> str:
-        return "" if value is None else f"{value / scale:{form}}"
-
     return (
         report.target,
         str(report.batch_size),
@@ -49,31 +60,56 @@ def cells(report: Report) -> tuple[str, ...]:
         "out of memory" if given_up else in_gib(report.peak),
         in_gib(report.limit),
         "yes" if report.fits else "no",
-        number(report.flops, 1e12),
-        number(report.bytes_moved, 1e9),
-        number(report.bytes_received, 1e9),
-        number(report.seconds, form=".3f"),
-        number(report.share_of_peak, form=".0%"),
-        number(report.hours),
-        number(report.dollars, form=".2f"),
-        number(found.get("compile_seconds"), form=".0f"),
+        _number(report.flops, 1e12),
+        "" if done is None else _number(sum(done.values()), 1e12),
+        "" if done is None else _number(done.get("f32", 0), 1e12),
+        _number(report.bytes_moved, 1e9),
+        _number(report.bytes_received, 1e9),
+        _number(report.seconds, form=".3f"),
+        _number(report.share_of_peak, form=".0%"),
+        _number(report.hours),
+        _number(report.dollars, form=".2f"),
+        _number(found.get("compile_seconds"), form=".0f"),
+        *(_cells_of_decoding(report.decoding) if report.decoding else ()),
     )
+
+
+def _cells_of_decoding(decoding: Decoding) -> tuple[str, ...]:
+    moved = decoding.token_bytes
+    return (
+        str(decoding.rows),
+        "out of memory" if moved is None else in_gib(needed_memory(decoding.found)),
+        _number(decoding.prefill_seconds),
+        _number(moved, 1e9),
+        _number(moved, decoding.parameter_bytes, ".2f"),
+        _number(decoding.token_seconds),
+    )
+
+
+def _number(value: float | None, scale: float = 1.0, form: str = ".3g") -> str:
+    return "" if value is None else f"{value / scale:{form}}"
 
 
 def tables(reports: Sequence[Report], width: int) -> list[Table]:
     """Tables for a terminal of `width` characters: a row per figure, a column per job, as many columns as fit."""
-    columns = [cells(report) for report in reports]
-    job = max(len(cell) for column in columns for cell in column) + len(" │ ")
-    at_once = max(1, (width - max(map(len, COLUMNS)) - len("│ ") - len(" │")) // job)
+    names, filled = _filled(reports)
+    job = max(len(cell) for column in filled for cell in column) + len(" │ ")
+    at_once = max(1, (width - max(map(len, names)) - len("│ ") - len(" │")) // job)
     made = []
-    for start in range(0, len(columns), at_once):
-        header, *rows = zip(COLUMNS, *columns[start : start + at_once], strict=True)
+    for start in range(0, len(filled), at_once):
+        header, *rows = zip(names, *filled[start : start + at_once], strict=True)
         made.append(_table(header, rows))
     return made
 
 
+def _filled(reports: Sequence[Report]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Names of columns, and a row of cells for every report; cells of what was not asked for are empty."""
+    names = columns(reports)
+    return names, [(one := cells(report)) + ("",) * (len(names) - len(one)) for report in reports]
+
+
 def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table of targets by jobs. A cell has the peak in GiB per device, and a step's seconds at best.
+    """Header and rows of a table of targets by jobs: the peak in GiB per device, a step's seconds at best, and of decoding GB.
 
     Args:
         by_job: reports by job name, all for the same targets.
@@ -81,6 +117,7 @@ def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[s
     header = ["target", "limit"]
     for name in by_job:
         header += [f"{name}: peak", "s/step at best"]
+        header += ["GB a token"] if by_job[name][0].decoding else []
     rows = []
     for reports in zip(*by_job.values(), strict=True):
         row = [reports[0].target, in_gib(reports[0].limit)]
@@ -90,6 +127,7 @@ def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[s
                 size if report.fits or not report.peak else f"{size} (no)",
                 "" if report.seconds is None else f"{report.seconds:.3f}",
             ]
+            row += [_number(report.decoding.token_bytes, 1e9)] if report.decoding else []
         rows.append(row)
     return header, rows
 
@@ -121,14 +159,14 @@ def write(
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
 
     def page() -> str:
-        filled = [cells(report) for report in reports]
+        names, filled = _filled(reports)
         kept = [number for number, column in enumerate(zip(*filled, strict=True)) if any(column)]
         rows = [([line[number] for number in kept], report) for line, report in zip(filled, reports, strict=True)]
         return render(
             "preflight.html",
             model=model,
             title=title,
-            columns=[COLUMNS[number] for number in kept],
+            columns=[names[number] for number in kept],
             rows=rows,
             prices_of=prices_of,
             override=override,

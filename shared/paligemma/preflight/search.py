@@ -16,7 +16,8 @@ import numpy as np
 
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.parameter_shapes import EMBEDDING, parameter_shapes
-from paligemma.preflight.analyze import Report, device_memory, examine, needed_flops, trained_shapes
+from paligemma.preflight.abstract import trained_shapes
+from paligemma.preflight.analyze import Report, device_memory, examine, needed_flops
 from paligemma.preflight.targets import Target, find_target
 from paligemma.training.recipe import Recipe
 

@@ -28,9 +28,12 @@ class Target:
         memory: bytes per device available to a program; 0: this machine's memory, shared by all devices.
         margin: share of it that is to stay free.
         tflops: speed of one device on dense 16-bit matrix products, 10^12 operations a second; 0: unknown.
+        tflops32: its speed where operands are float32, at JAX's default precision: one pass of bfloat16 on a TPU, TF32 on
+            NVIDIA since compute capability 8.0.
         bandwidth: memory bandwidth of one device, bytes a second.
         links: bytes a second that one device can receive from others; 0: there are none.
         compute: the dtype that `compute_dtype: auto` stands for there.
+        clock: of a TPU, 10^9 cycles a second; 0: unknown.
         topology: keyword arguments of `get_topology_desc`.
     """
 
@@ -40,31 +43,43 @@ class Target:
     memory: int
     margin: float
     tflops: float
+    tflops32: float
     bandwidth: float
     links: float
     compute: ComputeDtype
+    clock: float = 0.0
     topology: Mapping[str, Any] = field(default_factory=dict)
+
+    def speed(self, dtype: str) -> float:
+        """Operations a second of one device on dense matrix products, by XLA's name of the operands' dtype.
+
+        NVIDIA's cards before compute capability 8.0 have no bfloat16 in their tensor cores.
+        """
+        slow = dtype in ("f32", "f64") or (dtype == "bf16" and self.compute == "float16")
+        return (self.tflops32 if slow else self.tflops) * 1e12
 
 
 _V5E = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}
-_TPUS = {  # name: generation, memory (GiB), TFLOP/s, memory and links (GB/s), topologies by chips
-    "v4": ("v4", 30.75, 275, 1228, 300, _CUBES),
-    "v5e": ("v5e", 15.75, 197, 819, 200, _V5E),
-    "v5p": ("v5p", 95.74, 459, 2765, 600, _CUBES),
-    "v6e": ("v6e", 31.25, 918, 1640, 448, _V5E),
+_TPUS = {  # name: generation, memory (GiB), TFLOP/s, memory and links (GB/s), FLOP a cycle, topologies by chips
+    "v4": ("v4", 30.75, 275, 1228, 300, 1 << 18, _CUBES),
+    "v5e": ("v5e", 15.75, 197, 819, 200, 1 << 17, _V5E),
+    "v5p": ("v5p", 95.74, 459, 2765, 600, 1 << 18, _CUBES),
+    "v6e": ("v6e", 31.25, 918, 1640, 448, 1 << 19, _V5E),
 }
 
 
 def _tpu(name: str, chips: int) -> Target:
-    generation, memory, tflops, bandwidth, links, topologies = _TPUS[name]
+    generation, memory, tflops, bandwidth, links, a_cycle, topologies = _TPUS[name]
     topology: dict[str, object] = {"topology_name": f"{generation}:{topologies[chips]}", "platform": "tpu"}
     if chips == 1:
         topology |= {"chips_per_host_bounds": (1, 1, 1), "num_slices": 1}
     if name == "v4":
         topology["chip_config_name"] = "megacore"
     links = 0 if chips == 1 else links * 1e9
-    return Target("tpu", name, chips, int(memory * GIB), 0.02, tflops, bandwidth * 1e9, links, "bfloat16", topology)
+    clock = tflops * 1e3 / a_cycle
+    memory, bandwidth = int(memory * GIB), bandwidth * 1e9
+    return Target("tpu", name, chips, memory, 0.02, tflops, tflops, bandwidth, links, "bfloat16", clock, topology)
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class _Gpu:
     name: str
     memory: int  # MiB
     tflops: float
+    tflops32: float
     bandwidth: float  # GB/s
     capability: tuple[int, int]
     multiprocessors: int
@@ -86,13 +102,15 @@ class _Gpu:
 
 
 _GPUS = {
-    "t4": _Gpu("Tesla T4", 14930, 65, 320, (7, 5), 40, 64, 1.59, 4, 1024, 65536, 65536, 16, (1, 2, 4)),
-    "l4": _Gpu("NVIDIA L4", 23034, 121, 300, (8, 9), 58, 128, 2.04, 48, 1536, 102400, 101376, 32),
-    "a10g": _Gpu("NVIDIA A10G", 22731, 70, 600, (8, 6), 80, 128, 1.71, 6, 1536, 102400, 101376, 32, (1, 4, 8)),
+    "t4": _Gpu("Tesla T4", 14930, 65, 8.1, 320, (7, 5), 40, 64, 1.59, 4, 1024, 65536, 65536, 16, (1, 2, 4)),
+    "l4": _Gpu("NVIDIA L4", 23034, 121, 60, 300, (8, 9), 58, 128, 2.04, 48, 1536, 102400, 101376, 32),
+    "a10g": _Gpu("NVIDIA A10G", 22731, 70, 35, 600, (8, 6), 80, 128, 1.71, 6, 1536, 102400, 101376, 32, (1, 4, 8)),
     "a100-40": _Gpu(
-        "NVIDIA A100-SXM4", 40536, 312, 1555, (8, 0), 108, 64, 1.41, 40, 2048, 167936, 166912, 300, (1, 2, 4, 8, 16)
+        "NVIDIA A100-SXM4", 40536, 312, 156, 1555, (8, 0), 108, 64, 1.41, 40, 2048, 167936, 166912, 300, (1, 2, 4, 8, 16)
     ),
-    "h100-80": _Gpu("NVIDIA H100 HBM3", 81559, 989, 3350, (9, 0), 132, 128, 1.98, 50, 2048, 233472, 232448, 450, (1, 2, 4, 8)),
+    "h100-80": _Gpu(
+        "NVIDIA H100 HBM3", 81559, 989, 494, 3350, (9, 0), 132, 128, 1.98, 50, 2048, 233472, 232448, 450, (1, 2, 4, 8)
+    ),
 }
 
 
@@ -114,12 +132,14 @@ device_description_str: "{gpu.name}"
     compute = "bfloat16" if gpu.capability >= (8, 0) else "float16"
     # The compiler's figures omit the CUDA context, the libraries' workspaces and the allocator's rounding.
     links = 0 if count == 1 else gpu.links * 1e9
-    return Target("cuda", name, count, gpu.memory * 2**20, 0.08, gpu.tflops, gpu.bandwidth * 1e9, links, compute, topology)
+    memory, bandwidth = gpu.memory * 2**20, gpu.bandwidth * 1e9
+    speeds = (gpu.tflops, gpu.tflops32, bandwidth, links)
+    return Target("cuda", name, count, memory, 0.08, *speeds, compute, topology=topology)
 
 
 TARGETS: dict[str, Target] = {
-    "cpu": Target("cpu", "cpu", 1, 0, 0.1, 0.0, 0.0, 0.0, "float32"),
-    **{f"cpu-{count}": Target("cpu", "cpu", count, 0, 0.1, 0.0, 0.0, 0.0, "float32") for count in (2, 4, 8)},
+    "cpu": Target("cpu", "cpu", 1, 0, 0.1, 0.0, 0.0, 0.0, 0.0, "float32"),
+    **{f"cpu-{count}": Target("cpu", "cpu", count, 0, 0.1, 0.0, 0.0, 0.0, 0.0, "float32") for count in (2, 4, 8)},
     **{name if count == 1 else f"{name}-{count}": _gpu(name, count) for name, gpu in _GPUS.items() for count in gpu.together},
     **{f"{name}-{chips}": _tpu(name, chips) for name in _TPUS for chips in _TPUS[name][-1]},
 }

@@ -1,6 +1,6 @@
-"""A process that compiles one training step for a target, from shapes alone: the very step that `finetune` runs.
+"""A process that compiles one program for a target, from shapes alone: the very step that `finetune` runs, or decoding.
 
-Reads a job as JSON from standard input, and writes the compiler's figures as JSON, on a line that begins with RESULT. A
+Reads a job as JSON from standard input, and writes what the compiler made of it as JSON, on a line that begins with RESULT. A
 separate process, because the compilers need their environment before JAX is imported, and may crash the process.
 """
 
@@ -14,66 +14,91 @@ from typing import Any, cast
 
 RESULT = "RESULT "
 
+_CUDA_FLAGS = {
+    "step": "--xla_gpu_enable_triton_gemm=false",  # its tiles need a card to be chosen on
+    "decoding": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=true",
+}
 
-def prepare_environment(platform: str, devices: int) -> None:
+
+def prepare_environment(job: dict) -> None:
     """Sets the environment; call before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = {
-        "cpu": f"--xla_force_host_platform_device_count={devices}",
-        "cuda": "--xla_gpu_enable_triton_gemm=false",
+        "cpu": f"--xla_force_host_platform_device_count={job['devices']}",
+        "cuda": _CUDA_FLAGS[job["program"]],
         "tpu": "",
     }
-    os.environ["XLA_FLAGS"] = flags[platform]
+    os.environ["XLA_FLAGS"] = flags[job["platform"]]
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
-def compile_step(job: dict) -> dict:
-    """The compiler's sizes in bytes per device; or `out_of_memory` with its message."""
+def compile_job(job: dict) -> dict:
+    """The compiler's sizes in bytes per device, and accounts; or `out_of_memory` with its message.
+
+    Accounts are those of `summary`: of a step, or of decoding before the first token and for each token.
+    """
     import jax
     from jax.experimental import topologies
 
     from paligemma.models.config import PaliGemmaConfig
-    from paligemma.preflight.abstract import abstract_step
-    from paligemma.preflight.program import collectives
+    from paligemma.models.parameter_shapes import parameter_shapes
+    from paligemma.preflight.abstract import abstract_step, lower_decoding, trained_shapes
+    from paligemma.preflight.account import account, open_loops
+    from paligemma.preflight.hlo_text import read_program
+    from paligemma.preflight.summary import summary
     from paligemma.preflight.targets import TARGETS
     from paligemma.training.recipe import Recipe
 
     target = TARGETS[job["target"]]
-    options = {"exec_time_optimization_effort": -1.0} if target.platform == "tpu" else None
+    options = None if job["full_effort"] or target.platform != "tpu" else {"exec_time_optimization_effort": -1.0}
     if target.platform == "cpu":
         devices = jax.devices()[: target.devices]
     else:
         devices = list(topologies.get_topology_desc(**target.topology).devices)
-    config, recipe = PaliGemmaConfig.model_validate(job["config"]), Recipe.model_validate(job["recipe"])
-    step, arguments = abstract_step(config, recipe, devices, target.compute, job["text_tokens"])
+    config = PaliGemmaConfig.model_validate(job["config"])
     started = time.monotonic()
-    lowered = cast(Any, step).lower(*arguments)  # as `jax.jit` made it
+    weights = parameter_shapes(config)
+    if job["program"] == "step":
+        recipe = Recipe.model_validate(job["recipe"])
+        step, arguments = abstract_step(config, recipe, devices, target.compute, job["text_tokens"])
+        lowered = cast(Any, step).lower(*arguments)  # as `jax.jit` made it
+        trained = trained_shapes(config, recipe.trainable, recipe.lora)  # their updates are no copies
+        weights = {name: shape for name, shape in weights.items() if name not in trained}
+    else:
+        lowered = lower_decoding(config, devices, target.compute, job["rows"], job["text_tokens"], job["dtype"])
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"out_of_memory": str(error).split("\n")[0][:300], "compile_seconds": round(time.monotonic() - started, 1)}
+    seconds = round(time.monotonic() - started, 1)
+    program = read_program(compiled.as_text())
+    if job["program"] == "step":
+        accounts = {"step": account(program)}
+    else:
+        (token,) = open_loops(program)
+        accounts = {"prefill": account(program, open_loops=0), "token": account(program, start=token)}
     memory = compiled.memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
-        "compile_seconds": round(time.monotonic() - started, 1),
+        "compile_seconds": seconds,
         "peak": memory.peak_memory_in_bytes,
-        "collectives": {one.kind: {"count": one.count, "bytes": one.bytes} for one in collectives(compiled.as_text())},
+        "accounts": {name: summary(one, target, weights.values(), job["full_effort"]) for name, one in accounts.items()},
     }
 
 
 def main() -> None:
     """Reads from standard input and writes to standard output. An error in the job is an answer too."""
     job = json.load(sys.stdin)
-    prepare_environment(job["platform"], job["devices"])
+    prepare_environment(job)
     from paligemma.errors import InputError
 
     try:
-        found = compile_step(job)
+        found = compile_job(job)
     except InputError as error:
         found = {"wrong_input": str(error)}
     print(RESULT + json.dumps(found), flush=True)
