@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import importlib
 import json
@@ -19,11 +20,14 @@ from components.evaluate import decoding as decoding_module
 from components.evaluate import report as report_module
 from components.evaluate.__main__ import run
 from components.evaluate.contenders import judge_against, read_evaluation
+from components.evaluate.main import evaluate
 from components.finetune.__main__ import run as finetune
 from components.prepare_data.__main__ import run as prepare
 from conftest import SmallData
-from paligemma.artifacts.record import read_record
+from paligemma.artifacts.record import parse_record, read_record
+from paligemma.artifacts.recording import MARK_ENDING
 from paligemma.data.tfrecord import RowReader
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError, StoppedError
 from paligemma.evaluation import predict as predict_module
 from paligemma.evaluation.gate import compare, decide
@@ -122,6 +126,16 @@ def test_a_folder_of_another_kind_is_refused(records: Path, base_evaluation: Pat
         run(checkpoint="embedded:tiny", records=base_evaluation, output=tmp_path / "x")
     with pytest.raises(InputError, match="not a tuned model"):
         run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", tuned=str(records))
+
+
+def test_an_evaluation_that_fails_in_the_pipeline_records_how_it_was_to_decode(records: Path, tmp_path: Path) -> None:
+    names = ("tuned", "baseline", "champion", "registry", "task", "metrics", "mask_decoder", "state_root")
+    rest = dict.fromkeys(names, "") | {"margin": 0.0, "batch_size": 8, "settings": DecodeSettings(8, beams=2)}
+    with pytest.raises(InputError, match="no checkpoint file"):
+        evaluate(checkpoint="nowhere", records=str(records), output=str(tmp_path / "x"), **rest)
+    (path,) = (path for path in (tmp_path / "lineage").rglob("*.json") if not path.name.endswith(MARK_ENDING))
+    settings = parse_record(path.read_bytes(), path).producer.parameters["settings"]
+    assert settings == dataclasses.asdict(DecodeSettings(8, beams=2))
 
 
 def test_tasks_select_metrics_over_several_answers(small_data: SmallData, tmp_path: Path, monkeypatch) -> None:

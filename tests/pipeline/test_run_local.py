@@ -69,7 +69,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     data.folder.mkdir()
     eight_rows(data).rename(data.folder / f"{today()}.jsonl")
     root, registry = folder / "root", folder / "registry"
-    given = parameters(data.folder / "{date}.jsonl", registry=str(registry), task="ocr")
+    decoding = "{max_new_tokens: 4, temperature: 0.5, top_k: 10, best_of: 2, seed: 3}"
+    given = parameters(data.folder / "{date}.jsonl", registry=str(registry), task="ocr", decoding=decoding)
     return Run(root, registry, run_pipeline(given | {"validation_data": str(data.folder / f"{today()}.jsonl")}, root))
 
 
@@ -117,6 +118,13 @@ def test_artifacts_pass_between_the_steps(finished: Run) -> None:
     assert linked(pages["base and tuned"]) == {pages[name] for name in ("validation data", "training", "base", "run")}
     assert linked(pages["fit"]) == {pages["run"]}
     assert linked(pages["run"]) == {page for name, page in pages.items() if name != "run"}
+
+
+def test_both_evaluations_decode_as_the_pipeline_was_told(finished: Run) -> None:
+    for location in (finished.outputs.base_evaluation, finished.outputs.tuned_evaluation):
+        recorded = read_record(location).producer.parameters
+        told = {"max_new_tokens": 4, "temperature": 0.5, "top_k": 10, "top_p": 1.0, "best_of": 2, "beams": 1, "seed": 3}
+        assert {name: recorded[name] for name in told} == told
 
 
 def test_a_model_that_is_no_better_is_not_published(finished: Run) -> None:

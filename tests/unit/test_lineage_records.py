@@ -18,9 +18,11 @@ from conftest import ONE_DEVICE
 from paligemma.artifacts.record import parse_record, read_record, render_record
 from paligemma.artifacts.recording import RUN_VARIABLE, Attempt, recorded
 from paligemma.artifacts.store import input_of, produce
+from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import DamagedError, InputError, StoppedError
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs
+from paligemma.storage.location import GcsLocation
 
 
 def make(output: Path, text: str = "x", inputs: tuple = (), **facts: object) -> None:
@@ -128,6 +130,19 @@ def test_an_attempt_that_fails_leaves_a_record(tmp_path: Path, error: BaseExcept
     assert record.error.kind == type(error).__name__
     assert record.producer.component == "step"
     assert record.producer.parameters["source"] == "https://host/x"
+
+
+def test_settings_are_recorded_as_values_and_locations_as_addresses(tmp_path: Path) -> None:
+    @recorded("decode")
+    def fails(output: str, settings: DecodeSettings, place: GcsLocation) -> None:
+        raise InputError("no")
+
+    with pytest.raises(InputError):
+        fails(str(tmp_path / "x"), DecodeSettings(beams=2), GcsLocation("bucket", "prefix"))
+    (path,) = tmp_path.glob("lineage/*/*/*[0-9a-f].json")
+    recorded_values = parse_record(path.read_bytes(), path).producer.parameters
+    assert recorded_values["settings"]["beams"] == 2
+    assert recorded_values["place"] == "gs://bucket/prefix"
 
 
 def test_a_step_within_a_step_is_part_of_its_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,7 +333,8 @@ def _plain(value: object) -> object:
     """An argument in the form that a record stores."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if is_dataclass(value) and not isinstance(value, type):
+    # A dataclass with a text of its own, such as a location, is recorded as that text.
+    if is_dataclass(value) and not isinstance(value, type) and type(value).__str__ is object.__str__:
         return _plain(asdict(value))
     if isinstance(value, Mapping):
         return _plain_parameters(value)

@@ -178,6 +178,9 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
     Ranges are fetched in parallel and retried separately. If the call is killed, finished ranges stay beside `path` for the
     next call. Memory is bounded for any size.
 
+    It is not synced to the disk: `write_directory` syncs an artifact's folder as a whole, and `cache` compares the checksum of
+    a copy at every use.
+
     Args:
         found: the object, from `stat` or `list_objects`.
         path: the file; replaced if it exists.
@@ -215,7 +218,6 @@ def download_object(found: Object, path: Path, advance: Callable[[int], None] = 
                 list(pool.map(get, starts))
         else:
             list(map(get, starts))
-        os.fsync(handle)
     finally:
         os.close(handle)
     if file_crc32c(partial) != found.crc32c:
