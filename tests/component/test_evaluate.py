@@ -215,7 +215,7 @@ def fake_predictions(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = N
             ]
 
     monkeypatch.setattr(predict_module, "predict", answer)
-    monkeypatch.setattr(decoding_module, "build_model", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(decoding_module, "build_model", lambda *_, **__: SimpleNamespace())
     return decoded
 
 
@@ -242,7 +242,7 @@ def test_a_judgement_that_failed_starts_from_what_was_decoded(
     own.write_text("def length(answer, references):\n    return len(answer)\n")
     del sys.modules["own_metric"]
     importlib.invalidate_caches()
-    monkeypatch.setattr(decoding_module, "build_model", lambda *_: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr(decoding_module, "build_model", lambda *_, **__: pytest.fail("the model was loaded again"))
     decoded.clear()
     run(**arguments)
     assert decoded == []

@@ -47,7 +47,7 @@ def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(HOSTS_VARIABLE, "127.0.0.1")
-    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.001, maximum=0.01, timeout=2.0))
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.001, maximum=0.01, timeout=30.0))
 
 
 @pytest.fixture
@@ -308,6 +308,7 @@ def test_a_secret_through_faults(vault: SecretServer, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(("fault", "error"), [(Status(503), failures.StorageUnavailableError), (Corrupt(90), DamagedError)])
 def test_a_secret_that_never_arrives_whole(vault: SecretServer, tmp_path: Path, monkeypatch, fault, error) -> None:
+    monkeypatch.setattr(retry, "RETRY", retry.RetryPolicy(initial=0.001, maximum=0.01, timeout=0.5))
     with FaultProxy(vault.url, lambda _: fault) as proxy:
         monkeypatch.setattr(secret_manager, "ENDPOINT", proxy.url)
         with pytest.raises(error, match="projects/project/secrets/kaggle/versions/latest"):

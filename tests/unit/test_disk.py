@@ -55,9 +55,9 @@ def test_every_profile_holds_the_3b_model_and_records(monkeypatch: pytest.Monkey
 
 def test_a_job_that_leaves_nothing_for_records_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = Report(
-        "cpu", 8, True, 1, 2, 0.1, 2, 1.0, None, None, None, None, 1, None, None, None, {"arguments": 1, "temporaries": 1}
+        "cpu", 8, True, 1, 2, 0.1, 2, 1.0, None, None, None, None, None, 1, None, None, None, {"arguments": 1, "temporaries": 1}
     )
-    monkeypatch.setattr(preflight, "examine", lambda *_: report)
+    monkeypatch.setattr(preflight, "examine", lambda *_, **__: report)
     arguments = {"checkpoint": "embedded:tiny", "recipe": parse_recipe("steps: 1"), "target": "cpu", "max_text_tokens": 8}
     monkeypatch.setenv(DISK_VARIABLE, "3000000")
     with pytest.raises(DoesNotFitError, match="does not fit its machines' disks"):

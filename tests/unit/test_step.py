@@ -133,7 +133,7 @@ def test_a_frozen_embedding_multiplies_twice_for_a_chunk_of_the_loss(trainable: 
     def loss(trained: nnx.State) -> Array:
         return batch_loss(nnx.merge(graph, trained, frozen), batch(), given)
 
-    program = jax.jit(jax.grad(loss)).lower(trained).as_text()
+    program = jax.jit(jax.value_and_grad(loss)).lower(trained).as_text()
     of_logits = re.findall(r"stablehlo.dot_general.*tensor<(?:\d+x)*97(?:x\d+)*xf32>.*", program)
     assert len(of_logits) == products
 
