@@ -20,13 +20,13 @@ from paligemma.errors import InputError
 from paligemma.extras import how_to_install
 from paligemma.models.config import VARIANTS
 from paligemma.models.parameter_shapes import parameter_shapes
-from paligemma.preflight import compiler
+from paligemma.preflight import compiler, worker
 from paligemma.preflight.abstract import abstract_step, lower_decoding
 from paligemma.preflight.account import Account, account, open_loops
 from paligemma.preflight.analyze import MEMORY_VARIABLE, DoesNotFitError, device_memory, examine, read_prices
 from paligemma.preflight.compiler import Job
 from paligemma.preflight.hlo_text import read_program
-from paligemma.preflight.render import tables
+from paligemma.preflight.render import cells, tables
 from paligemma.preflight.search import cost, find_fitting
 from paligemma.preflight.summary import seconds, summary, weight_sizes
 from paligemma.preflight.targets import GIB, TARGETS, find_target
@@ -231,6 +231,23 @@ def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.M
     ]
     assert "16.40 (no)" in result.stdout
     assert len(json.loads((tmp_path / "out/preflight.json").read_text())["reports"]) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["", "HloModule of another kind", "ENTRY %m () -> f32[] {\n  ROOT %a = f32[] dot(%b, %c)\n}\n"]
+)
+def test_a_program_that_cannot_be_read_is_judged_by_its_memory(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may print another form any day, and the pipeline waits for what preflight says of memory."""
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", lambda compiled: text)
+    job = {"program": "step", "config": tiny().model_dump(mode="json"), "recipe": recipe("steps=1").model_dump(mode="json")}
+    found = worker.compile_job(job | {"target": "cpu", "text_tokens": TEXT, "full_effort": False})
+    assert "accounts" not in found
+    assert found["unread"].split(":")[0] in ("ValueError", "KeyError")
+    assert found["arguments"] > 10**6
+    monkeypatch.setattr(compiler, "_run", lambda job: found)
+    report = examine(tiny(), recipe("steps=1"), "cpu", TEXT, {}, fresh=True)
+    assert (report.fits, report.flops_done, report.bytes_moved, report.seconds) == (True, None, None, None)
+    assert cells(report)[:2] == ("cpu", str(report.batch_size))
 
 
 def test_a_step_costs_what_its_account_says(monkeypatch: pytest.MonkeyPatch) -> None:

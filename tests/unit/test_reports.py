@@ -218,7 +218,7 @@ def test_any_training_has_a_page(tmp_path: Path, losses, validations: list[float
 
 @pytest.mark.parametrize("target", ["cpu", "t4", "v5e-4"])
 @pytest.mark.parametrize("length", ["steps=2", "epochs=1"])
-@pytest.mark.parametrize("kind", ["fits", "does not fit", "out of memory", "messages", "copies"])
+@pytest.mark.parametrize("kind", ["fits", "does not fit", "out of memory", "messages", "copies", "unread"])
 def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"arguments": 2**20, "temporaries": 2**20, "outputs": 0, "code": 0, "compile_seconds": 1.0}
     found["temporaries"] *= 2**20 if kind == "does not fit" else 1
@@ -227,21 +227,25 @@ def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path:
     step = {"flops": {"bf16": 5}, "bytes": 7, "cycles": 0, "collectives": messages, "copied": 2e9, "copies": copies}
     step["seconds"] = None if target == "cpu" else 0.1
     found["accounts"] = {name: step for name in ("step", "prefill", "token")}
+    if kind == "unread":
+        del found["accounts"]
+        found["unread"] = "ValueError: no HLO instruction: <x>"
     found = {"out_of_memory": "Ran out of <memory>"} if kind == "out of memory" else found
     monkeypatch.setattr(analyze, "compile_step", lambda *_: found)
     monkeypatch.setattr(analyze, "compile_decoding", lambda *_: found)
     prices = {} if target == "cpu" else analyze.read_prices()[1]
     recipe = parse_recipe("", ["batch_size=8", length], "test")
-    config, decoding = open_checkpoint("embedded:tiny").config, 3 if kind == "copies" else 0
+    config, decoding = open_checkpoint("embedded:tiny").config, 3 if kind in ("copies", "unread") else 0
     report = analyze.examine(config, recipe, target, 16, prices, decoding=decoding)
-    assert report.fits == (kind in ("fits", "messages", "copies"))
+    assert report.fits == (kind in ("fits", "messages", "copies", "unread"))
     write_preflight(tmp_path, [report], "Preflight", "2026-01", "" if report.fits else "--set batch_size=1")
     page = (tmp_path / "preflight.html").read_text()
     assert f"<h2>{target}, batch 8</h2>" in page
     assert ("Ran out of &lt;memory&gt;" in page) == (kind == "out of memory")
     assert ("messages between devices" in page) == (kind == "messages")
     assert page.count("f16[2,2048,16384]") == (3 if kind == "copies" else 0)  # in a step, the prefill, and a token
-    assert ("Decoding of 3 at once" in page) == (kind == "copies")
+    assert ("Decoding of 3 at once" in page) == (kind in ("copies", "unread"))
+    assert page.count("ValueError: no HLO instruction: &lt;x&gt;") == (2 if kind == "unread" else 0)
     assert ("depends on the data" in page) == (length == "epochs=1")
 
 

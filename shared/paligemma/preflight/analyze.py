@@ -67,7 +67,8 @@ class Report:
         margin: share of it that should stay free.
         limit: `memory` without the margin.
         flops: operations that a step needs, over all devices: without those repeated by rematerialization.
-        flops_done: operations in the compiled step's products, over all devices, by dtype; None if the compiler gave up.
+        flops_done: operations in the compiled step's products, over all devices, by dtype; None if the compiler gave up, or its
+            program could not be read.
         bytes_moved: bytes through a device's memory per step.
         bytes_received: bytes received from other devices per step.
         seconds: least time of a step, by the data sheet or by the compiler's cycles: see `summary.seconds`; None if the speed
@@ -160,7 +161,7 @@ def examine(
         bytes_moved=step["bytes"] if step else None,
         bytes_received=sum(one["bytes"] for one in step["collectives"].values()) if step else None,
         seconds=seconds,
-        share_of_peak=None if seconds is None else flops / (seconds * place.tflops * 1e12 * place.devices),
+        share_of_peak=flops / (seconds * place.tflops * 1e12 * place.devices) if seconds else None,
         steps=steps,
         hours=hours,
         dollars_per_hour=price,

@@ -78,7 +78,7 @@ def _cells_of_decoding(decoding: Decoding) -> tuple[str, ...]:
     moved = decoding.token_bytes
     return (
         str(decoding.rows),
-        "out of memory" if moved is None else in_gib(needed_memory(decoding.found)),
+        "out of memory" if "out_of_memory" in decoding.found else in_gib(needed_memory(decoding.found)),
         _number(decoding.prefill_seconds),
         _number(moved, 1e9),
         _number(moved, decoding.parameter_bytes, ".2f"),

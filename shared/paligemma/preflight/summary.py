@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from paligemma.preflight.account import Account, Cost
+from paligemma.preflight.account import Account, Cost, account, open_loops
+from paligemma.preflight.hlo_text import read_program
 from paligemma.preflight.targets import Target
 
 LARGE = 1 << 20
 """Elements from which on a weight counts as large. Activations have the sizes of smaller ones by chance."""
 
 _MOST_COPIES = 8
+
+
+def summaries(
+    what: Literal["step", "decoding"], text: str, target: Target, weights: Iterable[tuple[int, ...]], full_effort: bool
+) -> dict[str, dict[str, Any]]:
+    """The summaries of a compiled program: of a `step`; or of the `prefill` and of a `token`.
+
+    The loop over tokens is the only one that ends by its data.
+
+    Args:
+        what: the program that was compiled.
+        text: the program, as its compiler prints it.
+        target, weights, full_effort: see `summary`.
+    """
+    program = read_program(text)
+    if what == "step":
+        accounts = {"step": account(program)}
+    else:
+        (token,) = open_loops(program)
+        accounts = {"prefill": account(program, open_loops=0), "token": account(program, start=token)}
+    weights = list(weights)
+    return {name: summary(one, target, weights, full_effort) for name, one in accounts.items()}
 
 
 def summary(found: Account, target: Target, weights: Iterable[tuple[int, ...]], full_effort: bool) -> dict[str, Any]:
