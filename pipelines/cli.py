@@ -187,8 +187,9 @@ def preflight(
     prices: Annotated[Path | None, typer.Option(help="YAML file of prices.", show_default="the built-in one")] = None,
     warn_only: Annotated[bool, typer.Option(help="Exit with 0 when it does not fit.")] = False,
     fresh: Annotated[bool, typer.Option(help="Compile again what has been compiled before.")] = False,
-    decoding: Annotated[
-        int, typer.Option(help="Prompts to decode at once, to compile decoding too.", min=0, show_default="not compiled")
+    decode_batch: Annotated[
+        int,
+        typer.Option(help="Prompts decoded at once; above 0, decoding is compiled too.", min=0, show_default="not compiled"),
     ] = 0,
     full_effort: Annotated[
         bool, typer.Option(help="Compile for TPUs as a run does: minutes, and seconds by the compiler's cycles.")
@@ -209,7 +210,7 @@ def preflight(
         prices,
         fresh,
         full_effort,
-        decoding,
+        decode_batch,
     )
     if sweep or markdown:
         tabulate(question, output, markdown)

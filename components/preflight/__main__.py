@@ -22,13 +22,13 @@ def run(
     target: Annotated[str, typer.Option(help="Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...")] = "cpu",
     max_text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
     warn_only: Annotated[bool, typer.Option("--warn-only", help="Go on when it does not fit.", show_default="no")] = False,
-    decoding: Annotated[int, typer.Option(help="Prompts to decode at once, to compile decoding too.", min=0)] = 0,
+    decode_batch: Annotated[int, typer.Option(help="Prompts decoded at once; above 0, decoding is compiled too.", min=0)] = 0,
 ) -> None:
     """Writes preflight.json and preflight.html; fails when the target cannot hold the job."""
     from components.preflight.main import check
     from components.presets import read_recipe
 
-    check(checkpoint, output, read_recipe(recipe, set_ or []), target, max_text_tokens, warn_only, decoding)
+    check(checkpoint, output, read_recipe(recipe, set_ or []), target, max_text_tokens, warn_only, decode_batch)
 
 
 def main() -> None:

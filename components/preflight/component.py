@@ -14,7 +14,7 @@ def preflight(
     target: str = "cpu",
     max_text_tokens: int = 128,
     warn_only: bool = False,
-    decoding: int = 0,
+    decode_batch: int = 0,
     checkpoint_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
@@ -27,7 +27,7 @@ def preflight(
         target: Hardware: cpu, t4, l4, a100-40, h100-80, v5e-1, v5e-4, v6e-1, ...
         max_text_tokens: Maximum tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
-        decoding: Prompts to decode at once, to compile decoding too.
+        decode_batch: Prompts decoded at once; above 0, decoding is compiled too.
     """
     import shutil
 
@@ -38,6 +38,6 @@ def preflight(
 
     output = output_location(preflight, artifact_root, run, run_task)
     base = input_location(checkpoint, checkpoint_sha256)
-    check(base, output, parse_recipe(recipe), target, max_text_tokens, warn_only, decoding)
+    check(base, output, parse_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
     mirror_record(preflight, output)
     shutil.copyfile(localize(output) / "preflight.html", report.path)

@@ -22,7 +22,7 @@ ARTIFACT_TYPE = "preflight"
 
 @recorded("preflight")
 def check(
-    checkpoint: str, output: str, recipe: Recipe, target: str, max_text_tokens: int, warn_only: bool, decoding: int = 0
+    checkpoint: str, output: str, recipe: Recipe, target: str, max_text_tokens: int, warn_only: bool, decode_batch: int = 0
 ) -> None:
     """As `run`, with the recipe read.
 
@@ -32,9 +32,9 @@ def check(
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
     disk = examine_disk(base, recipe)
     parameters = {"recipe": recipe.model_dump(mode="json"), "target": target, "text_tokens": max_text_tokens}
-    parameters |= {"decoding": decoding} if decoding else {}
+    parameters |= {"decode_batch": decode_batch} if decode_batch else {}
     with produce(output, ARTIFACT_TYPE, "preflight", parameters, [input_of("checkpoint", base.location)]) as draft:
-        report = examine(base.config, recipe, target, max_text_tokens, prices, decoding=decoding)
+        report = examine(base.config, recipe, target, max_text_tokens, prices, decoding=decode_batch)
         fitting = None if report.fits else find_fitting(base.config, recipe, target, max_text_tokens, prices)
         override = " ".join(f"--set {change}" for change in fitting[1]) if fitting else ""
         write(draft.folder, [report], f"Preflight: {target}", as_of, override, disk, describe_opened(base))

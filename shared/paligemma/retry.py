@@ -67,7 +67,7 @@ def retrying(
     while True:
         try:
             return send()
-        except Exception as error:
+        except Exception as error:  # each client has exceptions of its own; what is not transient propagates unchanged
             if not is_transient(error) or (was_sent(error) and not idempotent):
                 raise
             if (reached := progress()) > most:

@@ -99,22 +99,22 @@ def _in_one_pass(
 ) -> Float[Array, ""]:
     """The sum of `loss_of` over chunks; differentiated, its gradient comes from the same pass."""
 
-    @jax.custom_vjp
-    def total(hidden: Float[Array, "n b c d"]) -> Float[Array, ""]:
-        return _sum(lambda part: (loss_of(*part), None), hidden)[0]
-
-    def forward(hidden: Float[Array, "n b c d"]) -> tuple[Float[Array, ""], Float[Array, "n b c d"]]:
-        return _sum(lambda part: jax.value_and_grad(loss_of)(*part), hidden)
-
-    def backward(gradient: Float[Array, "n b c d"], scale: Float[Array, ""]) -> tuple[Float[Array, "n b c d"]]:
-        return ((gradient * scale).astype(gradient.dtype),)
-
-    def _sum(of_part: Callable, hidden: Float[Array, "n b c d"]):
+    def over_parts(of_part: Callable, hidden: Float[Array, "n b c d"]):
         def add(total, part):
-            value, other = of_part(part)
+            value, other = of_part(*part)
             return total + value, other
 
         return jax.lax.scan(add, jnp.float32(0.0), (hidden, targets, weights))
+
+    @jax.custom_vjp
+    def total(hidden: Float[Array, "n b c d"]) -> Float[Array, ""]:
+        return over_parts(lambda *part: (loss_of(*part), None), hidden)[0]
+
+    def forward(hidden: Float[Array, "n b c d"]) -> tuple[Float[Array, ""], Float[Array, "n b c d"]]:
+        return over_parts(jax.value_and_grad(loss_of), hidden)
+
+    def backward(gradient: Float[Array, "n b c d"], scale: Float[Array, ""]) -> tuple[Float[Array, "n b c d"]]:
+        return ((gradient * scale).astype(gradient.dtype),)
 
     total.defvjp(forward, backward)
     return total(hidden)
