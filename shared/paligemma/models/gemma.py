@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma.models.attention import HeadOrder, attend
 from paligemma.models.config import DecoderConfig
-from paligemma.models.layers import ATTENTION_SAVED, PRODUCT_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
+from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
 from paligemma.models.lora import make_adapter
 from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.scaled_matmul import product
@@ -57,8 +57,7 @@ def gelu_gate(gate: Float[Array, "*s f"], up: Float[Array, "*s f"]) -> Float[Arr
     """Tanh-approximated GELU of `gate`, times `up`.
 
     The backward pass is two products: the forward pass computes the slope too, where the tanh is at hand, so that nothing is
-    recomputed. It saves as many numbers as automatic differentiation. With `dots`, they are saved in place of gate and up: a
-    TPU would compute the tanh again for every tile of the matrix product that it fuses it into.
+    recomputed. It saves as many numbers as automatic differentiation.
     """
     return jax.nn.gelu(gate, approximate=True) * up
 
@@ -69,8 +68,8 @@ def _gelu_gate_forward(gate, up):
     tanh = jnp.tanh(c * (x + 0.044715 * x**3))
     half = 0.5 * (1.0 + tanh)
     slope = half + 0.5 * x * (1.0 - tanh**2) * c * (1.0 + 3 * 0.044715 * x**2)
-    gelu = checkpoint_name((x * half).astype(gate.dtype), PRODUCT_SAVED)
-    return gelu * up, (gelu, checkpoint_name(slope.astype(gate.dtype) * up, PRODUCT_SAVED))
+    gelu = (x * half).astype(gate.dtype)
+    return gelu * up, (gelu, slope.astype(gate.dtype) * up)
 
 
 def _gelu_gate_backward(kept, gradient):
@@ -182,7 +181,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         weights = self.gating_einsum.get_value()  # one array, or a tuple of two
-        gate, up = (product("btd,df->btf", x, weights, self.dtype, part, saved=False) for part in (0, 1))
+        gate, up = (product("btd,df->btf", x, weights, self.dtype, part) for part in (0, 1))
         if self.lora_gating_einsum is not None:
             more_gate, more_up = self.lora_gating_einsum(x)
             gate, up = gate + more_gate, up + more_up

@@ -19,9 +19,8 @@ from paligemma.runtime.sharding import GATHERED, gather
 Remat = Literal["none", "dots", "attention", "full"]
 """What the backward pass of a layer recomputes, from fast to lean.
 
-`none`: nothing. `dots`: everything except products with weights, and what the gate of the MLP keeps in place of its two.
-`attention`: the MLP, which is most of a layer; the outputs of attention's projections are saved. `full`: the whole layer; only
-its input is saved.
+`none`: nothing. `dots`: everything except products with weights. `attention`: the MLP, which is most of a layer; the outputs of
+attention's projections are saved. `full`: the whole layer; only its input is saved.
 """
 
 ATTENTION_SAVED = "attention_saved"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,10 @@ def product(
     dtype: jnp.dtype,
     part: int | None = None,
     result: jnp.dtype | None = None,
-    saved: bool = True,
 ) -> Float[Array, ...]:
     """`einsum(equation, x, weight)` with both operands in `dtype`; the result has the dtype of `x`, or `result`.
 
-    If several weights are stored along a leading axis, or given as a tuple, `part` is the index of the one to use. The result
-    is what `dots` saves for the backward pass (`models.layers.Remat`), unless `saved` is false.
+    If several weights are stored along a leading axis, or given as a tuple, `part` is the index of the one to use.
 
     For float16 products of float32 activations, each operand is scaled by a power of two, so that its largest magnitude is at
     most 256. The result, accumulated in float32, is scaled back. So neither large activations (Gemma's exceed 65,504) nor small
@@ -37,14 +35,13 @@ def product(
 
     The backward pass keeps the weight in its stored dtype, and `x` only if the weight is trained. Automatic differentiation
     would keep a converted copy: of a frozen float16 decoder, every layer once more in float32. It multiplies in the dtype of
-    `x`, also when the result is wider.
+    `x`, also when the result is wider; a weight's gradient is then as wide as the result.
     """
     if isinstance(weight, tuple):
         weight, part = weight[part or 0], None
     multiply = _scaled if dtype == jnp.float16 and x.dtype == jnp.float32 else _converted
     plan = _Plan(multiply, equation, part, x.dtype, x.dtype if result is None else jnp.dtype(result))
-    y = cast(Array, _product(plan, x, weight))  # `custom_vjp` has no type for what it returns
-    return checkpoint_name(y, PRODUCT_SAVED) if saved else y
+    return checkpoint_name(_product(plan, x, weight), PRODUCT_SAVED)
 
 
 class _Plan(NamedTuple):
@@ -78,7 +75,7 @@ def _backward(plan: _Plan, kept, gradient: Array):
     x_gradient = plan.multiply(f"{output},{of_weight}->{of_x}", gradient, plan.pick(weight), plan.x)
     if x is None:
         return x_gradient, None
-    weight_gradient = plan.multiply(f"{of_x},{output}->{of_weight}", x, gradient, plan.x).astype(weight.dtype)
+    weight_gradient = plan.multiply(f"{of_x},{output}->{of_weight}", x, gradient, plan.result).astype(weight.dtype)
     return x_gradient, weight_gradient if plan.part is None else jnp.zeros_like(weight).at[plan.part].set(weight_gradient)
 
 
