@@ -28,6 +28,11 @@ _GIVEN = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not i
 XLA_FLAGS = " ".join((*QUICK_TO_COMPILE, *_GIVEN))
 os.environ["XLA_FLAGS"] = f"{EIGHT_DEVICES} {XLA_FLAGS}"
 
+# JAX notes the whole stack of calls beside every operation that it traces. Below pytest's own stack that is an eighth of the
+# time of tests that compile.
+os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+
 # Programs of JAX are millions of objects, which every collection of garbage goes through: it is worth it less often.
 gc.set_threshold(200_000, 20, 100)
 

@@ -84,8 +84,8 @@ class Model:
         """
         self._check_batch(images, tokens)
         graph, state = nnx.split(self.module)
-        mask_input = None if mask_input is None else jnp.asarray(mask_input, bool)
-        return _logits(graph, state, jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(mask_ar), mask_input)
+        mask_input = None if mask_input is None else np.asarray(mask_input, bool)
+        return _logits(graph, state, np.asarray(images), np.asarray(tokens), np.asarray(mask_ar), mask_input)
 
     def decode(
         self,

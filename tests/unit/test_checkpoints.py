@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -143,3 +144,16 @@ def test_load_keeps_the_files_dtype_unless_told() -> None:
     for dtype, held in ((None, "float16"), ("float32", "float32"), ("bfloat16", "bfloat16")):
         module = paligemma.load("embedded:tiny", dtype=dtype).module
         assert {str(variable.get_value().dtype) for variable in parameters_by_name(module).values()} == {held}
+
+
+def test_loading_compiles_no_program_and_leaves_given_arrays_to_their_owner(caplog: pytest.LogCaptureFixture) -> None:
+    from paligemma.checkpoints.parameters import place
+
+    lazy = open_checkpoint("embedded:tiny").arrays["llm/embedder/input_embedding"]
+    given = np.ones((64, 128), np.float32)
+    with jax.log_compiles():
+        read, placed = place(lazy, np.dtype(np.float16), None), place(given, given.dtype, None)
+    assert not [record for record in caplog.records if "XLA compilation" in record.message]
+    np.testing.assert_array_equal(read, lazy[...])
+    given[:] = 2
+    np.testing.assert_array_equal(placed, 1)

@@ -12,10 +12,11 @@ import paligemma
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import build_decoding_module
 from paligemma.decoding import cpu_layout
-from paligemma.decoding.decode import Decoded, Generator, decode
+from paligemma.decoding.decode import Decoded, Generator, decode, decode_once
 from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
+from paligemma.runtime.compile_cache import compiled_quickly
 from paligemma.runtime.sharding import make_mesh
 
 LONGEST = 5
@@ -54,6 +55,17 @@ def logprobs_without_cache(model: paligemma.Model, image: np.ndarray, text: str,
 def search(model: paligemma.Model, images: np.ndarray, rows: list[int], settings: DecodeSettings, eos: int | None) -> Decoded:
     tokens, mask = prompts(model, [PROMPTS[row] for row in rows])
     return model.search(images[rows], tokens, mask, np.zeros_like(tokens), settings, eos, row_seeds=rows)
+
+
+def test_a_program_that_is_compiled_quickly_answers_the_same(model: paligemma.Model, images: np.ndarray) -> None:
+    settings = DecodeSettings(LONGEST)
+    slowly = search(model, images, [0, 1], settings, eos=None)
+    before = decode_once._cache_size()
+    with compiled_quickly():
+        quickly = search(model, images, [0, 1], settings, eos=None)
+    assert decode_once._cache_size() == before + 1
+    np.testing.assert_array_equal(quickly.tokens, slowly.tokens)
+    np.testing.assert_allclose(quickly.logprobs, slowly.logprobs, atol=1e-5)
 
 
 def check_logprobs(model: paligemma.Model, images: np.ndarray, found: Decoded, eos: int | None) -> None:

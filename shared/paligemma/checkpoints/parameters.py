@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -41,7 +40,10 @@ def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | N
         DamagedError: the values differ from their checksum.
     """
     if sharding is None:
-        return jnp.asarray(read(array, ..., dtype))
+        values = read(array, ..., dtype)
+        # `jnp.asarray` would compile a program for every shape, to copy it. On a CPU `device_put` takes the memory over: what
+        # was read is nobody else's, an array that was given is.
+        return jax.device_put(np.array(values) if isinstance(array, np.ndarray) else values)
     placed = jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: read(array, index, dtype), dtype=dtype)
     if sharding.is_fully_addressable and not sharding.is_fully_replicated:
         verify(array)  # the devices have read it in slices, so it is in the page cache now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from paligemma.decoding.kv_cache import Prompt, empty_answers, extend, prefill, 
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.models.paligemma import PaliGemma
+from paligemma.runtime.compile_cache import QUICK_ON_CPU
 from paligemma.runtime.sharding import fsdp_sharding, shard_batch
 
 
@@ -48,11 +48,12 @@ class Generator:
         devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
         if mesh is not None and mesh.devices.size > 1:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
-        elif len(devices) == 1 and devices.pop().platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
+        elif len(devices) == 1 and next(iter(devices)).platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
             model = nnx.merge(graph, state)
             take_apart(model.llm)
             graph, state = nnx.split(model)
         self._graph, self._state = graph, state
+        self._on_cpu = {device.platform for device in devices} == {"cpu"}
 
     def __call__(
         self,
@@ -90,14 +91,14 @@ class Generator:
             filled = [np.concatenate([part, np.repeat(np.asarray(part)[:1], missing, axis=0)]) for part in batch]
             filled[4][rows:] = False
             batch = shard_batch(self.mesh, tuple(filled))
-        eos = jnp.int32(NO_EOS if eos_id is None else eos_id)
+        eos = np.int32(NO_EOS if eos_id is None else eos_id)
         # The seed is in row_seeds: another one needs no other program.
-        found = decode(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0))
+        program = decode_once if self._on_cpu and jax.config.read("jax_disable_most_optimizations") else decode
+        found = program(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0))
         return Decoded(*(np.asarray(part)[:rows] for part in found))
 
 
-@partial(jax.jit, static_argnames=("graph", "settings"))
-def decode(
+def _decode(
     graph: nnx.GraphDef[PaliGemma],
     state: nnx.State,
     images: Float[Array, "b height width 3"],
@@ -123,6 +124,11 @@ def decode(
     found = _sample(model, prompt, logits, keys, row_mask, eos_id, settings)
     best = found.take(jnp.argmax(found.scores, axis=1)[:, None])
     return best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given
+
+
+decode = jax.jit(_decode, static_argnames=("graph", "settings"))
+decode_once = jax.jit(_decode, static_argnames=("graph", "settings"), compiler_options=QUICK_ON_CPU)
+"""`decode` on CPUs, compiled in less time and slower to run."""
 
 
 def _sample(

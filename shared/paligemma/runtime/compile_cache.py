@@ -14,6 +14,9 @@ from paligemma.storage.epath_settings import reach_gcs_without_tensorflow
 _LEAST_SECONDS = 0.1
 """Least compile time of cached programs. JAX's default of one second excludes all programs of small models."""
 
+QUICK_ON_CPU = {"xla_cpu_use_fusion_emitters": False}
+"""Compiler options that take a fifth off a first answer's time on a CPU, beside `compiled_quickly`."""
+
 
 def use_compile_cache() -> None:
     """Makes JAX cache compiled programs in our cache folder. The user's own settings take precedence."""
