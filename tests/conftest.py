@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,15 @@ os.environ["XLA_FLAGS"] = f"{EIGHT_DEVICES} {XLA_FLAGS}"
 # time of tests that compile.
 os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+
+# Where there is room, files of tests are in memory: they make and remove a hundred thousand folders, and wait for the disk each
+# time. What needs a disk of its own kind is in `tests/disk`.
+_IN_MEMORY = Path("/dev/shm")
+if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
+
+# As `paligemma pipeline run` and the images do for a step, see `paligemma.runtime.host_memory`.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 # Programs of JAX are millions of objects, which every collection of garbage goes through: it is worth it less often.
 gc.set_threshold(200_000, 20, 100)
