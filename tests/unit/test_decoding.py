@@ -18,6 +18,7 @@ from paligemma.decoding.decode import Decoded, Generator, decode
 from paligemma.decoding.sample import choose, truncate
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.errors import InputError
+from paligemma.models.attention import PLAIN, AttentionForm
 from paligemma.models.config import DecoderConfig
 from paligemma.models.gemma import Attention
 from paligemma.models.matrix_attention import MATRICES, MatrixAttention, as_matrix
@@ -252,6 +253,22 @@ def test_attention_of_matrices_is_the_einsums(kv_heads: int) -> None:
     at, positions, mask = jnp.array([[4, 0], [1, 3]]), jnp.broadcast_to(jnp.arange(5), (2, 5)), jnp.ones((2, 5, 5), bool)
     for found, expected in zip(*(jax.tree.leaves(one(x, positions, mask, at)) for one in (ours, plain)), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_prompts_go_through_attention_in_blocks_as_all_at_once(model, images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a TPU with large images; in float32, on a CPU."""
+    monkeypatch.setattr("paligemma.models.attention._BLOCKS_OF", 8)
+    tokens, mask = prompts(model, PROMPTS)
+    rows = np.arange(len(PROMPTS), dtype=np.uint32)
+    batch = (images, tokens, mask, 0 * tokens, rows >= 0, rows, tokens[:, :0], mask[:, :0], jnp.int32(NO_EOS))
+    graph, state = nnx.split(model.module)
+    forms = PLAIN, AttentionForm("as given", most_logits=1)
+    programs = [decode.lower(graph, state, *batch, settings=DecodeSettings(LONGEST), form=form) for form in forms]
+    assert "remat" not in programs[0].as_text(debug_info=True)
+    assert "remat" in programs[1].as_text(debug_info=True)
+    plain, blocks = (program.compile()(state, *batch) for program in programs)
+    np.testing.assert_array_equal(blocks[0], plain[0])
+    np.testing.assert_allclose(blocks[1], plain[1], atol=1e-5)
 
 
 def test_a_gpus_form_writes_no_weights_again_for_a_token() -> None:

@@ -18,6 +18,7 @@ from paligemma.decoding.cpu_layout import take_apart
 from paligemma.decoding.kv_cache import Prompt, empty_answers, extend, prefill, score
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
+from paligemma.models.attention import PLAIN, AttentionForm, attention_form
 from paligemma.models.paligemma import PaliGemma
 from paligemma.runtime.sharding import fsdp_sharding, shard_batch
 
@@ -46,13 +47,15 @@ class Generator:
         self.mesh = mesh
         graph, state = nnx.split(module)
         devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
+        platform = next(iter(devices)).platform if mesh is None else mesh.devices.flat[0].platform
         if mesh is not None and mesh.devices.size > 1:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
-        elif len(devices) == 1 and devices.pop().platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
+        elif len(devices) == 1 and platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
             model = nnx.merge(graph, state)
             take_apart(model.llm)
             graph, state = nnx.split(model)
         self._graph, self._state = graph, state
+        self._form = attention_form(platform, 1 if mesh is None else mesh.size)
 
     def __call__(
         self,
@@ -92,11 +95,11 @@ class Generator:
             batch = shard_batch(self.mesh, tuple(filled))
         eos = jnp.int32(NO_EOS if eos_id is None else eos_id)
         # The seed is in row_seeds: another one needs no other program.
-        found = decode(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0))
+        found = decode(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0), form=self._form)
         return Decoded(*(np.asarray(part)[:rows] for part in found))
 
 
-@partial(jax.jit, static_argnames=("graph", "settings"))
+@partial(jax.jit, static_argnames=("graph", "settings", "form"))
 def decode(
     graph: nnx.GraphDef[PaliGemma],
     state: nnx.State,
@@ -111,10 +114,11 @@ def decode(
     eos_id: Int[Array, ""],
     *,
     settings: DecodeSettings,
+    form: AttentionForm = PLAIN,
 ) -> tuple[Int[Array, "b t"], Float[Array, "b t"], Float[Array, " b"], Float[Array, " b"]]:
     """What `Decoded` has, on the devices. See `Generator`; `graph` and `state` come from `nnx.split`."""
     model = nnx.merge(graph, state)
-    logits, prompt = prefill(model, images, tokens, mask_input, mask_ar)
+    logits, prompt = prefill(model, images, tokens, mask_input, mask_ar, form)
     given = score(model, prompt, logits, references, reference_mask) if references.shape[1] else jnp.zeros(len(tokens))
     if settings.beams > 1:
         best = beam_search(model, prompt, logits, row_mask, eos_id, settings.beams, settings.max_new_tokens)
