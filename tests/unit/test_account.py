@@ -302,6 +302,26 @@ def test_an_update_that_is_converted_afterwards_writes_everything() -> None:
     assert whole.bytes == 4 * (800 + 8 + 1) + 2 * 800
 
 
+def test_a_fusion_of_a_fusion_that_gives_several_arrays_writes_each() -> None:
+    above = """%inner (a: f32[8]) -> (f32[8], f32[4]) {
+  %a = f32[8]{0} parameter(0)
+  %half = f32[4]{0} slice(%a), slice={[0:4]}
+  ROOT %both = (f32[8]{0}, f32[4]{0}) tuple(%a, %half)
+}
+%outer (b: f32[8]) -> (f32[8], f32[4]) {
+  %b = f32[8]{0} parameter(0)
+  ROOT %two = (f32[8]{0}, f32[4]{0}) fusion(%b), kind=kLoop, calls=%inner
+}
+"""
+    found = of_text(
+        "%x = f32[8]{0} parameter(0)",
+        "%given = (f32[8]{0}, f32[4]{0}) fusion(%x), kind=kOutput, calls=%outer",
+        "ROOT %first = f32[8]{0} get-tuple-element(%given), index=0",
+        above=above,
+    )
+    assert [(cost.read, [array.bytes for array in cost.written]) for cost in found.costs] == [(32, [32, 16])]
+
+
 def test_seconds_are_the_longer_of_products_and_bytes_one_instruction_after_another() -> None:
     found = of_text(
         "%a = f32[100,100]{1,0} parameter(0)",

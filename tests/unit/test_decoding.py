@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,19 @@ from flax import nnx
 
 import paligemma
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
-from paligemma.checkpoints.parameters import build_decoding_module
+from paligemma.checkpoints.parameters import abstract_decoding_model, build_decoding_module, build_module, decoding_dtype
 from paligemma.decoding import cpu_layout
 from paligemma.decoding.decode import Decoded, Generator, decode, decode_once
 from paligemma.decoding.sample import choose, truncate
-from paligemma.decoding.settings import DecodeSettings
+from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.errors import InputError
+from paligemma.models.attention import PLAIN, AttentionForm
+from paligemma.models.config import DecoderConfig
+from paligemma.models.gemma import Attention
+from paligemma.models.matrix_attention import MATRICES, MatrixAttention, as_matrix
+from paligemma.precision import FLOAT32, Precision
+from paligemma.preflight.account import account, open_loops
+from paligemma.preflight.hlo_text import read_program
 from paligemma.runtime.compile_cache import compiled_quickly
 from paligemma.runtime.sharding import make_mesh
 
@@ -212,6 +221,87 @@ def test_accelerators_hold_weights_as_they_multiply_them_unless_a_dtype_is_asked
     assert len(weights) > 5
     assert {held["as stored"][name] for name in weights} == {"bfloat16"}
     assert {dtype for name, dtype in held["as stored"].items() if name not in weights} == {str(stored)}
+
+
+@pytest.mark.parametrize(("products", "tolerance"), [("bfloat16", 0.05), ("float16", 1e-3)])
+def test_a_gpus_form_decodes_as_the_plain_one_in_its_dtypes(
+    model, images, products: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU; NVIDIA's cards multiply in bfloat16, older ones in float16."""
+    monkeypatch.setattr("paligemma.precision._fast_dtype", lambda: products)
+    checkpoint = open_checkpoint("embedded:tiny")
+    config, arrays = checkpoint.config, checkpoint.arrays
+
+    def held_in(name: str, stored: np.dtype) -> np.dtype:
+        return decoding_dtype(name, stored, Precision.of("auto", stored), "gpu")
+
+    modules = (
+        build_module(config, arrays, held_in),
+        build_decoding_module(config, arrays, lambda _, stored: stored, platform="gpu"),
+    )
+    tokens, mask = prompts(model, PROMPTS)
+    rows = np.arange(len(PROMPTS), dtype=np.uint32)
+    batch = (images, tokens, mask, 0 * tokens, rows >= 0, rows, tokens[:, :0], mask[:, :0], jnp.int32(NO_EOS))
+    plain, ours = (decode(*nnx.split(module), *batch, settings=DecodeSettings(LONGEST)) for module in modules)
+    np.testing.assert_array_equal(ours[0], plain[0])
+    np.testing.assert_allclose(ours[1], plain[1], atol=tolerance)
+    exact = search(model, images, list(rows), DecodeSettings(LONGEST), None)
+    np.testing.assert_array_equal(ours[0], exact.tokens)
+    np.testing.assert_allclose(ours[1], exact.logprobs, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_of_matrices_is_the_einsums(kv_heads: int) -> None:
+    config = DecoderConfig(width=24, depth=1, mlp_dim=32, num_heads=4, num_kv_heads=kv_heads, head_dim=8, vocab_size=64)
+    plain = Attention(config, jnp.dtype("float32"), None, nnx.Rngs(kv_heads))
+    graph, state = nnx.split(plain)
+    ours = MatrixAttention(nnx.merge(graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)))
+    for name, parts in MATRICES.items():
+        weights = [np.asarray(getattr(plain, part).w[...]) for part in parts if hasattr(plain, part)]
+        matrix = getattr(ours, name)
+        assert matrix.get_value().shape == as_matrix(name, weights).shape
+        matrix.set_value(jnp.asarray(as_matrix(name, weights)))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 24)), jnp.float32)
+    at, positions, mask = jnp.array([[4, 0], [1, 3]]), jnp.broadcast_to(jnp.arange(5), (2, 5)), jnp.ones((2, 5, 5), bool)
+    for found, expected in zip(*(jax.tree.leaves(one(x, positions, mask, at)) for one in (ours, plain)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_prompts_go_through_attention_in_blocks_as_all_at_once(model, images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a TPU with large images; in float32, on a CPU."""
+    monkeypatch.setattr("paligemma.models.attention._BLOCKS_OF", 8)
+    tokens, mask = prompts(model, PROMPTS)
+    rows = np.arange(len(PROMPTS), dtype=np.uint32)
+    batch = (images, tokens, mask, 0 * tokens, rows >= 0, rows, tokens[:, :0], mask[:, :0], jnp.int32(NO_EOS))
+    graph, state = nnx.split(model.module)
+    forms = PLAIN, AttentionForm("as given", most_logits=1)
+    programs = [decode.lower(graph, state, *batch, settings=DecodeSettings(LONGEST), form=form) for form in forms]
+    assert "remat" not in programs[0].as_text(debug_info=True)
+    assert "remat" in programs[1].as_text(debug_info=True)
+    plain, blocks = (program.compile()(state, *batch) for program in programs)
+    np.testing.assert_array_equal(blocks[0], plain[0])
+    np.testing.assert_allclose(blocks[1], plain[1], atol=1e-5)
+
+
+def test_a_gpus_form_writes_no_weights_again_for_a_token() -> None:
+    """In float32: a CPU's compiler converts 16-bit weights, but it transposes and joins as a GPU's does what is no matrix."""
+    config = open_checkpoint("embedded:tiny").config
+    graph, state = nnx.split(abstract_decoding_model(config, FLOAT32, "gpu"))
+    rows, size, width = 3, config.img.image_size, 16
+
+    def of_batch(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    prompts = (of_batch("float32", size, size, 3), *(of_batch(kind, width) for kind in ("int32", "bool", "int32")))
+    others = (of_batch("bool"), of_batch("uint32"), of_batch("int32", 0), of_batch("bool", 0), jnp.int32(NO_EOS))
+    lowered = decode.lower(graph, state, *prompts, *others, settings=DecodeSettings(LONGEST))
+    program = read_program(lowered.compile().as_text())
+    token = account(program, start=open_loops(program)[0])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state["llm"]) if len(leaf.shape) == 2]
+    assert len(shapes) == 1 + config.llm.depth * 5
+    needed = 4 * sum(map(math.prod, shapes))
+    assert token.weight_copies({math.prod(shape) for shape in shapes}) == []
+    assert needed < token.bytes < 1.3 * needed
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 33])

@@ -18,6 +18,7 @@ from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.gemma import Block
 from paligemma.models.layers import apart
 from paligemma.models.lora_factors import LoraConfig, initial_factor, is_adapter
+from paligemma.models.matrix_attention import MATRICES, MatrixAttention, as_matrix
 from paligemma.models.paligemma import PaliGemma, abstract_model
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import fsdp_sharding
@@ -90,8 +91,8 @@ def build_decoding_module(
 
     A token reads every weight once, and that is what it takes time for. Where a weight is not stored as its product reads it,
     XLA writes it anew for every token. So on TPUs and GPUs weights are converted to the dtype that products have there. On
-    GPUs, where a loop copies what it picks from a stack, layers are arrays of their own too (`models.layers.apart`). On CPUs
-    see `decoding/cpu_layout.py`.
+    GPUs, where a loop copies what it picks from a stack, layers are arrays of their own too (`models.layers.apart`), with
+    attention's weights as matrices (`models.matrix_attention`). On CPUs see `decoding/cpu_layout.py`.
 
     Args:
         config, arrays, dtype_of, mesh: see `build_module`.
@@ -114,7 +115,12 @@ def build_decoding_module(
         else:
             variable.set_value(_placed(arrays[name], held_in(name), mesh))
     for name, variables in layers.items():
-        values = read(arrays[name], ..., held_in(name))
+        if matrix := _MATRIX.fullmatch(name):
+            parts = [part for one in MATRICES[matrix[1]] if (part := f"llm/layers/attn/{one}/w") in arrays]
+            layers_parts = zip(*(read(arrays[part], ..., held_in(part)) for part in parts), strict=True)
+            values = (as_matrix(matrix[1], weights) for weights in layers_parts)
+        else:
+            values = read(arrays[name], ..., held_in(name))
         for variable, value in zip(variables, values, strict=True):
             in_parts = isinstance(variable.get_value(), tuple)
             pieces = [_placed(part, part.dtype, mesh) for part in (value if in_parts else [value])]
@@ -125,12 +131,18 @@ def build_decoding_module(
 _ONE_LAYERS = re.compile(r"llm/layers/\d+/(.*)")
 """Names of parameters of layers that are apart."""
 
+_MATRIX = re.compile(rf"llm/layers/attn/({'|'.join(MATRICES)})")
+"""What the names of `MatrixAttention`'s parameters would be in a stack."""
+
 
 def abstract_decoding_model(config: PaliGemmaConfig, precision: Precision, platform: str) -> PaliGemma:
     """The network in the form of `build_decoding_module`, with shapes instead of parameters."""
     model = abstract_model(config, precision)
     if platform == "gpu":
-        model.llm.layers = cast(Block, nnx.List(apart(model.llm.layers)))  # what runs layers asks whether they are a list
+        blocks = apart(model.llm.layers)
+        for block in blocks:
+            block.attn = MatrixAttention(block.attn)
+        model.llm.layers = cast(Block, nnx.List(blocks))  # what runs layers asks whether they are a list
     return model
 
 

@@ -17,6 +17,7 @@ from paligemma.decoding.cpu_layout import take_apart
 from paligemma.decoding.kv_cache import Prompt, empty_answers, extend, prefill, score
 from paligemma.decoding.sample import choose
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
+from paligemma.models.attention import PLAIN, AttentionForm, attention_form
 from paligemma.models.paligemma import PaliGemma
 from paligemma.runtime.compile_cache import QUICK_ON_CPU
 from paligemma.runtime.sharding import fsdp_sharding, shard_batch
@@ -46,14 +47,16 @@ class Generator:
         self.mesh = mesh
         graph, state = nnx.split(module)
         devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
+        platform = next(iter(devices)).platform if mesh is None else mesh.devices.flat[0].platform
         if mesh is not None and mesh.devices.size > 1:
             state = jax.tree.map(lambda leaf: jax.device_put(leaf, fsdp_sharding(mesh, leaf.shape)), state)
-        elif len(devices) == 1 and next(iter(devices)).platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
+        elif len(devices) == 1 and platform == "cpu" and not isinstance(module.llm.layers, nnx.List):
             model = nnx.merge(graph, state)
             take_apart(model.llm)
             graph, state = nnx.split(model)
         self._graph, self._state = graph, state
-        self._on_cpu = {device.platform for device in devices} == {"cpu"}
+        self._on_cpu = platform == "cpu"
+        self._form = attention_form(platform, 1 if mesh is None else mesh.size)
 
     def __call__(
         self,
@@ -94,7 +97,8 @@ class Generator:
         eos = np.int32(NO_EOS if eos_id is None else eos_id)
         # The seed is in row_seeds: another one needs no other program.
         program = decode_once if self._on_cpu and jax.config.read("jax_disable_most_optimizations") else decode
-        found = program(self._graph, self._state, *batch, eos, settings=dataclasses.replace(settings, seed=0))
+        settings = dataclasses.replace(settings, seed=0)
+        found = program(self._graph, self._state, *batch, eos, settings=settings, form=self._form)
         return Decoded(*(np.asarray(part)[:rows] for part in found))
 
 
@@ -112,10 +116,11 @@ def _decode(
     eos_id: Int[Array, ""],
     *,
     settings: DecodeSettings,
+    form: AttentionForm = PLAIN,
 ) -> tuple[Int[Array, "b t"], Float[Array, "b t"], Float[Array, " b"], Float[Array, " b"]]:
     """What `Decoded` has, on the devices. See `Generator`; `graph` and `state` come from `nnx.split`."""
     model = nnx.merge(graph, state)
-    logits, prompt = prefill(model, images, tokens, mask_input, mask_ar)
+    logits, prompt = prefill(model, images, tokens, mask_input, mask_ar, form)
     given = score(model, prompt, logits, references, reference_mask) if references.shape[1] else jnp.zeros(len(tokens))
     if settings.beams > 1:
         best = beam_search(model, prompt, logits, row_mask, eos_id, settings.beams, settings.max_new_tokens)
@@ -126,8 +131,8 @@ def _decode(
     return best.tokens[:, 0], best.logprobs[:, 0], best.scores[:, 0], given
 
 
-decode = jax.jit(_decode, static_argnames=("graph", "settings"))
-decode_once = jax.jit(_decode, static_argnames=("graph", "settings"), compiler_options=QUICK_ON_CPU)
+decode = jax.jit(_decode, static_argnames=("graph", "settings", "form"))
+decode_once = jax.jit(_decode, static_argnames=("graph", "settings", "form"), compiler_options=QUICK_ON_CPU)
 """`decode` on CPUs, compiled in less time and slower to run."""
 
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from paligemma.models.attention import MASKED, attend, prefix_lm_mask
+from paligemma.models.attention import MASKED, PLAIN, AttentionForm, attend, prefix_lm_mask
 from paligemma.models.gemma import Attention, Block, apply_rope
-from paligemma.models.layers import loop_layers
+from paligemma.models.layers import LayerPlan, loop_layers
 from paligemma.models.paligemma import PaliGemma, with_image
 
 
@@ -44,15 +44,16 @@ def prefill(
     tokens: Int[Array, "b t"],
     mask_input: Bool[Array, "b t"],
     mask_ar: Int[Array, "b t"],
+    form: AttentionForm = PLAIN,
 ) -> tuple[Float[Array, "b 1 v"], Prompt]:
     """Logits of the first token of every answer, and the prompts' cache for later tokens."""
-    x = model.embed(model.img(images), tokens)
+    x = model.embed(model.img(images, LayerPlan(attention=form)), tokens)
     mask_ar, valid = with_image(x.shape[1] - tokens.shape[1], mask_ar, mask_input)
     positions, mask = jnp.cumsum(valid, axis=1) - 1, prefix_lm_mask(mask_ar, valid)
     last = jnp.max(jnp.where(valid, jnp.arange(x.shape[1]), 0), axis=1, keepdims=True)
 
     def layer(block: Block, x, _, at=None):
-        x, (keys, values) = block(x, positions, mask, at=at)
+        x, (keys, values) = block(x, positions, mask, at=at, form=form)
         return x, (keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2))
 
     layers = model.llm.layers

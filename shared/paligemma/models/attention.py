@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,57 @@ HeadOrder = Literal["first", "as given"]
 """
 
 
-def head_order(platform: str) -> HeadOrder:
-    """The order that is the fastest on a platform.
+class AttentionForm(NamedTuple):
+    """How attention is computed. This changes its speed and its memory, not its results.
+
+    Attributes:
+        order: the order of the axes in its products.
+        most_logits: bytes of logits that a device holds at a time, at most: more are computed for a block of queries after the
+            other, and again in the backward pass. 0: all are held.
+        devices: devices over which a batch's rows are split.
+        keys_of: keys are filled up to a multiple of this many, which no query sees. Only a query that sees no key at all gives
+            something else then.
+    """
+
+    order: HeadOrder = "first"
+    most_logits: int = 0
+    devices: int = 1
+    keys_of: int = 1
+
+
+PLAIN = AttentionForm()
+"""The form without blocks."""
+
+
+def attention_form(platform: str, devices: int = 1) -> AttentionForm:
+    """The form that is the fastest on a platform.
 
     In a step of the 3B model at batch 8, heads that are not first cost a GPU 5 GB of writes; on a CPU, XLA's products are slow
     with them. On a TPU, heads that are first cost transposes, and a mask that is written out: 41 million cycles, of 480, where
     the other order takes 30.
+
+    A GPU's library multiplies along keys only where their number is a multiple of 8, and XLA copies arrays to make it one.
+
+    A TPU's compiler keeps logits on the chip if they fit there, and only with blocks do those of large images fit. GPUs' and
+    CPUs' compilers write them to memory either way, and blocks only add to that: see tests/benchmarks/README.md.
     """
-    return "as given" if platform == "tpu" else "first"
+    if platform == "tpu":
+        return AttentionForm("as given", 40 * 2**20, devices)
+    return AttentionForm(devices=devices, keys_of=8 if platform == "gpu" else 1)
+
+
+def query_block(form: AttentionForm, rows: int, heads: int, queries: int, keys: int) -> int:
+    """The number of queries whose logits, in float32, are held at a time."""
+    of_query = 4 * -(-rows // form.devices) * heads * keys
+    if not form.most_logits or queries * of_query <= form.most_logits:
+        return queries
+    most = max(1, form.most_logits // (of_query * _BLOCKS_OF)) * _BLOCKS_OF
+    padded_least = min(range(_BLOCKS_OF, most + 1, _BLOCKS_OF), key=lambda block: (-queries % block, -block))
+    return min(queries, padded_least)
+
+
+_BLOCKS_OF = 64
+"""Blocks are multiples of this many queries: with fewer, a TPU's matrix unit is not full."""
 
 
 def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | None = None) -> Bool[Array, "b p p"]:
@@ -44,6 +88,29 @@ def prefix_lm_mask(mask_ar: Int[Array, "b p"], mask_input: Bool[Array, "b p"] | 
         return visible
     valid = mask_input.astype(bool)
     return visible & valid[:, None, :] & valid[:, :, None]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def scores(query: Float[Array, "b k q h"], key: Float[Array, "b k s h"], dtype) -> Float[Array, "b k q s"]:
+    """Products of queries and keys, in a dtype that may be wider than theirs; the backward pass multiplies in theirs.
+
+    Automatic differentiation would multiply in the wider one, on a GPU at half the speed, and with a gradient of the logits'
+    size that is twice as large.
+    """
+    return jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=dtype)
+
+
+def _scores_forward(query: Array, key: Array, dtype) -> tuple[Array, tuple[Array, Array]]:
+    return scores(query, key, dtype), (query, key)
+
+
+def _scores_backward(dtype, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    query, key = kept
+    gradient = gradient.astype(query.dtype)
+    return jnp.einsum("bkqs,bksh->bkqh", gradient, key), jnp.einsum("bkqs,bkqh->bksh", gradient, query)
+
+
+scores.defvjp(_scores_forward, _scores_backward)
 
 
 @jax.custom_vjp
@@ -83,26 +150,55 @@ def attend(
     mask: Bool[Array, "b t s"] | None = None,
     softcap: float = 0.0,
     softmax_dtype=jnp.float32,
-    order: HeadOrder = "first",
+    form: AttentionForm = PLAIN,
 ) -> Float[Array, "b t n h"]:
     """Attention of scaled queries to keys; logits and softmax are in `softmax_dtype`, whatever the inputs' dtype.
 
-    `n` is a multiple of `k`: each key/value head serves `n // k` consecutive query heads. The order changes the speed only.
+    `n` is a multiple of `k`: each key/value head serves `n // k` consecutive query heads.
     """
+    b, t, n, _ = query.shape
+    if missing := -key.shape[1] % form.keys_of:
+        mask = jnp.ones((b, t, key.shape[1]), bool) if mask is None else mask
+        key, value = (jnp.pad(x, [(0, 0), (0, missing), (0, 0), (0, 0)]) for x in (key, value))
+        mask = jnp.pad(mask, [(0, 0), (0, 0), (0, missing)])
+
+    def of_block(inputs: tuple[Float[Array, "b q n h"], Bool[Array, "b q s"] | None]) -> Float[Array, "b q n h"]:
+        block, visible = inputs
+        ways = {"first": _attend_heads_first, "as given": _attend_as_given}
+        return ways[form.order](block, key, value, visible, softcap, softmax_dtype)
+
+    length = query_block(form, b, n, t, key.shape[1])
+    if length == t:
+        return of_block((query, mask))
+    count = -(-t // length)
+
+    def blocks(x: Float[Array, "b t ..."]) -> Float[Array, "c b q ..."]:
+        padded = jnp.pad(x, [(0, 0), (0, count * length - t)] + [(0, 0)] * (x.ndim - 2))
+        return padded.reshape(b, count, length, *x.shape[2:]).swapaxes(0, 1)
+
+    inputs = (blocks(query), None if mask is None else blocks(mask))
+    attended = jax.lax.map(jax.checkpoint(of_block, prevent_cse=False), inputs)
+    return attended.swapaxes(0, 1).reshape(b, count * length, *query.shape[2:])[:, :t]
+
+
+def _attend_as_given(query: Array, key: Array, value: Array, mask: Array | None, softcap: float, softmax_dtype) -> Array:
+    b, t, n, h = query.shape
+    k = key.shape[2]
+    logits = jnp.einsum("btkgh,bskh->bkgts", query.reshape(b, t, k, n // k, h), key, preferred_element_type=softmax_dtype)
+    if softcap:
+        logits = jnp.tanh(logits / softcap) * softcap
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(b, t, n, h)
+
+
+def _attend_heads_first(query: Array, key: Array, value: Array, mask: Array | None, softcap: float, softmax_dtype) -> Array:
     b, t, n, h = query.shape
     s, k = key.shape[1:3]
-    if order == "as given":
-        grouped = query.reshape(b, t, k, n // k, h)
-        logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=softmax_dtype)
-        if softcap:
-            logits = jnp.tanh(logits / softcap) * softcap
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None], logits, MASKED)
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(b, t, n, h)
     query = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    logits = jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=softmax_dtype)
+    logits = scores(query, key, softmax_dtype)
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
     if mask is not None:

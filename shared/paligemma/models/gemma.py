@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from paligemma.models.attention import HeadOrder, attend
+from paligemma.models.attention import PLAIN, AttentionForm, attend
 from paligemma.models.config import DecoderConfig
 from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
 from paligemma.models.lora import make_adapter
@@ -139,7 +139,7 @@ class Attention(nnx.Module):
         positions: Int[Array, "b t"],
         mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
-        heads: HeadOrder = "first",
+        form: AttentionForm = PLAIN,
     ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
         """Returns the output at positions `at` (None: all), and the keys and values."""
         query, key, value = self.project(x, at)
@@ -148,7 +148,7 @@ class Attention(nnx.Module):
             positions, mask = jnp.take_along_axis(positions, at, axis=1), take(mask, at)
         query = apply_rope(query, positions) * self.scale
         query, key, value = checkpoint_name((query, key, value), ATTENTION_SAVED)
-        attended = checkpoint_name(attend(query, key, value, mask, self.softcap, order=heads), ATTENTION_SAVED)
+        attended = checkpoint_name(attend(query, key, value, mask, self.softcap, form=form), ATTENTION_SAVED)
         return self.output(attended), (key, value)
 
     def project(
@@ -213,11 +213,11 @@ class Block(nnx.Module):
         mask: Bool[Array, "b t t"],
         at: Int[Array, "b q"] | None = None,
         dropout: Dropout | None = None,
-        heads: HeadOrder = "first",
+        form: AttentionForm = PLAIN,
     ) -> tuple[Float[Array, "b q d"], tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]]:
         """Returns the residual stream at positions `at` (None: all), and the keys and values."""
         length = x.shape[1]
-        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, at, heads)
+        attended, keys_values = self.attn(self.pre_attention_norm(x), positions, mask, at, form)
         if self.post_norms:
             attended = self.post_attention_norm(attended)
         if dropout is not None:
@@ -287,7 +287,7 @@ class Decoder(nnx.Module):
 
         def layer(block: Block, x, key, at=None):
             dropped = None if dropout is None else Dropout(dropout.rate, key)
-            return block(x, positions, mask, at=at, dropout=dropped, heads=plan.heads)[0], None
+            return block(x, positions, mask, at=at, dropout=dropped, form=plan.attention)[0], None
 
         last_key = None if keys is None else keys[-1]
         # Only these positions of the last layer are read, so its attention and MLP skip the others.

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from paligemma.models.attention import HeadOrder
+from paligemma.models.attention import PLAIN, AttentionForm
 from paligemma.runtime.sharding import GATHERED, gather
 
 Remat = Literal["none", "dots", "attention", "full"]
@@ -47,14 +47,14 @@ class LayerPlan:
             memory at a time.
         trained: regular expression that matches the whole name of trained parameters; see `scan_but_last`.
         mesh: the mesh over which parameters are split, to gather them layer by layer; None if they are not split.
-        heads: order of attention's heads.
+        attention: the form of attention.
     """
 
     remat: Remat = "none"
     unroll: bool = False
     trained: str = ".*"
     mesh: Mesh | None = None
-    heads: HeadOrder = "first"
+    attention: AttentionForm = PLAIN
 
     def checkpoint(self, layer: Callable) -> Callable:
         """Wraps a layer with this plan's recomputation."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from paligemma.models.attention import attend
+from paligemma.models.attention import PLAIN, AttentionForm, attend
 from paligemma.models.config import VisionConfig
 from paligemma.models.layers import LayerPlan, scan_layers, stack
 from paligemma.runtime.sharding import split_rows
@@ -30,9 +29,10 @@ class MultiHeadAttention(nnx.Module):
         # A float16 tower computes its softmax in float16, as the reference does, so the outputs are equal to the last bit.
         self.softmax_dtype = dtype if dtype == jnp.float16 else jnp.float32
 
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    def __call__(self, x: Float[Array, "b s d"], form: AttentionForm = PLAIN) -> Float[Array, "b s d"]:
         query, key, value = self.query(x) * self.scale, self.key(x), self.value(x)
-        return self.out(attend(query, key, value, softmax_dtype=self.softmax_dtype))
+        # Its heads are many and narrow: with blocks on a TPU, 3.4 million cycles at 896 px where the other order takes 6.3.
+        return self.out(attend(query, key, value, softmax_dtype=self.softmax_dtype, form=form._replace(order="first")))
 
 
 class MlpBlock(nnx.Module):
@@ -55,8 +55,8 @@ class EncoderBlock(nnx.Module):
         self.LayerNorm_1 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.MlpBlock_0 = MlpBlock(config, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        x = x + self.MultiHeadDotProductAttention_0(self.LayerNorm_0(x))
+    def __call__(self, x: Float[Array, "b s d"], form: AttentionForm = PLAIN) -> Float[Array, "b s d"]:
+        x = x + self.MultiHeadDotProductAttention_0(self.LayerNorm_0(x), form)
         return x + self.MlpBlock_0(self.LayerNorm_1(x))
 
 
@@ -67,14 +67,14 @@ class Transformer(nnx.Module):
         self.encoderblock = stack(lambda rngs: EncoderBlock(config, dtype, rngs), config.depth, rngs)
         self.encoder_norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b s d"], mesh: Mesh | None = None) -> Float[Array, "b s d"]:
-        plan = LayerPlan(mesh=mesh)
-        x, _ = scan_layers(lambda layer, x, _: (layer(x), None), self.encoderblock, split_rows(mesh, x), plan=plan)
+    def __call__(self, x: Float[Array, "b s d"], plan: LayerPlan) -> Float[Array, "b s d"]:
+        x = split_rows(plan.mesh, x)
+        x, _ = scan_layers(lambda layer, x, _: (layer(x, plan.attention), None), self.encoderblock, x, plan=plan)
         return self.encoder_norm(x)
 
 
 class VisionTower(nnx.Module):
-    """Maps images in [-1, 1] to one embedding per patch, in the decoder's width; for `mesh` see `LayerPlan`."""
+    """Maps images in [-1, 1] to one embedding per patch, in the decoder's width."""
 
     def __init__(self, config: VisionConfig, output_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         patch = (config.patch_size, config.patch_size)
@@ -85,8 +85,11 @@ class VisionTower(nnx.Module):
         self.head = nnx.Linear(config.width, output_width, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def __call__(self, images: Float[Array, "b height width 3"], mesh: Mesh | None = None) -> Float[Array, "b s d"]:
+    def __call__(self, images: Float[Array, "b height width 3"], plan: LayerPlan | None = None) -> Float[Array, "b s d"]:
+        """Embeddings of images; of the plan, `mesh` and `attention` count."""
         x = self.embedding(images.astype(self.dtype))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = x + self.pos_embedding[...].astype(self.dtype)
-        return self.head(self.Transformer(x, mesh))
+        # Its layers keep all that the backward pass needs, if there is one: it is hardly ever trained.
+        own = LayerPlan() if plan is None else LayerPlan(mesh=plan.mesh, attention=plan.attention)
+        return self.head(self.Transformer(x, own))

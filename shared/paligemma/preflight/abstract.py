@@ -19,6 +19,7 @@ from paligemma.data.batch import TrainBatch
 from paligemma.decoding.decode import decode
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
 from paligemma.errors import InputError
+from paligemma.models.attention import attention_form
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.paligemma import abstract_model
@@ -118,7 +119,8 @@ def lower_decoding(
     prompts += [of_batch(kind, text_tokens) for kind in (np.int32, np.bool_, np.int32)]
     whole, no_references = (of_batch(np.bool_), of_batch(np.uint32)), (of_batch(np.int32, 0), of_batch(np.bool_, 0))
     lower = cast(Any, decode).lower  # as `jax.jit` made it
-    return lower(graph, state, *prompts, *whole, *no_references, jnp.int32(NO_EOS), settings=DecodeSettings())
+    form = attention_form(platform, len(devices))
+    return lower(graph, state, *prompts, *whole, *no_references, jnp.int32(NO_EOS), settings=DecodeSettings(), form=form)
 
 
 @functools.cache

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from paligemma.preflight.hlo_text import ArrayShape, Computation, Instruction, Program, leaves
 
@@ -62,7 +63,12 @@ def _of_fusion(program: Program, computation: Computation, fusion: Instruction) 
     outputs = inner.operands(root) if root.opcode == "tuple" else [root]
     in_place: set[str] = set()
     written: list[ArrayShape] = []
-    for output, result in zip(outputs, leaves(fusion.shape), strict=True):
+    results = leaves(fusion.shape)
+    for output in outputs:
+        result, *others = islice(results, len(output.arrays))
+        if others:  # an instruction with several results, e.g. a fusion in this one
+            written += [result, *others]
+            continue
         updates = _updates(inner, output)
         in_place |= {update.name for update in updates}
         parts = [inner.operands(update)[_UPDATES[update.opcode]].arrays[0] for update in updates]

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from paligemma.data.batch import TrainBatch
-from paligemma.models.attention import head_order
+from paligemma.models.attention import attention_form
 from paligemma.models.gemma import Dropout
 from paligemma.models.layers import LayerPlan
 from paligemma.models.paligemma import PaliGemma
@@ -73,9 +73,9 @@ TrainStep = Callable[[TrainState, nnx.State, TrainBatch], tuple[TrainState, Step
 LossFunction = Callable[[nnx.State, nnx.State, TrainBatch], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def embed_images(model: PaliGemma, images: Array, mesh: Mesh | None = None) -> Float[Array, "b s d"]:
+def embed_images(model: PaliGemma, images: Array, plan: LayerPlan | None = None) -> Float[Array, "b s d"]:
     """Image embeddings from pixels (uint8, or floats in [-1, 1]). Embeddings (rank 3) pass unchanged."""
-    return images if images.ndim == 3 else model.img(to_float(images), mesh)
+    return images if images.ndim == 3 else model.img(to_float(images), plan)
 
 
 def to_float(images: Array) -> Float[Array, "b height width 3"]:
@@ -102,7 +102,7 @@ def batch_loss(
     if weights is None:
         weights = token_weights(batch.mask_loss, settings.loss_per)
     mesh = settings.plan.mesh
-    image = embed_images(model, batch.images, mesh)
+    image = embed_images(model, batch.images, settings.plan)
     hidden = model.hidden(image, batch.tokens, batch.mask_ar, at=batch.loss_positions, plan=settings.plan, dropout=dropout)
 
     def to_logits(hidden: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
@@ -197,7 +197,9 @@ def make_loss_function(graph: nnx.GraphDef[PaliGemma], settings: StepSettings, m
 def _on(mesh: Mesh | None, settings: StepSettings) -> StepSettings:
     """The settings for a mesh's devices: on one device, nothing is split or gathered."""
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    plan = replace(settings.plan, mesh=mesh if mesh is not None and mesh.size > 1 else None, heads=head_order(platform))
+    mesh = mesh if mesh is not None and mesh.size > 1 else None
+    form = attention_form(platform, 1 if mesh is None else mesh.size)
+    plan = replace(settings.plan, mesh=mesh, attention=form)
     return replace(settings, plan=plan)
 
 
