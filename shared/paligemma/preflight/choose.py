@@ -1,0 +1,187 @@
+"""Compiles a few recipes that differ in open settings only, and takes the fastest that fits.
+
+First come recipes that differ in `remat`, `accumulate` and `data_parallel`, in the order of the estimate `search.cost`, with
+frozen parameters in the dtype that the target computes in, and the layers in a loop. Not compiled is one
+
+- whose parameters and saved activations alone do not fit,
+- that needs at least the memory of one that did not fit,
+- that cannot be faster than one that fits: it recomputes more, or has more parts of a batch, or fewer copies of the parameters,
+  and nothing else is different,
+- whose estimate is more than `SLACK` above that of the first that fits. The list ends there.
+
+Then the fastest of these is compiled with each other value of `frozen_dtype` and `unroll`. `choice.fastest` decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from paligemma.choices import ComputeDtype
+from paligemma.errors import InputError, PaliGemmaError
+from paligemma.models.config import PaliGemmaConfig
+from paligemma.preflight.analyze import Report, device_memory, examine
+from paligemma.preflight.choice import Choice, Platform, Trial, default_choice, default_settings, fastest, in_words, judged
+from paligemma.preflight.search import POLICIES, cost, least, needs_at_least
+from paligemma.preflight.targets import Target, find_target
+from paligemma.progress import WorkProgress
+from paligemma.training.open_recipe import OpenRecipe, Setting
+from paligemma.training.recipe import Recipe
+
+log = logging.getLogger("paligemma.preflight")
+
+SLACK = 0.15
+"""Share by which the estimate of one recipe may be wrong beside that of another with equal training."""
+
+MOST = 12
+"""Most recipes that are compiled before the other values of `frozen_dtype` and `unroll`."""
+
+_WALKED = ("remat", "accumulate", "data_parallel")
+
+
+def choose(
+    config: PaliGemmaConfig,
+    asked: OpenRecipe,
+    target: str,
+    text_tokens: int,
+    prices: Mapping[str, float],
+    fresh: bool = False,
+    rows: int | None = None,
+    full_effort: bool = False,
+    decoding: int = 0,
+) -> tuple[Choice, Report]:
+    """Chooses the open settings of a recipe, and judges the recipe that they make.
+
+    If none fits, the choice is the default, and so is the recipe that is judged.
+
+    Args:
+        asked: the recipe, of which at least one setting is open.
+        config, target, text_tokens, prices, fresh, rows, full_effort, decoding: see `examine`.
+
+    Raises:
+        CompilerMissingError: the target's compiler is not installed; see `choose_blindly`.
+        InputError, PaliGemmaError: see `examine`.
+    """
+    place = find_target(target)
+
+    def judge(recipe: Recipe, decoding: int = 0) -> Report:
+        return examine(config, recipe, target, text_tokens, prices, fresh, rows, full_effort, decoding)
+
+    trials: list[Trial] = []
+    reports: list[tuple[Recipe, Report]] = []
+    with WorkProgress("compiling", "recipes") as progress:
+
+        def attempt(recipe: Recipe) -> Trial:
+            settings = _settings(recipe, asked.open)
+            try:
+                report = judge(recipe)
+            except InputError:
+                raise
+            except PaliGemmaError as error:  # of one recipe; others may compile
+                log.warning("%s: %s", in_words(settings), error)
+                trials.append(Trial(settings=settings, fits=False, verdict="the compiler failed"))
+            else:
+                trials.append(Trial(settings=settings, fits=report.fits, peak=report.peak or None, seconds=report.seconds))
+                reports.append((recipe, report))
+            progress.advance(facts=f"{target}, {in_words(settings)}")
+            return trials[-1]
+
+        _walk(walked(config, asked, place, text_tokens), place, config, text_tokens, attempt)
+        if (best := fastest(trials)) is not None and best.seconds is not None:
+            for settings in _neighbours(best, asked):
+                attempt(asked.settled(settings))
+    best = fastest(trials)
+    if best is None:
+        choice = _default(asked, place, "no recipe that was compiled fits")
+        return choice.model_copy(update={"trials": tuple(judged(trials))}), judge(asked.settled(choice.settings), decoding)
+    recipe = asked.settled(best.settings)
+    report = next(report for tried, report in reports if tried == recipe)
+    by = f"preflight for {target}: the fastest of {len(trials)} that were compiled"
+    if best.seconds is None:
+        by = f"preflight for {target}: the first that fits, as its seconds are unknown"
+    choice = Choice(
+        settings=best.settings, by=by, platform=_platform(place), devices=place.devices, trials=tuple(judged(trials))
+    )
+    return choice, judge(recipe, decoding) if decoding else report
+
+
+def choose_blindly(asked: OpenRecipe, target: str) -> Choice:
+    """The default for a target whose compiler is not installed."""
+    return _default(asked, find_target(target), f"the compiler for {target} is not installed")
+
+
+def walked(config: PaliGemmaConfig, asked: OpenRecipe, place: Target, text_tokens: int) -> list[Recipe]:
+    """The recipes that differ in `remat`, `accumulate` and `data_parallel`, and may fit, in the order of their estimates."""
+    rows = asked.recipe.batch_size // place.devices
+    values: dict[str, Sequence[Setting]] = {
+        "remat": POLICIES,
+        "accumulate": [parts for parts in range(1, rows + 1) if rows % parts == 0] or [1],
+        "data_parallel": [copies for copies in range(1, place.devices + 1) if place.devices % copies == 0],
+    }
+    others = default_settings(_compute(asked, place))
+    names = [name for name in _WALKED if name in asked.open]
+    made = [
+        asked.settled(others | dict(zip(names, chosen, strict=True)))
+        for chosen in itertools.product(*(values[name] for name in names))
+    ]
+    limit = device_memory(place) * (1 - place.margin)
+    needed = {id(recipe): least(config, recipe, place, text_tokens) for recipe in made}
+    may_fit = [recipe for recipe in made if needed[id(recipe)] < limit] or [min(made, key=lambda recipe: needed[id(recipe)])]
+    return sorted(may_fit, key=lambda recipe: cost(config, recipe, place, text_tokens))
+
+
+def _walk(
+    recipes: Sequence[Recipe], place: Target, config: PaliGemmaConfig, text_tokens: int, attempt: Callable[[Recipe], Trial]
+) -> None:
+    """Compiles recipes in their order, until none can win."""
+    fitted: list[Recipe] = []
+    failed: list[Recipe] = []
+    for recipe in recipes:
+        estimate = cost(config, recipe, place, text_tokens)
+        if fitted and (not place.tflops or estimate > (1 + SLACK) * cost(config, fitted[0], place, text_tokens)):
+            break
+        if any(needs_at_least(recipe, other) for other in failed) or any(_no_faster(recipe, other) for other in fitted):
+            continue
+        if len(fitted) + len(failed) == MOST:
+            break
+        (fitted if attempt(recipe).fits else failed).append(recipe)
+
+
+def _no_faster(recipe: Recipe, other: Recipe) -> bool:
+    """Whether a recipe does everything that another one does, and more.
+
+    Computing a product over a width D again takes 2 D operations for an element that would take 4 bytes of traffic to keep.
+    Gemma's least width is 2048, so that is 1024 operations a byte. The fastest card for its memory does 560 (v6e), so keeping
+    it is faster, unless what is kept has no product (`none` beside `dots`).
+    """
+    policy, others = POLICIES.index(recipe.remat), POLICIES.index(other.remat)
+    more = policy == others or (policy > others >= POLICIES.index("dots"))
+    return more and recipe.accumulate >= other.accumulate and recipe.data_parallel <= other.data_parallel
+
+
+def _neighbours(best: Trial, asked: OpenRecipe) -> list[dict[str, Setting]]:
+    """The settings of a trial with each other value of `frozen_dtype` and `unroll`."""
+    made: list[dict[str, Setting]] = []
+    if "frozen_dtype" in asked.open and best.settings["frozen_dtype"] != "float16":
+        made.append(best.settings | {"frozen_dtype": "float16"})
+    if "unroll" in asked.open:
+        made.append(best.settings | {"unroll": True})
+    return made
+
+
+def _settings(recipe: Recipe, names: Sequence[str]) -> dict[str, Setting]:
+    return {name: getattr(recipe, name) for name in names}
+
+
+def _default(asked: OpenRecipe, place: Target, why: str) -> Choice:
+    return default_choice(asked.open, _platform(place), place.devices, _compute(asked, place), why)
+
+
+def _compute(asked: OpenRecipe, place: Target) -> ComputeDtype:
+    told = asked.recipe.compute_dtype
+    return place.compute if told == "auto" else told
+
+
+def _platform(place: Target) -> Platform:
+    return "gpu" if place.platform == "cuda" else place.platform
