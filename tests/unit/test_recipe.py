@@ -83,6 +83,26 @@ def test_a_settled_recipe_has_what_was_chosen_and_nothing_else_changed() -> None
         asked.settled({"remat": "dots", "accumulate": 3})
 
 
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "remat": st.sampled_from(("none", "dots", "attention", "full")),
+            "frozen_dtype": st.sampled_from(("float16", "bfloat16", "float32")),
+            "accumulate": st.sampled_from((1, 2, 4, 8)),
+            "data_parallel": st.integers(1, 8),
+            "unroll": st.booleans(),
+        },
+    )
+)
+def test_what_a_recipe_says_itself_wins_over_any_choice(given: dict) -> None:
+    chosen = {"remat": "attention", "frozen_dtype": "bfloat16", "accumulate": 2, "data_parallel": 3, "unroll": True}
+    asked = parse_open_recipe(dump_yaml({"execution": "auto", "learning_rate": 0.5} | given))
+    settled = asked.settled(chosen)
+    assert {name: getattr(settled, name) for name in SETTINGS} == chosen | given
+    assert settled == Recipe(learning_rate=0.5, **(chosen | given))
+
+
 @pytest.mark.parametrize("text", ["execution: fast", "batch_size: auto", "execution: [auto]"])
 def test_nothing_else_is_auto(text: str) -> None:
     with pytest.raises(InputError, match="The recipe is wrong"):

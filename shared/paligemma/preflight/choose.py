@@ -9,7 +9,8 @@ frozen parameters in the dtype that the target computes in, and the layers in a 
   and nothing else is different,
 - whose estimate is more than `SLACK` above that of the first that fits. The list ends there.
 
-Then the fastest of these is compiled with each other value of `frozen_dtype` and `unroll`. `choice.fastest` decides.
+Then the fastest of these is compiled with frozen parameters in float16, and the fastest of all with layers one by one.
+`choice.fastest` decides.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ SLACK = 0.15
 """Share by which the estimate of one recipe may be wrong beside that of another with equal training."""
 
 MOST = 12
-"""Most recipes that are compiled before the other values of `frozen_dtype` and `unroll`."""
+"""Most recipes that differ in `remat`, `accumulate` and `data_parallel` and are compiled."""
 
 _WALKED = ("remat", "accumulate", "data_parallel")
+
+_TRIED_LAST: dict[str, Setting] = {"frozen_dtype": "float16", "unroll": True}
 
 
 def choose(
@@ -72,8 +75,9 @@ def choose(
     reports: list[tuple[Recipe, Report]] = []
     with WorkProgress("compiling", "recipes") as progress:
 
-        def attempt(recipe: Recipe) -> Trial:
-            settings = _settings(recipe, asked.open)
+        def attempt(recipe: Recipe) -> bool | None:
+            """Whether a recipe fits; None if the compiler failed for another reason than memory."""
+            settings = {name: getattr(recipe, name) for name in asked.open}
             try:
                 report = judge(recipe)
             except InputError:
@@ -81,16 +85,18 @@ def choose(
             except PaliGemmaError as error:  # of one recipe; others may compile
                 log.warning("%s: %s", in_words(settings), error)
                 trials.append(Trial(settings=settings, fits=False, verdict="the compiler failed"))
-            else:
-                trials.append(Trial(settings=settings, fits=report.fits, peak=report.peak or None, seconds=report.seconds))
-                reports.append((recipe, report))
-            progress.advance(facts=f"{target}, {in_words(settings)}")
-            return trials[-1]
+                return None
+            finally:
+                progress.advance(facts=f"{target}, {in_words(settings)}")
+            trials.append(Trial(settings=settings, fits=report.fits, peak=report.peak or None, seconds=report.seconds))
+            reports.append((recipe, report))
+            return report.fits
 
         _walk(walked(config, asked, place, text_tokens), place, config, text_tokens, attempt)
-        if (best := fastest(trials)) is not None and best.seconds is not None:
-            for settings in _neighbours(best, asked):
-                attempt(asked.settled(settings))
+        for name, value in _TRIED_LAST.items():
+            best = fastest(trials)
+            if name in asked.open and best and best.seconds is not None and best.settings[name] != value:
+                attempt(asked.settled(best.settings | {name: value}))
     best = fastest(trials)
     if best is None:
         choice = _default(asked, place, "no recipe that was compiled fits")
@@ -113,11 +119,11 @@ def choose_blindly(asked: OpenRecipe, target: str) -> Choice:
 
 def walked(config: PaliGemmaConfig, asked: OpenRecipe, place: Target, text_tokens: int) -> list[Recipe]:
     """The recipes that differ in `remat`, `accumulate` and `data_parallel`, and may fit, in the order of their estimates."""
-    rows = asked.recipe.batch_size // place.devices
+    batch_size, devices = asked.recipe.batch_size, place.devices
     values: dict[str, Sequence[Setting]] = {
         "remat": POLICIES,
-        "accumulate": [parts for parts in range(1, rows + 1) if rows % parts == 0] or [1],
-        "data_parallel": [copies for copies in range(1, place.devices + 1) if place.devices % copies == 0],
+        "accumulate": [n for n in range(1, batch_size // devices + 1) if batch_size % (n * devices) == 0] or [1],
+        "data_parallel": [n for n in range(1, devices + 1) if devices % n == 0],
     }
     others = default_settings(_compute(asked, place))
     names = [name for name in _WALKED if name in asked.open]
@@ -132,20 +138,27 @@ def walked(config: PaliGemmaConfig, asked: OpenRecipe, place: Target, text_token
 
 
 def _walk(
-    recipes: Sequence[Recipe], place: Target, config: PaliGemmaConfig, text_tokens: int, attempt: Callable[[Recipe], Trial]
+    recipes: Sequence[Recipe],
+    place: Target,
+    config: PaliGemmaConfig,
+    text_tokens: int,
+    attempt: Callable[[Recipe], bool | None],
 ) -> None:
     """Compiles recipes in their order, until none can win."""
     fitted: list[Recipe] = []
-    failed: list[Recipe] = []
+    too_large: list[Recipe] = []
+    tried = 0
     for recipe in recipes:
         estimate = cost(config, recipe, place, text_tokens)
         if fitted and (not place.tflops or estimate > (1 + SLACK) * cost(config, fitted[0], place, text_tokens)):
             break
-        if any(needs_at_least(recipe, other) for other in failed) or any(_no_faster(recipe, other) for other in fitted):
+        if any(needs_at_least(recipe, other) for other in too_large) or any(_no_faster(recipe, other) for other in fitted):
             continue
-        if len(fitted) + len(failed) == MOST:
+        if tried == MOST:
             break
-        (fitted if attempt(recipe).fits else failed).append(recipe)
+        tried += 1
+        if (fits := attempt(recipe)) is not None:
+            (fitted if fits else too_large).append(recipe)
 
 
 def _no_faster(recipe: Recipe, other: Recipe) -> bool:
@@ -158,20 +171,6 @@ def _no_faster(recipe: Recipe, other: Recipe) -> bool:
     policy, others = POLICIES.index(recipe.remat), POLICIES.index(other.remat)
     more = policy == others or (policy > others >= POLICIES.index("dots"))
     return more and recipe.accumulate >= other.accumulate and recipe.data_parallel <= other.data_parallel
-
-
-def _neighbours(best: Trial, asked: OpenRecipe) -> list[dict[str, Setting]]:
-    """The settings of a trial with each other value of `frozen_dtype` and `unroll`."""
-    made: list[dict[str, Setting]] = []
-    if "frozen_dtype" in asked.open and best.settings["frozen_dtype"] != "float16":
-        made.append(best.settings | {"frozen_dtype": "float16"})
-    if "unroll" in asked.open:
-        made.append(best.settings | {"unroll": True})
-    return made
-
-
-def _settings(recipe: Recipe, names: Sequence[str]) -> dict[str, Setting]:
-    return {name: getattr(recipe, name) for name in names}
 
 
 def _default(asked: OpenRecipe, place: Target, why: str) -> Choice:
