@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from kfp import dsl
 
 from components.finetune.__main__ import run
+from components.finetune.component import finetune
 from components.preflight.__main__ import run as preflight
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.store import produce
 from paligemma.checkpoints.tuned import read_tuned
-from paligemma.errors import InputError
+from paligemma.errors import InputError, StoppedError
+from paligemma.launch import watch
 from paligemma.preflight.choice import CHOICE_FILE, Choice, read_choice
+from paligemma.training.open_recipe import parse_open_recipe
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
 
 SETTINGS = ["steps=4", "save_every=1", "execution=auto"]
@@ -120,3 +124,24 @@ def test_a_choice_is_for_devices_by_jaxs_name() -> None:
     assert choice.suits("gpu", 2)
     assert not choice.suits("gpu", 1)
     assert not choice.suits("cpu", 2)
+
+
+@pytest.mark.parametrize(("recipe", "told"), [("execution: auto\nremat: dots", "gs://b/preflight"), ("steps: 3", "")])
+def test_a_separate_job_is_told_what_is_auto_and_where_the_choice_is(
+    recipe: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, object] = {}
+
+    def launch(machines: dict, module: str, flags: dict, output: str) -> None:
+        given.update(flags)
+        raise StoppedError("the job is another test's subject")
+
+    monkeypatch.setenv(watch.LAUNCH_VARIABLE, '{"image": "x"}')
+    monkeypatch.setattr(watch, "run_elsewhere", launch)
+    places = {name: dsl.Artifact(uri=f"gs://b/{name}") for name in ("checkpoint", "records", "preflight", "metrics", "report")}
+    with pytest.raises(StoppedError):
+        finetune.python_func(
+            **places, tuned=dsl.Model(name="tuned", uri="gs://b/tuned"), tree_sha256="", recipe=recipe, run="r", run_task="t"
+        )
+    assert given["preflight"] == told
+    assert parse_open_recipe("", given["set"]) == parse_open_recipe(recipe)
