@@ -7,6 +7,8 @@ from typing import cast
 
 import jax
 
+from paligemma.artifacts.record import read_record
+from paligemma.artifacts.store import localize
 from paligemma.choices import ComputeDtype
 from paligemma.precision import Precision
 from paligemma.preflight.choice import Choice, Platform, default_choice, in_words, read_choice
@@ -49,7 +51,7 @@ def _chosen(asked: OpenRecipe, preflight: str, platform: Platform, devices: int)
     compute = cast(ComputeDtype, Precision.of(asked.recipe.compute_dtype).products.name)
     if not preflight:
         why = "no preflight was given"
-    elif (choice := read_choice(preflight)) is None:
+    elif (choice := _read(preflight)) is None:
         why = "preflight was asked about a recipe that left nothing open"
     elif not choice.suits(platform, devices):
         why = f"preflight chose for {choice.devices} x {choice.platform}, and here are {devices} x {platform}"
@@ -58,3 +60,8 @@ def _chosen(asked: OpenRecipe, preflight: str, platform: Platform, devices: int)
     if preflight:
         log.warning("What preflight chose is not taken: %s.", why)
     return default_choice(asked.open, platform, devices, compute, why)
+
+
+def _read(preflight: str) -> Choice | None:
+    read_record(localize(preflight), "preflight")  # refuses what is not there, and another step's folder
+    return read_choice(preflight)

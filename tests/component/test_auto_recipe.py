@@ -89,6 +89,13 @@ def test_a_choice_for_another_recipe_is_refused(records: Path, chosen: Path, tmp
         tune(records, tmp_path / "tuned", SETTINGS, preflight=str(other))
 
 
+def test_a_preflight_that_is_none_is_refused(records: Path, tmp_path: Path) -> None:
+    for place in (tmp_path / "none", records):
+        with pytest.raises(InputError) as caught:
+            tune(records, tmp_path / "tuned", SETTINGS, preflight=str(place))
+        assert str(place) in str(caught.value)
+
+
 def test_a_run_that_goes_on_keeps_the_settings_that_it_began_with(
     records: Path, chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
