@@ -53,7 +53,7 @@ def open_job(
     checkpoint: str,
     records: str,
     output: str,
-    asked: OpenRecipe,
+    recipe: OpenRecipe,
     validation: str = "",
     state: str = "",
     state_root: str = "",
@@ -62,8 +62,7 @@ def open_job(
     """Opens everything that a run needs, and confirms that it fits together.
 
     Args:
-        asked: the recipe.
-        checkpoint, records, output, validation, state, state_root, preflight: as the command line has them.
+        checkpoint, records, output, recipe, validation, state, state_root, preflight: as the command line has them.
 
     Raises:
         InputError: something does not fit the rest; says what.
@@ -71,24 +70,24 @@ def open_job(
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
     # Below a root, a state is found by the recipe that was settled, so it has no say in it.
-    choice = settle(asked, preflight, "" if state_root and not state else state or beside(output))
-    recipe = asked.settled(choice.settings) if choice else asked.recipe
-    if recipe.validate_every is not None and not validation:
+    choice = settle(recipe, preflight, "" if state_root and not state else state or beside(output))
+    settled = recipe.settled(choice.settings) if choice else recipe.recipe
+    if settled.validate_every is not None and not validation:
         raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
-    validated_on = None if recipe.validate_every is None else open_records(validation)
+    validated_on = None if settled.validate_every is None else open_records(validation)
     if validated_on is not None:
         check_compatible(base, validated_on)
-    if recipe.augment != Augmentation():
-        check_augmentation(recipe.augment, data)
-    mesh = make_mesh(copies=recipe.data_parallel)
-    check_batch_size(mesh, recipe.batch_size, recipe.accumulate)
-    steps = recipe.total_steps(data.dataset.rows)
-    determined_by = fingerprint(base, data, validated_on, recipe, steps)
+    if settled.augment != Augmentation():
+        check_augmentation(settled.augment, data)
+    mesh = make_mesh(copies=settled.data_parallel)
+    check_batch_size(mesh, settled.batch_size, settled.accumulate)
+    steps = settled.total_steps(data.dataset.rows)
+    determined_by = fingerprint(base, data, validated_on, settled, steps)
     inputs = [input_of("checkpoint", base.location), input_of("train records", records)]
     inputs += [input_of("validation records", validation)] if validated_on is not None else []
     inputs += [input_of("preflight", preflight)] if choice and preflight else []
     location = state_location(output, state, state_root, determined_by)
-    return Job(base, data, validated_on, recipe, choice, steps, mesh, determined_by, location, inputs)
+    return Job(base, data, validated_on, settled, choice, steps, mesh, determined_by, location, inputs)
 
 
 def recorded_parameters(job: Job) -> dict:

@@ -57,7 +57,7 @@ def fine_tune(
     checkpoint: str,
     records: str,
     output: str,
-    asked: OpenRecipe,
+    recipe: OpenRecipe,
     validation: str = "",
     state: str = "",
     state_root: str = "",
@@ -68,20 +68,19 @@ def fine_tune(
     Args:
         checkpoint, records, output, validation, state, state_root, preflight: as the command line has them. By `state_root`, a
             task that is started again, by whatever runner and with whatever output, goes on.
-        asked: the recipe.
+        recipe: the recipe, whose open settings are settled for the devices of this run.
     """
     distributed.join_processes()
     expect_accelerator()
     use_compile_cache()
     trim_after_compiling()
-    job = open_job(checkpoint, records, output, asked, validation, state, state_root, preflight)
-    recipe = job.recipe
-    optimizer = make_optimizer(recipe, job.steps)
+    job = open_job(checkpoint, records, output, recipe, validation, state, state_root, preflight)
+    optimizer = make_optimizer(job.recipe, job.steps)
     graph, current, frozen = build(job, optimizer)
     with contextlib.ExitStack() as stack:
-        keep_best = "min" if recipe.select == "best" else None
+        keep_best = "min" if job.recipe.select == "best" else None
         store = stack.enter_context(
-            StateStore(job.location, job.determined_by, keep_last=recipe.keep_last, keep_best=keep_best)
+            StateStore(job.location, job.determined_by, keep_last=job.recipe.keep_last, keep_best=keep_best)
         )
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), current)
         done, progress = 0, Progress()
@@ -95,10 +94,10 @@ def fine_tune(
         folder = draft.folder if draft is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.monotonic()
         loop = make_loop(job, optimizer, graph, current, frozen, done)
-        with Telemetry(folder, job.steps, recipe.batch_size, progress.entries) as telemetry:
+        with Telemetry(folder, job.steps, job.recipe.batch_size, progress.entries) as telemetry:
             current = fit(loop, current, done, progress, store, telemetry, job.location)
         loop.batches.close()
-        best = store.best_step() if recipe.select == "best" else None
+        best = store.best_step() if job.recipe.select == "best" else None
         if best is not None and (restored := store.restore(abstract, best)):
             current = restored.state
         seconds = time.monotonic() - started
@@ -108,7 +107,7 @@ def fine_tune(
             draft.device, draft.metrics = device(), final_figures(telemetry.entries)
             grey_range = job.data.dataset.grey_range
             write_results(
-                folder, job.base, recipe, trained, telemetry.entries, progress, seconds, device(), identical, grey_range
+                folder, job.base, job.recipe, trained, telemetry.entries, progress, seconds, device(), identical, grey_range
             )
     if not state and distributed.is_first():
         remove_state(job.location)

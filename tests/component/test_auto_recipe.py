@@ -10,6 +10,7 @@ from kfp import dsl
 
 from components.finetune.__main__ import run
 from components.finetune.component import finetune
+from components.finetune.main import fine_tune
 from components.preflight.__main__ import run as preflight
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.store import produce
@@ -81,6 +82,15 @@ def test_a_choice_for_other_devices_is_not_taken(
     tuned = tune(records, tmp_path / "tuned", ["steps=1", "execution=auto"], preflight=str(other))
     assert read_record(tuned).producer.parameters["remat"] == "full"
     assert "and here are 8 x cpu" in caplog.text
+
+
+def test_an_attempt_that_fails_is_recorded_with_the_recipe_as_it_was_asked_for(records: Path, tmp_path: Path) -> None:
+    for text in ("batch_size: 9", "batch_size: 9\nremat: auto"):
+        with pytest.raises(InputError, match="A batch of 9 does not split"):
+            fine_tune("embedded:tiny", str(records), str(tmp_path / "tuned"), parse_open_recipe(text))
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("lineage/**/*.json"))]
+    recipes = [record["producer"]["parameters"]["recipe"] for record in found if record["status"] == "failed"]
+    assert [(recipe["remat"], recipe["batch_size"]) for recipe in recipes] == [("full", 9), ("auto", 9)]
 
 
 def test_a_choice_for_another_recipe_is_refused(records: Path, chosen: Path, tmp_path: Path) -> None:

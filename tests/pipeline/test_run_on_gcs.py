@@ -202,7 +202,7 @@ def test_too_many_rejects_leave_the_list_in_the_bucket(data: GcsLocation) -> Non
 def test_a_task_that_is_started_again_finds_its_state_in_the_bucket(data: GcsLocation, monkeypatch: pytest.MonkeyPatch) -> None:
     records, root = str(BUCKET / "resumed/records"), BUCKET / "resumed/state"
     prepare(data=str(data), checkpoint="embedded:tiny", output=records, max_reject_fraction=1.0)
-    recipe = OpenRecipe(Recipe(steps=3, save_every=1, remat="none"))
+    recipe = OpenRecipe(recipe=Recipe(steps=3, save_every=1, remat="none"))
     trained = {}
     for attempt in ("undisturbed", "preempted", "again"):
         monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step, a=attempt: a == "preempted" and step == 2)

@@ -53,9 +53,9 @@ def test_mistakes_are_named(text: str, message: str) -> None:
 
 
 def test_settings_that_are_auto_are_open_and_what_a_recipe_says_itself_stays() -> None:
-    assert parse_open_recipe("remat: auto\nsteps: 3") == OpenRecipe(Recipe(steps=3), ("remat",))
+    assert parse_open_recipe("remat: auto\nsteps: 3") == OpenRecipe(recipe=Recipe(steps=3), open=("remat",))
     left = parse_open_recipe("execution: auto\nremat: dots\nunroll: false", ["accumulate=2"])
-    assert left == OpenRecipe(Recipe(remat="dots", accumulate=2), ("frozen_dtype", "data_parallel"))
+    assert left == OpenRecipe(recipe=Recipe(remat="dots", accumulate=2), open=("frozen_dtype", "data_parallel"))
     assert parse_open_recipe("", ["execution=auto"]).open == SETTINGS
     assert parse_open_recipe("steps: 3").open == ()
 

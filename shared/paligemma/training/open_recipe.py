@@ -6,9 +6,8 @@ Only settings of how a step is executed can be left open: none of them changes w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from paligemma.errors import InputError
 from paligemma.models.config import describe_validation_error
@@ -26,14 +25,15 @@ EXECUTION = "execution"
 Setting = bool | int | str
 
 
-@dataclass(frozen=True)
-class OpenRecipe:
-    """A recipe, and which of its settings are open.
+class OpenRecipe(BaseModel):
+    """A recipe, and which of its settings are open. It is recorded as its `values`.
 
     Attributes:
         recipe: the recipe, with its defaults in place of what is open.
         open: names of the open settings, in the order of `SETTINGS`; empty if nothing is.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: Recipe
     open: tuple[str, ...] = ()
@@ -54,6 +54,10 @@ class OpenRecipe:
         except ValidationError as error:
             message = describe_validation_error(error, Recipe)
             raise InputError(f"What was chosen does not fit the recipe: {message}.", where="the recipe") from None
+
+    @model_serializer
+    def _recorded(self) -> dict:
+        return self.values()
 
     def values(self, only_given: bool = False) -> dict:
         """JSON values by key, `auto` for what is open; if `only_given`, without those that are the defaults."""
@@ -78,4 +82,4 @@ def parse_open_recipe(text: str = "", overrides: Sequence[str] = (), where: obje
         raise InputError(f"The recipe is wrong: {EXECUTION}: {told}.", where=where, expected=expected)
     left = tuple(name for name in SETTINGS if values.get(name) == AUTO)
     given = {key: value for key, value in values.items() if key not in left}
-    return OpenRecipe(check_recipe(given, overrides, where), left)
+    return OpenRecipe(recipe=check_recipe(given, overrides, where), open=left)
