@@ -170,6 +170,14 @@ def test_few_recipes_are_compiled_and_none_of_all_would_be_faster(target: str, b
             assert report.seconds <= found["accounts"]["step"]["seconds"] * (1 + EQUAL)
 
 
+def test_where_keeping_is_dear_every_policy_is_compiled(compiled: list[dict]) -> None:
+    """A T4 computes in float16, and keeps float32."""
+    choose(CONFIG, parse_open_recipe("remat: auto\nbatch_size: 8"), "t4-2", 128, {})
+    choose(CONFIG, parse_open_recipe("remat: auto\nbatch_size: 8"), "l4-2", 128, {})
+    assert {recipe["remat"] for recipe in compiled[:4]} == {"none", "dots", "attention", "full"}
+    assert {recipe["remat"] for recipe in compiled[4:]} == {"none", "dots"}
+
+
 def test_what_the_recipe_says_itself_stays(compiled: list[dict]) -> None:
     choice, report = choose(CONFIG, parse_open_recipe(AUTO, ["remat=full", "unroll=false"]), "v5e-1", 128, {})
     assert list(choice.settings) == ["frozen_dtype", "accumulate", "data_parallel"]
