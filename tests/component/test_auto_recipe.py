@@ -158,7 +158,7 @@ def test_a_separate_job_is_told_what_is_auto_and_where_the_choice_is(
     places = {name: dsl.Artifact(uri=f"gs://b/{name}") for name in ("checkpoint", "records", "preflight", "metrics", "report")}
     with pytest.raises(StoppedError):
         finetune.python_func(
-            **places, tuned=dsl.Model(name="tuned", uri="gs://b/tuned"), tree_sha256="", recipe=recipe, run="r", run_task="t"
+            **places, tuned=dsl.Model(name="tuned", uri="gs://b/tuned"), tree_sha256="", recipe=recipe, run="r"
         )
     assert given["preflight"] == told
     assert parse_open_recipe("", given["set"]) == parse_open_recipe(recipe)
