@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paligemma.errors import InputError, did_you_mean
-from paligemma.training.recipe import Recipe, parse_recipe
+from paligemma.training.open_recipe import OpenRecipe, parse_open_recipe
 from paligemma.yaml_text import read_yaml_text
 
 FOLDER = Path(__file__).parents[1] / "pipelines" / "presets"
@@ -30,10 +30,10 @@ def read_preset(name: str) -> str:
     return read_yaml_text(path, "The recipe")
 
 
-def read_recipe(name: str = "", overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a preset, a recipe file, or (for an empty name) the reference recipe, with overrides; see `parse_recipe`.
+def read_recipe(name: str = "", overrides: Sequence[str] = ()) -> OpenRecipe:
+    """Reads a preset, a recipe file, or (for an empty name) the reference recipe, with overrides; see `parse_open_recipe`.
 
     Raises:
         InputError: there is no such recipe, or the recipe or an override is wrong.
     """
-    return parse_recipe(read_preset(name), overrides, name) if name else parse_recipe(overrides=overrides)
+    return parse_open_recipe(read_preset(name), overrides, name) if name else parse_open_recipe(overrides=overrides)

@@ -25,7 +25,8 @@ from paligemma.safe_names import parse_sha256
 from paligemma.storage.files import is_file
 from paligemma.storage.folders import is_folder, kind_of
 from paligemma.storage.location import Location, parse_location
-from paligemma.training.recipe import Recipe, parse_recipe
+from paligemma.training.open_recipe import parse_open_recipe
+from paligemma.training.recipe import Recipe
 
 _LOOKED_AT = 100
 """Rows of each file whose form and image are checked; prepare_data checks all."""
@@ -45,7 +46,7 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
         DamagedError: an existing file is incomplete.
     """
     given = {name: str(value) for name, value in parameters.items()}
-    recipe = parse_recipe(given["recipe"])
+    recipe = parse_open_recipe(given["recipe"]).recipe
     parse_settings(given["decoding"], "the parameter decoding")
     find_target(given["target"])
     parse_grey_range(given["grey_range"])

@@ -157,7 +157,10 @@ def export(
 def preflight(
     variant: Annotated[
         str,
-        typer.Option(help="Published architecture, e.g. paligemma2-3b-pt-224.", show_default="that of --checkpoint"),
+        typer.Option(
+            help="Published architecture, e.g. paligemma2-3b-pt-224.",
+            show_default="that of --checkpoint; with --sweep, nine of them",
+        ),
     ] = "",
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose architecture to take.", show_default="none")] = "",
     target: Annotated[
@@ -178,7 +181,8 @@ def preflight(
         int | None, typer.Option(help="Training rows, for a recipe that has epochs.", min=1, show_default="none")
     ] = None,
     sweep: Annotated[
-        bool, typer.Option(help="Tabulate batch by target (and variant: several with commas); does not fail.")
+        bool,
+        typer.Option(help="Tabulate variants, batches and targets, several with commas; does not fail."),
     ] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table of --sweep as Markdown.")] = False,
     output: Annotated[

@@ -108,8 +108,10 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 )
                 splits[split].set_display_name(f"prepare {split} data")
             train, validation = _made("records", splits["train"], "records"), splits["validation"]
-            tuned = finetune(**checkpoint, **train, **_made("validation", validation, "records"), recipe=recipe, **place)
-            tuned.after(fits)
+            # The verdict of preflight holds fine-tuning back, and settings that are auto come from it.
+            judged_fit = _made("preflight", fits, "preflight")
+            validated = _made("validation", validation, "records")
+            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, recipe=recipe, **place)
             judged = {**checkpoint, **_made("records", validation, "records"), "task": task, "metrics": metrics}
             judged |= {"mask_decoder": mask_decoder, "batch_size": batch_size, "decoding": decoding, **place}
             # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.

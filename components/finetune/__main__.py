@@ -40,6 +40,13 @@ def run(
             show_default="none",
         ),
     ] = "",
+    preflight: Annotated[
+        str,
+        typer.Option(
+            help="Folder or gs:// prefix of a preflight of this recipe, whose choice its auto settings take.",
+            show_default="none: the default of the devices",
+        ),
+    ] = "",
 ) -> None:
     """Trains the recipe's parameters and writes them, with metrics.jsonl, training.html and summary.json."""
     from components.finetune.main import fine_tune
@@ -47,7 +54,7 @@ def run(
     from paligemma.launch.heartbeat import end_when_abandoned
 
     end_when_abandoned()
-    fine_tune(checkpoint, records, output, read_recipe(recipe, set_ or []), validation, state, state_root)
+    fine_tune(checkpoint, records, output, read_recipe(recipe, set_ or []), validation, state, state_root, preflight)
 
 
 def main() -> None:

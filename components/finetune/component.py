@@ -18,11 +18,13 @@ def finetune(
     report: dsl.Output[dsl.HTML],
     tree_sha256: dsl.OutputPath(str),
     validation: dsl.Input[dsl.Dataset] = None,
+    preflight: dsl.Input[dsl.Artifact] = None,
     recipe: str = "",
     state: str = "",
     checkpoint_sha256: str = "",
     records_sha256: str = "",
     validation_sha256: str = "",
+    preflight_sha256: str = "",
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -31,6 +33,7 @@ def finetune(
 
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
+        preflight: A preflight of this recipe, whose choice its auto settings take.
         state: Folder or gs:// prefix for the training state, from which an interrupted task resumes. Empty: a subfolder of
             artifact_root named by a hash of recipe, data and checkpoint; without artifact_root, beside the output.
     """
@@ -43,21 +46,20 @@ def finetune(
     from paligemma.artifacts.store import localize
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
-    from paligemma.training.recipe import parse_recipe
+    from paligemma.training.open_recipe import parse_open_recipe
 
     output = output_location(tuned, artifact_root, run, run_task)
     state_root = state_location(artifact_root)
     trained_on = (input_location(checkpoint, checkpoint_sha256), input_location(records, records_sha256), output)
-    parsed = parse_recipe(recipe)
+    asked, chosen = parse_open_recipe(recipe), input_location(preflight, preflight_sha256)
     if machines := launched():
         flags = dict(zip(("checkpoint", "records", "output"), trained_on, strict=True))
         flags |= {"validation": input_location(validation, validation_sha256), "state": state, "state-root": state_root}
-        flags["set"] = [
-            f"{key}={json.dumps(value)}" for key, value in parsed.model_dump(mode="json", exclude_defaults=True).items()
-        ]
+        flags |= {"preflight": chosen if asked.open else ""}
+        flags["set"] = [f"{key}={json.dumps(value)}" for key, value in asked.values(only_given=True).items()]
         run_elsewhere(machines, "components.finetune", flags, output)
     else:
-        fine_tune(*trained_on, parsed, input_location(validation, validation_sha256), state, state_root)
+        fine_tune(*trained_on, asked, input_location(validation, validation_sha256), state, state_root, chosen)
     mirror_record(tuned, output, tree_sha256)
     folder = localize(output)
     shutil.copyfile(folder / "training.html", report.path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
+from components.finetune.settle import settle
 from paligemma.artifacts.record import Input, canonical_sha256, read_record
 from paligemma.artifacts.store import input_of
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
@@ -13,7 +14,9 @@ from paligemma.data.augment import Augmentation, check_augmentation
 from paligemma.data.records import Records, open_records
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
+from paligemma.preflight.choice import Choice
 from paligemma.runtime.sharding import check_batch_size, make_mesh
+from paligemma.training.open_recipe import OpenRecipe
 from paligemma.training.recipe import Recipe
 
 
@@ -25,7 +28,8 @@ class Job:
         base: the checkpoint that it starts from.
         data: the training records.
         validation: records to validate on; None when the recipe does not validate.
-        recipe: the recipe.
+        recipe: the recipe, of which nothing is open.
+        choice: what was chosen for settings that were open; None if none was.
         steps: to make in all.
         mesh: of all devices.
         determined_by: what determines the parameters that come out; see `fingerprint`.
@@ -37,6 +41,7 @@ class Job:
     data: Records
     validation: Records | None
     recipe: Recipe
+    choice: Choice | None
     steps: int
     mesh: Mesh
     determined_by: dict
@@ -45,33 +50,50 @@ class Job:
 
 
 def open_job(
-    checkpoint: str, records: str, output: str, recipe: Recipe, validation: str = "", state: str = "", state_root: str = ""
+    checkpoint: str,
+    records: str,
+    output: str,
+    recipe: OpenRecipe,
+    validation: str = "",
+    state: str = "",
+    state_root: str = "",
+    preflight: str = "",
 ) -> Job:
     """Opens everything that a run needs, and confirms that it fits together.
 
     Args:
-        checkpoint, records, output, recipe, validation, state, state_root: as the command line has them.
+        checkpoint, records, output, recipe, validation, state, state_root, preflight: as the command line has them.
 
     Raises:
         InputError: something does not fit the rest; says what.
     """
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
-    if recipe.validate_every is not None and not validation:
+    # Below a root, a state is found by the recipe that was settled, so it has no say in it.
+    choice = settle(recipe, preflight, "" if state_root and not state else state or beside(output))
+    settled = recipe.settled(choice.settings) if choice else recipe.recipe
+    if settled.validate_every is not None and not validation:
         raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
-    validated_on = None if recipe.validate_every is None else open_records(validation)
+    validated_on = None if settled.validate_every is None else open_records(validation)
     if validated_on is not None:
         check_compatible(base, validated_on)
-    if recipe.augment != Augmentation():
-        check_augmentation(recipe.augment, data)
-    mesh = make_mesh(copies=recipe.data_parallel)
-    check_batch_size(mesh, recipe.batch_size, recipe.accumulate)
-    steps = recipe.total_steps(data.dataset.rows)
-    determined_by = fingerprint(base, data, validated_on, recipe, steps)
+    if settled.augment != Augmentation():
+        check_augmentation(settled.augment, data)
+    mesh = make_mesh(copies=settled.data_parallel)
+    check_batch_size(mesh, settled.batch_size, settled.accumulate)
+    steps = settled.total_steps(data.dataset.rows)
+    determined_by = fingerprint(base, data, validated_on, settled, steps)
     inputs = [input_of("checkpoint", base.location), input_of("train records", records)]
     inputs += [input_of("validation records", validation)] if validated_on is not None else []
+    inputs += [input_of("preflight", preflight)] if choice and preflight else []
     location = state_location(output, state, state_root, determined_by)
-    return Job(base, data, validated_on, recipe, steps, mesh, determined_by, location, inputs)
+    return Job(base, data, validated_on, settled, choice, steps, mesh, determined_by, location, inputs)
+
+
+def recorded_parameters(job: Job) -> dict:
+    """The parameters of the lineage record: the recipe; and which of its settings were chosen, and by whom, if any were."""
+    values = job.recipe.model_dump(mode="json")
+    return values if job.choice is None else values | {"chosen": dict(job.choice.settings), "chosen_by": job.choice.by}
 
 
 def check_compatible(base: Checkpoint, data: Records) -> None:
@@ -108,4 +130,9 @@ def state_location(output: str, state: str, state_root: str, determined_by: dict
         return state
     if state_root:
         return f"{state_root.rstrip('/')}/{canonical_sha256(determined_by)[:16]}"
+    return beside(output)
+
+
+def beside(output: str) -> str:
+    """Where the state is by default."""
     return f"{str(output).rstrip('/')}.state"

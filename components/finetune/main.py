@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from components.finetune.job import Job, open_job
+from components.finetune.job import Job, open_job, recorded_parameters
 from components.finetune.results import final_figures, write_results
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import produce
@@ -38,8 +38,8 @@ from paligemma.training.feed import FedBatch, feed
 from paligemma.training.fit import Loop, Progress, fit
 from paligemma.training.flops import flops_counter, peak_flops
 from paligemma.training.learning_rate import learning_rate_schedule
+from paligemma.training.open_recipe import OpenRecipe
 from paligemma.training.optimizer import make_optimizer
-from paligemma.training.recipe import Recipe
 from paligemma.training.state import StateStore, remove_state
 from paligemma.training.step import StepSettings, TrainState, init_state, make_train_step
 from paligemma.training.telemetry import Telemetry
@@ -54,26 +54,33 @@ ARTIFACT_TYPE = "tuned-model"
 
 @recorded("finetune")
 def fine_tune(
-    checkpoint: str, records: str, output: str, recipe: Recipe, validation: str = "", state: str = "", state_root: str = ""
+    checkpoint: str,
+    records: str,
+    output: str,
+    recipe: OpenRecipe,
+    validation: str = "",
+    state: str = "",
+    state_root: str = "",
+    preflight: str = "",
 ) -> None:
     """Trains and writes a tuned model.
 
     Args:
-        checkpoint, records, output, validation, state, state_root: as the command line has them. By `state_root`, a task that
-            is started again, by whatever runner and with whatever output, goes on.
-        recipe: the recipe.
+        checkpoint, records, output, validation, state, state_root, preflight: as the command line has them. By `state_root`, a
+            task that is started again, by whatever runner and with whatever output, goes on.
+        recipe: the recipe, whose open settings are settled for the devices of this run.
     """
     distributed.join_processes()
     expect_accelerator()
     use_compile_cache()
     trim_after_compiling()
-    job = open_job(checkpoint, records, output, recipe, validation, state, state_root)
-    optimizer = make_optimizer(recipe, job.steps)
+    job = open_job(checkpoint, records, output, recipe, validation, state, state_root, preflight)
+    optimizer = make_optimizer(job.recipe, job.steps)
     graph, current, frozen = build(job, optimizer)
     with contextlib.ExitStack() as stack:
-        keep_best = "min" if recipe.select == "best" else None
+        keep_best = "min" if job.recipe.select == "best" else None
         store = stack.enter_context(
-            StateStore(job.location, job.determined_by, keep_last=recipe.keep_last, keep_best=keep_best)
+            StateStore(job.location, job.determined_by, keep_last=job.recipe.keep_last, keep_best=keep_best)
         )
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), current)
         done, progress = 0, Progress()
@@ -82,15 +89,15 @@ def fine_tune(
             log.info("going on after step %d of %d, from the state in %s", done, job.steps, job.location)
         draft = None
         if distributed.is_first():
-            draft = stack.enter_context(produce(output, ARTIFACT_TYPE, "finetune", recipe.model_dump(mode="json"), job.inputs))
+            draft = stack.enter_context(produce(output, ARTIFACT_TYPE, "finetune", recorded_parameters(job), job.inputs))
             check_room(job.location, draft.folder, current)
         folder = draft.folder if draft is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.monotonic()
         loop = make_loop(job, optimizer, graph, current, frozen, done)
-        with Telemetry(folder, job.steps, recipe.batch_size, progress.entries) as telemetry:
+        with Telemetry(folder, job.steps, job.recipe.batch_size, progress.entries) as telemetry:
             current = fit(loop, current, done, progress, store, telemetry, job.location)
         loop.batches.close()
-        best = store.best_step() if recipe.select == "best" else None
+        best = store.best_step() if job.recipe.select == "best" else None
         if best is not None and (restored := store.restore(abstract, best)):
             current = restored.state
         seconds = time.monotonic() - started
@@ -100,7 +107,7 @@ def fine_tune(
             draft.device, draft.metrics = device(), final_figures(telemetry.entries)
             grey_range = job.data.dataset.grey_range
             write_results(
-                folder, job.base, recipe, trained, telemetry.entries, progress, seconds, device(), identical, grey_range
+                folder, job.base, job.recipe, trained, telemetry.entries, progress, seconds, device(), identical, grey_range
             )
     if not state and distributed.is_first():
         remove_state(job.location)

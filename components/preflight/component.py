@@ -1,5 +1,8 @@
 """KFP interface of `preflight`."""
 
+# KFP reads an output as `OutputPath(str)`, which is no type to Python.
+# pyright: reportInvalidTypeForm=false
+
 from kfp import dsl
 
 from components.kfp_component import kfp_component
@@ -10,6 +13,7 @@ def preflight(
     checkpoint: dsl.Input[dsl.Model],
     preflight: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
+    tree_sha256: dsl.OutputPath(str),
     recipe: str = "",
     target: str = "cpu",
     max_text_tokens: int = 128,
@@ -20,7 +24,7 @@ def preflight(
     run: str = "",
     run_task: str = "",
 ):
-    """Compiles the training step for its hardware, and fails if it does not fit.
+    """Compiles the training step for its hardware, chooses settings that are auto, and fails if it does not fit.
 
     Args:
         recipe: Training recipe, as YAML text; empty: the reference recipe.
@@ -34,10 +38,10 @@ def preflight(
     from components.artifacts import input_location, mirror_record, output_location
     from components.preflight.main import check
     from paligemma.artifacts.store import localize
-    from paligemma.training.recipe import parse_recipe
+    from paligemma.training.open_recipe import parse_open_recipe
 
     output = output_location(preflight, artifact_root, run, run_task)
     base = input_location(checkpoint, checkpoint_sha256)
-    check(base, output, parse_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
-    mirror_record(preflight, output)
+    check(base, output, parse_open_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
+    mirror_record(preflight, output, tree_sha256)
     shutil.copyfile(localize(output) / "preflight.html", report.path)

@@ -16,7 +16,7 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
-from paligemma.training.recipe import parse_recipe
+from paligemma.training.open_recipe import parse_open_recipe
 from paligemma.yaml_text import dump_yaml, parse_documents, read_yaml
 from pipelines.compile import compile_pipeline
 from pipelines.placement import PlaceTask
@@ -140,7 +140,7 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     elif recipe:
         values["recipe"] = read_preset(recipe)
     if values.get("recipe"):
-        parse_recipe(values["recipe"], [], str(path))
+        parse_open_recipe(values["recipe"], [], str(path))
     for name in ("decoding", "serving"):
         if isinstance(values.get(name), dict):
             values[name] = dump_yaml(values[name])

@@ -230,7 +230,6 @@ def run(
     from paligemma.checkpoints.describe import describe_source, named
     from paligemma.decoding.settings_yaml import settings_yaml
     from paligemma.runtime.accelerator import idle_gpu
-    from paligemma.yaml_text import dump_yaml
     from pipelines.check_run import check_run, split_data
     from pipelines.run_end import end_of_run
     from pipelines.run_local import run_pipeline
@@ -238,7 +237,7 @@ def run(
     source = named(source, "--source")
     date = today()
     train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
-    parsed = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
+    asked = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
     settings = decoding.settings()
     parameters = {
         "train_data": absolute(train_data),
@@ -249,7 +248,7 @@ def run(
         "precision": precision,
         "image_size": image_size,
         "images": absolute(images),
-        "recipe": dump_yaml(parsed.model_dump(exclude_none=True)),
+        "recipe": asked.text(),
         "target": target,
         "max_text_tokens": max_text_tokens,
         "max_reject_fraction": max_reject_fraction,

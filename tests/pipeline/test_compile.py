@@ -95,7 +95,7 @@ def test_the_hash_of_every_input_artifact_is_a_parameter(specification: dict) ->
         inputs = task.get("inputs", {})
         given[name] = sorted(inputs.get("artifacts", {}))
         assert {f"{artifact}_sha256" for artifact in given[name]} <= inputs.get("parameters", {}).keys(), name
-    assert given["finetune"] == ["checkpoint", "records", "validation"]
+    assert given["finetune"] == ["checkpoint", "preflight", "records", "validation"]
     assert given["evaluate-2"] == ["baseline", "checkpoint", "records", "tuned"]
     assert given["publish"] == ["checkpoint", "evaluation", "tuned"]
     with pytest.raises(ValueError, match="the sha256 of records is no parameter of finetune"):

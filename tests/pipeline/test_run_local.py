@@ -24,7 +24,10 @@ from paligemma.artifacts.run_date import today
 from paligemma.checkpoints.npz import write_npz
 from paligemma.checkpoints.open_checkpoint import open_checkpoint, resolve_embedded
 from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.index import Index
+from paligemma.lineage.queries import trace
 from paligemma.preflight.analyze import MEMORY_VARIABLE
+from paligemma.preflight.choice import read_choice
 from pipelines.finetune import make_pipeline
 from pipelines.run_local import RunOutputs, StepFailedError, run_pipeline
 
@@ -118,6 +121,21 @@ def test_artifacts_pass_between_the_steps(finished: Run) -> None:
     assert linked(pages["base and tuned"]) == {pages[name] for name in ("validation data", "training", "base", "run")}
     assert linked(pages["fit"]) == {pages["run"]}
     assert linked(pages["run"]) == {page for name, page in pages.items() if name != "run"}
+
+
+def test_a_recipe_whose_execution_is_auto_is_trained_as_preflight_chose(data: Path, tmp_path: Path) -> None:
+    outputs = run_pipeline(parameters(data, recipe="steps: 2\nexecution: auto\nunroll: false"), tmp_path / "root")
+    run = Path(outputs.tuned).parents[1]
+    choice = read_choice(str(run / "preflight/preflight"))
+    assert choice.settings == {"remat": "none", "frozen_dtype": "float16", "accumulate": 1, "data_parallel": 1}
+    asked, tuned = read_record(run / "preflight/preflight"), read_record(outputs.tuned)
+    assert asked.producer.parameters["recipe"]["remat"] == "auto"
+    assert tuned.producer.parameters["chosen"] == choice.settings
+    assert tuned.producer.parameters["chosen_by"] == choice.by
+    assert asked.artifact.tree_sha256 in {entry.sha256 for entry in tuned.inputs if entry.role == "preflight"}
+    with Index(str(tmp_path / "root")) as index:
+        traced = json.dumps(trace(index, outputs.tuned))
+    assert choice.by in traced
 
 
 def test_both_evaluations_decode_as_the_pipeline_was_told(finished: Run) -> None:

@@ -29,6 +29,7 @@ from paligemma.lineage.verify import verify
 from paligemma.registry.releases import Release, read_champion, read_release, verify_release
 from paligemma.storage import cache, gcs
 from paligemma.storage.location import GcsLocation, parse_location
+from paligemma.training.open_recipe import OpenRecipe
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
 from paligemma.training.recipe import Recipe
 from pipelines.run_local import run_pipeline
@@ -201,7 +202,7 @@ def test_too_many_rejects_leave_the_list_in_the_bucket(data: GcsLocation) -> Non
 def test_a_task_that_is_started_again_finds_its_state_in_the_bucket(data: GcsLocation, monkeypatch: pytest.MonkeyPatch) -> None:
     records, root = str(BUCKET / "resumed/records"), BUCKET / "resumed/state"
     prepare(data=str(data), checkpoint="embedded:tiny", output=records, max_reject_fraction=1.0)
-    recipe = Recipe(steps=3, save_every=1, remat="none")
+    recipe = OpenRecipe(recipe=Recipe(steps=3, save_every=1, remat="none"))
     trained = {}
     for attempt in ("undisturbed", "preempted", "again"):
         monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step, a=attempt: a == "preempted" and step == 2)

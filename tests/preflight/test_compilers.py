@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.preflight.analyze import DoesNotFitError, examine
+from paligemma.preflight.choice import EQUAL
+from paligemma.preflight.choose import choose
 from paligemma.storage import cache
+from paligemma.training.open_recipe import parse_open_recipe
 from paligemma.training.recipe import parse_recipe
 from pipelines.cli import app
 
@@ -40,6 +43,19 @@ def test_a_target_answers_of_decoding(target: str) -> None:
     assert 0 < token["bytes"] < prefill["bytes"]
     assert 0 < decoding.token_seconds < decoding.prefill_seconds < 1
     assert bool(token["collectives"]) == (target[-2:] == "-4")
+
+
+@pytest.mark.parametrize("target", ["t4", "a100-40", "v5e-1", "v5e-4"])
+def test_what_auto_takes_fits_and_is_as_fast_as_any_that_was_compiled(target: str) -> None:
+    config, asked = open_checkpoint("embedded:tiny").config, parse_open_recipe("execution: auto\nbatch_size: 8")
+    choice, report = choose(config, asked, target, TEXT, {})
+    assert report.fits
+    assert report.seconds <= (1 + EQUAL) * min(trial.seconds for trial in choice.trials)
+    assert {trial.settings["unroll"] for trial in choice.trials} == {False, True}
+    frozen = {trial.settings["frozen_dtype"] for trial in choice.trials}
+    assert frozen == ({"float16"} if target == "t4" else {"float16", "bfloat16"})
+    again, _ = choose(config, asked, target, TEXT, {})
+    assert again == choice
 
 
 def test_without_rematerialization_the_3b_model_is_refused_with_what_fits() -> None:

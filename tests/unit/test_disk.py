@@ -15,6 +15,7 @@ from paligemma.models.config import VARIANTS
 from paligemma.preflight.analyze import DoesNotFitError, Report
 from paligemma.preflight.disk import Disk, examine_disk
 from paligemma.storage.disk_space import DISK_VARIABLE
+from paligemma.training.open_recipe import parse_open_recipe
 from paligemma.training.recipe import parse_recipe
 from pipelines.profiles import PROFILES
 
@@ -58,7 +59,7 @@ def test_a_job_that_leaves_nothing_for_records_is_refused(monkeypatch: pytest.Mo
         "cpu", 8, True, 1, 2, 0.1, 2, 1.0, None, None, None, None, None, 1, None, None, None, {"arguments": 1, "temporaries": 1}
     )
     monkeypatch.setattr(preflight, "examine", lambda *_, **__: report)
-    arguments = {"checkpoint": "embedded:tiny", "recipe": parse_recipe("steps: 1"), "target": "cpu", "max_text_tokens": 8}
+    arguments = {"checkpoint": "embedded:tiny", "recipe": parse_open_recipe("steps: 1"), "target": "cpu", "max_text_tokens": 8}
     monkeypatch.setenv(DISK_VARIABLE, "3000000")
     with pytest.raises(DoesNotFitError, match="does not fit its machines' disks"):
         preflight.check(output=str(tmp_path / "a"), warn_only=False, **arguments)

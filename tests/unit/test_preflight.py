@@ -26,7 +26,7 @@ from paligemma.preflight.account import Account, account, open_loops
 from paligemma.preflight.analyze import MEMORY_VARIABLE, DoesNotFitError, device_memory, examine, read_prices
 from paligemma.preflight.compiler import Job
 from paligemma.preflight.hlo_text import read_program
-from paligemma.preflight.render import cells, tables
+from paligemma.preflight.render import OF_A_SWEEP, cells, tables
 from paligemma.preflight.search import cost, find_fitting
 from paligemma.preflight.summary import seconds, summary, weight_sizes
 from paligemma.preflight.targets import GIB, TARGETS, find_target
@@ -221,15 +221,17 @@ def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.M
     command = ["preflight", "--variant", "paligemma-3b-pt-224", "--sweep", "--batch-size", "8,64", "--target", "v5e-1,l4"]
     result = CliRunner().invoke(app, [*command, "--markdown", "--output", str(tmp_path / "out")])
     assert result.exception is None, result.output
-    name = "paligemma-3b-pt-224, batch"
-    assert result.stdout.splitlines()[0] == (
-        f"| target | limit | {name} 8: peak | s/step at best | {name} 64: peak | s/step at best |"
-    )
-    assert [line.split(" | ")[:3] for line in result.stdout.splitlines()[2:]] == [
-        ["| v5e-1", "15.43", "8.00"],
-        ["| l4", "20.69", "8.00"],
+    header, _, *rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines()]
+    assert header == list(OF_A_SWEEP)
+    name = "paligemma-3b-pt-224"
+    assert [row[:6] for row in rows] == [
+        ["v5e-1", name, "8", "8.00", "15.43", "yes"],
+        ["l4", name, "8", "8.00", "20.69", "yes"],
+        ["v5e-1", name, "64", "16.40", "15.43", "no"],
+        ["l4", name, "64", "16.40", "20.69", "yes"],
     ]
-    assert "16.40 (no)" in result.stdout
+    assert rows[0][6:10] == ["1.0", "3.0", "0.0", "0.100"]
+    assert (tmp_path / "out/table.md").read_text() == result.stdout
     assert len(json.loads((tmp_path / "out/preflight.json").read_text())["reports"]) == 4
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from components.presets import FOLDER, read_preset
 from conftest import REPOSITORY
+from paligemma.training.open_recipe import SETTINGS, parse_open_recipe
 from paligemma.training.recipe import Recipe, parse_recipe
 
 SOURCE = re.compile(
@@ -26,7 +27,7 @@ def table() -> dict[str, dict[str, str]]:
 
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-PUBLISHED = [name for name in NAMES if name not in ("default", "demo", "lora")]
+PUBLISHED = [name for name in NAMES if name not in ("auto", "default", "demo", "lora")]
 
 
 def test_the_table_has_every_preset_once_and_no_other() -> None:
@@ -37,7 +38,7 @@ def test_the_table_has_every_preset_once_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_has_the_presets_values(name: str) -> None:
-    row, recipe = table()[name], parse_recipe(read_preset(name))
+    row, recipe = table()[name], parse_open_recipe(read_preset(name)).recipe
     length = f"{recipe.epochs:g}" if recipe.epochs is not None else f"{recipe.total_steps(rows=1)} steps"
     assert row["epochs"] == length
     assert [float(row[column]) for column in ("batch", "lr", "wd", "smoothing", "dropout")] == [
@@ -47,6 +48,12 @@ def test_the_table_has_the_presets_values(name: str) -> None:
         recipe.label_smoothing,
         recipe.dropout,
     ]
+
+
+def test_auto_is_the_reference_recipe_with_its_execution_left_open() -> None:
+    auto = parse_open_recipe(read_preset("auto"))
+    assert auto.open == SETTINGS
+    assert auto.recipe == parse_recipe(read_preset("default"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -61,7 +61,7 @@ def test_its_command_and_its_steps_start(site: Path, module: str) -> None:
 
 
 def test_its_presets_are_in_it(site: Path) -> None:
-    done = run(site, "from components.presets import read_recipe\nprint(read_recipe('demo').optimizer)")
+    done = run(site, "from components.presets import read_recipe\nprint(read_recipe('demo').recipe.optimizer)")
     assert done.stdout == "sgd\n", done.stderr
 
 

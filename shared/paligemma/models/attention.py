@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def scores(query: Float[Array, "b k q h"], key: Float[Array, "b k s h"], dtype) 
     """Products of queries and keys, in a dtype that may be wider than theirs; the backward pass multiplies in theirs.
 
     Automatic differentiation would multiply in the wider one, on a GPU at half the speed, and with a gradient of the logits'
-    size that is twice as large.
+    size that is twice as large. In float16 it does so here too: a logit's gradient is often below its range.
     """
     return jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=dtype)
 
@@ -106,8 +106,9 @@ def _scores_forward(query: Array, key: Array, dtype) -> tuple[Array, tuple[Array
 
 def _scores_backward(dtype, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     query, key = kept
-    gradient = gradient.astype(query.dtype)
-    return jnp.einsum("bkqs,bksh->bkqh", gradient, key), jnp.einsum("bkqs,bkqh->bksh", gradient, query)
+    gradient = gradient if query.dtype == jnp.float16 else gradient.astype(query.dtype)
+    of_query, of_key = jnp.einsum("bkqs,bksh->bkqh", gradient, key), jnp.einsum("bkqs,bkqh->bksh", gradient, query)
+    return of_query.astype(query.dtype), of_key.astype(key.dtype)
 
 
 scores.defvjp(_scores_forward, _scores_backward)
@@ -198,7 +199,7 @@ def _attend_heads_first(query: Array, key: Array, value: Array, mask: Array | No
     s, k = key.shape[1:3]
     query = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    logits = scores(query, key, softmax_dtype)
+    logits = cast(Array, scores(query, key, softmax_dtype))
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
     if mask is not None:

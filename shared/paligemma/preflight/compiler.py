@@ -30,6 +30,11 @@ from paligemma.training.recipe import Recipe
 
 log = logging.getLogger("paligemma.preflight")
 
+
+class CompilerMissingError(InputError):
+    """The compiler for a target is not installed."""
+
+
 TIMEOUT = 1800
 """Most seconds for a compilation."""
 
@@ -40,13 +45,17 @@ _SOURCES = (
     "checkpoints/parameters.py",
     "decoding",
     "models",
-    "preflight",
+    *(
+        f"preflight/{name}.py"
+        for name in ("abstract", "account", "hlo_products", "hlo_text", "hlo_traffic", "summary", "worker")
+    ),
+    "preflight/targets.py",
     "training",
     "data/batch.py",
     "precision.py",
     "runtime/sharding.py",
 )
-"""Source files of the step and of decoding: when they change, the program may change."""
+"""Source files of the step and of decoding, and of the account of them: when they change, the answer may change."""
 
 _IRRELEVANT = {"steps", "epochs", "seed", "learning_rate", "save_every", "keep_last", "log_every", "validate_every"}
 """Recipe keys that affect only constants in the program."""
@@ -101,7 +110,7 @@ def _found(job: Job, program: dict, decided_by: dict) -> dict:
     place = find_target(job.target)
     module, distribution = _WHEELS[place.platform]
     if module and importlib.util.find_spec(module) is None:
-        raise InputError(
+        raise CompilerMissingError(
             f"The compiler for {job.target} is not installed.",
             expected=f"the package {module}",
             fix=how_to_install("preflight"),

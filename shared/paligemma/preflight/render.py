@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -11,8 +11,11 @@ from rich.table import Table
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
 from paligemma.preflight.analyze import Decoding, Report, in_gib, needed_memory
+from paligemma.preflight.choice import CHOICE_FILE, RECIPE_FILE, Choice, in_words
 from paligemma.preflight.disk import Disk
 from paligemma.reports.page import render, write_page
+from paligemma.training.recipe import Recipe
+from paligemma.yaml_text import dump_yaml
 
 COLUMNS = (
     "target",
@@ -41,6 +44,10 @@ OF_DECODING = (
     "to 16-bit weights",
     "s/token at best",
 )
+
+
+Job = tuple[str, str, int]
+"""Target, model and batch, as a table names them."""
 
 
 def columns(reports: Sequence[Report]) -> tuple[str, ...]:
@@ -108,40 +115,60 @@ def _filled(reports: Sequence[Report]) -> tuple[tuple[str, ...], list[tuple[str,
     return names, [(one := cells(report)) + ("",) * (len(names) - len(one)) for report in reports]
 
 
-def grid(by_job: Mapping[str, Sequence[Report]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table of targets by jobs: the peak in GiB per device, a step's seconds at best, and of decoding GB.
+OF_A_SWEEP = (
+    "target",
+    "model",
+    "batch",
+    "GiB",
+    "limit",
+    "fits",
+    "TFLOP",
+    "GB",
+    "GB received",
+    "s/step at best",
+    "MFU",
+    "GB a token",
+    "chosen",
+)
+
+
+def sweep_row(job: Job, report: Report | None, choice: Choice | None = None) -> tuple[str, ...]:
+    """A row of the table of a sweep, by `OF_A_SWEEP`: GiB and GB of a device, TFLOP of all devices; GB of a token if asked for.
 
     Args:
-        by_job: reports by job name, all for the same targets.
+        job: target, model and batch.
+        report: what was found; None if the compiler failed.
+        choice: what was chosen for open settings.
     """
-    header = ["target", "limit"]
-    for name in by_job:
-        header += [f"{name}: peak", "s/step at best"]
-        header += ["GB a token"] if by_job[name][0].decoding else []
-    rows = []
-    for reports in zip(*by_job.values(), strict=True):
-        row = [reports[0].target, in_gib(reports[0].limit)]
-        for report in reports:
-            size = "out of memory" if "out_of_memory" in report.found else in_gib(report.peak)
-            row += [
-                size if report.fits or not report.peak else f"{size} (no)",
-                "" if report.seconds is None else f"{report.seconds:.3f}",
-            ]
-            row += [_number(report.decoding.token_bytes, 1e9)] if report.decoding else []
-        rows.append(row)
-    return header, rows
+    target, model, batch = job
+    if report is None:
+        return (target, model, str(batch), "the compiler failed", *("",) * (len(OF_A_SWEEP) - 4))
+    return (
+        target,
+        model,
+        str(batch),
+        "out of memory" if "out_of_memory" in report.found else in_gib(report.peak),
+        in_gib(report.limit),
+        "yes" if report.fits else "no",
+        "" if report.flops_done is None else f"{sum(report.flops_done.values()) / 1e12:.1f}",
+        _number(report.bytes_moved, 1e9, ".1f"),
+        _number(report.bytes_received, 1e9, ".1f"),
+        _number(report.seconds, form=".3f"),
+        _number(report.share_of_peak, form=".0%"),
+        _number(report.decoding.token_bytes, 1e9, ".2f") if report.decoding else "",
+        in_words(choice.settings) if choice else "",
+    )
 
 
-def grid_table(by_job: Mapping[str, Sequence[Report]]) -> Table:
-    """`grid` for a terminal."""
-    return _table(*grid(by_job))
+def sweep_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of `sweep_row` for a terminal, without empty columns."""
+    kept = [number for number, column in enumerate(zip(*rows, strict=True)) if any(column)]
+    return _table([OF_A_SWEEP[number] for number in kept], [[row[number] for number in kept] for row in rows])
 
 
-def grid_markdown(by_job: Mapping[str, Sequence[Report]]) -> str:
-    """`grid` for a page of documentation."""
-    header, rows = grid(by_job)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def markdown_line(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def write(
@@ -152,10 +179,12 @@ def write(
     override: str,
     disk: Disk | None = None,
     model: str = "",
+    choice: Choice | None = None,
 ) -> None:
-    """Writes `preflight.json` and `preflight.html` into an existing folder, with the disk and model if given."""
+    """Writes `preflight.json` and `preflight.html` into an existing folder, with disk, model and choice if given."""
     values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
     values |= {"disk": disk.as_json()} if disk else {}
+    values |= {"choice": choice.model_dump(mode="json")} if choice else {}
     (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
 
     def page() -> str:
@@ -171,11 +200,42 @@ def write(
             prices_of=prices_of,
             override=override,
             disk=disk,
+            choice=choice,
+            trials=trial_rows(choice) if choice else [],
+            trial_columns=OF_A_TRIAL,
             about=about_attempt(),
             links=neighbours(),
         )
 
     write_page(folder / "preflight.html", page)
+
+
+def write_choice(folder: Path, choice: Choice, recipe: Recipe) -> None:
+    """Writes `choice.json`, which `finetune` reads, and the whole recipe as `recipe.yaml`, which every `--recipe` takes."""
+    (folder / CHOICE_FILE).write_text(choice.model_dump_json(indent=2) + "\n")
+    (folder / RECIPE_FILE).write_text(dump_yaml(recipe.model_dump(mode="json", exclude_none=True)))
+
+
+OF_A_TRIAL = ("candidate", "GiB", "s/step at best", "fits", "verdict")
+
+
+def trial_rows(choice: Choice) -> list[tuple[str, ...]]:
+    """A row for every recipe that was compiled for a choice, by `OF_A_TRIAL`."""
+    return [
+        (
+            in_words(trial.settings),
+            "out of memory" if trial.peak is None else in_gib(trial.peak),
+            _number(trial.seconds, form=".3f"),
+            "yes" if trial.fits else "no",
+            trial.verdict,
+        )
+        for trial in choice.trials
+    ]
+
+
+def trial_table(choice: Choice) -> Table:
+    """`trial_rows` for a terminal."""
+    return _table(OF_A_TRIAL, trial_rows(choice))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -21,7 +21,9 @@ from paligemma.preflight.analyze import Report, device_memory, examine, needed_f
 from paligemma.preflight.targets import Target, find_target
 from paligemma.training.recipe import Recipe
 
-_POLICIES = ("none", "dots", "attention", "full")
+POLICIES = ("none", "dots", "attention", "full")
+"""Values of `remat`, from fast to lean."""
+
 _RECOMPUTED = {"none": 0.0, "dots": 0.05, "attention": 0.6, "full": 1.0}
 """Share of the decoder's forward pass that is recomputed. Attention is a small part of a layer; elementwise work is less."""
 
@@ -52,7 +54,7 @@ def find_fitting(
         if not any(examine(config, lean, target, text_tokens, prices).fits for lean in _leanest(same)):
             continue
         for changed in same:
-            if any(_needs_at_least(changed, other) for other in failed):
+            if any(needs_at_least(changed, other) for other in failed):
                 continue
             report = examine(config, changed, target, text_tokens, prices)
             if report.fits:
@@ -113,7 +115,7 @@ def _ways(recipe: Recipe, devices: int) -> list[Recipe]:
     copies = [n for n in range(1, devices + 1) if devices % n == 0]
     return [
         _changed(recipe, remat=policy, accumulate=n, loss_chunk=chunk, data_parallel=copy)
-        for policy, n, chunk, copy in itertools.product(_POLICIES, parts, chunks, copies)
+        for policy, n, chunk, copy in itertools.product(POLICIES, parts, chunks, copies)
     ]
 
 
@@ -128,16 +130,17 @@ def _leanest(recipes: list[Recipe]) -> list[Recipe]:
     """
 
     def memory(recipe: Recipe) -> tuple[int, ...]:
-        return (recipe.data_parallel, -_POLICIES.index(recipe.remat), -recipe.accumulate, recipe.loss_chunk)
+        return (recipe.data_parallel, -POLICIES.index(recipe.remat), -recipe.accumulate, recipe.loss_chunk)
 
     kinds = ([recipe for recipe in recipes if (recipe.accumulate > 1) == in_parts] for in_parts in (True, False))
     return [min(kind, key=memory) for kind in kinds if kind]
 
 
-def _needs_at_least(recipe: Recipe, other: Recipe) -> bool:
+def needs_at_least(recipe: Recipe, other: Recipe) -> bool:
+    """Whether a recipe with equal training surely needs the memory of another one, or more."""
     return (
         recipe.data_parallel >= other.data_parallel
-        and _POLICIES.index(recipe.remat) <= _POLICIES.index(other.remat)
+        and POLICIES.index(recipe.remat) <= POLICIES.index(other.remat)
         and recipe.accumulate <= other.accumulate
         and recipe.loss_chunk >= other.loss_chunk
         and (recipe.accumulate > 1) == (other.accumulate > 1)

@@ -157,12 +157,22 @@ def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = 
     Raises:
         InputError: the text is not YAML, a key is unknown (with the nearest known key), or a value is wrong.
     """
+    return check_recipe(recipe_values(text, overrides, where), overrides, where)
+
+
+def recipe_values(text: str, overrides: Sequence[str], where: object) -> dict:
+    """The values of YAML text after `key=value` overrides, unchecked; see `parse_recipe`."""
     values = parse_yaml(text, where, "The recipe")
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError("The recipe is not a mapping.", where=where, expected="lines like `learning_rate: 0.03`")
     for item in overrides:
         _override(values, item)
+    return values
+
+
+def check_recipe(values: dict, overrides: Sequence[str], where: object) -> Recipe:
+    """The recipe of values from `recipe_values`; see `parse_recipe`."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

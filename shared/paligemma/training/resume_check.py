@@ -53,6 +53,19 @@ def claim(location: Location, fingerprint: Mapping[str, object], *, write: bool)
         )
 
 
+def saved_recipe(location: Location) -> Mapping[str, object]:
+    """The values of the recipe that the state at `location` belongs to; empty without a state.
+
+    Raises:
+        DamagedError: the stored fingerprint cannot be read.
+    """
+    path = location / FINGERPRINT_FILE
+    if (data := folders.read_file(path)) is None:
+        return {}
+    found = parse_json(data, path, "The fingerprint of a training state", fix="choose another --state").get("recipe")
+    return found if isinstance(found, dict) else {}
+
+
 def describe_changes(before: object, after: object) -> list[str]:
     """The differences of two JSON values: at most 20 lines like `recipe.learning_rate: 0.03 -> 0.01`; empty if equal."""
     old, new = dict(leaves(before)), dict(leaves(after))
