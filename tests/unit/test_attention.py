@@ -173,3 +173,10 @@ def test_blocks_keep_no_logits_of_the_whole_sequence(order) -> None:
     whole = 4 * 8 * 640 * 640
     assert largest_logits(AttentionForm(order), 1, 640) >= whole
     assert largest_logits(AttentionForm(order, most_logits=2**20), 1, 640) <= 4 * 8 * 64 * 640
+
+
+def test_gradients_of_logits_below_float16s_range_still_reach_the_queries() -> None:
+    query, keys = jnp.ones((1, 1, 1, 8), jnp.float16), jnp.ones((1, 1, 4096, 8), jnp.float16)
+    _, pull = jax.vjp(lambda query: attention.scores(query, keys, jnp.float32), query)
+    (gradient,) = pull(jnp.full((1, 1, 1, 4096), 1e-8, jnp.float32))
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), 4096e-8, rtol=0.01)

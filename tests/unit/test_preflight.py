@@ -42,6 +42,12 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def compiled_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of the real compiler are shared by the tests that ask for this."""
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "compiled once"))
+
+
 def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the accelerators' compilers were there; other modules are found as ever."""
     find = importlib.util.find_spec
@@ -73,6 +79,7 @@ def test_the_step_runs_as_it_was_lowered_and_arguments_take_what_was_said(settin
     assert metrics.loss.shape == ()
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_job_that_fits_and_the_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     first = examine(tiny(), recipe(), "cpu", TEXT, {"cpu": 0.5})
     assert first.fits
@@ -104,6 +111,7 @@ def test_the_step_and_its_shardings_are_among_the_sources() -> None:
     assert len(compiler._sources_sha256()) == 64
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_what_does_not_fit_gets_a_recipe_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = recipe("batch_size=64", "remat=none")
     needed = examine(tiny(), parsed, "cpu", TEXT, {})
@@ -173,6 +181,7 @@ def test_an_optimizer_with_less_state_comes_before_a_smaller_batch(monkeypatch: 
     assert "optimizer=adafactor" in found[1]
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["preflight", "--checkpoint", "embedded:tiny", "--set", "steps=5", "--max-text-tokens", "16"]
     monkeypatch.setenv("COLUMNS", "40")  # no figure is cut off where lines are short
@@ -310,6 +319,7 @@ def test_decoding_on_one_cpu_has_no_program_without_weights() -> None:
         examine(tiny(), recipe(), "cpu", TEXT, {}, decoding=1)
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_steps_of_epochs_are_planned_by_the_rows() -> None:
     by_epochs = parse_recipe("", ["epochs=2", "batch_size=8"])
     assert examine(tiny(), by_epochs, "cpu", TEXT, {}).steps is None

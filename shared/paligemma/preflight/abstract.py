@@ -18,7 +18,6 @@ from paligemma.choices import ComputeDtype
 from paligemma.data.batch import TrainBatch
 from paligemma.decoding.decode import decode
 from paligemma.decoding.settings import NO_EOS, DecodeSettings
-from paligemma.errors import InputError
 from paligemma.models.attention import attention_form
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora_factors import LoraConfig
@@ -83,21 +82,13 @@ def lower_decoding(
 
     Args:
         config: the architecture.
-        devices: devices to decode on; they need not be present.
+        devices: devices to decode on; they need not be present. A single CPU has another program: see `cpu_layout`.
         compute: the dtype of products.
         rows: prompts; on several devices more of them, until they split evenly.
         text_tokens: tokens of every prompt's text.
         dtype: the dtype of the parameters in the checkpoint.
-
-    Raises:
-        InputError: the device is a single CPU.
     """
     mesh = make_mesh(list(devices))
-    if len(devices) == 1 and devices[0].platform == "cpu":
-        raise InputError(
-            "Decoding on one CPU has no program without weights: it lays them out anew, by their values in memory.",
-            expected="an accelerator, or several simulated CPUs",
-        )
     platform = "gpu" if devices[0].platform in ("gpu", "cuda") else str(devices[0].platform)
     precision = Precision.of(compute, dtype)
     graph, state = nnx.split(abstract_decoding_model(config, precision, platform))

@@ -136,6 +136,12 @@ def examine(
         PaliGemmaError: the compiler failed for a reason other than memory.
     """
     place = find_target(target)
+    if decoding and place.platform == "cpu" and place.devices == 1:
+        raise InputError(
+            "Decoding on one CPU has no program without weights: it lays them out anew, by their values in memory.",
+            where=target,
+            expected="an accelerator, or several simulated CPUs",
+        )
     job = Job(config, target, text_tokens, full_effort, fresh)
     found = compile_step(job, recipe)
     step = found["accounts"]["step"] if "accounts" in found else None
