@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -198,7 +198,7 @@ def _attend_heads_first(query: Array, key: Array, value: Array, mask: Array | No
     s, k = key.shape[1:3]
     query = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    logits = scores(query, key, softmax_dtype)
+    logits = cast(Array, scores(query, key, softmax_dtype))
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
     if mask is not None:
