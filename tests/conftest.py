@@ -31,8 +31,8 @@ os.environ["XLA_FLAGS"] = f"{EIGHT_DEVICES} {XLA_FLAGS}"
 
 # JAX notes the whole stack of calls beside every operation that it traces. Below pytest's own stack that is an eighth of the
 # time of tests that compile.
-os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # Where there is room, files of tests are in memory: they make and remove a hundred thousand folders, and wait for the disk each
 # time. What needs a disk of its own kind is in `tests/disk`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +167,16 @@ def test_a_products_dtype_is_that_of_its_wider_operand(left: str, right: str, na
     assert found.flops == {named: 2 * 4 * 8 * 2}
 
 
+@pytest.fixture
+def named_operations() -> Iterator[None]:
+    """Operations say which function they are of, which tests do without elsewhere (`conftest.py`)."""
+    before = jax.config.read("jax_include_full_tracebacks_in_locations")
+    jax.config.update("jax_include_full_tracebacks_in_locations", True)
+    yield
+    jax.config.update("jax_include_full_tracebacks_in_locations", before)
+
+
+@pytest.mark.usefixtures("named_operations")
 def test_a_weight_that_is_written_again_is_found() -> None:
     def apply(x, w):
         return x @ (w.astype(jnp.float32) * 2)
