@@ -170,7 +170,7 @@ def test_a_products_dtype_is_that_of_its_wider_operand(left: str, right: str, na
 @pytest.fixture
 def named_operations() -> Iterator[None]:
     """Operations say which function they are of, which tests do without elsewhere (`conftest.py`)."""
-    before = jax.config.read("jax_include_full_tracebacks_in_locations")
+    before = jax.config.jax_include_full_tracebacks_in_locations
     jax.config.update("jax_include_full_tracebacks_in_locations", True)
     yield
     jax.config.update("jax_include_full_tracebacks_in_locations", before)
