@@ -216,7 +216,7 @@ def test_any_training_has_a_page(tmp_path: Path, losses, validations: list[float
     assert ("validation loss, by step" in page) == bool(validations)
 
 
-@pytest.mark.parametrize("target", ["cpu", "t4", "v5e-4"])
+@pytest.mark.parametrize("target", ["cpu-2", "t4", "v5e-4"])
 @pytest.mark.parametrize("length", ["steps=2", "epochs=1"])
 @pytest.mark.parametrize("kind", ["fits", "does not fit", "out of memory", "messages", "copies", "unread"])
 def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path:
     messages = {"all-gather": {"count": 2, "bytes": 3.0}} if kind == "messages" else {}
     copies = [{"shape": "f16[2,2048,16384]", "times": 18, "bytes": 2e9, "source": "jit(<lambda>)"}] if kind == "copies" else []
     step = {"flops": {"bf16": 5}, "bytes": 7, "cycles": 0, "collectives": messages, "copied": 2e9, "copies": copies}
-    step["seconds"] = None if target == "cpu" else 0.1
+    step["seconds"] = None if target == "cpu-2" else 0.1
     found["accounts"] = {name: step for name in ("step", "prefill", "token")}
     if kind == "unread":
         del found["accounts"]
@@ -233,7 +233,7 @@ def test_any_preflight_has_a_page(kind: str, length: str, target: str, tmp_path:
     found = {"out_of_memory": "Ran out of <memory>"} if kind == "out of memory" else found
     monkeypatch.setattr(analyze, "compile_step", lambda *_: found)
     monkeypatch.setattr(analyze, "compile_decoding", lambda *_: found)
-    prices = {} if target == "cpu" else analyze.read_prices()[1]
+    prices = {} if target == "cpu-2" else analyze.read_prices()[1]
     recipe = parse_recipe("", ["batch_size=8", length], "test")
     config, decoding = open_checkpoint("embedded:tiny").config, 3 if kind in ("copies", "unread") else 0
     report = analyze.examine(config, recipe, target, 16, prices, decoding=decoding)
