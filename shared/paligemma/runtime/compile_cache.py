@@ -31,7 +31,7 @@ def use_compile_cache() -> None:
 def compiled_quickly(wanted: bool = True) -> Iterator[None]:
     """Turns off JAX's optimizations if `wanted`: worthwhile for a small model's program that runs once.
 
-    The embedded checkpoint's first answer takes 3.9 s of processor time this way, and 5.0 s otherwise.
+    Figures are in tests/benchmarks/README.md.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", before or wanted)
