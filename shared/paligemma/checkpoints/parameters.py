@@ -42,9 +42,10 @@ def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | N
     """
     if sharding is None:
         values = read(array, ..., dtype)
-        # `jnp.asarray` would compile a program for every shape, to copy it. On a CPU `device_put` takes the memory over: what
-        # was read is nobody else's, an array that was given is.
-        return jax.device_put(np.array(values) if isinstance(array, np.ndarray) else values)
+        # `jnp.asarray` would compile a program for every shape, to copy it. On a CPU `device_put` takes the memory over. What
+        # was read from a file belongs to nobody else, but an array that was given belongs to its owner.
+        taken_over = isinstance(array, np.ndarray) and jax.default_backend() == "cpu"
+        return jax.device_put(np.array(values) if taken_over else values)
     placed = jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: read(array, index, dtype), dtype=dtype)
     if sharding.is_fully_addressable and not sharding.is_fully_replicated:
         verify(array)  # the devices have read it in slices, so it is in the page cache now

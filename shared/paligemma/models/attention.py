@@ -24,11 +24,11 @@ class AttentionForm(NamedTuple):
 
     Attributes:
         order: the order of the axes in its products.
-        most_logits: bytes of logits that a device holds at a time, at most: more are computed for a block of queries after the
-            other, and again in the backward pass. 0: all are held.
+        most_logits: the most bytes of logits that a device holds at once. Where there would be more, attention takes the queries
+            block by block, and computes their logits again in the backward pass. 0: no limit.
         devices: devices over which a batch's rows are split.
-        keys_of: keys are filled up to a multiple of this many, which no query sees. Only a query that sees no key at all gives
-            something else then.
+        keys_of: keys are padded to a multiple of this number. No query sees the padding. Only a query that sees no key at all
+            has another result then.
     """
 
     order: HeadOrder = "first"
