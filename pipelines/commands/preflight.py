@@ -27,6 +27,7 @@ from paligemma.preflight.render import (
 from paligemma.preflight.search import find_fitting
 from paligemma.preflight.targets import find_target, find_variant
 from paligemma.progress import WorkProgress
+from paligemma.storage.atomic import write_file
 from paligemma.terminal import say, show_table, table_width
 from paligemma.training.open_recipe import OpenRecipe
 
@@ -175,7 +176,7 @@ def tabulate(question: Question, output: Path | None, markdown: bool) -> None:
     _write(output, reports, title, as_of, "", None)
     if output is not None:
         lines = [OF_A_SWEEP, ["---"] * len(OF_A_SWEEP), *rows]
-        (output / "table.md").write_text("".join(f"{markdown_line(line)}\n" for line in lines))
+        write_file(output / "table.md", "".join(f"{markdown_line(line)}\n" for line in lines))
 
 
 def _examined(

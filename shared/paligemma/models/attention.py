@@ -24,7 +24,7 @@ class AttentionForm(NamedTuple):
 
     Attributes:
         order: the order of the axes in its products.
-        most_logits: the most bytes of logits that a device holds at once. Where there would be more, attention takes the queries
+        most_logits: the most bytes of logits that a device holds at once. Where there would be more, attention takes queries
             block by block, and computes their logits again in the backward pass. 0: no limit.
         devices: devices over which a batch's rows are split.
         keys_of: keys are padded to a multiple of this number. No query sees the padding. Only a query that sees no key at all

@@ -14,6 +14,7 @@ from paligemma.preflight.analyze import Decoding, Report, in_gib, needed_memory
 from paligemma.preflight.choice import CHOICE_FILE, RECIPE_FILE, Choice, in_words
 from paligemma.preflight.disk import Disk
 from paligemma.reports.page import render, write_page
+from paligemma.storage.atomic import write_file
 from paligemma.training.recipe import Recipe
 from paligemma.yaml_text import dump_yaml
 
@@ -185,7 +186,7 @@ def write(
     values = {"reports": [report.as_json() for report in reports], "prices_of": prices_of, "override": override}
     values |= {"disk": disk.as_json()} if disk else {}
     values |= {"choice": choice.model_dump(mode="json")} if choice else {}
-    (folder / "preflight.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_file(folder / "preflight.json", json.dumps(values, indent=2) + "\n")
 
     def page() -> str:
         names, filled = _filled(reports)
@@ -212,8 +213,8 @@ def write(
 
 def write_choice(folder: Path, choice: Choice, recipe: Recipe) -> None:
     """Writes `choice.json`, which `finetune` reads, and the whole recipe as `recipe.yaml`, which every `--recipe` takes."""
-    (folder / CHOICE_FILE).write_text(choice.model_dump_json(indent=2) + "\n")
-    (folder / RECIPE_FILE).write_text(dump_yaml(recipe.model_dump(mode="json", exclude_none=True)))
+    write_file(folder / CHOICE_FILE, choice.model_dump_json(indent=2) + "\n")
+    write_file(folder / RECIPE_FILE, dump_yaml(recipe.model_dump(mode="json", exclude_none=True)))
 
 
 OF_A_TRIAL = ("candidate", "GiB", "s/step at best", "fits", "verdict")
