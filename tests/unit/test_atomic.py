@@ -213,7 +213,7 @@ def test_of_many_writers_each_is_refused_or_writes_its_own(tmp_path: Path) -> No
 
     def write(writer: int) -> int:
         done = 0
-        for number in range(40):
+        for number in range(600):
             text = f"{writer} {number}"
             try:
                 with write_directory(tmp_path / "x", may_replace=MARKER) as folder:
@@ -227,7 +227,7 @@ def test_of_many_writers_each_is_refused_or_writes_its_own(tmp_path: Path) -> No
         return done
 
     with ThreadPoolExecutor(3) as pool:
-        assert sum(pool.map(write, range(3))) + len(refusals) == 120
+        assert sum(pool.map(write, range(3))) + len(refusals) == 1800
     assert set(refusals) <= {f"Another process is writing {tmp_path / 'x'}."}
     assert len({path.read_text() for path in (tmp_path / "x").iterdir()}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from paligemma.errors import InputError
@@ -216,11 +216,9 @@ def _lock_draft(partial: Path, path: Path) -> int:
     Then the lock is worthless.
     """
     while True:
-        try:
+        # What is there may go at any moment. Only the call that opens it looks at it, and refuses what is not a folder.
+        with suppress(FileExistsError):
             partial.mkdir()
-        except FileExistsError:  # what was there may be gone by now: only what stays in the way is an error
-            if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
-                raise
         try:
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another writer published or removed it
