@@ -40,6 +40,11 @@ _IN_MEMORY = Path("/dev/shm")
 if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
 
+# Where Python may not write bytecode, as in many containers, each of the hundreds of processes that tests start would parse our
+# sources again: a sixth of what a step takes to start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # As `paligemma pipeline run` and the images do for a step, see `paligemma.runtime.host_memory`.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 

@@ -114,7 +114,7 @@ def test_every_form_gives_what_the_plain_one_does(
             attended = attend(query, key, value, mask, softcap, form=form) * seeing
             return jnp.sum(attended * weight), attended
 
-        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*parts)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_BLOCKS_OF", block)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import OPTIMIZED, REPOSITORY
+from walk.conftest import type_line
 
 STEPS = ("fetch_checkpoint", "prepare_data", "preflight", "finetune", "evaluate", "publish", "summarize")
 PAGES = [
@@ -32,23 +33,9 @@ def lines() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that is in this one, but no runs."""
-    folder = tmp_path_factory.mktemp("walk") / "clone"
-    folder.mkdir()
-    for entry in REPOSITORY.iterdir():
-        if entry.name not in ("runs", ".git"):
-            (folder / entry.name).symlink_to(entry)
-    return folder
-
-
 @pytest.mark.parametrize(("page", "line"), lines(), ids=lambda text: text[:70])
-def test_a_command_does_what_it_says(clone: Path, page: str, line: str) -> None:
-    environment = OPTIMIZED | {"PALIGEMMA_CACHE": str(clone / "cache")}
-    # The environment is this one, and not set up again.
-    command = re.sub(r"^make ", "make --assume-old=.venv/.installed ", line)
-    done = subprocess.run(["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, check=False)
+def test_a_command_does_what_it_says(clone: Path, demo: subprocess.CompletedProcess[str], page: str, line: str) -> None:
+    done = demo if line == "make demo" else type_line(clone, line)
     assert done.returncode == 0, f"{page}: {done.stderr[-3000:]}"
     assert "Traceback" not in done.stderr
     if " lineage trace " in line:

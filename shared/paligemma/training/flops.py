@@ -102,7 +102,7 @@ def peak_flops() -> float:
     return _measured()
 
 
-def _measured(enough: float = 0.02, attempts: int = 3) -> float:
+def _measured(enough: float = 0.001, attempts: int = 3) -> float:
     """Measured speed of float32 matrix products on the default device. Simulated devices share it.
 
     The best attempt counts, at the first size that takes `enough` seconds: a larger one is no faster, and every run would wait
