@@ -29,6 +29,7 @@ from paligemma.runtime.compile_cache import compiled_quickly
 from paligemma.runtime.sharding import make_mesh
 
 LONGEST = 5
+WIDTH = 24
 PROMPTS = ["ocr", "caption en", "answer en is the number of dots odd or even?", "answer en which shape is it?"]
 
 
@@ -42,7 +43,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (len(PROMPTS), 32, 32, 3)).astype(np.float32)
 
 
-def prompts(model: paligemma.Model, texts: list[str], width: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def prompts(model: paligemma.Model, texts: list[str], width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
     ids = [model.tokenizer.prefix_ids(text) for text in texts]
     tokens = np.array([row + [0] * (width - len(row)) for row in ids], np.int32)
     return tokens, np.array([[True] * len(row) + [False] * (width - len(row)) for row in ids])
@@ -51,11 +52,11 @@ def prompts(model: paligemma.Model, texts: list[str], width: int = 24) -> tuple[
 def logprobs_without_cache(model: paligemma.Model, image: np.ndarray, text: str, answer: list[int]) -> np.ndarray:
     """Log-probabilities `[t + 1, v]` of every token of an answer and the next one: a forward pass over everything.
 
-    The answer is filled up to `LONGEST` with tokens that nothing before them sees, so that each prompt compiles once.
+    The row is filled up with tokens that nothing before them sees, so that all of them have one program.
     """
     prompt = model.tokenizer.prefix_ids(text)
-    tokens = np.array([prompt + answer + [5] * (LONGEST - len(answer))])
-    mask_ar = np.array([[0] * len(prompt) + [1] * LONGEST])
+    tokens = np.array([(prompt + answer + [5] * (WIDTH + LONGEST))[: WIDTH + LONGEST]])
+    mask_ar = np.array([([0] * len(prompt) + [1] * (WIDTH + LONGEST))[: WIDTH + LONGEST]])
     logits = np.asarray(model.logits(image[None], tokens, mask_ar)[0], np.float64)[len(prompt) - 1 :][: len(answer) + 1]
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

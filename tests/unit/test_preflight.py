@@ -181,8 +181,8 @@ def test_an_optimizer_with_less_state_comes_before_a_smaller_batch(monkeypatch: 
     assert "optimizer=adafactor" in found[1]
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_run", worker.compile_job)
     command = ["preflight", "--checkpoint", "embedded:tiny", "--set", "steps=5", "--max-text-tokens", "16"]
     monkeypatch.setenv("COLUMNS", "40")  # no figure is cut off where lines are short
     result = CliRunner().invoke(app, [*command, "--batch-size", "1,2", "--target", "cpu", "--output", str(tmp_path / "out")])
