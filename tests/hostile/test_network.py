@@ -135,7 +135,7 @@ def test_an_address_that_two_programs_could_read_differently_is_none(text: str) 
     [
         ("https://host/a/b.npz?x=1#part", WebAddress("https", "host", 443, "/a/b.npz?x=1")),
         ("HTTP://HOST.Example.:8080", WebAddress("http", "host.example", 8080, "/")),
-        ("https://[::ffff:127.0.0.1]/x", WebAddress("https", "::ffff:7f00:1", 443, "/x")),
+        ("https://[::ffff:127.0.0.1]/x", WebAddress("https", str(ipaddress.ip_address("::ffff:127.0.0.1")), 443, "/x")),
         ("https://127.0.0.1?x", WebAddress("https", "127.0.0.1", 443, "?x")),
         ("https://host/@scope/x@1", WebAddress("https", "host", 443, "/@scope/x@1")),
     ],

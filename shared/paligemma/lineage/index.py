@@ -126,7 +126,9 @@ class Index:
 
     def ask(self, query: str, *values: object) -> list[sqlite3.Row]:
         """All result rows of a query."""
-        return self.database.execute(query, values).fetchall()
+        # To SQLite ?1 is the name of a parameter, and from Python 3.14 on a name's value has to come by its name.
+        by_name = {str(number): value for number, value in enumerate(values, 1)}
+        return self.database.execute(query, by_name if "?1" in query else values).fetchall()
 
     def body(self, number: int) -> dict:
         """A record's JSON value."""
@@ -261,7 +263,7 @@ class Index:
         bounds = (f"{folder}/", f"{folder}0") if folder else ("", "\U0010ffff")  # "0" comes after "/"
         below = "SELECT path FROM {} WHERE path > ?1 AND path < ?2"
         query = " UNION ".join(below.format(table) for table in ("records", "damaged", "pruned"))
-        return {path for (path,) in self.database.execute(query, bounds)}
+        return {path for (path,) in self.ask(query, *bounds)}
 
     def _contents(self, paths: list[str]) -> Iterator[tuple[str, Record | str | None, bytes]]:
         """For each file: its path; its record, a pruned artifact's hash, or None; and its indexed contents, or why there are
