@@ -66,17 +66,17 @@ def _location(artifact: dsl.Artifact) -> str:
     return artifact.uri if in_storage else artifact.path
 
 
-def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: str) -> str:
+def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: str, reuse: bool = False) -> str:
     """The location for an output: the runner's, or, given a root, a separate location for the task below it.
 
     Also makes this process's lineage records name the task, and stores them below the root; without a root, in the runner's
-    folder of runs.
+    folder of runs. There too are earlier results, which the task takes if `reuse` is true and nothing has changed.
     """
     run = run_name(artifact, run)
     name = parse_relative_path(artifact.name.rsplit("/", 1)[-1], "The artifact's name")
     location = f"{artifact_root.rstrip('/')}/{run}/{safe_name(task)}/{name}" if artifact_root else artifact.path
     runs_folder, found, _ = location.rpartition(f"/{run}/")
-    place_task(artifact_root or (runs_folder if found else ""), run, task)
+    place_task(artifact_root or (runs_folder if found else ""), run, task, reuse)
     return location
 
 
@@ -90,10 +90,10 @@ def run_name(artifact: dsl.Artifact, run: str) -> str:
     return safe_name(run if "://" in artifact.uri else Path(artifact.path).parts[-3])
 
 
-def place_task(root: str, run: str, task: str) -> None:
+def place_task(root: str, run: str, task: str, reuse: bool = False) -> None:
     """Makes this process's lineage records name the task, and stores them below the root if given."""
     if run and task:
-        set_place(run, task, root)
+        set_place(run, task, root, reuse)
 
 
 def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") -> None:

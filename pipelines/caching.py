@@ -1,29 +1,32 @@
-"""Why KFP's cache serves no step. Every step has a reason, so that a new step gets a decision.
+"""Which steps can take the result of an earlier run, which cannot, and why. A new step gets a decision here.
 
-KFP's cache key consists of parameter texts and input artifact names, not of the contents behind them
-(kubeflow/pipelines#12751). So a step could be served only if its parameters determine its result: they contain the sha256 of
-every input artifact, which `check_caching` confirms and the task compares with its input, and the step reads nothing from an
-address, and nothing named after the run. A step that is reused by its contents one day moves from this table to one of its own.
+KFP's cache serves none of them. Its key consists of parameter texts and input artifact names, not of the contents behind them
+(kubeflow/pipelines#12751): a data set that grew would be the old one. A step looks for itself, by the contents of its inputs,
+by settings, code and packages: `paligemma.artifacts.results`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-NOT_SERVED = {
-    "fetch_checkpoint": "source is an address; its contents are cached by hash in $PALIGEMMA_CACHE",
-    "prepare_data": "data is an address: a growing file has other rows each week; images too",
-    "preflight": "it compiles for minutes at most, and caches its results by a hash of the job",
-    "finetune": "its state is kept by the hash of checkpoint, records and recipe: a second try resumes there",
-    "evaluate": "it is compared with the current champion, which is not an input",
+REUSED = {
+    "fetch_checkpoint": "files, tokenizer, image size; before a download, an address that always gives the same files",
+    "prepare_data": "rows, images, checkpoint, settings",
+    "preflight": "checkpoint, recipe, target, its compiler, its memory, prices",
+    "finetune": "checkpoint, records, settled recipe, devices",
+    "evaluate": "model, records, decoding, metrics, baseline, champion, devices",
+}
+"""What determines the result of each step that can be reused, besides code and packages; for people."""
+
+NOT_REUSED = {
     "publish": "it moves a pointer; a release is named by the hash of its inputs, and never written twice",
     "summarize": "it summarizes this run",
 }
-"""The reason of each step, for people."""
+"""The reason of each step that always runs; for people."""
 
 
 def check_caching(step: str, artifacts: list[str], parameters: Mapping[str, object]) -> bool:
-    """Whether a task of a step may be served from KFP's cache.
+    """Whether KFP's cache may serve a task of a step, which is never so.
 
     Args:
         step: name of the step.
@@ -31,10 +34,12 @@ def check_caching(step: str, artifacts: list[str], parameters: Mapping[str, obje
         parameters: the task's parameters by name.
 
     Raises:
-        ValueError: the table lacks the step, or an input's hash is not a parameter.
+        ValueError: the tables lack the step, an input's hash is not a parameter, or nobody can ask for it.
     """
     if unknown := [name for name in artifacts if f"{name}_sha256" not in parameters]:
         raise ValueError(f"the sha256 of {', '.join(unknown)} is no parameter of {step}")
-    if step not in NOT_SERVED:
+    if (step in REUSED) == (step in NOT_REUSED):
         raise ValueError(f"{step} has no reason in {__name__}")
+    if step in REUSED and "reuse" not in parameters:
+        raise ValueError(f"{step} is reused, and has no parameter reuse")
     return False

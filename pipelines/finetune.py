@@ -52,6 +52,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         vertex_model: str = "",
         serving: str = "",
         artifact_root: str = "",
+        reuse: bool = False,
     ):
         """Fine-tunes a checkpoint.
 
@@ -80,6 +81,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
             serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
             artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
+            reuse: Take from earlier runs what they made from the same inputs, with the same code; false: make everything.
         """
         place = {
             "artifact_root": artifact_root,
@@ -89,11 +91,12 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         }
         at_exit = summarize(expected=",".join(_ALWAYS), **place)
         with dsl.ExitHandler(at_exit, name="whatever happens"):
+            made_at = {**place, "reuse": reuse}
             fetched = fetch_checkpoint(
-                source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **place
+                source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **made_at
             )
             checkpoint = _made("checkpoint", fetched, "checkpoint")
-            fits = preflight(**checkpoint, recipe=recipe, target=target, max_text_tokens=max_text_tokens, **place)
+            fits = preflight(**checkpoint, recipe=recipe, target=target, max_text_tokens=max_text_tokens, **made_at)
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
                 splits[split] = prepare_data(
@@ -104,16 +107,16 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     max_text_tokens=max_text_tokens,
                     max_reject_fraction=max_reject_fraction,
                     grey_range=grey_range,
-                    **place,
+                    **made_at,
                 )
                 splits[split].set_display_name(f"prepare {split} data")
             train, validation = _made("records", splits["train"], "records"), splits["validation"]
             # The verdict of preflight holds fine-tuning back, and settings that are auto come from it.
             judged_fit = _made("preflight", fits, "preflight")
             validated = _made("validation", validation, "records")
-            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, recipe=recipe, **place)
+            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, recipe=recipe, **made_at)
             judged = {**checkpoint, **_made("records", validation, "records"), "task": task, "metrics": metrics}
-            judged |= {"mask_decoder": mask_decoder, "batch_size": batch_size, "decoding": decoding, **place}
+            judged |= {"mask_decoder": mask_decoder, "batch_size": batch_size, "decoding": decoding, **made_at}
             # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.
             of_base = evaluate(**judged)
             of_base.set_display_name("evaluate base")

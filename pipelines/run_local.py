@@ -6,18 +6,22 @@ import contextlib
 import importlib
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paligemma.artifacts.record import RECORD_FILE, read_record
+from paligemma.artifacts.record import RECORD_FILE, parse_record, read_record
+from paligemma.artifacts.recording import FOLDER as RECORDS
+from paligemma.artifacts.recording import MARK_ENDING, safe_name
 from paligemma.artifacts.store import localize
 from paligemma.errors import PaliGemmaError
 from paligemma.registry.releases import read_champion_release
 from paligemma.runtime.host_memory import use_huge_pages
 from paligemma.storage.files import exists
-from paligemma.storage.location import SCHEME
+from paligemma.storage.folders import list_files, read_file
+from paligemma.storage.location import SCHEME, Location, parse_location
 from pipelines.run_log import RunLog
 
 if TYPE_CHECKING:
@@ -29,35 +33,53 @@ class StepFailedError(PaliGemmaError):
 
 
 _PAGES = {
-    "training data": ("prepare-data/records", "report.html"),
-    "validation data": ("prepare-data-2/records", "report.html"),
-    "fit": ("preflight/preflight", "preflight.html"),
-    "training": ("finetune/tuned", "training.html"),
-    "base": ("evaluate/evaluation", "report.html"),
-    "base and tuned": ("evaluate-2/evaluation", "report.html"),
-    "run": ("summarize/summary", "report.html"),
+    "training data": ("prepare-data", "report.html"),
+    "validation data": ("prepare-data-2", "report.html"),
+    "fit": ("preflight", "preflight.html"),
+    "training": ("finetune", "training.html"),
+    "base": ("evaluate", "report.html"),
+    "base and tuned": ("evaluate-2", "report.html"),
+    "run": ("summarize", "report.html"),
 }
+_ALWAYS = ("fetch-checkpoint", "finetune", "evaluate", "evaluate-2")
 
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """The artifacts of a finished run: local paths or `gs://` addresses. There is no release if the model was not better."""
+    """The artifacts of a finished run: local paths or `gs://` addresses. There is no release if the model was not better.
 
-    checkpoint: str
-    tuned: str
-    base_evaluation: str
-    tuned_evaluation: str
+    Attributes:
+        root: the root of artifacts and lineage records.
+        artifacts: the artifact of each task. One that an earlier run made is still where that run wrote it.
+    """
+
+    root: str
+    artifacts: Mapping[str, str]
     release: str = ""
 
     @property
-    def root(self) -> str:
-        """The root of artifacts and lineage records."""
-        return self.tuned.rsplit("/", 3)[0]
+    def checkpoint(self) -> str:
+        """The checkpoint that was fine-tuned."""
+        return self.artifacts["fetch-checkpoint"]
+
+    @property
+    def tuned(self) -> str:
+        """The tuned model."""
+        return self.artifacts["finetune"]
+
+    @property
+    def base_evaluation(self) -> str:
+        """The evaluation of the checkpoint."""
+        return self.artifacts["evaluate"]
+
+    @property
+    def tuned_evaluation(self) -> str:
+        """The evaluation of the tuned model, beside the checkpoint's."""
+        return self.artifacts["evaluate-2"]
 
     def pages(self) -> dict[str, str]:
         """Every page of the run by subject; on `gs://`, the page's artifact."""
-        run = self.tuned.rsplit("/", 2)[0]
-        places = {name: (f"{run}/{artifact}", page) for name, (artifact, page) in _PAGES.items()}
+        places = {name: (self.artifacts[task], page) for name, (task, page) in _PAGES.items() if task in self.artifacts}
         return {
             name: folder if folder.startswith(SCHEME) else f"{folder}/{page}"
             for name, (folder, page) in places.items()
@@ -96,18 +118,25 @@ def run_pipeline(
             finetune_pipeline(**parameters)
         except RuntimeError as error:
             raise _failure(log, error) from None
-    # A pipeline has no outputs from inside an exit handler, but every task says where it writes.
-    folder = f"{str(parameters.get('artifact_root') or root.absolute()).rstrip('/')}/{log.run}"
-    outputs = RunOutputs(
-        f"{folder}/fetch-checkpoint/checkpoint",
-        f"{folder}/finetune/tuned",
-        f"{folder}/evaluate/evaluation",
-        f"{folder}/evaluate-2/evaluation",
-    )
-    missing = [location for location in vars(outputs).values() if location and not exists(location, RECORD_FILE)]
-    if missing:  # do not trust the runner: reported outputs must exist
-        raise StepFailedError("The run left no whole artifact.", where=missing[0], fix=f"see {log.path}")
+    # A pipeline has no outputs from inside an exit handler, but every task leaves a record of its artifact.
+    top = str(parameters.get("artifact_root") or root.absolute()).rstrip("/")
+    outputs = RunOutputs(top, _artifacts_of(parse_location(top), log.run))
+    without = [task for task in _ALWAYS if task not in outputs.artifacts]
+    missing = [location for location in outputs.artifacts.values() if not exists(location, RECORD_FILE)]
+    if without or missing:  # do not trust the runner: reported outputs must exist
+        where = missing[0] if missing else f"{top}/{log.run}/{without[0]}"
+        raise StepFailedError("The run left no whole artifact.", where=where, fix=f"see {log.path}")
     return replace(outputs, release=_release_of(outputs, str(parameters.get("registry", ""))))
+
+
+def _artifacts_of(root: Location, run: str) -> dict[str, str]:
+    """The artifact of each task of a run, by the newest of the task's records."""
+    folder, found = root / RECORDS / safe_name(run), {}
+    for path in sorted(path for path in list_files(folder) if path.endswith(".json") and not path.endswith(MARK_ENDING)):
+        record = parse_record(read_file(folder / path) or b"", folder / path)
+        if record.artifact is not None:
+            found[record.task] = record.artifact.uri
+    return found
 
 
 def _release_of(outputs: RunOutputs, registry: str) -> str:

@@ -20,6 +20,7 @@ _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '(?P<task>[^']+)'")
 _ENDED = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
 _PROGRESS = re.compile(r"\s*(preparing|training|evaluating)\b.*: \d+ .*")
+_REUSED = re.compile(r".*nothing changed: the result of run (?P<run>\S+) is reused, .*")
 _OUTPUT = re.compile(r"Wrote executor output file to .*/(?P<run>[^/]+)/[^/]+/executor_output\.json")
 _ERROR = re.compile(r"\s*(?P<kind>paligemma(?:\.\w+)*\.\w+Error): (?P<message>.*)")
 
@@ -103,6 +104,8 @@ class RunLog(io.TextIOBase):
                 self.failed_task = self.failed_task or match["task"]
         elif match := _OUTPUT.search(line):
             self.run = match["run"]
+        elif match := _REUSED.fullmatch(line):
+            self._show(f"  nothing changed: reused from run {match['run']}")
         elif _PROGRESS.fullmatch(line):
             self._last = line.strip()
             self._show(f"  {self._last}")

@@ -32,6 +32,7 @@ def evaluate(
     records_sha256: str = "",
     tuned_sha256: str = "",
     baseline_sha256: str = "",
+    reuse: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -64,7 +65,7 @@ def evaluate(
     from paligemma.launch.watch import launched, run_elsewhere
 
     settings = parse_settings(decoding, "the parameter decoding")
-    output = output_location(evaluation, artifact_root, run, run_task)
+    output = output_location(evaluation, artifact_root, run, run_task, reuse)
     arguments = {
         "checkpoint": input_location(checkpoint, checkpoint_sha256),
         "records": input_location(records, records_sha256),
@@ -83,10 +84,11 @@ def evaluate(
     if machines := launched():
         flags = {name.replace("_", "-"): value for name, value in (arguments | dataclasses.asdict(settings)).items()}
         run_elsewhere(machines, "components.evaluate", flags, output)
+        made = output
     else:
-        run_step(**arguments, settings=settings)
-    mirror_record(evaluation, output, tree_sha256)
-    folder = localize(output)
+        made = run_step(**arguments, settings=settings)
+    mirror_record(evaluation, made, tree_sha256)
+    folder = localize(made)
     shutil.copyfile(folder / "report.html", report.path)
     values = read_json(folder / "metrics.json", "The metrics", nonfinite=True)
     figures = {key: values[key] for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second")}

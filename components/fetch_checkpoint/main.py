@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import get_args
 
 from paligemma.artifacts.record import Input, file_sha256
 from paligemma.artifacts.recording import recorded
+from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import input_of, localize, produce
 from paligemma.checkpoints import tokenizer_file as published_tokenizer
 from paligemma.checkpoints.hashes import known_sha256
@@ -18,8 +21,8 @@ from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
 from paligemma.checkpoints.sources import web
 from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
-from paligemma.checkpoints.sources.remote import is_remote, redacted
-from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, as_sentencepiece, find_tokenizer
+from paligemma.checkpoints.sources.remote import is_immutable, is_remote, redacted
+from paligemma.checkpoints.tokenizer_file import PUBLISHED_SHA256, TOKENIZER_FILE, as_sentencepiece, find_tokenizer
 from paligemma.choices import StoredDtype
 from paligemma.command_line import say_moved
 from paligemma.data.tokenizer import Tokenizer
@@ -30,11 +33,21 @@ from paligemma.storage.disk_space import check_space
 
 log = logging.getLogger("paligemma.fetch_checkpoint")
 
+_HERE = Path(__file__).parent
+
 
 @recorded("fetch_checkpoint")
-def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, precision: str, image_size: int) -> None:
-    """Copies a checkpoint to OUTPUT, after checking it; see the command line."""
+def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, precision: str, image_size: int) -> str:
+    """Copies a checkpoint to OUTPUT, after checking it; see the command line.
+
+    Returns:
+        Where the checkpoint is: OUTPUT, or what an earlier run of a pipeline made of the same source.
+    """
     expected_sha256 = parse_sha256(sha256.lower(), "The expected hash", where="--sha256") if sha256 else ""
+    settings = {"sha256": sha256, "precision": precision, "image_size": image_size}
+    named = _named_result(source, tokenizer, settings)
+    if (made := named.find()) is not None:
+        return made
     had, local = fetch_first(source, expected_sha256, one_of(precision, get_args(StoredDtype), "--precision"))
     checkpoint = open_checkpoint(local)
     config = checkpoint.config
@@ -88,6 +101,10 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
         else input_of("tokenizer", tokenizer or given)
     )
     inputs = [weights_input, tokenizer_input]
+    hashes = {name: expected[name] or file_sha256(path) for name, path in files.items()}
+    held = Result.of("fetch_checkpoint", _HERE, settings, [tokenizer_input], files=hashes, npz=is_npz)
+    if (made := held.find()) is not None:
+        return made
     with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
         check_space(draft.folder, sum(path.stat().st_size for path in files.values()))
         for name, path in files.items():
@@ -105,7 +122,18 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
         shutil.copyfile(tokenizer_file, draft.folder / TOKENIZER_FILE)
         if is_npz or image_size:
             (draft.folder / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    named.keep()
+    held.keep()
     log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, checkpoint.weights_sha256, output)
+    return output
+
+
+def _named_result(source: str, tokenizer: str, settings: Mapping[str, object]) -> Result:
+    """The checkpoint by its address alone, before anything is fetched, if the address says what comes from it."""
+    says_all = bool(settings["sha256"]) or all(is_immutable(one.strip()) for one in source.split(","))
+    if tokenizer or not says_all:
+        return Result.none("fetch_checkpoint")
+    return Result.of("fetch_checkpoint", _HERE, {**settings, "source": redacted(source)}, published=PUBLISHED_SHA256)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def finetune(
     records_sha256: str = "",
     validation_sha256: str = "",
     preflight_sha256: str = "",
+    reuse: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -48,7 +49,7 @@ def finetune(
     from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.training.open_recipe import parse_open_recipe
 
-    output = output_location(tuned, artifact_root, run, run_task)
+    output = output_location(tuned, artifact_root, run, run_task, reuse)
     state_root = state_location(artifact_root)
     trained_on = (input_location(checkpoint, checkpoint_sha256), input_location(records, records_sha256), output)
     asked, chosen = parse_open_recipe(recipe), input_location(preflight, preflight_sha256)
@@ -58,10 +59,11 @@ def finetune(
         flags |= {"preflight": chosen if asked.open else ""}
         flags["set"] = [f"{key}={json.dumps(value)}" for key, value in asked.values(only_given=True).items()]
         run_elsewhere(machines, "components.finetune", flags, output)
+        made = output
     else:
-        fine_tune(*trained_on, asked, input_location(validation, validation_sha256), state, state_root, chosen)
-    mirror_record(tuned, output, tree_sha256)
-    folder = localize(output)
+        made = fine_tune(*trained_on, asked, input_location(validation, validation_sha256), state, state_root, chosen)
+    mirror_record(tuned, made, tree_sha256)
+    folder = localize(made)
     shutil.copyfile(folder / "training.html", report.path)
     summary = read_json(folder / "summary.json", "The summary of the training", nonfinite=True)
     for key in ("final_loss", "examples_per_second", "seconds"):

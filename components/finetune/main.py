@@ -18,6 +18,7 @@ from flax import nnx
 from components.finetune.job import Job, open_job, recorded_parameters
 from components.finetune.results import final_figures, write_results
 from paligemma.artifacts.recording import recorded
+from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import produce
 from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
@@ -62,19 +63,25 @@ def fine_tune(
     state: str = "",
     state_root: str = "",
     preflight: str = "",
-) -> None:
+) -> str:
     """Trains and writes a tuned model.
 
     Args:
         checkpoint, records, output, validation, state, state_root, preflight: as the command line has them. By `state_root`, a
             task that is started again, by whatever runner and with whatever output, goes on.
         recipe: the recipe, whose open settings are settled for the devices of this run.
+
+    Returns:
+        Where the tuned model is: OUTPUT, or what an earlier run of a pipeline made of the same data and recipe.
     """
     distributed.join_processes()
     expect_accelerator()
     use_compile_cache()
     trim_after_compiling()
     job = open_job(checkpoint, records, output, recipe, validation, state, state_root, preflight)
+    result = result_of(job)
+    if (made := result.find()) is not None:
+        return made
     optimizer = make_optimizer(job.recipe, job.steps)
     graph, current, frozen = build(job, optimizer)
     with contextlib.ExitStack() as stack:
@@ -111,7 +118,15 @@ def fine_tune(
             )
     if not state and distributed.is_first():
         remove_state(job.location)
+    result.keep()
     log.info("%d steps in %.0f s, in %s", job.steps - done, seconds, output)
+    return output
+
+
+def result_of(job: Job) -> Result:
+    """The model that comes of a job. Of a preflight, only what it chose matters, which the parameters hold."""
+    inputs = [entry for entry in job.inputs if entry.role != "preflight"]
+    return Result.of("finetune", Path(__file__).parent, recorded_parameters(job), inputs, devices=device())
 
 
 def build(job: Job, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef[PaliGemma], TrainState, nnx.State]:

@@ -20,6 +20,7 @@ def preflight(
     warn_only: bool = False,
     decode_batch: int = 0,
     checkpoint_sha256: str = "",
+    reuse: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -40,8 +41,8 @@ def preflight(
     from paligemma.artifacts.store import localize
     from paligemma.training.open_recipe import parse_open_recipe
 
-    output = output_location(preflight, artifact_root, run, run_task)
+    output = output_location(preflight, artifact_root, run, run_task, reuse)
     base = input_location(checkpoint, checkpoint_sha256)
-    check(base, output, parse_open_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
-    mirror_record(preflight, output, tree_sha256)
-    shutil.copyfile(localize(output) / "preflight.html", report.path)
+    made = check(base, output, parse_open_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
+    mirror_record(preflight, made, tree_sha256)
+    shutil.copyfile(localize(made) / "preflight.html", report.path)

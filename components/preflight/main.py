@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from paligemma.artifacts.recording import recorded
+from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import input_of, produce
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.command_line import say_moved
 from paligemma.models.config import PaliGemmaConfig
-from paligemma.preflight.analyze import DoesNotFitError, Report, examine, in_gib, read_prices
+from paligemma.preflight.analyze import DoesNotFitError, Report, device_memory, examine, in_gib, read_prices
 from paligemma.preflight.choice import Choice, in_words
 from paligemma.preflight.choose import choose, choose_blindly
-from paligemma.preflight.compiler import CompilerMissingError
+from paligemma.preflight.compiler import CompilerMissingError, compiler_version
 from paligemma.preflight.disk import Disk, examine_disk
 from paligemma.preflight.render import write, write_choice
 from paligemma.preflight.search import find_fitting
+from paligemma.preflight.targets import find_target
 from paligemma.training.open_recipe import OpenRecipe
 
 log = logging.getLogger("paligemma.preflight")
@@ -28,8 +31,11 @@ ARTIFACT_TYPE = "preflight"
 @recorded("preflight")
 def check(
     checkpoint: str, output: str, recipe: OpenRecipe, target: str, max_text_tokens: int, warn_only: bool, decode_batch: int = 0
-) -> None:
+) -> str:
     """As `run`, with the recipe read.
+
+    Returns:
+        Where the artifact is: OUTPUT, or what an earlier run of a pipeline made for the same job.
 
     Raises:
         DoesNotFitError: the target cannot hold the job; says what it can.
@@ -38,6 +44,17 @@ def check(
     disk = examine_disk(base, recipe.recipe)
     parameters = {"recipe": recipe.values(), "target": target, "text_tokens": max_text_tokens}
     parameters |= {"decode_batch": decode_batch} if decode_batch else {}
+    result = Result.of(
+        "preflight",
+        Path(__file__).parent,
+        parameters,
+        [input_of("checkpoint", base.location)],
+        compiler=compiler_version(target),
+        memory=device_memory(find_target(target)),
+        prices=[as_of, prices],
+    )
+    if (made := result.find()) is not None:
+        return made
     with produce(output, ARTIFACT_TYPE, "preflight", parameters, [input_of("checkpoint", base.location)]) as draft:
         job = (base.config, target, max_text_tokens, prices)
         choice, report = _judge(job, recipe, decode_batch)
@@ -57,6 +74,9 @@ def check(
         if not warn_only:
             raise error
         log.warning("%s", error)
+    elif report is not None:
+        result.keep()
+    return output
 
 
 def _judge(

@@ -27,6 +27,7 @@ def prepare_data(
     workers: int = 0,
     grey_range: str = "",
     checkpoint_sha256: str = "",
+    reuse: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -52,8 +53,8 @@ def prepare_data(
     from components.prepare_data.main import prepare_data as run_step
     from paligemma.artifacts.store import localize
 
-    output = output_location(records, artifact_root, run, run_task)
-    run_step(
+    output = output_location(records, artifact_root, run, run_task, reuse)
+    made = run_step(
         data=data,
         checkpoint=input_location(checkpoint, checkpoint_sha256),
         output=output,
@@ -68,5 +69,5 @@ def prepare_data(
         workers=workers,
         grey_range=grey_range,
     )
-    mirror_record(records, output, tree_sha256)
-    shutil.copyfile(localize(output) / "report.html", report.path)
+    mirror_record(records, made, tree_sha256)
+    shutil.copyfile(localize(made) / "report.html", report.path)

@@ -12,6 +12,7 @@ from components.prepare_data.stages import (
     job_of,
     open_inputs,
     parameters_of,
+    result_of,
     work_folder,
 )
 from paligemma.artifacts.recording import recorded
@@ -42,8 +43,12 @@ def prepare_data(
     against: str,
     workers: int,
     grey_range: str,
-) -> None:
-    """Prepares one split; see the command line. Rejected rows are counted by reason and listed."""
+) -> str:
+    """Prepares one split; see the command line. Rejected rows are counted by reason and listed.
+
+    Returns:
+        Where the records are: OUTPUT, or what an earlier run of a pipeline made of the same rows and images.
+    """
     settings = checked_settings({
         "max_text_tokens": max_text_tokens,
         "over_long": over_long,
@@ -54,6 +59,9 @@ def prepare_data(
     data, images, against = (with_run_date(place) for place in (data, images, against))
     inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
+    result = result_of(inputs, parameters)
+    if (made := result.find()) is not None:
+        return made
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)
         job = job_of(inputs, settings, folder)
@@ -63,10 +71,12 @@ def prepare_data(
             prepare_parts(job, parts, folder, workers or core_count(), progress)
         dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)
     shutil.rmtree(folder)
+    result.keep()
     rejected, warned = sum(dataset.rejected.values()), sum(dataset.warnings.values())
     for code, particulars in dataset.findings.items():
         log.warning("%s: %s (%s)", code, FINDINGS[code], particulars)
     log.info("%d rows kept, %d rejected, %d warnings, in %s", dataset.rows, rejected, warned, output)
+    return output
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ import PIL
 import paligemma.data
 from components.prepare_data.report import render_report
 from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
+from paligemma.artifacts.recording import in_pipeline
+from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import Draft, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
-from paligemma.data.image_source import open_images
+from paligemma.data.image_source import image_hashes, open_images
 from paligemma.data.merge_shards import assemble, gather_facts
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job
@@ -122,6 +124,18 @@ def checked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_reject_fraction: float) -> dict[str, object]:
     """Everything besides the inputs that determines the records. The number of processes does not."""
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
+
+
+def result_of(inputs: Inputs, parameters: Mapping[str, Any]) -> Result:
+    """The records of these rows and images, so that a run finds those of an earlier run.
+
+    Images of another split in a JSONL file are not looked at, so records beside one are always made.
+    """
+    if not in_pipeline() or (inputs.against and not exists(inputs.against, RECORD_FILE)):
+        return Result.none("prepare_data")
+    names = sorted({row.image for _, row in read_all_rows(inputs.rows_file) if isinstance(row, Row)})
+    images = canonical_sha256(list(image_hashes(inputs.images, names)))
+    return Result.of("prepare_data", Path(__file__).parent, parameters, inputs.records(), images=images)
 
 
 def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Path:

@@ -21,6 +21,7 @@ from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.training.recipe import Recipe
+from pipelines.caching import REUSED
 from pipelines.cli import app
 
 SETTINGS = {field.name for field in dataclasses.fields(DecodeSettings)}
@@ -110,7 +111,8 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
         flags = flags - SETTINGS | {"decoding"}
     hashes = {name for name in inputs if name.endswith("_sha256")}  # of input artifacts, by which tasks know them
     assert hashes == {f"{name}_sha256" for name in inputs if f"{name}_sha256" in inputs}
-    assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"}
+    reuse = {"reuse"} if component in REUSED else set()
+    assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"} | reuse
     shared = hashes | {"artifact_root", "run", "run_task"}
     assert {name: inputs[name].default for name in shared} == dict.fromkeys(shared, "")
     assert all(inputs[name].description for name in shared)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY
-from pipelines.caching import NOT_SERVED, check_caching
+from pipelines.caching import NOT_REUSED, REUSED, check_caching
 from pipelines.compile import compile_pipeline
 
 
@@ -79,9 +79,11 @@ def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
     assert [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")] == []
 
 
-def test_every_step_has_a_reason_not_to_be_served_from_kfps_cache() -> None:
-    assert NOT_SERVED.keys() == {path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")}
-    assert all(NOT_SERVED.values())
+def test_every_step_is_reused_or_has_a_reason_not_to_be() -> None:
+    steps = {path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")}
+    assert sorted([*REUSED, *NOT_REUSED]) == sorted(steps)
+    with pytest.raises(ValueError, match="finetune is reused, and has no parameter reuse"):
+        check_caching("finetune", [], {})
     with pytest.raises(ValueError, match="new_step has no reason"):
         check_caching("new_step", [], {})
 

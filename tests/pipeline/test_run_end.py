@@ -21,8 +21,7 @@ from pipelines.run_local import RunOutputs
 def finished(tmp_path: Path) -> RunOutputs:
     """What a run leaves, as far as its end looks at it."""
     run = tmp_path / "runs/pipeline/run-1"
-    outputs = [run / name for name in ("fetch-checkpoint/checkpoint", "finetune/tuned", "evaluate/evaluation")]
-    shutil.copytree(resolve_embedded("embedded:tiny"), outputs[0])
+    shutil.copytree(resolve_embedded("embedded:tiny"), run / "fetch-checkpoint/checkpoint")
     pages = [
         "prepare-data/records",
         "prepare-data-2/records",
@@ -38,7 +37,9 @@ def finished(tmp_path: Path) -> RunOutputs:
         (run / page).parent.mkdir(parents=True, exist_ok=True)
         (run / page).touch()
     (run / "evaluate-2/evaluation/gate.json").write_text(json.dumps({"why": "Promote: it is better."}))
-    return RunOutputs(*map(str, outputs), f"{run}/evaluate-2/evaluation", f"{tmp_path}/registry/releases/1/release")
+    artifacts = ["fetch-checkpoint/checkpoint", "preflight/preflight", "finetune/tuned", *pages]
+    made = {place.partition("/")[0]: f"{run}/{place}" for place in artifacts}
+    return RunOutputs(str(run.parent), made, f"{tmp_path}/registry/releases/1/release")
 
 
 def test_it_names_the_model_the_pages_and_what_to_do_next(
@@ -67,8 +68,5 @@ def test_it_names_the_model_the_pages_and_what_to_do_next(
 
 
 def test_on_gs_pages_are_the_artifacts_that_they_are_in() -> None:
-    outputs = RunOutputs(
-        *(f"gs://b/a/run-1/{name}" for name in ("fetch-checkpoint/checkpoint", "finetune/tuned", "x/y", "z/y"))
-    )
-    assert outputs.pages()["training"] == "gs://b/a/run-1/finetune/tuned"
-    assert outputs.root == "gs://b/a"
+    outputs = RunOutputs("gs://b/a", {"finetune": "gs://b/a/run-1/finetune/tuned", "publish": "gs://b/r/x"})
+    assert outputs.pages() == {"training": "gs://b/a/run-1/finetune/tuned"}

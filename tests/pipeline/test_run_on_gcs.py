@@ -118,24 +118,23 @@ def check_model(google: VertexServer, release: Release) -> None:
     assert re.fullmatch(r"exact_match [01]\.\d{4} \([01]\.\d{4} to [01]\.\d{4}\)", made["versionDescription"])
 
 
-def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path) -> None:
+def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in resolve_embedded("embedded:tiny").iterdir():
         gcs.upload(path, BUCKET / "checkpoints/tiny" / path.name)
-    outputs = run_pipeline(
-        {
-            "source": str(BUCKET / "checkpoints/tiny"),
-            "train_data": str(data),
-            "validation_data": str(data),
-            "recipe": "steps: 60\nlearning_rate: 0.2\nremat: none\nsave_every: 20",
-            "decoding": "max_new_tokens: 4",
-            "max_reject_fraction": 0.2,
-            "registry": str(BUCKET / "registry"),
-            "vertex_model": f"{google.parent}/models/paligemma",
-            "serving": SERVING,
-            "artifact_root": str(BUCKET / "artifacts"),
-        },
-        tmp_path / "root",
-    )
+    parameters: dict[str, object] = {
+        "source": str(BUCKET / "checkpoints/tiny"),
+        "train_data": str(data),
+        "validation_data": str(data),
+        "recipe": "steps: 60\nlearning_rate: 0.2\nremat: none\nsave_every: 20",
+        "decoding": "max_new_tokens: 4",
+        "max_reject_fraction": 0.2,
+        "registry": str(BUCKET / "registry"),
+        "vertex_model": f"{google.parent}/models/paligemma",
+        "serving": SERVING,
+        "artifact_root": str(BUCKET / "artifacts"),
+        "reuse": True,
+    }
+    outputs = run_pipeline(parameters, tmp_path / "root")
     release = read_release(BUCKET / "registry", read_champion(BUCKET / "registry").release)
     check_model(google, release)
     assert outputs.release == str(release.location)
@@ -159,7 +158,7 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path) 
         "summarize",
     }
     names = [found.location.name.split("/") for found in gcs.list_objects(BUCKET / "artifacts")]
-    assert {parts[2] for parts in names if parts[1] != "lineage"} == steps
+    assert {parts[2] for parts in names if parts[1] not in ("lineage", "results")} == steps
     assert {parts[3] for parts in names if parts[1] == "lineage" and parts[2] != "rows"} == steps | {"publish"}
     with Index(BUCKET / "artifacts") as index:
         found = verify(index)
@@ -175,6 +174,16 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path) 
     # The tuned model's base is found where it was published, from any machine.
     model = paligemma.load(outputs.tuned)
     assert len(model.generate([resolve_image(data)], "ocr", max_new_tokens=2)) == 1
+
+    # Of the same data, a week later and on a machine with nothing in its cache, only what the new champion judges is made.
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "another cache"))
+    again = run_pipeline(parameters, tmp_path / "another root")
+    made = {task for task, place in again.artifacts.items() if outputs.artifacts[task] != place}
+    assert made == {"evaluate-2", "summarize"}
+    assert again.release == ""  # it is no better than the champion, which it is
+    with Index(BUCKET / "artifacts") as index:
+        assert verify(index).problems == []
+        assert trace(index, again.tuned)["steps"] == trace(index, outputs.tuned)["steps"]
 
 
 def resolve_image(data: GcsLocation) -> Path:

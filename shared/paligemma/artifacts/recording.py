@@ -36,6 +36,7 @@ from paligemma.artifacts.record import (
     CachedFrom,
     Failure,
     Input,
+    MadeRecord,
     Producer,
     Record,
     Status,
@@ -76,20 +77,25 @@ log = logging.getLogger("paligemma.lineage")
 
 @dataclass(frozen=True)
 class Place:
-    """The position of this process in a pipeline."""
+    """The position of this process in a pipeline.
+
+    Attributes:
+        reuse: whether results of earlier runs are reused; see `paligemma.artifacts.results`.
+    """
 
     run: str
     task: str
     root: str
+    reuse: bool = False
 
 
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
 _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
 
-def set_place(run: str, task: str, root: str) -> None:
-    """Sets the run and task of this process, and the root for its artifacts and records."""
-    _place.set(Place(run, task, root))
+def set_place(run: str, task: str, root: str, reuse: bool = False) -> None:
+    """Sets the run and task of this process, the root for its artifacts and records, and whether it reuses earlier results."""
+    _place.set(Place(run, task, root, reuse))
 
 
 def place_environment() -> dict[str, str]:
@@ -102,7 +108,13 @@ def place_environment() -> dict[str, str]:
 
 @dataclass
 class Attempt:
-    """A running attempt. Its fields are filled in along the way."""
+    """A running attempt. Its fields are filled in along the way.
+
+    Attributes:
+        in_pipeline: whether a pipeline runs it, and not a person.
+        reuses: whether it may take an earlier run's result instead of making its own.
+        made: the record of the artifact that it made; None before.
+    """
 
     component: str
     output: str
@@ -112,6 +124,9 @@ class Attempt:
     root: Location
     name: str
     price: float | None = None
+    in_pipeline: bool = False
+    reuses: bool = False
+    made: MadeRecord | None = None
     inputs: list[Input] = field(default_factory=list)
     device: str | None = None
     records: int = 0
@@ -209,6 +224,11 @@ def attempt_under_way() -> Attempt | None:
     return _current.get()
 
 
+def in_pipeline() -> bool:
+    """Whether a pipeline runs this process, and not a person."""
+    return _place.get() is not None
+
+
 def about_attempt() -> list[tuple[str, str]]:
     """Labels and values for the head of a page: the run, its inputs, the code; empty outside an attempt."""
     current = _current.get()
@@ -291,6 +311,8 @@ def _begin(component: str, output: str | Path, parameters: Mapping[str, object],
         root=top.absolute(),
         name=name,
         price=_price(),
+        in_pipeline=place is not None,
+        reuses=place is not None and place.reuse,
     )
 
 

@@ -34,6 +34,15 @@ def sign(sha256: str) -> Signature | None:
     return Signature(key=_fingerprint(key.public_key()), value=value)
 
 
+def own_public_key() -> Ed25519PublicKey:
+    """The public key of the key that this process signs with.
+
+    Raises:
+        InputError: the key cannot be read, or the environment names none.
+    """
+    return _read_private(Path(os.environ.get(KEY_VARIABLE, ""))).public_key()
+
+
 def read_public_key(path: Path) -> Ed25519PublicKey:
     """The public key of a PEM file.
 

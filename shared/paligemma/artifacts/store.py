@@ -15,7 +15,6 @@ from paligemma.artifacts.record import (
     Artifact,
     Input,
     MadeRecord,
-    Record,
     file_sha256,
     list_files,
     parse_record,
@@ -85,6 +84,7 @@ def produce(
                 yield draft
                 record = _write_record(current, draft, type, component, location, None)
             current.keep(record, location)
+            current.made = record
             connect(current)
             return
         with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
@@ -93,6 +93,7 @@ def produce(
             record = _write_record(current, draft, type, component, location, secrets.token_hex(8))
             versions.publish(draft.folder, location, RECORD_FILE, _version_and_files)
             current.keep(record, draft.folder)
+            current.made = record
             connect(current)
 
 
@@ -193,7 +194,9 @@ def _own_files(folder: Path) -> list[str]:
     return [RECORD_FILE, *(file.path for file in (artifact.files if artifact else []))]
 
 
-def _write_record(current: Attempt, draft: Draft, type: str, component: str, location: Location, version: str | None) -> Record:
+def _write_record(
+    current: Attempt, draft: Draft, type: str, component: str, location: Location, version: str | None
+) -> MadeRecord:
     files = list_files(draft.folder, draft.hashes)
     current.device = draft.device
     record = current.record(
@@ -211,7 +214,7 @@ def _write_record(current: Attempt, draft: Draft, type: str, component: str, loc
         metrics={name: float(value) for name, value in draft.metrics.items() if math.isfinite(value)},
     )
     (draft.folder / RECORD_FILE).write_bytes(render_record(record))
-    return record
+    return MadeRecord.model_validate(record.model_dump())
 
 
 def _of_version(data: bytes, where: object) -> tuple[MadeRecord, str]:

@@ -6,15 +6,17 @@ A tar file acts as a folder in a name: `shard-000.tar/cat.jpg`. Nothing outside 
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import stat
 import tarfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
+from paligemma.artifacts.record import canonical_sha256
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.images import MAX_BYTES, ImageError, read_image_file
 from paligemma.data.rows import RowError, image_path
@@ -54,6 +56,32 @@ def open_images(location: str | Path | GcsLocation) -> ImageSource:
     """
     parsed = parse_location(location)
     return _Folder(parsed) if isinstance(parsed, Path) else _Bucket(parsed)
+
+
+def image_hashes(location: str | Path, names: Iterable[str]) -> Iterator[str]:
+    """A hash of each image's bytes; of one that cannot be read, the reason's code. In Cloud Storage, the service's checksum.
+
+    Args:
+        location: the folder or prefix.
+        names: as rows name them.
+    """
+    source, parsed = open_images(location), parse_location(location)
+    if isinstance(parsed, GcsLocation):
+        listed = {path: f"{found.size} {found.crc32c}" for path, found in gcs.list_files(parsed)}
+        anything = canonical_sha256(listed)  # of a name that is spelled in another way, or of nothing
+        for name in names:
+            archive, _ = split_archive(name)
+            yield listed.get(archive or name, anything)
+        return
+
+    def of(name: str) -> str:
+        try:
+            return hashlib.sha256(source.read(name)).hexdigest()
+        except RowError as error:
+            return error.code
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(of, names)
 
 
 class _Folder:

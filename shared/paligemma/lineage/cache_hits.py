@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from paligemma.artifacts.record import CachedFrom, Record, render_record
-from paligemma.artifacts.recording import attempt_name, keep_file, seal
+from paligemma.artifacts.record import Record, render_record
+from paligemma.artifacts.recording import attempt_name, keep_file
+from paligemma.artifacts.results import reused_record
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import by_hash, run_tasks
 
@@ -23,19 +24,7 @@ def record_cached(index: Index, run: str) -> list[Record]:
             continue
         own.add(made["task"])
         made.pop("id")
-        source = CachedFrom(run=made["run"], task=made["task"], attempt=made["attempt"], record=made["sha256"])
-        taken = Record.model_validate(made | {"sha256": "", "signature": None}).model_copy(
-            update={
-                "run": run,
-                "attempt": attempt_name(),
-                "cached_from": source,
-                "started": tasks[0]["started"],
-                "finished": tasks[0]["started"],
-                "seconds": 0.0,
-                "cost_usd": None,
-            }
-        )
-        record = seal(taken)
+        record = reused_record(Record.model_validate(made), run, made["task"], attempt_name(), tasks[0]["started"])
         keep_file(index.root, f"{run}/{record.task}/{record.attempt}.json", render_record(record))
         written.append(record)
     return written

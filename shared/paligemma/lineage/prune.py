@@ -28,9 +28,9 @@ _WRITTEN_ANEW = "somebody rewrote it meanwhile"
 def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ()) -> dict:
     """Which artifacts can be deleted and which must stay, with reasons; the JSON value that `--dry-run` shows.
 
-    An artifact stays if a release is made from it, directly or indirectly; if it is a release itself; if it is younger than
-    `older_than_days`; or if its run may still be running. `not_ours` lists locations that hold something other than what was
-    recorded.
+    An artifact stays if a release is made from it, directly or indirectly; if it is a release itself; if it was made, or taken
+    over by a run, less than `older_than_days` ago; or if its run may still be running. `not_ours` lists locations that hold
+    something other than what was recorded.
 
     Args:
         index: index of the root to prune.
@@ -53,16 +53,19 @@ def plan(index: Index, older_than_days: float, registries: Sequence[Index] = ())
     ground = _Ground(index)
     needed = {ground.key(index.body(number)) for number in kept}
     newest: dict[str, dict] = {}
+    reused: dict[str, str] = {}  # when a later run took it over
     for number, body in index.ask("SELECT id, body FROM records WHERE type NOT NULL ORDER BY started, path"):
         record = unpack(body) | {"id": number}
         if record["cached_from"] is None:
             newest[ground.key(record)] = record
+        else:
+            reused[ground.key(record)] = record["started"]
     for key, record in newest.items():
         if record["id"] in kept or key in needed:
             stay["releases"] += 1
         elif record["run"] in under_way:
             stay["under_way"] += 1
-        elif datetime.fromisoformat(record["started"]) > limit:
+        elif datetime.fromisoformat(max(record["started"], reused.get(key, ""))) > limit:
             stay["recent"] += 1
         else:
             found = ground.look(record, record["sha256"] in gone)

@@ -140,7 +140,7 @@ def show(index: Index, name: str) -> dict:
 def find_record(index: Index, name: str) -> dict:
     """The record that a user names: by its artifact's address or path (absolute, or relative to the root); the hash of the
     record or artifact, or its first digits; `RUN/TASK`; an attempt; or a release's version. Among records of the same artifact,
-    the newest.
+    the newest of those that made it, and not of those that took it over.
 
     Raises:
         InputError: no record matches, or several do.
@@ -159,7 +159,7 @@ def find_record(index: Index, name: str) -> dict:
     if len({(body["output"], body["artifact"] and body["artifact"]["tree_sha256"]) for body in bodies}) > 1:
         shown = "".join(f"\n    {body['sha256'][:16]}  {body['output']}" for body in bodies[:10])
         raise InputError(f"{name!r} stands for {len(bodies)} artifacts:{shown}", fix="pass one of these")
-    return bodies[-1]
+    return ([body for body in bodies if not body["cached_from"]] or bodies)[-1]
 
 
 def refuse_run(index: Index, name: str) -> None:
@@ -189,7 +189,8 @@ def find_numbers(index: Index, name: str) -> list[int]:
         return found
     address = name.rstrip("/") if "://" in name else str(Path(name).absolute())
     if found := numbers("output = ? AND status != 'running'", address) or numbers("output = ?", address):
-        return found[-1:]
+        made_it = [number for number in found if not index.body(number)["cached_from"]]  # and did not take it over
+        return (made_it or found)[-1:]
     run, _, task = name.partition("/")
     if task and (found := numbers("run = ? AND task = ? AND status != 'running'", run, task)):
         return found[-1:]
@@ -206,7 +207,12 @@ def find_numbers(index: Index, name: str) -> list[int]:
 
 def users(index: Index, record: dict) -> list[tuple[int, str]]:
     """The users of a record's artifact: record numbers of finished steps, and the artifact's role in each."""
-    return users_of(index, record["sha256"], record["artifact"]["tree_sha256"] if record["artifact"] else None)
+    source = record["cached_from"]  # whoever used what was taken over names the record of the one that made it
+    return users_of(
+        index,
+        source["record"] if source else record["sha256"],
+        record["artifact"]["tree_sha256"] if record["artifact"] else None,
+    )
 
 
 def users_of(index: Index, sha256: str, tree: str | None) -> list[tuple[int, str]]:

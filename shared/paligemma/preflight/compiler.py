@@ -143,6 +143,12 @@ def _found(job: Job, program: dict, decided_by: dict) -> dict:
     return found
 
 
+def compiler_version(target: str) -> str:
+    """The name and version of the distribution that compiles for a target; the JAX here compiles for CPUs."""
+    _, distribution = _WHEELS[find_target(target).platform]
+    return f"{distribution} {_version(distribution)}" if distribution else ""
+
+
 def _other_than_images(distribution: str) -> str:
     """A warning if the compiler differs from the one in the training image; empty if it is equal, or nothing is pinned.
 

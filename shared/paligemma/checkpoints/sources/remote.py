@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from paligemma.redaction import without_secrets
 from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.location import SCHEME
@@ -13,6 +15,11 @@ DOWNLOADS = 3
 def is_remote(source: str) -> bool:
     """Whether we fetch a source from outside the storage that a step can name as an input."""
     return "://" in source and not source.startswith(SCHEME)
+
+
+def is_immutable(source: str) -> bool:
+    """Whether a source always gives the same files: a version of a Kaggle model, or a commit on Hugging Face."""
+    return source.startswith("kaggle://") or bool(re.fullmatch(r"hf://[^@]+@[0-9a-f]{40}", source))
 
 
 def redacted(source: str) -> str:
