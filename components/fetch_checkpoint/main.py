@@ -102,7 +102,8 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
     )
     inputs = [weights_input, tokenizer_input]
     hashes = {name: expected[name] or file_sha256(path) for name, path in files.items()}
-    held = Result.of("fetch_checkpoint", _HERE, settings, [tokenizer_input], files=hashes, npz=is_npz)
+    described = config.model_dump(mode="json")  # of an .npz, the architecture is no file that is copied
+    held = Result.of("fetch_checkpoint", _HERE, settings, [tokenizer_input], files=hashes, config=described)
     if (made := held.find()) is not None:
         return made
     with produce(output, "checkpoint", "fetch_checkpoint", parameters, inputs) as draft:
@@ -129,8 +130,12 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
 
 
 def _named_result(source: str, tokenizer: str, settings: Mapping[str, object]) -> Result:
-    """The checkpoint by its address alone, before anything is fetched, if the address says what comes from it."""
-    says_all = bool(settings["sha256"]) or all(is_immutable(one.strip()) for one in source.split(","))
+    """The checkpoint by its address alone, before anything is fetched, if the address says what comes from it.
+
+    A hash is of the weights, so it says all only of an address that gives one file, and not the files beside it.
+    """
+    places = [place.strip() for place in source.split(",")]
+    says_all = all(is_immutable(place) or (settings["sha256"] and place.startswith("https://")) for place in places)
     if tokenizer or not says_all:
         return Result.none("fetch_checkpoint")
     return Result.of("fetch_checkpoint", _HERE, {**settings, "source": redacted(source)}, published=PUBLISHED_SHA256)
