@@ -7,23 +7,17 @@ pod's disk (uploadOutputArtifacts and downloadArtifacts of backend/src/v2/compon
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from kfp import dsl
 
 from paligemma.artifacts.record import RECORD_FILE, parse_record
 from paligemma.artifacts.recording import safe_name, set_place
-from paligemma.artifacts.store import record_of
+from paligemma.artifacts.store import LOCATION, artifact_at, point_to, record_of
 from paligemma.errors import DamagedError
-from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.safe_names import parse_relative_path
 from paligemma.storage.folders import read_file
 from paligemma.storage.location import SCHEME, parse_location
-
-LOCATION = "location"
-"""Metadata key for an artifact's location if it differs from the runner's."""
-LOCATION_FILE = "location.json"
 
 
 def input_location(artifact: dsl.Artifact | None, sha256: str = "") -> str:
@@ -56,27 +50,24 @@ def input_location(artifact: dsl.Artifact | None, sha256: str = "") -> str:
 def _location(artifact: dsl.Artifact) -> str:
     if location := artifact.metadata.get(LOCATION):
         return str(location)
-    said = Path(artifact.path or "") / LOCATION_FILE  # some runners pass on files but no metadata
-    if said.is_file():
-        found = read_json(said, "The artifact's location", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
-        if not (isinstance(found, str) and found):
-            raise DamagedError(f"{LOCATION_FILE} names no location.", where=said, fix="run the pipeline again")
-        return found
+    folder = Path(artifact.path or "")
+    if (found := artifact_at(folder)) != folder:  # some runners pass on files but no metadata
+        return str(found)
     in_storage = artifact.uri.startswith(SCHEME) and not Path(artifact.path).exists()
     return artifact.uri if in_storage else artifact.path
 
 
-def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: str, reuse: bool = False) -> str:
+def output_location(artifact: dsl.Artifact, artifact_root: str, run: str, task: str, fresh: bool = False) -> str:
     """The location for an output: the runner's, or, given a root, a separate location for the task below it.
 
     Also makes this process's lineage records name the task, and stores them below the root; without a root, in the runner's
-    folder of runs. There too are earlier results, which the task takes if `reuse` is true and nothing has changed.
+    folder of runs. There too are earlier results, which the task takes if nothing has changed and `fresh` is false.
     """
     run = run_name(artifact, run)
     name = parse_relative_path(artifact.name.rsplit("/", 1)[-1], "The artifact's name")
     location = f"{artifact_root.rstrip('/')}/{run}/{safe_name(task)}/{name}" if artifact_root else artifact.path
     runs_folder, found, _ = location.rpartition(f"/{run}/")
-    place_task(artifact_root or (runs_folder if found else ""), run, task, reuse)
+    place_task(artifact_root or (runs_folder if found else ""), run, task, fresh)
     return location
 
 
@@ -90,10 +81,10 @@ def run_name(artifact: dsl.Artifact, run: str) -> str:
     return safe_name(run if "://" in artifact.uri else Path(artifact.path).parts[-3])
 
 
-def place_task(root: str, run: str, task: str, reuse: bool = False) -> None:
+def place_task(root: str, run: str, task: str, fresh: bool = False) -> None:
     """Makes this process's lineage records name the task, and stores them below the root if given."""
     if run and task:
-        set_place(run, task, root, reuse)
+        set_place(run, task, root, reuse=not fresh)
 
 
 def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") -> None:
@@ -114,6 +105,4 @@ def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") 
         Path(sha256_file).write_text(made.tree_sha256)
     if location != artifact.path:
         artifact.metadata[LOCATION] = location
-        Path(artifact.path).mkdir(parents=True, exist_ok=True)  # for readers of KFP's metadata
-        said = {LOCATION: location, "tree_sha256": made.tree_sha256, "record": record.sha256}
-        (Path(artifact.path) / LOCATION_FILE).write_text(json.dumps(said, indent=2) + "\n")
+        point_to(Path(artifact.path), location, record)

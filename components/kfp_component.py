@@ -17,7 +17,7 @@ CPU_IMAGE = "paligemma:cpu"
 
 _HASH = "_sha256"
 _DESCRIPTIONS = {
-    "reuse": "Take the artifact of an earlier run that made it from the same inputs, if there is one.",
+    "fresh": "Make the artifact, even if an earlier run made it from the same inputs.",
     "artifact_root": "Folder or gs:// prefix for artifacts; empty: the runner's own location.",
     "run": "Name of the run; with artifact_root and run_task, it sets the artifact's location.",
     "run_task": "Name of the task in the run.",

@@ -40,6 +40,6 @@ def check_caching(step: str, artifacts: list[str], parameters: Mapping[str, obje
         raise ValueError(f"the sha256 of {', '.join(unknown)} is no parameter of {step}")
     if (step in REUSED) == (step in NOT_REUSED):
         raise ValueError(f"{step} has no reason in {__name__}")
-    if step in REUSED and "reuse" not in parameters:
-        raise ValueError(f"{step} is reused, and has no parameter reuse")
+    if step in REUSED and "fresh" not in parameters:
+        raise ValueError(f"{step} is reused, and has no parameter fresh")
     return False

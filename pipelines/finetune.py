@@ -52,7 +52,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         vertex_model: str = "",
         serving: str = "",
         artifact_root: str = "",
-        reuse: bool = False,
+        fresh: bool = False,
     ):
         """Fine-tunes a checkpoint.
 
@@ -81,7 +81,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             vertex_model: Full name of a model of Vertex AI's registry that a release becomes a version of; empty: none.
             serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
             artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
-            reuse: Take from earlier runs what they made from the same inputs, with the same code; false: make everything.
+            fresh: Make everything; false: take from earlier runs what they made from the same inputs, with the same code.
         """
         place = {
             "artifact_root": artifact_root,
@@ -91,7 +91,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         }
         at_exit = summarize(expected=",".join(_ALWAYS), **place)
         with dsl.ExitHandler(at_exit, name="whatever happens"):
-            made_at = {**place, "reuse": reuse}
+            made_at = {**place, "fresh": fresh}
             fetched = fetch_checkpoint(
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **made_at
             )

@@ -32,7 +32,7 @@ def evaluate(
     records_sha256: str = "",
     tuned_sha256: str = "",
     baseline_sha256: str = "",
-    reuse: bool = False,
+    fresh: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -65,7 +65,7 @@ def evaluate(
     from paligemma.launch.watch import launched, run_elsewhere
 
     settings = parse_settings(decoding, "the parameter decoding")
-    output = output_location(evaluation, artifact_root, run, run_task, reuse)
+    output = output_location(evaluation, artifact_root, run, run_task, fresh)
     arguments = {
         "checkpoint": input_location(checkpoint, checkpoint_sha256),
         "records": input_location(records, records_sha256),

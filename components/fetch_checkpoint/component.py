@@ -18,7 +18,7 @@ def fetch_checkpoint(
     tokenizer: str = "",
     precision: str = "float16",
     image_size: int = 0,
-    reuse: bool = False,
+    fresh: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -35,7 +35,7 @@ def fetch_checkpoint(
     from components.artifacts import mirror_record, output_location
     from components.fetch_checkpoint.main import fetch_checkpoint as run_step
 
-    output = output_location(checkpoint, artifact_root, run, run_task, reuse)
+    output = output_location(checkpoint, artifact_root, run, run_task, fresh)
     asked = {"source": source, "sha256": sha256, "tokenizer": tokenizer, "precision": precision, "image_size": image_size}
     made = run_step(output=output, **asked)
     mirror_record(checkpoint, made, tree_sha256)

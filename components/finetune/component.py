@@ -25,7 +25,7 @@ def finetune(
     records_sha256: str = "",
     validation_sha256: str = "",
     preflight_sha256: str = "",
-    reuse: bool = False,
+    fresh: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -49,7 +49,7 @@ def finetune(
     from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.training.open_recipe import parse_open_recipe
 
-    output = output_location(tuned, artifact_root, run, run_task, reuse)
+    output = output_location(tuned, artifact_root, run, run_task, fresh)
     state_root = state_location(artifact_root)
     trained_on = (input_location(checkpoint, checkpoint_sha256), input_location(records, records_sha256), output)
     asked, chosen = parse_open_recipe(recipe), input_location(preflight, preflight_sha256)

@@ -20,7 +20,7 @@ def preflight(
     warn_only: bool = False,
     decode_batch: int = 0,
     checkpoint_sha256: str = "",
-    reuse: bool = False,
+    fresh: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -41,7 +41,7 @@ def preflight(
     from paligemma.artifacts.store import localize
     from paligemma.training.open_recipe import parse_open_recipe
 
-    output = output_location(preflight, artifact_root, run, run_task, reuse)
+    output = output_location(preflight, artifact_root, run, run_task, fresh)
     base = input_location(checkpoint, checkpoint_sha256)
     made = check(base, output, parse_open_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
     mirror_record(preflight, made, tree_sha256)

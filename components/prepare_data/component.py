@@ -27,7 +27,7 @@ def prepare_data(
     workers: int = 0,
     grey_range: str = "",
     checkpoint_sha256: str = "",
-    reuse: bool = False,
+    fresh: bool = False,
     artifact_root: str = "",
     run: str = "",
     run_task: str = "",
@@ -53,7 +53,7 @@ def prepare_data(
     from components.prepare_data.main import prepare_data as run_step
     from paligemma.artifacts.store import localize
 
-    output = output_location(records, artifact_root, run, run_task, reuse)
+    output = output_location(records, artifact_root, run, run_task, fresh)
     made = run_step(
         data=data,
         checkpoint=input_location(checkpoint, checkpoint_sha256),

@@ -223,8 +223,8 @@ def run(
         typer.Option(help="Folder or gs:// prefix that artifacts go to.", show_default="a folder of the run's below --root"),
     ] = "",
     root: Annotated[Path, typer.Option(help="Local folder for the output of all runs.")] = Path("runs/pipeline"),
-    reuse: Annotated[
-        bool, typer.Option("--reuse", help="Take from earlier runs what they made of the same.", show_default="no")
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make everything, also what an earlier run made of the same.", show_default="no")
     ] = False,
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
@@ -265,7 +265,7 @@ def run(
         "registry": absolute(registry or str(root / "registry")),
         "formats": formats,
         "artifact_root": absolute(artifact_root),
-        "reuse": reuse,
+        "fresh": fresh,
     }
     oddities = check_run(parameters)
     if not validation_data:

@@ -111,8 +111,8 @@ def test_the_components_interface_offers_what_its_command_line_does(component: s
         flags = flags - SETTINGS | {"decoding"}
     hashes = {name for name in inputs if name.endswith("_sha256")}  # of input artifacts, by which tasks know them
     assert hashes == {f"{name}_sha256" for name in inputs if f"{name}_sha256" in inputs}
-    reuse = {"reuse"} if component in REUSED else set()
-    assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"} | reuse
+    fresh = {"fresh"} if component in REUSED else set()
+    assert set(inputs) - hashes == (flags - {"output", "set", "state_root"}) | {"artifact_root", "run", "run_task"} | fresh
     shared = hashes | {"artifact_root", "run", "run_task"}
     assert {name: inputs[name].default for name in shared} == dict.fromkeys(shared, "")
     assert all(inputs[name].description for name in shared)

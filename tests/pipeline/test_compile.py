@@ -82,7 +82,7 @@ def test_no_task_is_served_from_kfps_cache(specification: dict) -> None:
 def test_every_step_is_reused_or_has_a_reason_not_to_be() -> None:
     steps = {path.parent.name for path in (REPOSITORY / "components").glob("*/component.py")}
     assert sorted([*REUSED, *NOT_REUSED]) == sorted(steps)
-    with pytest.raises(ValueError, match="finetune is reused, and has no parameter reuse"):
+    with pytest.raises(ValueError, match="finetune is reused, and has no parameter fresh"):
         check_caching("finetune", [], {})
     with pytest.raises(ValueError, match="new_step has no reason"):
         check_caching("new_step", [], {})

@@ -132,7 +132,6 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path, 
         "vertex_model": f"{google.parent}/models/paligemma",
         "serving": SERVING,
         "artifact_root": str(BUCKET / "artifacts"),
-        "reuse": True,
     }
     outputs = run_pipeline(parameters, tmp_path / "root")
     release = read_release(BUCKET / "registry", read_champion(BUCKET / "registry").release)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from paligemma.artifacts.record import Input, parse_record
 from paligemma.artifacts.recording import recorded, set_place
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.signing import KEY_VARIABLE
-from paligemma.artifacts.store import localize, produce
+from paligemma.artifacts.store import artifact_at, input_of, localize, produce, record_of
+from paligemma.errors import DamagedError
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import trace
@@ -93,6 +95,12 @@ def check_reuse(step: Step) -> None:
     first = step.run("one")
     assert (step.run("two"), step.run("three"), step.made) == (first, first, 1)
     assert localize(first).joinpath("text").is_file()
+    for run in ("two", "three"):  # the task's own folder says where the artifact is, and stands for it
+        folder = f"{step.root}/{run}/task/x"
+        assert artifact_at(folder) == parse_location(first)
+        assert localize(folder) == localize(first)
+        assert record_of(folder) == record_of(first)
+        assert input_of("x", folder) == input_of("x", first)
     made, reused = of_run(step, "one"), of_run(step, "three")
     assert made["cached_from"] is None
     assert reused["cached_from"] == {"run": "one", "task": "task", "attempt": made["attempt"], "record": made["sha256"]}
@@ -103,17 +111,38 @@ def check_reuse(step: Step) -> None:
         assert (found.problems, found.artifacts) == ([], 1)
         assert [one["run"] for one in trace(index, first)["steps"]] == ["one"]
         assert impact(index, first) is not None
+        if isinstance(parse_location(first), Path):  # questions about the folder are about the artifact
+            assert trace(index, f"{step.root}/two/task/x") == trace(index, first)
 
 
 def test_what_was_made_once_is_not_made_again(step: Step) -> None:
     check_reuse(step)
-    assert not (Path(step.root) / "two").exists()
+    assert [path.name for path in (Path(step.root) / "two").rglob("*") if path.is_file()] == ["location.json"]
+
+
+def test_a_task_that_took_over_what_is_gone_makes_it_anew(step: Step) -> None:
+    first = step.run("one")
+    step.run("two")
+    shutil.rmtree(first)
+    again = step.run("two")
+    assert (again, step.made) == (f"{step.root}/two/task/x", 2)
+    assert localize(again) == Path(again)
+    assert not (Path(again) / "location.json").exists()
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", "{}", '{"location": 3}', '{"location": ""}'])
+def test_a_folder_that_does_not_say_where_its_artifact_is_is_damaged(said: str, tmp_path: Path) -> None:
+    (tmp_path / "location.json").write_text(said)
+    with pytest.raises(DamagedError, match=r"location"):
+        localize(tmp_path)
 
 
 def test_nor_in_cloud_storage(in_bucket: Step) -> None:
     check_reuse(in_bucket)
     found = [one.location.name.split("/")[1] for one in gcs.list_objects(GcsLocation("bucket", "root"))]
-    assert set(found) == {"one", "lineage", "results"}
+    assert set(found) == {"one", "two", "three", "lineage", "results"}
+    last = [one.location.name for one in gcs.list_objects(GcsLocation("bucket", "root/three"))]
+    assert last == ["root/three/task/x/location.json"]
 
 
 def test_a_run_that_is_not_to_reuse_makes_it_and_later_runs_take_that(step: Step) -> None:

@@ -36,6 +36,7 @@ from paligemma.artifacts.record import (
 )
 from paligemma.artifacts.recording import Attempt, attempt_under_way, seal
 from paligemma.artifacts.signing import KEY_VARIABLE, fault_of, own_public_key, sign
+from paligemma.artifacts.store import point_to
 from paligemma.errors import PaliGemmaError
 from paligemma.foreign_json import SMALL_BYTES, first_fault, parse_json
 from paligemma.safe_names import Address, Sha256
@@ -108,7 +109,8 @@ class Result:
     def find(self) -> str | None:
         """The location of the whole artifact, if it was made before; None if it has to be made.
 
-        If there is one, the current attempt leaves a record that says where its artifact came from.
+        If there is one, the current attempt leaves a record that says where its artifact came from. Its
+        output says where it is.
         """
         attempt = attempt_under_way()
         if not self.sha256 or attempt is None or not attempt.reuses:
@@ -124,6 +126,8 @@ class Result:
         except PaliGemmaError as error:
             log.warning("an earlier result cannot be reused, and is made anew: %s", error.what)
             return None
+        if kept.location != attempt.output:
+            point_to(parse_location(attempt.output), kept.location, record)
         attempt.keep(reused_record(record, attempt.run, attempt.task, attempt.name, attempt.started))
         log.info("nothing changed: the result of run %s is reused, %s", record.run, kept.location)
         return kept.location

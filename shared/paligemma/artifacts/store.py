@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import tempfile
@@ -26,11 +27,16 @@ from paligemma.artifacts.record import (
 from paligemma.artifacts.recording import Attempt, attempt
 from paligemma.artifacts.root_links import connect
 from paligemma.errors import DamagedError, InputError
-from paligemma.foreign_json import DOCUMENT_BYTES, read_bounded
+from paligemma.foreign_json import DOCUMENT_BYTES, SMALL_BYTES, parse_json, read_bounded
 from paligemma.progress import WorkProgress
-from paligemma.storage import atomic, cache, gcs, versions
+from paligemma.storage import atomic, cache, folders, gcs, versions
 from paligemma.storage.atomic import write_directory
+from paligemma.storage.files import exists, write_file
 from paligemma.storage.location import GcsLocation, Location, absolute_uri, parse_location
+
+LOCATION = "location"
+LOCATION_FILE = "location.json"
+"""In a task's folder without an artifact: says where the task's artifact is."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,9 @@ def produce(
     with attempt(component, output, parameters) as current:
         current.parameters, current.inputs = dict(parameters), list(inputs)
         if isinstance(location, Path):
+            if current.in_pipeline and not exists(location, RECORD_FILE):
+                # An earlier attempt of this task may have taken over what is gone since.
+                folders.remove_file(location / LOCATION_FILE)
             with write_directory(location, may_replace=RECORD_FILE, files_of=_own_files) as folder:
                 draft = Draft(folder)
                 yield draft
@@ -101,13 +110,14 @@ def localize(location: str | Path | Location) -> Path:
     """A local path with the contents of `location`: itself if local, else a cached, verified copy.
 
     Args:
-        location: a local path, or the `gs://` address of an artifact or of an object.
+        location: a local path, or the `gs://` address of an artifact or of an object; or the folder of a task that took over
+            an artifact.
 
     Raises:
         InputError: nothing exists at the location.
         DamagedError: the artifact is incomplete, or an object's bytes do not match its checksum.
     """
-    location = parse_location(location)
+    location = artifact_at(location)
     if isinstance(location, Path):
         return location
     manifest = gcs.stat(location / RECORD_FILE)
@@ -134,6 +144,31 @@ def localize(location: str | Path | Location) -> Path:
     return folder
 
 
+def point_to(folder: Location, location: str, record: MadeRecord) -> None:
+    """Writes into the folder of a task where the task's artifact is."""
+    said = {LOCATION: location, "tree_sha256": record.artifact.tree_sha256, "record": record.sha256}
+    write_file(folder / LOCATION_FILE, (json.dumps(said, indent=2) + "\n").encode())
+
+
+def artifact_at(location: str | Path | Location) -> Location:
+    """The location of an artifact: the given one, unless that is the folder of a task that took over another one's artifact.
+
+    Raises:
+        DamagedError: the folder does not say where the artifact is.
+    """
+    location = parse_location(location)
+    if exists(location, RECORD_FILE):
+        return location
+    where = location / LOCATION_FILE
+    data = folders.read_file(where)
+    if data is None:
+        return location
+    named = parse_json(data, where, "The artifact's location", most=SMALL_BYTES, fix="run the pipeline again").get(LOCATION)
+    if not (isinstance(named, str) and named):
+        raise DamagedError(f"{LOCATION_FILE} names no location.", where=where, fix="run the pipeline again")
+    return parse_location(named)
+
+
 def record_of(location: str | Location) -> MadeRecord:
     """The record of the artifact at a location, local or on `gs://`.
 
@@ -141,7 +176,7 @@ def record_of(location: str | Location) -> MadeRecord:
         InputError: no artifact is there.
         DamagedError: the artifact is incomplete.
     """
-    parsed = parse_location(location)
+    parsed = artifact_at(location)
     folder = localize(parsed)
     if isinstance(parsed, Path):
         return read_record(folder)
@@ -160,7 +195,7 @@ def input_of(role: str, location: str | Location) -> Input:
     Raises:
         InputError: the folder is not a complete artifact.
     """
-    parsed = parse_location(location)
+    parsed = artifact_at(location)
     path = localize(parsed).absolute()
     in_artifact = (path if path.is_dir() else path.parent) / RECORD_FILE
     if not path.is_dir() and not in_artifact.is_file():

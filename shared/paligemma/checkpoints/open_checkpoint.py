@@ -107,7 +107,7 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
         DamagedError: a file is incomplete or does not fit the architecture.
     """
     in_storage = isinstance(path, str) and path.startswith(SCHEME)
-    weights = _find_weights(localize(path) if in_storage else resolve_embedded(path))
+    weights = _find_weights(localize(path if in_storage else resolve_embedded(path)))
     config = parse_config(config) if config is not None else _config_beside(weights)
     if weights.suffix in _SAFETENSORS:
         arrays, config = _read_huggingface(weights, config)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from paligemma.artifacts.record import RECORD_FILE
-from paligemma.artifacts.store import localize
+from paligemma.artifacts.store import artifact_at, localize
 from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open_checkpoint import open_model
 from paligemma.data.loc_boxes import parse_boxes
@@ -72,6 +72,7 @@ def make_preview(
         raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
     tokenizer = Tokenizer(opened.tokenizer)
     source = str(data).rstrip("/").rsplit("/", 1)[-1]
+    data = str(artifact_at(data))
     if exists(data, RECORD_FILE):
         looked = _of_records(data, tokenizer, rows)
     else:

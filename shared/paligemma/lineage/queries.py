@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from paligemma.artifacts.store import artifact_at
 from paligemma.errors import InputError, near_match
 from paligemma.lineage.index import Index, unpack
+from paligemma.storage.location import absolute_uri
 from paligemma.terminal import printable_json
 
 RELEASE_COMPONENT = "publish"
@@ -187,7 +189,7 @@ def find_numbers(index: Index, name: str) -> list[int]:
     is_hash = re.fullmatch(r"[0-9a-f]{6,64}", name) is not None
     if is_hash and (found := numbers("sha256 >= ?1 AND sha256 < ?1 || 'g' OR tree >= ?1 AND tree < ?1 || 'g'", name)):
         return found
-    address = name.rstrip("/") if "://" in name else str(Path(name).absolute())
+    address = name.rstrip("/") if "://" in name else absolute_uri(artifact_at(Path(name)))
     if found := numbers("output = ? AND status != 'running'", address) or numbers("output = ?", address):
         made_it = [number for number in found if not index.body(number)["cached_from"]]  # and did not take it over
         return (made_it or found)[-1:]
