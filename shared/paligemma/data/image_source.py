@@ -11,8 +11,9 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
@@ -27,6 +28,8 @@ from paligemma.storage.location import GcsLocation, parse_location
 
 MOST_AHEAD = 64 * 1024 * 1024
 """Most bytes of prefetched images."""
+
+_BATCH = 64  # names
 
 _MOST_FOLDERS = 10_000
 """Most folders in the cache, which bounds memory for trees of millions."""
@@ -58,8 +61,10 @@ def open_images(location: str | Path | GcsLocation) -> ImageSource:
     return _Folder(parsed) if isinstance(parsed, Path) else _Bucket(parsed)
 
 
-def image_hashes(location: str | Path, names: Iterable[str]) -> Iterator[str]:
-    """A hash of each image's bytes; of one that cannot be read, the reason's code. In Cloud Storage, the service's checksum.
+def image_marks(location: str | Path, names: Sequence[str]) -> list[str]:
+    """What tells each image from others of its name: the sha256 of its bytes; of one without a file to read, the fault.
+
+    In Cloud Storage, an object's size and checksum, which reads no image. A file in an archive has the archive's mark.
 
     Args:
         location: the folder or prefix.
@@ -69,19 +74,26 @@ def image_hashes(location: str | Path, names: Iterable[str]) -> Iterator[str]:
     if isinstance(parsed, GcsLocation):
         listed = {path: f"{found.size} {found.crc32c}" for path, found in gcs.list_files(parsed)}
         anything = canonical_sha256(listed)  # of a name that is spelled in another way, or of nothing
-        for name in names:
-            archive, _ = split_archive(name)
-            yield listed.get(archive or name, anything)
-        return
+        return [listed.get(split_archive(name)[0] or name, anything) for name in names]
 
-    def of(name: str) -> str:
-        try:
-            return hashlib.sha256(source.read(name)).hexdigest()
-        except RowError as error:
-            return error.code
+    def of(some: Sequence[str]) -> list[str]:
+        return [_mark(source, name) for name in some]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(of, names)
+    batches = [names[start : start + _BATCH] for start in range(0, len(names), _BATCH)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a task for each image would take longer than its hash
+        return list(chain.from_iterable(pool.map(of, batches)))
+
+
+def _mark(source: ImageSource, name: str) -> str:
+    try:
+        return hashlib.sha256(source.read(name)).hexdigest()
+    except RowError as error:
+        return fault_mark(error)
+
+
+def fault_mark(error: RowError) -> str:
+    """The mark of an image that cannot be read. It has all that the list of rejected rows says of it."""
+    return f"{error.code}: {error.message}"
 
 
 class _Folder:

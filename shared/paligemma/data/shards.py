@@ -29,6 +29,7 @@ class ShardWriter:
     def __init__(self, path: Path, compression: Compression) -> None:
         """Creates the file, and replaces an existing one."""
         self._path, self._rows = path, 0
+        path.unlink(missing_ok=True)  # it may be linked to the shard of an earlier run, which must not change
         self._file = path.open("wb", buffering=_BLOCK)
         self._hashed = _Hashed(self._file)
         # Neither name nor time goes into the gzip header.
