@@ -167,7 +167,7 @@ def take_from_earlier(
     latest: Sequence[Result], job: Job, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path
 ) -> TakenOver:
     """Takes over what did not change since the latest records that can be reused, if there are any, and says what."""
-    record = next(filter(None, (result.look_up() for result in latest)), None) if marks else None
+    record = next(filter(None, (result.look_up(".tfrecord") for result in latest)), None) if marks else None
     if record is None:
         return TakenOver()
     try:

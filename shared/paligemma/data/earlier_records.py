@@ -19,6 +19,7 @@ from paligemma.data.merge_shards import LIST_FILES, link
 from paligemma.data.prepare import Facts, part_file, range_sha256, write_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset
 from paligemma.data.rows import LineRange, Row, read_rows
+from paligemma.data.shards import file_crc32c
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import DOCUMENT_BYTES, parse_model, read_json_lines, read_model
 from paligemma.regular_files import open_regular
@@ -48,7 +49,8 @@ def take_over(file_of: FileOf, data: Path, parts: Sequence[LineRange], marks: Ma
     """Puts the ranges that did not change into `folder`, and finds the pictures that did not.
 
     Args:
-        file_of: gives the files of the earlier records, which were made with the same settings, and with ranges as long.
+        file_of: gives the files of the earlier records, which were made with the same settings, and with ranges as long. All
+            but the shards must be what was written; of a shard, what is taken is checked here.
         data: the JSONL file, uncompressed.
         parts: its ranges.
         marks: what each image is today, by its name; see `image_source.image_marks`.
@@ -87,9 +89,11 @@ def _take_parts(
             if all(one.matches(marks.get(one.image_file)) for one in seen):
                 if facts.shards[0].sha256 != shard.sha256:
                     raise DamagedError(f"{PARTS_FILE} and {DATASET_FILE} are of different shards.")
-                target = part_file(folder, parts[number], "tfrecord")
+                source, target = file_of(shard.file), part_file(folder, parts[number], "tfrecord")
+                if file_crc32c(source) != facts.shard_crc32c:
+                    raise DamagedError(f"The shard {shard.file} was changed.")
                 target.unlink(missing_ok=True)
-                link(file_of(shard.file), target)
+                link(source, target)
                 for kind, piece in found.items():
                     part_file(folder, parts[number], kind).write_bytes(piece)
                 write_facts(folder, parts[number], line)

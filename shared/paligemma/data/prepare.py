@@ -100,6 +100,7 @@ class Facts(BaseModel):
         rejects, warned: the first remarks of each code.
         shards: the shards.
         source_sha256: hash of one range's bytes in the JSONL file.
+        shard_crc32c: checksum of one range's shard.
         bytes: sizes of one range's lists.
     """
 
@@ -117,6 +118,7 @@ class Facts(BaseModel):
     warned: list[Remark] = []
     shards: list[Shard] = []
     source_sha256: str = ""
+    shard_crc32c: str = ""
     bytes: dict[str, int] = {}
 
     @property
@@ -238,6 +240,7 @@ class Preparer:
         with part_file(folder, part, "images").open("w", encoding="utf-8") as images:
             images.writelines(json.dumps(seen.entry()) + "\n" for seen in self._seen)
         facts.shards.append(shard.shard)
+        facts.shard_crc32c = shard.crc32c
         facts.bytes = {kind: part_file(folder, part, kind).stat().st_size for kind in LISTS}
         write_facts(folder, part, facts.model_dump_json().encode())
         return facts
