@@ -15,6 +15,7 @@ from components.prepare_data.stages import (
     open_inputs,
     parameters_of,
     result_of,
+    saw,
     take_from_earlier,
     work_folder,
 )
@@ -79,8 +80,9 @@ def prepare_data(
             rest = [part for part in parts if part.number not in taken.parts]
             prepare_parts(job, rest, folder, workers or core_count(), progress, taken.kept)
         dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)
+        as_marked = saw(draft.folder, inputs.images, marks)
     shutil.rmtree(folder)
-    for one in (result, *latest):
+    for one in (result, *latest) if as_marked else latest:
         one.keep()
     rejected, warned = sum(dataset.rejected.values()), sum(dataset.warnings.values())
     for code, particulars in dataset.findings.items():

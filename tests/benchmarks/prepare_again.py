@@ -6,6 +6,8 @@ PYTHONPATH=shared:. .venv/bin/python tests/benchmarks/prepare_again.py --rows 50
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from prepare import _generate_one, cpu_seconds, generate
 from components.prepare_data.main import prepare_data
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import set_place
+from paligemma.checkpoints.open_checkpoint import resolve_embedded
 
 CHECKPOINT = "embedded:tiny"
 
@@ -56,11 +59,6 @@ def measure(root: Path, folder: Path, name: str, options: argparse.Namespace, re
 
 def checkpoint(folder: Path) -> None:
     """The embedded checkpoint with a model's usual image size; preparation reads no weights."""
-    import json
-    import shutil
-
-    from paligemma.checkpoints.open_checkpoint import resolve_embedded
-
     shutil.copytree(resolve_embedded(CHECKPOINT), folder)
     config = json.loads((folder / "config.json").read_text())
     config["img"]["image_size"] = 224
@@ -101,6 +99,13 @@ def main() -> None:
         def change() -> None:
             data.write_text(data.read_text().replace("with the number 7 ", "with the number seven "))
 
+        def fresh(name: str) -> tuple[float, str]:
+            try:
+                cpu, _, sha256 = measure(root / "fresh", folder, name, options, reuse=False)
+                return cpu, sha256
+            finally:
+                shutil.rmtree(root / "fresh")
+
         changes: dict[str, Callable[[], object]] = {
             "unchanged": lambda: None,
             f"{more} rows appended": append,
@@ -114,7 +119,7 @@ def main() -> None:
         for number, (name, edit) in enumerate(changes.items()):
             edit()
             cpu, seconds, sha256 = measure(root, folder, f"again-{number}", options)
-            full, _, wanted = measure(root / "fresh", folder, f"full-{number}", options, reuse=False)
+            full, wanted = fresh(f"full-{number}")
             same = "the same" if sha256 == wanted else "DIFFER"
             print(f"| {name} | {cpu:.2f} | {cpu / full:.1%} | {seconds:.2f} | {same} |", flush=True)
 

@@ -180,7 +180,7 @@ def test_warnings_of_pictures_and_of_the_whole_are_found_again(small_data: Small
 
 EDITS = st.lists(
     st.tuples(
-        st.sampled_from(["append", "delete", "insert", "text", "picture", "swap", "lose", "spoil", "blank", "bad", "long"]),
+        st.sampled_from(["append", "delete", "insert", "text", "picture", "swap", "lose", "spoil", "blank", "bad", "long", ""]),
         st.integers(0, 30),
         st.integers(0, 5),
     ),
@@ -232,6 +232,8 @@ def edit(data: SmallData, lines: list, kind: str, place: int, name: str, number:
             lines.insert(place, b"")
         case "bad":
             lines.insert(place, b"{")
+        case "":
+            lines.insert(place, row | {"image": ""})
         case "long":
             lines.insert(place, row | {"suffix": "x" * 200})
     lines[0] = {"image": "whole.png", "prefix": "p", "suffix": "kept"}  # one row is always usable
@@ -385,6 +387,24 @@ def test_a_killed_run_goes_on_and_leaves_the_earlier_records_as_they_were(
     assert files_of(second) == files_of(weeks.run(weeks.fresh, reuse=False))
     assert read_record(first).artifact.tree_sha256 == before
     assert {file.path: file.sha256 for file in list_files(Path(first))} == files_of(first)
+
+
+def test_an_image_that_is_replaced_while_the_step_works_misleads_no_later_run(
+    rows: list[dict], small_data: SmallData, weeks: Weeks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_data.write(rows)
+    last, prepare = small_data.folder / "9.png", Preparer.prepare
+    before = last.read_bytes()
+
+    def replaced(*values):
+        small_data.add_image("9.png", 50)
+        return prepare(*values)
+
+    monkeypatch.setattr(Preparer, "prepare", replaced)
+    weeks.run()
+    monkeypatch.undo()
+    last.write_bytes(before)
+    weeks.check()
 
 
 def test_in_cloud_storage_no_image_is_read_that_did_not_change(

@@ -107,7 +107,7 @@ class Result:
     @classmethod
     def latest_of(cls, component: str, code: str | Path, settings: Mapping[str, object], **also: object) -> Result:
         """The last result of a kind: of whatever data, but with these settings. Takes what `of` takes, without inputs."""
-        return replace(cls.of(component, code, settings, latest=True, **also), folder=LATEST_FOLDER)
+        return replace(cls.of(component, code, settings, (), latest=True, **also), folder=LATEST_FOLDER)
 
     @classmethod
     def none(cls, component: str) -> Result:

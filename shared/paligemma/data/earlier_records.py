@@ -86,7 +86,7 @@ def _take_parts(
         if number < len(parts) and facts.source_sha256 == range_sha256(data, parts[number]):
             found = {kind: _slice(lists[kind], starts[kind], facts.bytes[kind]) for kind in lists}
             seen = [Seen.of_entry(json.loads(entry)) for entry in found["images"].splitlines()]
-            if all(one.matches(marks.get(one.image_file)) for one in seen):
+            if all(one.mark == marks.get(one.image_file) for one in seen):
                 if facts.shards[0].sha256 != shard.sha256:
                     raise DamagedError(f"{PARTS_FILE} and {DATASET_FILE} are of different shards.")
                 source, target = file_of(shard.file), part_file(folder, parts[number], "tfrecord")
@@ -111,19 +111,18 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
         names: the names.
         warnings: size of those warnings that single ranges have.
     """
-    wanted, known = {marks[name] for name in names if name in marks}, {}
+    today, wanted, known = {marks[name] for name in names if name in marks}, set(), {}
     for entry in read_json_lines(file_of(IMAGES_FILE), IMAGES_FILE):
         seen = Seen.of_entry(entry)
-        if seen.image_file in names and seen.image_sha256:
-            if seen.matches(marks.get(seen.image_file)):
-                known[seen.image_file] = seen
-                wanted.add(seen.image_sha256)
-            elif split_archive(seen.image_file)[0]:  # in Cloud Storage its hash is known when the archive was fetched
-                wanted.add(seen.image_sha256)
+        if seen.fault:
+            continue
+        if seen.image_file in names and seen.mark == marks.get(seen.image_file):
+            known[seen.image_file] = seen
+        in_archive = seen.image_file in names and bool(split_archive(seen.image_file)[0])
+        if seen.mark in today or in_archive:  # under another name, or in an archive, it is read, and compared by its sha256
+            wanted.add(seen.image_sha256)
     remarks = map(json.loads, _slice(file_of(WARNINGS_FILE), 0, warnings).splitlines())
-    odd = {
-        remark["line"] for remark in remarks if remark["code"].startswith("image_")
-    }  # a warning would have to be found again
+    odd = {remark["line"] for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
     places: dict[str, Place] = {}
     for entry in read_json_lines(file_of(ROWS_FILE), ROWS_FILE):
         if entry["image_sha256"] in wanted and entry["line"] not in odd:

@@ -6,14 +6,12 @@ A tar file acts as a folder in a name: `shard-000.tar/cat.jpg`. Nothing outside 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import stat
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
@@ -28,8 +26,6 @@ from paligemma.storage.location import GcsLocation, parse_location
 
 MOST_AHEAD = 64 * 1024 * 1024
 """Most bytes of prefetched images."""
-
-_BATCH = 64  # names
 
 _MOST_FOLDERS = 10_000
 """Most folders in the cache, which bounds memory for trees of millions."""
@@ -62,9 +58,11 @@ def open_images(location: str | Path | GcsLocation) -> ImageSource:
 
 
 def image_marks(location: str | Path, names: Sequence[str]) -> list[str]:
-    """What tells each image from others of its name: the sha256 of its bytes; of one without a file to read, the fault.
+    """What tells each image from others of its name: size and crc32c of its bytes; of one without a file to read, the fault.
 
-    In Cloud Storage, an object's size and checksum, which reads no image. A file in an archive has the archive's mark.
+    In Cloud Storage they come with the list of objects, which reads no image; a file in an archive has the archive's mark
+    there. On a disk a sha256 would be most of what preparing again costs. crc32c finds any change of up to four bytes in a
+    row, and misses one in four billion of those that leave the size.
 
     Args:
         location: the folder or prefix.
@@ -76,19 +74,15 @@ def image_marks(location: str | Path, names: Sequence[str]) -> list[str]:
         anything = canonical_sha256(listed)  # of a name that is spelled in another way, or of nothing
         return [listed.get(split_archive(name)[0] or name, anything) for name in names]
 
-    def of(some: Sequence[str]) -> list[str]:
-        return [_mark(source, name) for name in some]
-
-    batches = [names[start : start + _BATCH] for start in range(0, len(names), _BATCH)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a task for each image would take longer than its hash
-        return list(chain.from_iterable(pool.map(of, batches)))
+    return [_mark(source, name) for name in names]  # threads take twice the processor time, and no less time
 
 
 def _mark(source: ImageSource, name: str) -> str:
     try:
-        return hashlib.sha256(source.read(name)).hexdigest()
+        data = source.read(name)
     except RowError as error:
         return fault_mark(error)
+    return f"{len(data)} {gcs.crc32c_of(data)}"
 
 
 def fault_mark(error: RowError) -> str:

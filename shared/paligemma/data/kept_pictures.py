@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,14 @@ class Seen:
 
     def entry(self) -> dict:
         """The line's JSON value."""
-        return {name: value for name, value in asdict(self).items() if value not in ("", 0)}
+        if self.fault:
+            return {"image_file": self.image_file, "fault": self.fault}
+        return {
+            "image_file": self.image_file,
+            "image_sha256": self.image_sha256,
+            "bytes": self.bytes,
+            "crc32c": self.crc32c,
+        }
 
     @classmethod
     def of_entry(cls, entry: Mapping) -> Seen:
@@ -49,9 +56,10 @@ class Seen:
             raise TypeError("a value is of another type")
         return seen
 
-    def matches(self, mark: str | None) -> bool:
-        """Whether a mark (see `image_source.image_marks`) says that the same is found there today."""
-        return mark is not None and mark in (self.fault or self.image_sha256, f"{self.bytes} {self.crc32c}")
+    @property
+    def mark(self) -> str:
+        """The image's mark when it was looked at; see `image_source.image_marks`."""
+        return self.fault or f"{self.bytes} {self.crc32c}"
 
 
 class Place(NamedTuple):
