@@ -320,10 +320,10 @@ def lose_records_file(name: str) -> Callable[[Path], None]:
     return lambda made: (made / name).unlink()
 
 
-def flip_a_byte(made: Path) -> None:
-    (shard, *_) = sorted(made.glob("*.tfrecord"))
+def flip_a_byte(made: Path, place: int = 0) -> None:
+    shard = sorted(made.glob("*.tfrecord"))[place]
     data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[len(data) // 3] ^= 1  # in the second of four rows
     shard.write_bytes(data)
 
 
@@ -339,6 +339,18 @@ def test_from_damaged_records_nothing_is_taken(
     decoded.clear()
     made = weeks.run()
     assert len(decoded) >= 10
+    assert files_of(made) == files_of(weeks.run(weeks.fresh, reuse=False))
+
+
+def test_a_picture_in_a_damaged_record_is_decoded(
+    rows: list[dict], small_data: SmallData, weeks: Weeks, decoded: list[str]
+) -> None:
+    small_data.write(rows)
+    flip_a_byte(Path(weeks.run()), 1)
+    small_data.write(rows[1:])
+    decoded.clear()
+    made = weeks.run()
+    assert len(decoded) == 1
     assert files_of(made) == files_of(weeks.run(weeks.fresh, reuse=False))
 
 
