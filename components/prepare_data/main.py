@@ -80,7 +80,7 @@ def prepare_data(
             rest = [part for part in parts if part.number not in taken.parts]
             prepare_parts(job, rest, folder, workers or core_count(), progress, taken.kept)
         dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)
-        as_marked = saw(draft.folder, inputs.images, marks)
+        as_marked = saw(rest, folder, inputs.images, marks)
     shutil.rmtree(folder)
     for one in (result, *latest) if as_marked else latest:
         one.keep()

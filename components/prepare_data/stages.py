@@ -24,17 +24,15 @@ from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
-from paligemma.data.earlier_records import TakenOver, take_over
+from paligemma.data.earlier_records import TakenOver, read_seen, take_over
 from paligemma.data.image_source import image_marks, open_images, split_archive
-from paligemma.data.kept_pictures import Seen
 from paligemma.data.merge_shards import assemble, gather_facts, stored_pictures
 from paligemma.data.pictures.levels import parse_grey_range
-from paligemma.data.prepare import Facts, Job
-from paligemma.data.records import IMAGES_FILE, Dataset, open_records
+from paligemma.data.prepare import Facts, Job, part_file
+from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError, PaliGemmaError, one_of
-from paligemma.foreign_json import read_json_lines
 from paligemma.reports.page import write_page
 from paligemma.storage import cache
 from paligemma.storage.atomic import clear
@@ -186,14 +184,13 @@ def take_from_earlier(
     return taken
 
 
-def saw(records: Path, images: str, marks: Mapping[str, str]) -> bool:
-    """Whether every image in the records is what it was when it was marked, as far as marks tell.
+def saw(parts: Sequence[LineRange], folder: Path, images: str, marks: Mapping[str, str]) -> bool:
+    """Whether every image in the ranges in `folder` is what it was when it was marked, as far as marks tell.
 
     If one was replaced while the step worked, or since a killed attempt prepared it, the records are not those of the marks.
     """
     in_bucket = isinstance(parse_location(images), GcsLocation)
-    for entry in read_json_lines(records / IMAGES_FILE, IMAGES_FILE) if marks else ():
-        seen = Seen.of_entry(entry)
+    for seen in (seen for part in parts for seen in read_seen(part_file(folder, part, "images").read_bytes())) if marks else ():
         mark = marks.get(seen.image_file, "")
         if in_bucket and (seen.fault or split_archive(seen.image_file)[0] or " " not in mark):
             continue  # the mark is of the archive, or of all objects

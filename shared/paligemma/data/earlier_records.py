@@ -21,7 +21,7 @@ from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNIN
 from paligemma.data.rows import LineRange, Row, read_rows
 from paligemma.data.shards import file_crc32c
 from paligemma.errors import DamagedError
-from paligemma.foreign_json import DOCUMENT_BYTES, parse_model, read_json_lines, read_model
+from paligemma.foreign_json import DOCUMENT_BYTES, parse_model, read_model
 from paligemma.regular_files import open_regular
 
 FileOf = Callable[[str], Path]
@@ -74,6 +74,15 @@ def take_over(file_of: FileOf, data: Path, parts: Sequence[LineRange], marks: Ma
     return TakenOver(frozenset(taken), sum(taken.values()), kept, pictures)
 
 
+def read_seen(images: bytes) -> Iterator[Seen]:
+    """The images in a range's list.
+
+    Raises:
+        ValueError, TypeError: the list is damaged.
+    """
+    return (Seen.of_entry(json.loads(line)) for line in images.splitlines())
+
+
 def _take_parts(
     file_of: FileOf, dataset: Dataset, data: Path, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path
 ) -> Iterator[tuple[int, int | None, int]]:
@@ -85,8 +94,7 @@ def _take_parts(
         taken = None
         if number < len(parts) and facts.source_sha256 == range_sha256(data, parts[number]):
             found = {kind: _slice(lists[kind], starts[kind], facts.bytes[kind]) for kind in lists}
-            seen = [Seen.of_entry(json.loads(entry)) for entry in found["images"].splitlines()]
-            if all(one.mark == marks.get(one.image_file) for one in seen):
+            if all(seen.mark == marks.get(seen.image_file) for seen in read_seen(found["images"])):
                 if facts.shards[0].sha256 != shard.sha256:
                     raise DamagedError(f"{PARTS_FILE} and {DATASET_FILE} are of different shards.")
                 source, target = file_of(shard.file), part_file(folder, parts[number], "tfrecord")
@@ -112,8 +120,8 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
         warnings: size of those warnings that single ranges have.
     """
     today, wanted, known = {marks[name] for name in names if name in marks}, set(), {}
-    for entry in read_json_lines(file_of(IMAGES_FILE), IMAGES_FILE):
-        seen = Seen.of_entry(entry)
+    for line in _lines(file_of(IMAGES_FILE)):
+        seen = Seen.of_entry(json.loads(line))
         if seen.fault:
             continue
         if seen.image_file in names and seen.mark == marks.get(seen.image_file):
@@ -121,10 +129,12 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
         in_archive = seen.image_file in names and bool(split_archive(seen.image_file)[0])
         if seen.mark in today or in_archive:  # under another name, or in an archive, it is read, and compared by its sha256
             wanted.add(seen.image_sha256)
+    if not wanted:
+        return KeptPictures()
     remarks = map(json.loads, _slice(file_of(WARNINGS_FILE), 0, warnings).splitlines())
     odd = {remark["line"] for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
     places: dict[str, Place] = {}
-    for entry in read_json_lines(file_of(ROWS_FILE), ROWS_FILE):
+    for entry in map(json.loads, _lines(file_of(ROWS_FILE))):
         if entry["image_sha256"] in wanted and entry["line"] not in odd:
             places.setdefault(entry["image_sha256"], Place(entry["shard"], entry["position"], int(entry["image_dhash"], 16)))
     numbers = {place.shard for place in places.values()}
