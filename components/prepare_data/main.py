@@ -10,9 +10,13 @@ from components.prepare_data.stages import (
     checked_settings,
     finish,
     job_of,
+    latest_of,
+    marks_of,
     open_inputs,
     parameters_of,
     result_of,
+    saw,
+    take_from_earlier,
     work_folder,
 )
 from paligemma.artifacts.recording import recorded
@@ -56,22 +60,30 @@ def prepare_data(
         "compression": compression,
         "grey_range": grey_range,
     })  # fmt: skip
-    data, images, against = (with_run_date(place) for place in (data, images, against))
+    named, (data, images, against) = data, (with_run_date(place) for place in (data, images, against))
     inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
-    result = result_of(inputs, parameters)
+    marks = marks_of(inputs)
+    result, latest = result_of(inputs, parameters, marks), latest_of(inputs, split, settings, str(named))
     if (made := result.find()) is not None:
         return made
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)
         job = job_of(inputs, settings, folder)
         parts = split_lines(job.data, rows_per_shard)
+        taken = take_from_earlier(latest, job, parts, marks, folder)
+        if taken.lines + taken.pictures:
+            draft.metrics["rows_taken_over"] = taken.lines + taken.pictures
         check_room(folder, draft.folder, job, parts)
         with WorkProgress(f"preparing {split}", "rows", sum(part.lines for part in parts)) as progress:
-            prepare_parts(job, parts, folder, workers or core_count(), progress)
+            progress.skip(sum(part.lines for part in parts if part.number in taken.parts))
+            rest = [part for part in parts if part.number not in taken.parts]
+            prepare_parts(job, rest, folder, workers or core_count(), progress, taken.kept)
         dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)
+        as_marked = saw(rest, folder, inputs.images, marks)
     shutil.rmtree(folder)
-    result.keep()
+    for one in (result, *latest) if as_marked else latest:
+        one.keep()
     rejected, warned = sum(dataset.rejected.values()), sum(dataset.warnings.values())
     for code, particulars in dataset.findings.items():
         log.warning("%s: %s (%s)", code, FINDINGS[code], particulars)

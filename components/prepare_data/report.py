@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+from PIL import Image
 
 from paligemma.data.balance import FINDINGS
 from paligemma.data.image_source import ImageSource, open_images
@@ -22,12 +23,21 @@ THUMBNAIL_SIZE = 224
 _WINDOW = 32  # files held at once
 
 
-def render_report(dataset: Dataset, facts: Facts, job: Job, data: str, model: str = "") -> str:
-    """The page as HTML. Reads its images from the source again, rather than search the shards."""
-    source = open_images(job.images)
+def render_report(
+    dataset: Dataset, facts: Facts, job: Job, data: str, model: str = "", stored: Mapping[str, np.ndarray] | None = None
+) -> str:
+    """The page as HTML.
+
+    Args:
+        dataset, facts, job, model: what to show.
+        data: the JSONL file.
+        stored: pictures as in the records, by their names; all others are read from the source.
+    """
+    source, size = open_images(job.images), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
     images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
-    small = _pictures(source, images, min(job.image_size, THUMBNAIL_SIZE), job.grey_range)
+    small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}
+    small |= _pictures(source, images - small.keys(), size, job.grey_range)
     return render(
         "dataset.html",
         model=model,
@@ -42,6 +52,19 @@ def render_report(dataset: Dataset, facts: Facts, job: Job, data: str, model: st
         meanings=WARNINGS,
         findings=[(code, FINDINGS[code], particulars) for code, particulars in dataset.findings.items()],
     )
+
+
+def lines_shown(facts: Facts) -> dict[str, int]:
+    """Of every picture on the page whose row is kept: a line that has it, by its name."""
+    return {row.image: row.line for row in facts.sample} | {
+        remark.image: remark.line for remark in facts.warned if remark.image
+    }
+
+
+def _smaller(pixels: np.ndarray, size: int) -> np.ndarray:
+    if len(pixels) == size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _pictures(source: ImageSource, names: Iterable[str], size: int, grey_range: GreyRange | None) -> dict[str, str]:

@@ -15,32 +15,35 @@ import numpy as np
 import PIL
 
 import paligemma.data
-from components.prepare_data.report import render_report
+from components.prepare_data.report import lines_shown, render_report
 from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.artifacts.recording import in_pipeline
 from paligemma.artifacts.results import Result
-from paligemma.artifacts.store import Draft, input_of, localize
+from paligemma.artifacts.store import Draft, file_of, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
-from paligemma.data.image_source import image_hashes, open_images
-from paligemma.data.merge_shards import assemble, gather_facts
+from paligemma.data.earlier_records import TakenOver, read_seen, take_over
+from paligemma.data.image_source import image_marks, open_images, split_archive
+from paligemma.data.merge_shards import assemble, gather_facts, stored_pictures
 from paligemma.data.pictures.levels import parse_grey_range
-from paligemma.data.prepare import Facts, Job
+from paligemma.data.prepare import Facts, Job, part_file
 from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.errors import InputError, one_of
+from paligemma.errors import InputError, PaliGemmaError, one_of
 from paligemma.reports.page import write_page
 from paligemma.storage import cache
 from paligemma.storage.atomic import clear
 from paligemma.storage.disk_space import check_space
 from paligemma.storage.files import exists, write_file
 from paligemma.storage.folders import kind_of
-from paligemma.storage.location import absolute_uri, parse_location
+from paligemma.storage.location import GcsLocation, absolute_uri, parse_location
 
 FINGERPRINT_FILE = "fingerprint"
+EARLIER_FOLDER = "earlier"
+"""In the work folder: files of earlier records in Cloud Storage."""
 
 log = logging.getLogger("paligemma.prepare_data")
 
@@ -126,16 +129,75 @@ def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_r
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
 
 
-def result_of(inputs: Inputs, parameters: Mapping[str, Any]) -> Result:
+def marks_of(inputs: Inputs) -> dict[str, str]:
+    """What each image is, by its name in the rows; empty outside a pipeline, where nobody compares it with earlier ones."""
+    if not in_pipeline():
+        return {}
+    names = sorted({row.image for _, row in read_all_rows(inputs.rows_file) if isinstance(row, Row)})
+    return dict(zip(names, image_marks(inputs.images, names), strict=True))
+
+
+def result_of(inputs: Inputs, parameters: Mapping[str, Any], marks: Mapping[str, str]) -> Result:
     """The records of these rows and images, so that a run finds those of an earlier run.
 
     Images of another split in a JSONL file are not looked at, so records beside one are always made.
     """
     if not in_pipeline() or (inputs.against and not exists(inputs.against, RECORD_FILE)):
         return Result.none("prepare_data")
-    names = sorted({row.image for _, row in read_all_rows(inputs.rows_file) if isinstance(row, Row)})
-    images = canonical_sha256(list(image_hashes(inputs.images, names)))
+    images = canonical_sha256(list(marks.values()))
     return Result.of("prepare_data", Path(__file__).parent, parameters, inputs.records(), images=images)
+
+
+def latest_of(inputs: Inputs, split: str, settings: Mapping[str, Any], data: str) -> list[Result]:
+    """The last records that were made with these settings: of the same data file, and of any; none outside a pipeline.
+
+    Args:
+        inputs: the inputs.
+        split: its name.
+        settings: what decides what becomes of a line.
+        data: the data file as the user names it, with `{date}`; one root may have records of several data sets.
+    """
+    if not in_pipeline():
+        return []
+    determined_by = {"split": split, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
+    return [Result.latest_of("prepare_data", Path(__file__).parent, determined_by, data=name) for name in (data, "")]
+
+
+def take_from_earlier(
+    latest: Sequence[Result], job: Job, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path
+) -> TakenOver:
+    """Takes over what did not change since the latest records that can be reused, if there are any, and says what."""
+    record = next(filter(None, (result.look_up(".tfrecord") for result in latest)), None) if marks else None
+    if record is None:
+        return TakenOver()
+    try:
+        taken = take_over(lambda path: file_of(record, path, folder / EARLIER_FOLDER), job.data, parts, marks, folder)
+    except PaliGemmaError as error:
+        log.warning("nothing is taken over from run %s: %s", record.run, error.what)
+        return TakenOver()
+    log.info(
+        "%s of %s rows are taken over from run %s, of %s of them the picture only",
+        *(f"{count:,}" for count in (taken.lines + taken.pictures, sum(part.lines for part in parts))),
+        record.run,
+        f"{taken.pictures:,}",
+    )
+    return taken
+
+
+def saw(parts: Sequence[LineRange], folder: Path, images: str, marks: Mapping[str, str]) -> bool:
+    """Whether every image in the ranges in `folder` is what it was when it was marked, as far as marks tell.
+
+    If one was replaced while the step worked, or since a killed attempt prepared it, the records are not those of the marks.
+    """
+    in_bucket = isinstance(parse_location(images), GcsLocation)
+    for seen in (seen for part in parts for seen in read_seen(part_file(folder, part, "images").read_bytes())) if marks else ():
+        mark = marks.get(seen.image_file, "")
+        if in_bucket and (seen.fault or split_archive(seen.image_file)[0] or " " not in mark):
+            continue  # the mark is of the archive, or of all objects
+        if seen.mark != mark:
+            log.warning("%r changed while this step worked, so no later run takes these records as they are", seen.image_file)
+            return False
+    return True
 
 
 def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Path:
@@ -235,7 +297,12 @@ def finish(
             job.max_text_tokens,
         )
     draft.rows, draft.hashes = dataset.rows, {shard.file: shard.sha256 for shard in dataset.shards}
-    write_page(draft.folder / "report.html", lambda: render_report(dataset, facts, job, inputs.data, inputs.model))
+
+    def page() -> str:
+        stored = stored_pictures(parts, folder, job, lines_shown(facts))
+        return render_report(dataset, facts, job, inputs.data, inputs.model, stored)
+
+    write_page(draft.folder / "report.html", page)
     return dataset
 
 

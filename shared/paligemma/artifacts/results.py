@@ -1,9 +1,11 @@
 """Results by content: what was made once, of the same inputs, with the same settings and code, is not made again.
 
-ROOT/results/KEY.json    names an artifact: its location, its record, and in Cloud Storage the generation of each object
+ROOT/results/KEY.json          names an artifact: its location, its record, and in Cloud Storage the generation of each object
+ROOT/results/latest/KEY.json   names the last artifact of a kind, in the same way
 
 KEY is a hash of everything that determines the artifact. The file is written last, and atomically. Of two writers with one key,
-the later wins; both artifacts are right. Only steps of a pipeline look here: a step that is run by hand makes what it is asked
+the later wins; both artifacts are right. The key of a kind leaves out the data, so that a step finds what was made of earlier
+data, and takes over what it can. Only steps of a pipeline look here: a step that is run by hand makes what it is asked
 to make.
 """
 
@@ -13,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +34,6 @@ from paligemma.artifacts.record import (
     file_sha256,
     list_files,
     parse_record_of_artifact,
-    tree_sha256,
 )
 from paligemma.artifacts.recording import Attempt, attempt_under_way, seal
 from paligemma.artifacts.signing import KEY_VARIABLE, fault_of, own_public_key, sign
@@ -46,6 +47,7 @@ from paligemma.storage.folders import read_file
 from paligemma.storage.location import GcsLocation, Location, absolute_uri, parse_location
 
 FOLDER = "results"
+LATEST_FOLDER = f"{FOLDER}/latest"
 FORMAT = 1
 _PACKAGES = ("flax", "jax", "jaxlib", "jinja2", "ml_dtypes", "numpy", "optax", "pillow", "safetensors", "sentencepiece")
 """Packages whose version may change an artifact."""
@@ -79,10 +81,12 @@ class Result:
     Attributes:
         component: the step.
         sha256: hash of the inputs' contents, the settings and the code; empty if the result cannot be reused.
+        folder: where its file is, below the root.
     """
 
     component: str
     sha256: str
+    folder: str = FOLDER
 
     @classmethod
     def of(
@@ -102,6 +106,11 @@ class Result:
         return cls(component, canonical_sha256({**determined_by, "code": _code_sha256(Path(code)), "packages": _versions()}))
 
     @classmethod
+    def latest_of(cls, component: str, code: str | Path, settings: Mapping[str, object], **also: object) -> Result:
+        """The last result of a kind: of whatever data, but with these settings. Takes what `of` takes, without inputs."""
+        return replace(cls.of(component, code, settings, (), latest=True, **also), folder=LATEST_FOLDER)
+
+    @classmethod
     def none(cls, component: str) -> Result:
         """A result that is not looked for and not kept, because what determines it is not known."""
         return cls(component, "")
@@ -111,6 +120,22 @@ class Result:
 
         If there is one, the current attempt leaves a record that says where its artifact came from. Its
         output says where it is.
+        """
+        attempt, record = attempt_under_way(), self.look_up()
+        if attempt is None or record is None:
+            return None
+        if record.artifact.uri != attempt.output:
+            point_to(parse_location(attempt.output), record.artifact.uri, record)
+        attempt.keep(reused_record(record, attempt.run, attempt.task, attempt.name, attempt.started))
+        log.info("nothing changed: the result of run %s is reused, %s", record.run, record.artifact.uri)
+        return record.artifact.uri
+
+    def look_up(self, checked_later: str = "") -> MadeRecord | None:
+        """The record of the artifact, if it was made before, is whole, and may be reused; leaves no record of that.
+
+        Args:
+            checked_later: files on a disk with this in their names are not hashed, unless there is a key, because the caller
+                checks those that it takes; empty: all are.
         """
         attempt = attempt_under_way()
         if not self.sha256 or attempt is None or not attempt.reuses:
@@ -122,15 +147,10 @@ class Result:
             kept = _parse(data)
             if os.environ.get(KEY_VARIABLE) and (fault := fault_of(kept.signature, kept.sealed(self.sha256), own_public_key())):
                 raise PaliGemmaError(f"The note of the result cannot be trusted: {fault}.")
-            record = _whole_artifact(kept, attempt)
+            return _whole_artifact(kept, attempt, "" if os.environ.get(KEY_VARIABLE) else checked_later)
         except PaliGemmaError as error:
             log.warning("an earlier result cannot be reused, and is made anew: %s", error.what)
             return None
-        if kept.location != attempt.output:
-            point_to(parse_location(attempt.output), kept.location, record)
-        attempt.keep(reused_record(record, attempt.run, attempt.task, attempt.name, attempt.started))
-        log.info("nothing changed: the result of run %s is reused, %s", record.run, kept.location)
-        return kept.location
 
     def keep(self) -> None:
         """Notes the artifact that the current attempt has made, for attempts to come."""
@@ -146,7 +166,7 @@ class Result:
         write_file(self._file(attempt.root), (json.dumps(kept.model_dump(mode="json"), indent=2) + "\n").encode())
 
     def _file(self, root: Location) -> Location:
-        return root / FOLDER / f"{self.sha256}.json"
+        return root / self.folder / f"{self.sha256}.json"
 
 
 def reused_record(record: Record, run: str, task: str, attempt: str, at: str) -> Record:
@@ -171,8 +191,8 @@ def _parse(data: bytes) -> _Kept:
         raise PaliGemmaError(f"The note of a result is damaged: {first_fault(error)}.") from None
 
 
-def _whole_artifact(kept: _Kept, attempt: Attempt) -> MadeRecord:
-    """The record of the artifact that a note names.
+def _whole_artifact(kept: _Kept, attempt: Attempt, checked_later: str = "") -> MadeRecord:
+    """The record of the artifact that a note names. Of files with `checked_later` in their names, only the sizes are compared.
 
     Raises:
         PaliGemmaError: it is gone, or elsewhere, or is not what it was, or its record is not signed as this process signs.
@@ -192,7 +212,9 @@ def _whole_artifact(kept: _Kept, attempt: Attempt) -> MadeRecord:
     if isinstance(location, GcsLocation):
         whole = _generations(location, record) == kept.objects
     else:
-        whole = tree_sha256(list_files(location)) == record.artifact.tree_sha256
+        files = record.artifact.files
+        known = {file.path: file.sha256 for file in files if checked_later and checked_later in file.path}
+        whole = set(list_files(location, known)) == set(files)
     if not whole:
         raise PaliGemmaError(f"The artifact at {location} is not whole, or was changed.")
     return record

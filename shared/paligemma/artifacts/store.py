@@ -185,6 +185,33 @@ def record_of(location: str | Location) -> MadeRecord:
     return _verified[parsed].record
 
 
+def file_of(record: MadeRecord, path: str, folder: Path) -> Path:
+    """A local path with the contents of one file of an artifact, without the artifact's other files.
+
+    Args:
+        record: the artifact's record.
+        path: the file, relative to the artifact.
+        folder: where a file from `gs://` is put, if it is not there.
+
+    Raises:
+        InputError: the file is gone.
+        DamagedError: the artifact has no such file, or it is not what was recorded.
+    """
+    location, expected = parse_location(record.artifact.uri), record.artifact.file(path)
+    if expected is None:
+        raise DamagedError(f"The artifact has no file {path}.", where=location)
+    if isinstance(location, Path):
+        return location / path
+    target = folder / path
+    if not (target.is_file() and file_sha256(target) == expected.sha256):
+        if record.artifact.version is None:
+            raise DamagedError("The record is of an artifact on a disk.", where=location)
+        gcs.download(versions.folder_of(location, record.artifact.version) / path, target)
+        if file_sha256(target) != expected.sha256:
+            raise DamagedError(f"The download of {path} does not match the artifact's record.", where=location)
+    return target
+
+
 def input_of(role: str, location: str | Location) -> Input:
     """An input as a record names it: by the artifact's tree hash, or by the file's own hash outside any artifact.
 

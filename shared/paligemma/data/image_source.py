@@ -6,12 +6,11 @@ A tar file acts as a folder in a name: `shard-000.tar/cat.jpg`. Nothing outside 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import stat
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
@@ -58,8 +57,12 @@ def open_images(location: str | Path | GcsLocation) -> ImageSource:
     return _Folder(parsed) if isinstance(parsed, Path) else _Bucket(parsed)
 
 
-def image_hashes(location: str | Path, names: Iterable[str]) -> Iterator[str]:
-    """A hash of each image's bytes; of one that cannot be read, the reason's code. In Cloud Storage, the service's checksum.
+def image_marks(location: str | Path, names: Sequence[str]) -> list[str]:
+    """What tells each image from others of its name: size and crc32c of its bytes; of one without a file to read, the fault.
+
+    In Cloud Storage they come with the list of objects, which reads no image; a file in an archive has the archive's mark
+    there. On a disk a sha256 would be most of what preparing again costs. crc32c finds any change of up to four bytes in a
+    row, and misses one in four billion of those that leave the size.
 
     Args:
         location: the folder or prefix.
@@ -69,19 +72,22 @@ def image_hashes(location: str | Path, names: Iterable[str]) -> Iterator[str]:
     if isinstance(parsed, GcsLocation):
         listed = {path: f"{found.size} {found.crc32c}" for path, found in gcs.list_files(parsed)}
         anything = canonical_sha256(listed)  # of a name that is spelled in another way, or of nothing
-        for name in names:
-            archive, _ = split_archive(name)
-            yield listed.get(archive or name, anything)
-        return
+        return [listed.get(split_archive(name)[0] or name, anything) for name in names]
 
-    def of(name: str) -> str:
-        try:
-            return hashlib.sha256(source.read(name)).hexdigest()
-        except RowError as error:
-            return error.code
+    return [_mark(source, name) for name in names]  # threads take twice the processor time, and no less time
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(of, names)
+
+def _mark(source: ImageSource, name: str) -> str:
+    try:
+        data = source.read(name)
+    except RowError as error:
+        return fault_mark(error)
+    return f"{len(data)} {gcs.crc32c_of(data)}"
+
+
+def fault_mark(error: RowError) -> str:
+    """The mark of an image that cannot be read. It has all that the list of rejected rows says of it."""
+    return f"{error.code}: {error.message}"
 
 
 class _Folder:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
 
 from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
+from paligemma.data.kept_pictures import read_pixels
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
-from paligemma.data.records import DATASET_FILE, WARNINGS_FILE, Dataset, Shard
+from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
 from paligemma.data.rows import LineRange
+from paligemma.data.tfrecord import TFRecordFile
 from paligemma.errors import DamagedError
+from paligemma.foreign_json import read_json_lines
 
 FREQUENT_SUFFIXES = 20
+LIST_FILES = {"rows": ROWS_FILE, "rejected": REJECTED_FILE, "warnings": WARNINGS_FILE, "images": IMAGES_FILE}
+"""Where the lists of all ranges are joined. After those of the ranges, `warnings.jsonl` has warnings that need the whole."""
 
 
 def gather_facts(parts: Sequence[LineRange], folder: Path) -> Facts:
@@ -58,11 +67,14 @@ def assemble(
         name = f"{split}-{part.number:05d}-of-{len(parts):05d}{ending}"
         link(part_file(folder, part, "tfrecord"), output / name)
         shards.append(Shard(file=name, rows=shard.rows, bytes=shard.bytes, sha256=shard.sha256))
-    for name, kind in ((ROWS_FILE, "rows"), (REJECTED_FILE, "rejected"), (WARNINGS_FILE, "warnings")):
+    for kind, name in LIST_FILES.items():
         with (output / name).open("wb") as file:
             for part in parts:
                 with part_file(folder, part, kind).open("rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
+    with (output / PARTS_FILE).open("wb") as file:
+        for part in parts:
+            file.write(part_file(folder, part, "facts").read_bytes() + b"\n")
     listing = read_listing(output / ROWS_FILE)
     found = [*duplicates(listing), *(leaks(listing, against) if against is not None else ())]
     with (output / WARNINGS_FILE).open("a", encoding="utf-8") as file:
@@ -91,6 +103,30 @@ def assemble(
     )
     (output / DATASET_FILE).write_text(json.dumps(dataset.model_dump(), indent=2) + "\n")
     return dataset
+
+
+def stored_pictures(
+    parts: Sequence[LineRange], folder: Path, job: Job, lines: Mapping[str, int]
+) -> dict[str, UInt8[np.ndarray, "size size 3"]]:
+    """Pictures from the ranges in `folder`, by name. None if their shards are packed, as those are not read from the middle.
+
+    Args:
+        parts, folder, job: the ranges.
+        lines: a line of a kept row by the name of its picture.
+    """
+    if job.compression != "none":
+        return {}
+    names: dict[int, dict[int, list[str]]] = {}
+    for name, line in lines.items():
+        names.setdefault(bisect_right(parts, line, key=lambda part: part.line) - 1, {}).setdefault(line, []).append(name)
+    found = {}
+    for number, wanted in names.items():
+        rows = [entry["line"] for entry in read_json_lines(part_file(folder, parts[number], "rows"), "The list of rows")]
+        shard = TFRecordFile(part_file(folder, parts[number], "tfrecord"), len(rows), "prepare them again")
+        for row, line in enumerate(rows):
+            for name in wanted.get(line, ()):
+                found[name], _ = read_pixels(shard, row, job.image_size)
+    return found
 
 
 def link(source: Path, target: Path) -> None:

@@ -19,16 +19,18 @@ import numpy as np
 from pydantic import BaseModel
 
 from paligemma.choices import Compression, OverLong
-from paligemma.data.image_source import open_images
+from paligemma.data.image_source import fault_mark, open_images
 from paligemma.data.images import ImageError, fit_image
+from paligemma.data.kept_pictures import KeptPictures, Seen
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
-from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id
+from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id, unreadable
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_model
+from paligemma.storage.gcs import crc32c_of
 
 Report = Callable[[int, int], None]
 """Called with the number of the next line, and the number of rows of the range rejected so far."""
@@ -37,7 +39,8 @@ SAMPLE_SIZE = 48
 SHOWN_OF_A_CODE = 12
 MOST_SUFFIXES = 10_000
 LONGEST_SUFFIX = 200
-LISTS = ("rows", "rejected", "warnings")
+LISTS = ("rows", "rejected", "warnings", "images")
+_BLOCK = 1 << 20
 _WINDOW = 32
 _PICTURES_KEPT = 16
 
@@ -96,6 +99,8 @@ class Facts(BaseModel):
         sample: the rows with the smallest identities: as good as random, and the same for any split into ranges.
         rejects, warned: the first remarks of each code.
         shards: the shards.
+        source_sha256: hash of one range's bytes in the JSONL file.
+        shard_crc32c: checksum of one range's shard.
         bytes: sizes of one range's lists.
     """
 
@@ -112,6 +117,8 @@ class Facts(BaseModel):
     rejects: list[Remark] = []
     warned: list[Remark] = []
     shards: list[Shard] = []
+    source_sha256: str = ""
+    shard_crc32c: str = ""
     bytes: dict[str, int] = {}
 
     @property
@@ -146,7 +153,7 @@ class Facts(BaseModel):
 
 
 def part_file(folder: Path, part: LineRange, kind: str) -> Path:
-    """Temporary file with a range's `tfrecord`, `rows`, `rejected`, `warnings` or `facts`."""
+    """Temporary file with a range's `tfrecord`, `facts`, or one of its `LISTS`."""
     return folder / f"{part.number:05d}.{kind}"
 
 
@@ -165,19 +172,51 @@ def read_facts(folder: Path, part: LineRange) -> Facts | None:
     return facts if whole else None
 
 
+def write_facts(folder: Path, part: LineRange, facts: bytes) -> None:
+    """Writes the facts of a range, which finishes it."""
+    partial = part_file(folder, part, "facts.partial")
+    partial.write_bytes(facts)
+    partial.replace(part_file(folder, part, "facts"))
+
+
+def range_sha256(data: Path, part: LineRange) -> str:
+    """Hash of a range's bytes.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    digest, left = hashlib.sha256(), part.stop - part.start
+    try:
+        with data.open("rb") as file:
+            file.seek(part.start)
+            while left > 0 and (block := file.read(min(left, _BLOCK))):
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise unreadable(data, error) from None
+    return digest.hexdigest()
+
+
 class Preparer:
     """Prepares ranges of lines, one after the other."""
 
-    def __init__(self, job: Job) -> None:
-        """Opens the tokenizer and the image source."""
-        self._job = job
+    def __init__(self, job: Job, kept: KeptPictures | None = None) -> None:
+        """Opens the tokenizer and the image source.
+
+        Args:
+            job: what to do.
+            kept: pictures that need not be decoded; None: all are.
+        """
+        self._job, self._kept = job, kept or KeptPictures()
         self._tokenizer = Tokenizer(job.tokenizer)
         self._images = open_images(job.images)
         self._pictures: dict[str, _Picture | RowError] = {}
+        self._seen: dict[Seen, None] = {}  # in order
 
     def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:
-        """Writes a range's shard, its lists of rows, rejects and warnings, and last its facts."""
-        facts = Facts()
+        """Writes a range's shard, its lists of rows, rejects, warnings and images, and last its facts."""
+        facts = Facts(source_sha256=range_sha256(self._job.data, part))
+        self._seen.clear()
         with (
             part_file(folder, part, "rows").open("w", encoding="utf-8") as rows,
             part_file(folder, part, "rejected").open("w", encoding="utf-8") as rejected,
@@ -198,11 +237,12 @@ class Preparer:
                     facts.warnings[remark.code] += 1
                     facts.show(facts.warned, remark)
                     warnings.write(remark.model_dump_json() + "\n")
+        with part_file(folder, part, "images").open("w", encoding="utf-8") as images:
+            images.writelines(json.dumps(seen.entry()) + "\n" for seen in self._seen)
         facts.shards.append(shard.shard)
+        facts.shard_crc32c = shard.crc32c
         facts.bytes = {kind: part_file(folder, part, kind).stat().st_size for kind in LISTS}
-        partial = part_file(folder, part, "facts.partial")
-        partial.write_text(facts.model_dump_json(), encoding="utf-8")
-        partial.replace(part_file(folder, part, "facts"))
+        write_facts(folder, part, facts.model_dump_json().encode())
         return facts
 
     def judge(
@@ -212,7 +252,8 @@ class Preparer:
         window = list(islice(lines, _WINDOW))
         while window:
             following = list(islice(lines, _WINDOW))
-            self._images.expect([row.image for _, row in window + following if isinstance(row, Row)])
+            names = [row.image for _, row in window + following if isinstance(row, Row)]
+            self._images.expect([name for name in names if self._kept.without_reading(name) is None])
             ids = self._tokenize([row for _, row in window if isinstance(row, Row)])
             for number, row in window:
                 report(number, facts.reject_count)
@@ -324,7 +365,19 @@ class Preparer:
         return found
 
     def _read_picture(self, name: str) -> _Picture:
-        data = self._images.read(name)
+        known = self._kept.without_reading(name)
+        if known is not None and (picture := self._kept_picture(known.image_sha256)) is not None:
+            self._seen[known] = None
+            return picture
+        try:
+            data = self._images.read(name)
+        except RowError as error:
+            self._seen[Seen(name, fault=fault_mark(error))] = None
+            raise
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._seen[Seen(name, sha256, len(data), crc32c_of(data))] = None
+        if (picture := self._kept_picture(sha256)) is not None:
+            return picture
         try:
             odd: list[tuple[str, str]] = []
             image, width, height = fit_image(
@@ -333,7 +386,11 @@ class Preparer:
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
         warnings, pixels = [*image_warnings(image, width, height), *odd], np.asarray(image)
-        return _Picture(pixels, hashlib.sha256(data).hexdigest(), difference_hash(pixels), warnings)
+        return _Picture(pixels, sha256, difference_hash(pixels), warnings)
+
+    def _kept_picture(self, sha256: str) -> _Picture | None:
+        found = self._kept.find(sha256, self._job.image_size)
+        return None if found is None else _Picture(found[0], sha256, found[1], [])
 
     def _identity(self, row: Row | RowError) -> str | None:
         """A rejected row's identity; None if it has none."""

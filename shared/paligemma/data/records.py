@@ -20,6 +20,10 @@ from paligemma.safe_names import RelativePath, Sha256
 
 DATASET_FILE = "dataset.json"
 WARNINGS_FILE = "warnings.jsonl"
+IMAGES_FILE = "images.jsonl"
+"""What was found under each image's name: `image_file`, and `image_sha256`, `bytes`, `crc32c`, or a `fault`; by range."""
+PARTS_FILE = "parts.jsonl"
+"""The facts of each range (`prepare.Facts`), in order."""
 ARTIFACT_TYPE = "records"
 
 

@@ -127,7 +127,7 @@ def split_lines(path: Path, lines: int) -> list[LineRange]:
                 cuts += ends[lines - 1 - seen % lines :: lines].tolist()
                 seen, position, last = seen + len(ends), position + len(block), block[-1:]
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     seen += last != b"\n"
     if cuts[-1] < position:
         cuts.append(position)
@@ -144,7 +144,7 @@ def is_gzip(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(2) == b"\x1f\x8b"
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def unpack(path: Path, target: Path) -> None:
@@ -184,7 +184,7 @@ def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple
                 size = part.stop - part.start
             yield from _parsed(_lines(file, size), part.line if part else 1)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
@@ -204,7 +204,7 @@ def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged_gzip(path, error) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def parse_row(line: bytes, number: int) -> Row:
@@ -357,7 +357,8 @@ def _lines(file, size: float) -> Iterator[bytes | None]:
             yield line
 
 
-def _unreadable(path: str | Path, error: OSError) -> InputError:
+def unreadable(path: str | Path, error: OSError) -> InputError:
+    """The error of a data file that cannot be read."""
     return InputError(f"The data cannot be read: {error.strerror}.", where=path, expected="a JSONL file")
 
 

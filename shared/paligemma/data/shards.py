@@ -10,9 +10,12 @@ import hashlib
 from pathlib import Path
 from types import TracebackType
 
+import google_crc32c
+
 from paligemma.choices import Compression
 from paligemma.data.records import Example, Shard
 from paligemma.data.tfrecord import FOOTER, HEADER, masked_crc32c
+from paligemma.regular_files import open_regular
 
 _BLOCK = 1 << 20
 _SMALL = [bytes((value,)) for value in range(128)]
@@ -22,13 +25,15 @@ _Pieces = list[bytes]
 
 
 class ShardWriter:
-    """Writes one shard; equal examples give equal bytes. After closing, `shard` describes it."""
+    """Writes one shard; equal examples give equal bytes. After closing, `shard` and `crc32c` describe the file."""
 
     shard: Shard
+    crc32c: str
 
     def __init__(self, path: Path, compression: Compression) -> None:
         """Creates the file, and replaces an existing one."""
         self._path, self._rows = path, 0
+        path.unlink(missing_ok=True)  # it may be linked to the shard of an earlier run, which must not change
         self._file = path.open("wb", buffering=_BLOCK)
         self._hashed = _Hashed(self._file)
         # Neither name nor time goes into the gzip header.
@@ -43,6 +48,7 @@ class ShardWriter:
                 if isinstance(self._out, gzip.GzipFile):
                     self._out.close()
                 digest = self._hashed.digest.hexdigest()
+                self.crc32c = f"{self._hashed.crc32c:08x}"
                 self.shard = Shard(file=self._path.name, rows=self._rows, bytes=self._file.tell(), sha256=digest)
         finally:
             self._file.close()
@@ -104,13 +110,27 @@ def _varint(value: int) -> bytes:
     return bytes(parts)
 
 
+def file_crc32c(path: Path) -> str:
+    """crc32c of a shard's file, in hexadecimal: finds damage in a quarter of the time of a hash.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    value = 0
+    with open_regular(path) as file:
+        while block := file.read(_BLOCK):
+            value = google_crc32c.extend(value, block)
+    return f"{value:08x}"
+
+
 class _Hashed:
     """A file that hashes what is written, which saves reading it again."""
 
     def __init__(self, file) -> None:
-        self._file, self.digest = file, hashlib.sha256()
+        self._file, self.digest, self.crc32c = file, hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
+        self.crc32c = google_crc32c.extend(self.crc32c, data)
         self.digest.update(data)
         return self._file.write(data)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.artifacts.record import file_sha256
+from paligemma.data.kept_pictures import KeptPictures
 from paligemma.data.prepare import Job, Preparer, part_file, read_facts
 from paligemma.data.rows import LineRange
 from paligemma.errors import PaliGemmaError
@@ -37,7 +38,14 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: int, progress: WorkProgress) -> None:
+def prepare_parts(
+    job: Job,
+    parts: Sequence[LineRange],
+    folder: Path,
+    workers: int,
+    progress: WorkProgress,
+    kept: KeptPictures | None = None,
+) -> None:
     """Prepares the unfinished ranges; see `prepare.part_file` for the files in `folder`.
 
     Args:
@@ -46,6 +54,7 @@ def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: i
         folder: destination; may hold ranges that an earlier call finished.
         workers: number of processes; with 1, this process does the work.
         progress: counts lines.
+        kept: pictures that need not be decoded; None: all are.
 
     Raises:
         WorkerDiedError: a process was killed.
@@ -58,21 +67,21 @@ def prepare_parts(job: Job, parts: Sequence[LineRange], folder: Path, workers: i
         else:
             progress.skip(part.lines)
     if min(workers, len(todo)) > 1:
-        _prepare_in_processes(job, todo, folder, min(workers, len(todo)), progress)
+        _prepare_in_processes(job, todo, folder, min(workers, len(todo)), progress, kept)
     elif todo:
-        _prepare_here(job, todo, folder, progress)
+        _prepare_here(job, todo, folder, progress, kept)
 
 
-def _prepare_here(job: Job, todo: list[LineRange], folder: Path, progress: WorkProgress) -> None:
+def _prepare_here(job: Job, todo: list[LineRange], folder: Path, progress: WorkProgress, kept: KeptPictures | None) -> None:
     gc.freeze()  # else garbage collection searches all imported objects again and again, which takes 3 % of the time
     try:
-        _prepare_in_turn(job, todo, folder, progress)
+        _prepare_in_turn(Preparer(job, kept), todo, folder, progress)
     finally:
         gc.unfreeze()
 
 
-def _prepare_in_turn(job: Job, todo: list[LineRange], folder: Path, progress: WorkProgress) -> None:
-    preparer, before, rejected = Preparer(job), progress.done, 0
+def _prepare_in_turn(preparer: Preparer, todo: list[LineRange], folder: Path, progress: WorkProgress) -> None:
+    before, rejected = progress.done, 0
     for part in todo:
 
         def report(line: int, rejected_here: int, start: int = before - part.line, earlier: int = rejected) -> None:
@@ -97,13 +106,15 @@ class _Board:
     stop: Any
 
 
-def _prepare_in_processes(job: Job, todo: list[LineRange], folder: Path, workers: int, progress: WorkProgress) -> None:
+def _prepare_in_processes(
+    job: Job, todo: list[LineRange], folder: Path, workers: int, progress: WorkProgress, kept: KeptPictures | None
+) -> None:
     # Never fork: JAX and TensorFlow have threads in this process.
     context = multiprocessing.get_context("spawn")
     board = _Board(context.RawArray("q", len(todo)), context.RawArray("q", len(todo)), context.RawValue("b", 0))
     firsts, before = np.array([part.line for part in todo]), progress.done
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, folder, board))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, folder, board, kept))
     futures: list[Future[None]] = []
     try:
         for place, part in enumerate(todo):  # a process may die before the last is submitted
@@ -141,12 +152,12 @@ _folder: Path
 _board: _Board
 
 
-def _begin(job: Job, folder: Path, board: _Board) -> None:
+def _begin(job: Job, folder: Path, board: _Board, kept: KeptPictures | None) -> None:
     """Initializes a new process."""
     global _preparer, _folder, _board
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process tells the others to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _preparer, _folder, _board = Preparer(job), folder, board
+    _preparer, _folder, _board = Preparer(job, kept), folder, board
     gc.freeze()
 
 

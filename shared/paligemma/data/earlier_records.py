@@ -1,0 +1,157 @@
+"""Takes over what an earlier preparation with the same settings made: whole ranges, and pictures of rows that moved.
+
+A range is the same if its lines are, and if every image in it is what it was then; its shard and its lists are taken as they
+are. In all other ranges, a picture whose file is the same is not decoded again. Either way the bytes are those of a
+preparation from nothing, because a range's output depends only on its lines, its images and the settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paligemma.artifacts.record import ROWS_FILE
+from paligemma.data.image_source import split_archive
+from paligemma.data.kept_pictures import KeptPictures, Place, Seen
+from paligemma.data.merge_shards import LIST_FILES, link
+from paligemma.data.prepare import Facts, part_file, range_sha256, write_facts
+from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset
+from paligemma.data.rows import LineRange, Row, read_rows
+from paligemma.data.shards import file_crc32c
+from paligemma.errors import DamagedError
+from paligemma.foreign_json import DOCUMENT_BYTES, parse_model, read_model
+from paligemma.regular_files import open_regular
+
+FileOf = Callable[[str], Path]
+"""Gives a local, verified copy of one of the records' files."""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What is taken over from earlier records.
+
+    Attributes:
+        parts: the ranges that are taken whole, by number.
+        lines: number of their rows, kept and rejected.
+        kept: pictures for the other ranges.
+        pictures: number of rows in those ranges whose picture need not be decoded.
+    """
+
+    parts: frozenset[int] = frozenset()
+    lines: int = 0
+    kept: KeptPictures = KeptPictures()  # noqa: RUF009  (it is frozen, and empty)
+    pictures: int = 0
+
+
+def take_over(file_of: FileOf, data: Path, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path) -> TakenOver:
+    """Puts the ranges that did not change into `folder`, and finds the pictures that did not.
+
+    Args:
+        file_of: gives the files of the earlier records, which were made with the same settings, and with ranges as long. All
+            but the shards must be what was written; of a shard, what is taken is checked here.
+        data: the JSONL file, uncompressed.
+        parts: its ranges.
+        marks: what each image is today, by its name; see `image_source.image_marks`.
+        folder: where finished ranges are; see `prepare.part_file`.
+
+    Raises:
+        PaliGemmaError: the earlier records cannot be read. What is in the folder then is whole.
+    """
+    try:
+        dataset = read_model(file_of(DATASET_FILE), Dataset, DATASET_FILE)
+        facts = list(_take_parts(file_of, dataset, data, parts, marks, folder))
+        taken = {number: lines for number, lines, _ in facts if lines is not None}
+        rest = [part for part in parts if part.number not in taken]
+        kept, pictures = KeptPictures(), 0
+        if rest and dataset.compression == "none":  # a packed shard cannot be read from the middle
+            names = [row.image for part in rest for _, row in read_rows(data, part) if isinstance(row, Row)]
+            kept = _pictures(file_of, dataset, set(names), marks, sum(warnings for _, _, warnings in facts))
+            pictures = sum(kept.without_reading(name) is not None for name in names)
+    except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DamagedError(f"The earlier records cannot be read: {error!r}.") from None
+    return TakenOver(frozenset(taken), sum(taken.values()), kept, pictures)
+
+
+def read_seen(images: bytes) -> Iterator[Seen]:
+    """The images in a range's list.
+
+    Raises:
+        ValueError, TypeError: the list is damaged.
+    """
+    return (Seen.of_entry(json.loads(line)) for line in images.splitlines())
+
+
+def _take_parts(
+    file_of: FileOf, dataset: Dataset, data: Path, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path
+) -> Iterator[tuple[int, int | None, int]]:
+    """Of every earlier range: its number, the number of its rows if it was taken (None if not), the size of its warnings."""
+    lists = {kind: file_of(name) for kind, name in LIST_FILES.items()}
+    starts = dict.fromkeys(lists, 0)
+    for number, (line, shard) in enumerate(zip(_lines(file_of(PARTS_FILE)), dataset.shards, strict=True)):
+        facts = parse_model(line, PARTS_FILE, Facts, "What is known of a range", most=DOCUMENT_BYTES)
+        taken = None
+        if number < len(parts) and facts.source_sha256 == range_sha256(data, parts[number]):
+            found = {kind: _slice(lists[kind], starts[kind], facts.bytes[kind]) for kind in lists}
+            if all(seen.mark == marks.get(seen.image_file) for seen in read_seen(found["images"])):
+                if facts.shards[0].sha256 != shard.sha256:
+                    raise DamagedError(f"{PARTS_FILE} and {DATASET_FILE} are of different shards.")
+                source, target = file_of(shard.file), part_file(folder, parts[number], "tfrecord")
+                if file_crc32c(source) != facts.shard_crc32c:
+                    raise DamagedError(f"The shard {shard.file} was changed.")
+                target.unlink(missing_ok=True)
+                link(source, target)
+                for kind, piece in found.items():
+                    part_file(folder, parts[number], kind).write_bytes(piece)
+                write_facts(folder, parts[number], line)
+                taken = facts.lines
+        yield number, taken, facts.bytes["warnings"]
+        starts = {kind: start + facts.bytes[kind] for kind, start in starts.items()}
+
+
+def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping[str, str], warnings: int) -> KeptPictures:
+    """Where the pictures are that have one of these names, or the bytes of one.
+
+    Args:
+        file_of, marks: see `take_over`.
+        dataset: the earlier records.
+        names: the names.
+        warnings: size of those warnings that single ranges have.
+    """
+    today, wanted, known = {marks[name] for name in names if name in marks}, set(), {}
+    for line in _lines(file_of(IMAGES_FILE)):
+        seen = Seen.of_entry(json.loads(line))
+        if seen.fault:
+            continue
+        if seen.image_file in names and seen.mark == marks.get(seen.image_file):
+            known[seen.image_file] = seen
+        in_archive = seen.image_file in names and bool(split_archive(seen.image_file)[0])
+        if seen.mark in today or in_archive:  # under another name, or in an archive, it is read, and compared by its sha256
+            wanted.add(seen.image_sha256)
+    if not wanted:
+        return KeptPictures()
+    remarks = map(json.loads, _slice(file_of(WARNINGS_FILE), 0, warnings).splitlines())
+    odd = {remark["line"] for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
+    places: dict[str, Place] = {}
+    for entry in map(json.loads, _lines(file_of(ROWS_FILE))):
+        if entry["image_sha256"] in wanted and entry["line"] not in odd:
+            places.setdefault(entry["image_sha256"], Place(entry["shard"], entry["position"], int(entry["image_dhash"], 16)))
+    numbers = {place.shard for place in places.values()}
+    shards = {number: (file_of(dataset.shards[number].file), dataset.shards[number].rows) for number in sorted(numbers)}
+    return KeptPictures(known, places, shards)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open_regular(path) as file:
+        while line := file.readline(DOCUMENT_BYTES + 2):
+            yield line.removesuffix(b"\n")
+
+
+def _slice(path: Path, start: int, size: int) -> bytes:
+    with open_regular(path) as file:
+        file.seek(start)
+        data = file.read(size)
+    if len(data) != size:
+        raise DamagedError(f"{path.name} ends too early.", where=path)
+    return data
