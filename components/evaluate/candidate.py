@@ -38,6 +38,11 @@ class Candidate:
         return "tuned" if self.tuned is not None else "base"
 
     @property
+    def model(self) -> list[Input]:
+        """The checkpoint and, if there is one, the tuned model among the inputs."""
+        return [entry for entry in self.inputs if entry.role != RECORDS_ROLE]
+
+    @property
     def records(self) -> list[Input]:
         """The rows among the inputs."""
         return [entry for entry in self.inputs if entry.role == RECORDS_ROLE]

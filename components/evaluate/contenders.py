@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from components.evaluate.candidate import RECORDS_ROLE, Candidate
 from components.evaluate.decoding import Decoding, check_compatible, decode
+from components.evaluate.earlier import CHAMPION_FILE, PREDICTIONS_FILE, EarlierAnswers, first_of
 from paligemma.artifacts.record import Input, read_record
 from paligemma.artifacts.store import input_of, localize
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
@@ -22,6 +23,7 @@ from paligemma.errors import DamagedError, InputError
 from paligemma.evaluation.gate import Decision, compare, decide
 from paligemma.evaluation.kept_predictions import KeptPredictions
 from paligemma.evaluation.metrics import Metric, Scores
+from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.tasks import Task
 from paligemma.foreign_json import read_json, read_json_lines
 from paligemma.registry.releases import EVALUATION_FOLDER, Release, read_champion_release
@@ -63,7 +65,7 @@ def read_evaluation(folder: Path, metric: str, inputs: Sequence[Input]) -> Evalu
         raise InputError("The baseline was evaluated on other records.", where=folder, fix="evaluate it on the same records")
     what, fix = "The evaluation to be better than", "evaluate it again"
     summary = read_json(folder / "metrics.json", what, nonfinite=True, fix=fix)
-    rows = list(read_json_lines(folder / "predictions.jsonl", what, nonfinite=True, fix=fix))
+    rows = list(read_json_lines(folder / PREDICTIONS_FILE, what, nonfinite=True, fix=fix))
     try:
         answers, scores = [row["prediction"] for row in rows], [row["metrics"].get(metric) for row in rows]
         if any(score is None or not math.isfinite(score) for score in scores):
@@ -83,17 +85,23 @@ class UndecidedChampion:
         release: the release.
         checkpoint: its model.
         kept: its answers so far.
+        earlier: where its answers of earlier runs are: as the champion, or as a tuned model that was not released yet.
     """
 
     release: Release
     checkpoint: Checkpoint
     kept: KeptPredictions
+    earlier: Sequence[EarlierAnswers]
 
-    def evaluate(self, data: Records, decoding: Decoding, metric: Metric, task: Task) -> Evaluation:
-        """Decodes its answers, and scores them by the deciding metric."""
+    def answer(self, data: Records, decoding: Decoding) -> Sequence[Prediction]:
+        """Its answers to all rows."""
         log.info("evaluating the champion, release %s, on the same rows", self.release.version)
-        answered = decode(self.checkpoint, None, data, decoding, self.kept, "champion")
-        return Evaluation({}, [p.prediction for p in answered], metric.rows(task.cleaned(answered)))
+        return decode(self.checkpoint, None, data, decoding, self.kept, first_of(self.earlier), "champion").predictions
+
+
+def evaluation_of(answered: Sequence[Prediction], metric: Metric, task: Task) -> Evaluation:
+    """Answers, scored by the deciding metric."""
+    return Evaluation({}, [p.prediction for p in answered], metric.rows(task.cleaned(answered)))
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,13 @@ def find_contenders(
         else:
             model = open_checkpoint(str(release.model))
             check_compatible(model, candidate.data)
-            kept = kept_at(model, [input_of("checkpoint", model.location), *candidate.records])
-            undecided = UndecidedChampion(release, model, kept)
+            own = [input_of("checkpoint", model.location)]
+            tuned_from = [entry for entry in release.record.inputs if entry.role in ("checkpoint", "tuned model")]
+            earlier = [
+                EarlierAnswers.of(model, own, candidate.data, decoding, CHAMPION_FILE),
+                EarlierAnswers.of(model, tuned_from, candidate.data, decoding, PREDICTIONS_FILE),
+            ]
+            undecided = UndecidedChampion(release, model, kept_at(model, [*own, *candidate.records]), earlier)
         inputs.append(input_of("champion", release.location))
     return Contenders(evaluations, undecided, inputs)
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -19,7 +19,7 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.evaluation import predict
 from paligemma.evaluation.kept_predictions import KeptPredictions, decoding_code_sha256
-from paligemma.evaluation.predict import Prediction
+from paligemma.evaluation.predict import Answer, Prediction
 from paligemma.model import build_model
 from paligemma.progress import WorkProgress
 from paligemma.runtime.sharding import make_mesh
@@ -64,7 +64,21 @@ def kept_predictions(
         inputs: checkpoint, records and, if there is one, the tuned model.
         decoding: how to decode answers.
     """
-    determined_by = {
+    found = determined_by(base, inputs, decoding)
+    if state_root:
+        place = f"{state_root.rstrip('/')}/{canonical_sha256(found)[:16]}"
+    return KeptPredictions(place, found)
+
+
+def determined_by(base: Checkpoint, inputs: Sequence[Input], decoding: Decoding) -> dict[str, object]:
+    """JSON values that determine answers: what is asked of which model, how, and by which code.
+
+    Args:
+        base: the checkpoint.
+        inputs: the model, and the rows if the values are to be of these rows only.
+        decoding: how to decode answers.
+    """
+    return {
         "inputs": {entry.role: entry.sha256 for entry in inputs},
         "config": base.config.model_dump(mode="json"),
         "tokenizer": file_sha256(base.tokenizer) if base.tokenizer else None,
@@ -73,25 +87,42 @@ def kept_predictions(
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": jax.devices()[0].device_kind,
     }
-    if state_root:
-        place = f"{state_root.rstrip('/')}/{canonical_sha256(determined_by)[:16]}"
-    return KeptPredictions(place, determined_by)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The predictions of all rows in order, and how many of them are not an earlier run's."""
+
+    predictions: list[Prediction]
+    decoded: int
 
 
 def decode(
-    base: Checkpoint, tuned: TunedModel | None, data: Records, decoding: Decoding, kept: KeptPredictions, what: str
-) -> list[Prediction]:
-    """The predictions of all rows in order. Decodes only rows without a saved prediction, and saves them.
+    base: Checkpoint,
+    tuned: TunedModel | None,
+    data: Records,
+    decoding: Decoding,
+    kept: KeptPredictions,
+    earlier: Mapping[str, Answer],
+    what: str,
+) -> Decoded:
+    """The predictions of all rows. Decodes only rows with neither a saved prediction nor an earlier answer, and saves them.
 
     Args:
         base, tuned: the model; it is not loaded if nothing is left to do.
         data: the rows.
         decoding: how to decode answers.
         kept: the saved predictions.
+        earlier: answers of the same model to earlier rows, by row id.
         what: the model's name in the progress line.
     """
     rows = data.dataset.rows
-    found = kept.read(row_ids(data, range(rows)))
+    ids = row_ids(data, range(rows))
+    found = kept.read(ids)
+    known = {number: earlier[row_id] for number, row_id in enumerate(ids) if number not in found and row_id in earlier}
+    if known:
+        log.info("%s: %d of %d rows are answered as in an earlier run", what, len(known), rows)
+        found |= predict.predictions_of(data, known)
     if len(found) < rows:
         # Decoding reads all weights for every token: each device has a copy.
         mesh = make_mesh(copies=jax.device_count()) if jax.device_count() > 1 else None
@@ -106,4 +137,4 @@ def decode(
                 progress.advance(len(batch))
                 started = now
         log.info("%s: all rows are decoded, and kept in %s until the evaluation is written", what, kept.location)
-    return [found[number] for number in range(rows)]
+    return Decoded([found[number] for number in range(rows)], rows - len(known))

@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 
 from components.evaluate.candidate import open_candidate
-from components.evaluate.contenders import ARTIFACT_TYPE, find_contenders, judge_against
+from components.evaluate.contenders import ARTIFACT_TYPE, evaluation_of, find_contenders, judge_against
 from components.evaluate.decoding import Decoding, decode, kept_predictions
+from components.evaluate.earlier import PREDICTIONS_FILE, EarlierAnswers
 from components.evaluate.report import write_report
-from components.evaluate.results import Judgement, figures, judge, write_results
+from components.evaluate.results import Judgement, figures, judge, write_champion, write_results
 from paligemma.artifacts.record import Input
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.results import Result
@@ -54,7 +55,8 @@ def evaluate(
 ) -> str:
     """Decodes every row, judges the answers, and writes the evaluation; see the command line.
 
-    Answers are kept batch by batch: stopped or failed, the same call decodes none of them again.
+    Answers are kept batch by batch: stopped or failed, the same call decodes none of them again. In a pipeline, nor are rows
+    that the same model answered in an earlier run.
 
     Returns:
         Where the evaluation is: OUTPUT, or what an earlier run of a pipeline made of the same model and rows.
@@ -81,20 +83,26 @@ def evaluate(
     result = Result.none("evaluate") if own_code else Result.of("evaluate", _HERE, parameters, inputs, devices=devices)
     if (made := result.find()) is not None:
         return made
+    earlier = EarlierAnswers.of(candidate.base, candidate.model, candidate.data, decoding, PREDICTIONS_FILE)
     with produce(output, ARTIFACT_TYPE, "evaluate", parameters, inputs) as draft:
-        predictions = decode(candidate.base, candidate.tuned, candidate.data, decoding, kept, candidate.name)
+        answered = decode(candidate.base, candidate.tuned, candidate.data, decoding, kept, earlier.read(), candidate.name)
         compared = dict(contenders.evaluations)
         if (undecided := contenders.undecided) is not None:
-            compared["champion"] = undecided.evaluate(candidate.data, decoding, judges[deciding], TASKS[task])
-        judgement = judge(candidate.name, predictions, task, judges, kept.seconds, settings.max_new_tokens)
+            of_champion = undecided.answer(candidate.data, decoding)
+            compared["champion"] = evaluation_of(of_champion, judges[deciding], TASKS[task])
+            write_champion(draft.folder, of_champion)
+        speed = answered.decoded / kept.seconds if kept.seconds else 0.0
+        judgement = judge(candidate.name, answered.predictions, task, judges, speed, settings.max_new_tokens)
         decision = judge_against(compared, judgement.scores[deciding], deciding, margin)
         write_results(draft.folder, judgement, decision)
         write_report(draft.folder, judgement, compared.get("baseline"), decision, candidate)
-        draft.metrics, draft.rows = figures(judgement), len(predictions)
+        draft.metrics, draft.rows = figures(judgement), len(answered.predictions)
         draft.device = devices
     result.keep()
+    earlier.note.keep()
     kept.remove()
     if undecided is not None:
+        undecided.earlier[0].note.keep()
         undecided.kept.remove()
     say_results(judgement, decision, output)
     return output

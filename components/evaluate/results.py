@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from components.evaluate.earlier import CHAMPION_FILE, PREDICTIONS_FILE
 from paligemma.evaluation.gate import Decision
 from paligemma.evaluation.metrics import METRICS, Metric, Scores, by_group, confusion, question_type
 from paligemma.evaluation.predict import Prediction
@@ -49,7 +50,7 @@ def judge(
     predictions: Sequence[Prediction],
     task: str,
     metrics: Mapping[str, Metric],
-    seconds: float,
+    speed: float,
     max_new_tokens: int,
 ) -> Judgement:
     """Judges predictions.
@@ -59,7 +60,7 @@ def judge(
         predictions: predictions in row order.
         task: what the rows ask, by name.
         metrics: metrics by name, deciding metric first.
-        seconds: decoding time.
+        speed: rows decoded per second; 0 if none had to be.
         max_new_tokens: maximum tokens of an answer.
 
     Raises:
@@ -91,7 +92,7 @@ def judge(
         "types": len({question_type(p.prefix) for p in predictions}),
         "by_type": by_group(predictions, scores[primary].rows, question_type, primary),
         "confusion": None if table is None else {"labels": table[0], "counts": table[1]},
-        "examples_per_second": len(predictions) / seconds if seconds else 0.0,
+        "examples_per_second": speed,
     }
     return Judgement(predictions, matches, scores, finite(summary))
 
@@ -105,18 +106,30 @@ def figures(judgement: Judgement) -> dict[str, float]:
 
 def write_results(folder: Path, judgement: Judgement, decision: Decision | None) -> None:
     """Writes `predictions.jsonl`, `metrics.json` and, if there is a decision, `gate.json` into an existing folder."""
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         for number, p in enumerate(judgement.predictions):
             row: dict[str, object] = {"row_id": p.row_id, "prefix": p.prefix, "target": p.target, "prediction": p.prediction}
             if p.references != (p.target,):
                 row["answers"] = list(p.references)
-            row |= {"exact_match": bool(judgement.matches.rows[number]), "logprob": round(p.logprob, 4)}
-            row["target_logprob"] = round(p.target_logprob, 4)
+            row |= {"exact_match": bool(judgement.matches.rows[number]), **_logprobs(p)}
             row["metrics"] = {metric: float(one.rows[number]) for metric, one in judgement.scores.items()}
             file.write(json.dumps(finite(row), allow_nan=False) + "\n")
     _write_json(folder / "metrics.json", judgement.summary)
     if decision is not None:
         _write_json(folder / "gate.json", dataclasses.asdict(decision))
+
+
+def write_champion(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """Writes the champion's answers to `champion.jsonl`, for runs to come, which need not decode them again."""
+    with (folder / CHAMPION_FILE).open("w", encoding="utf-8") as file:
+        for p in predictions:
+            row = {"row_id": p.row_id, "prefix": p.prefix, "target": p.target, "prediction": p.prediction, **_logprobs(p)}
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+
+def _logprobs(p: Prediction) -> dict[str, float]:
+    """Both log-probabilities, in the fewest digits from which float32 is read back as it was."""
+    return {"logprob": float(str(np.float32(p.logprob))), "target_logprob": float(str(np.float32(p.target_logprob)))}
 
 
 def finite(value: Any) -> Any:

@@ -180,6 +180,8 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path, 
     made = {task for task, place in again.artifacts.items() if outputs.artifacts[task] != place}
     assert made == {"evaluate-2", "summarize"}
     assert again.release == ""  # it is no better than the champion, which it is
+    judged = json.loads((localize(again.tuned_evaluation) / "metrics.json").read_text())
+    assert (judged["examples"], judged["examples_per_second"]) == (8, 0)  # its answers are those that it gave as a candidate
     with Index(BUCKET / "artifacts") as index:
         assert verify(index).problems == []
         assert trace(index, again.tuned)["steps"] == trace(index, outputs.tuned)["steps"]

@@ -69,9 +69,9 @@ def predicted(prefix: str, references: Sequence[str], answer: str, logprob: floa
     return Prediction("0" * 64, prefix, references[0], tuple(references), answer, logprob, target_logprob, 3)
 
 
-def judged(predictions: list[Prediction], task: str = "", seconds: float = 1.0) -> Judgement:
+def judged(predictions: list[Prediction], task: str = "", speed: float = 1.0) -> Judgement:
     metrics = {name: find_metric(name) for name in TASKS[task].metrics}
-    return judge("tuned", predictions, task, metrics, seconds, max_new_tokens=32)
+    return judge("tuned", predictions, task, metrics, speed, max_new_tokens=32)
 
 
 def strictly(text: str) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,15 @@ from paligemma.model import Model
 
 BUCKETS = 4
 """Maximum number of prompt widths, each of which compiles once."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a row: the answer, and the log-probabilities of the answer and of the target, in nats."""
+
+    text: str
+    logprob: float
+    target_logprob: float
 
 
 @dataclass(frozen=True)
@@ -99,22 +108,28 @@ def predict(
             targets,
         )
         yield [
-            (number, _prediction(row, tokenizer.decode(tokens), float(logprob), float(of_target)))
+            (number, _prediction(row, Answer(tokenizer.decode(tokens), float(logprob), float(of_target))))
             for number, row, tokens, logprob, of_target in zip(
                 numbers.tolist(), rows, found.tokens, found.scores, found.reference_scores, strict=False
             )
         ]
 
 
-def _prediction(row: StoredRow, answer: str, logprob: float, target_logprob: float) -> Prediction:
+def predictions_of(records: Records, answers: Mapping[int, Answer]) -> dict[int, Prediction]:
+    """Predictions by row number, of answers that are known already."""
+    reader = RowReader(records)
+    return {number: _prediction(reader.read(number), answer) for number, answer in answers.items()}
+
+
+def _prediction(row: StoredRow, answer: Answer) -> Prediction:
     return Prediction(
         row_id=row.row_id,
         prefix=row.prefix,
         target=row.suffix,
         references=row.answers or (row.suffix,),
-        prediction=answer,
-        logprob=logprob,
-        target_logprob=target_logprob,
+        prediction=answer.text,
+        logprob=answer.logprob,
+        target_logprob=answer.target_logprob,
         target_tokens=len(row.tokens) - row.prefix_length,
     )
 
