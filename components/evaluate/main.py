@@ -14,6 +14,7 @@ from components.evaluate.decoding import Decoding, decode, kept_predictions
 from components.evaluate.earlier import PREDICTIONS_FILE, EarlierAnswers
 from components.evaluate.report import write_report
 from components.evaluate.results import Judgement, figures, judge, write_champion, write_results
+from paligemma.artifacts.compiled_programs import shared_programs
 from paligemma.artifacts.record import Input
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.results import Result
@@ -63,7 +64,7 @@ def evaluate(
     """
     end_when_abandoned()
     expect_accelerator()
-    use_compile_cache()
+    use_compile_cache(shared_programs())
     judges = find_metrics(task, metrics, mask_decoder)
     deciding = next(iter(judges))
     decoding = Decoding(settings, batch_size)

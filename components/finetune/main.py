@@ -17,6 +17,7 @@ from flax import nnx
 
 from components.finetune.job import Job, open_job, recorded_parameters
 from components.finetune.results import final_figures, write_results
+from paligemma.artifacts.compiled_programs import shared_programs
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import produce
@@ -76,7 +77,7 @@ def fine_tune(
     """
     distributed.join_processes()
     expect_accelerator()
-    use_compile_cache()
+    use_compile_cache(shared_programs())
     trim_after_compiling()
     job = open_job(checkpoint, records, output, recipe, validation, state, state_root, preflight)
     result = result_of(job)

@@ -157,7 +157,8 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path, 
         "summarize",
     }
     names = [found.location.name.split("/") for found in gcs.list_objects(BUCKET / "artifacts")]
-    assert {parts[2] for parts in names if parts[1] not in ("lineage", "results")} == steps
+    assert {parts[2] for parts in names if parts[1] not in ("lineage", "results", "compiled")} == steps
+    assert sum(parts[1] == "compiled" for parts in names) > 1
     assert {parts[3] for parts in names if parts[1] == "lineage" and parts[2] != "rows"} == steps | {"publish"}
     with Index(BUCKET / "artifacts") as index:
         found = verify(index)

@@ -18,11 +18,15 @@ QUICK_ON_CPU = {"xla_cpu_use_fusion_emitters": False}
 """Compiler options with which a CPU's program compiles sooner still than by `compiled_quickly` alone, and runs slower."""
 
 
-def use_compile_cache() -> None:
-    """Makes JAX cache compiled programs in our cache folder. The user's own settings take precedence."""
+def use_compile_cache(shared: str = "") -> None:
+    """Makes JAX cache compiled programs. The user's own settings take precedence.
+
+    Args:
+        shared: a folder or `gs://` prefix that several machines share; empty: in our cache folder.
+    """
     reach_gcs_without_tensorflow()  # JAX opens its cache folder long before Orbax opens a bucket
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]  # made while JAX runs
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", shared or str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
 
