@@ -1,8 +1,8 @@
 """Where the steps of a pipeline share compiled programs: ROOT/compiled, if the root is in Cloud Storage.
 
 A pod is a fresh machine, and a step of PaliGemma-3B compiles for minutes. JAX's own key of a program has the versions of JAX
-and of the compiler, the accelerator and the options. It lacks what the processor can do, for which XLA compiles on a CPU: such a
-program may crash on an older one. So each image and each kind of processor has a folder of its own.
+and of the compiler, the accelerator and the options. It lacks what the processor can do, for which XLA compiles on a CPU: such
+a program may crash on an older one. So each image and each kind of processor has a folder of its own.
 
 Whoever can write there runs code in later steps. So nothing is shared where records are signed, as then nobody who writes below
 the root is trusted. On a disk, the cache folder of this machine serves all runs already.
