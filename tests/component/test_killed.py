@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from step_processes import run_step, start_step
 
-from conftest import ONE_DEVICE, REPOSITORY
 from paligemma.artifacts.record import file_sha256, read_record
 
 STEPS = {
@@ -33,10 +30,11 @@ def test_a_killed_step_leaves_nothing_or_everything(step: str, records: Path, tm
     source = Path(next(e for e in read_record(records).inputs if e.role == "data").uri).parent
     output = tmp_path / "out"
     arguments = [argument.format(records=records, source=source) for argument in STEPS[step]]
-    command = [sys.executable, "-m", f"components.{step}", *arguments, "--output", str(output)]
+    flags = [*arguments, "--output", str(output)]
 
+    run_step(step, ["--help"])  # the first one waits for what all are forked from
     started = time.monotonic()
-    subprocess.run(command, check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)
+    run_step(step, flags)
     seconds = time.monotonic() - started
     undisturbed = file_sha256(output / SAME_EVERY_TIME[step])
 
@@ -44,17 +42,15 @@ def test_a_killed_step_leaves_nothing_or_everything(step: str, records: Path, tm
     for fresh in (True, False, True, False):
         if fresh:
             output = tmp_path / f"out{chance.random()}"
-            command[-1] = str(output)
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=ONE_DEVICE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(seconds * chance.uniform(0.3, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+            flags[-1] = str(output)
+        process = start_step(step, flags)
+        time.sleep(seconds * chance.uniform(0.1, 1.0))
+        process.kill()
+        process.join()
         if output.exists():  # it finished in time, or its predecessor had
             read_record(output)
             assert file_sha256(output / SAME_EVERY_TIME[step]) == undisturbed
-    subprocess.run(command, check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)
+    run_step(step, flags)
     read_record(output)
     assert file_sha256(output / SAME_EVERY_TIME[step]) == undisturbed
     assert not list(output.parent.glob(f".{output.name}*"))

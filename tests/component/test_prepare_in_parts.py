@@ -7,9 +7,6 @@ import json
 import multiprocessing
 import random
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from step_processes import run_step, start_step
 
 from components.prepare_data.__main__ import run
-from conftest import ONE_DEVICE, REPOSITORY, SmallData
+from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.prepare import Job, Preparer
@@ -206,22 +204,22 @@ def prepare_some(data: Path, folder: Path, workers: int, max_text_tokens: int | 
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(many_rows: Path, tmp_path: Path) -> None:
     undisturbed = prepare(many_rows, tmp_path / "undisturbed", workers=1)
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "components.prepare_data", "--data", str(many_rows), "--checkpoint", "embedded:tiny",
-               "--output", str(output), "--max-reject-fraction", "1", "--rows-per-shard", "16", "--workers", "2"]  # fmt: skip
+    flags = ["--data", str(many_rows), "--checkpoint", "embedded:tiny", "--output", str(output),
+             "--max-reject-fraction", "1", "--rows-per-shard", "16", "--workers", "2"]  # fmt: skip
     chance = random.Random(0)
     for _ in range(2):
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=ONE_DEVICE, stderr=subprocess.DEVNULL)
-        while not list((tmp_path / ".out.work").glob("*.facts")) and process.poll() is None:
+        process = start_step("prepare_data", flags)
+        while not list((tmp_path / ".out.work").glob("*.facts")) and process.is_alive():
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.02))
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         started = time.monotonic()
         while any(map(is_running, children)):
             assert time.monotonic() - started < 120  # only a process that never ends reaches it
             time.sleep(0.01)
-    subprocess.run(command, cwd=REPOSITORY, env=ONE_DEVICE, check=True, capture_output=True)
+    run_step("prepare_data", flags)
     assert read_record(output).artifact.tree_sha256 == undisturbed
     assert not list(tmp_path.glob(".out*"))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from step_processes import run_step, start_step
 from typer.testing import CliRunner
 
 import paligemma
@@ -22,7 +21,6 @@ from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from components.finetune.__main__ import run as finetune
 from components.publish import release as release_module
 from components.publish.__main__ import run as publish
-from conftest import ONE_DEVICE, REPOSITORY
 from paligemma import retry
 from paligemma.artifacts.record import File, list_files, read_record, record_sha256, tree_sha256
 from paligemma.checkpoints.merge import merged_arrays
@@ -277,24 +275,24 @@ def test_killed_at_any_moment_the_champion_is_the_old_one_or_the_new(
     old = fair.publish(registry)
     flags = {"--checkpoint": BASE, "--tuned": good.tuned, "--evaluation": beside(good, records, tmp_path, str(registry))}
     flags |= {"--registry": str(registry), "--formats": "big_vision,huggingface"}
-    command = [sys.executable, "-m", "components.publish", *(word for pair in flags.items() for word in pair)]
-    where = {"cwd": REPOSITORY, "env": ONE_DEVICE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    words = [word for pair in flags.items() for word in pair]
+    run_step("publish", ["--help"])  # the first one waits for what all are forked from
     started = time.monotonic()
-    subprocess.run(command, check=True, **where)
+    run_step("publish", words)
     seconds, new, chance = time.monotonic() - started, read_champion(registry).release, random.Random(0)
     assert new != old
     for _ in range(5):
         if read_champion(registry).release == new:
             roll_back(registry)
         shutil.rmtree(registry / "releases" / new, ignore_errors=True)
-        process = subprocess.Popen(command, **where)
-        time.sleep(seconds * chance.uniform(0.6, 1.0))
+        process = start_step("publish", words)
+        time.sleep(seconds * chance.uniform(0.2, 1.0))
         process.kill()
-        process.wait()
+        process.join()
         champion = read_champion(registry).release
         assert champion in (old, new)
         assert verify_release(read_release(registry, champion))
-    subprocess.run(command, check=True, **where)
+    run_step("publish", words)
     assert read_champion(registry).model_dump(include={"release", "history"}) == {"release": new, "history": [old]}
     assert verify_release(read_release(registry, new))
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from step_processes import run_step, start_step
 
 from components.finetune.__main__ import run
 from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS
@@ -38,27 +39,31 @@ def results(folder: Path) -> tuple[bytes, list[tuple[int, float]]]:
     return (folder / "trained.safetensors").read_bytes(), [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
+def flags(records: Path, output: Path, settings: list[str]) -> list[str]:
+    given = ["--checkpoint", "embedded:tiny", "--records", str(records), "--output", str(output)]
+    return given + [word for setting in settings for word in ("--set", setting)]
+
+
 def command(records: Path, output: Path, settings: list[str]) -> list[str]:
-    flags = [word for setting in settings for word in ("--set", setting)]
-    start = [sys.executable, "-m", "components.finetune", "--checkpoint", "embedded:tiny"]
-    return [*start, "--records", str(records), "--output", str(output), *flags]
+    return [sys.executable, "-m", "components.finetune", *flags(records, output, settings)]
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(records: Path, tmp_path: Path) -> None:
-    subprocess.run(command(records, tmp_path / "whole", EVERYTHING), check=True, cwd=REPOSITORY, env=ONE_DEVICE)
+    run_step("finetune", flags(records, tmp_path / "whole", EVERYTHING))
     output, state = tmp_path / "killed", tmp_path / "killed.state"
     chance, kills = random.Random(0), 0
     for _ in range(3):
         before = newest(state)
-        process = subprocess.Popen(command(records, output, EVERYTHING), cwd=REPOSITORY, env=ONE_DEVICE)
-        while process.poll() is None and newest(state) <= before:
+        process = start_step("finetune", flags(records, output, EVERYTHING))
+        while process.is_alive() and newest(state) <= before:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.4))  # a step takes 0.02 s, a save somewhat longer
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills >= 2
     assert not output.exists() or kills < 3
-    subprocess.run(command(records, output, EVERYTHING), check=True, cwd=REPOSITORY, env=ONE_DEVICE)
+    run_step("finetune", flags(records, output, EVERYTHING))
     assert results(output) == results(tmp_path / "whole")
     assert not state.exists()
 
@@ -138,8 +143,7 @@ def test_two_processes_train_as_one(records: Path, tmp_path: Path) -> None:
     settings += ["validate_every=4", "vision_cache=memory"]
     validated = ["--validation", str(records)]
     devices = {**ONE_DEVICE, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {XLA_FLAGS}"}
-    alone = [*command(records, tmp_path / "one", settings), *validated]
-    subprocess.run(alone, check=True, cwd=REPOSITORY, env=devices)
+    run_step("finetune", [*flags(records, tmp_path / "one", settings), *validated], devices)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

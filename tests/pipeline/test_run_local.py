@@ -17,8 +17,9 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from kfp import dsl
+from step_processes import run_step
 
-from conftest import ONE_DEVICE, REPOSITORY, XLA_FLAGS, SmallData
+from conftest import REPOSITORY, XLA_FLAGS, SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.run_date import today
 from paligemma.checkpoints.npz import write_npz
@@ -223,10 +224,10 @@ def test_fine_tuning_killed_twice_ends_with_the_bytes_of_an_undisturbed_run(
     assert killed[0] < killed[1] < 60  # the second attempt went on from the first one's state
     (tmp_path / "recipe.yaml").write_text(recipe)
     folder = Path(outputs.tuned).parents[1]
-    command = [sys.executable, "-m", "components.finetune", "--checkpoint", folder / "fetch-checkpoint/checkpoint"]
-    command += ["--records", folder / "prepare-data/records", "--validation", folder / "prepare-data-2/records"]
-    command += ["--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "undisturbed"]
-    subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, env=ONE_DEVICE, capture_output=True)
+    flags = ["--checkpoint", folder / "fetch-checkpoint/checkpoint", "--records", folder / "prepare-data/records"]
+    flags += ["--validation", folder / "prepare-data-2/records"]
+    flags += ["--recipe", tmp_path / "recipe.yaml", "--output", tmp_path / "undisturbed"]
+    run_step("finetune", list(map(str, flags)))
     trained = [folder / "trained.safetensors" for folder in (Path(outputs.tuned), tmp_path / "undisturbed")]
     assert trained[0].read_bytes() == trained[1].read_bytes()
 

@@ -23,7 +23,7 @@ from paligemma.artifacts.record import canonical_sha256, file_sha256
 from paligemma.errors import DamagedError
 from paligemma.evaluation.predict import Prediction
 from paligemma.foreign_json import parse_json
-from paligemma.storage import folders, gcs
+from paligemma.storage import folders
 from paligemma.storage.disk_space import explain_full_disk
 from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import write_file
@@ -74,7 +74,7 @@ class KeptPredictions:
         self.seconds = 0.0
         others = 0
         names = self._names()
-        with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        with ThreadPoolExecutor(folders.readers(self.location)) as pool:
             for name, data in zip(names, pool.map(self._read_part, names), strict=True):
                 try:
                     head, rows = _parsed(data)

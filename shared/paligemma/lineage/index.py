@@ -33,7 +33,7 @@ from paligemma.safe_names import relative_path_fault
 from paligemma.storage import gcs
 from paligemma.storage.cache import cache_folder, exclusive
 from paligemma.storage.files import exists, local_file
-from paligemma.storage.folders import identity, kind_of, read_file
+from paligemma.storage.folders import identity, kind_of, read_file, readers
 from paligemma.storage.location import GcsLocation, Location, parse_location
 
 KEY_BYTES = 16
@@ -41,7 +41,6 @@ KEY_BYTES = 16
 _VERSION = 4
 _WORTH_SHOWING = 200
 _WAIT = 600.0  # seconds to wait while another process adds records
-_READERS = 2  # compression and SQLite run in parallel threads, parsing JSON does not
 _BATCH = 500  # records read ahead
 _SETTLED = 2.0  # seconds after which a folder's modification time covers all earlier changes
 _UNUSED = 60 * 86400.0  # seconds
@@ -271,7 +270,7 @@ class Index:
 
         Threads read and compress ahead of the insertion.
         """
-        with ThreadPoolExecutor(_READERS if isinstance(self.root, Path) else gcs.STREAMS) as pool:
+        with ThreadPoolExecutor(readers(self.root)) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
             ahead = pool.map(self._read_packed, batches[0]) if batches else ()
             for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=()):

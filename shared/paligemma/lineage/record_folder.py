@@ -21,8 +21,7 @@ from paligemma.artifacts.root_links import parse_root_link
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import parse_model
 from paligemma.safe_names import Sha256, relative_path_fault
-from paligemma.storage import gcs
-from paligemma.storage.folders import Entry, kind_of, read_file, walk
+from paligemma.storage.folders import Entry, kind_of, read_file, readers, walk
 from paligemma.storage.location import Location
 
 PRUNED_ENDING = ".pruned.json"
@@ -119,7 +118,7 @@ def read_kept(root: Location) -> Kept:
         elif not _LEFTOVER.fullmatch(entry.path):
             kept.faults.append(Fault(entry.path, "altered", "this file was added to the records"))
     kept.faults.extend(_empty_folders(entries))
-    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+    with ThreadPoolExecutor(readers(folder)) as pool:
         for path, found in zip(to_read, pool.map(lambda path: _read(folder, path), to_read), strict=True):
             match found:
                 case Record():

@@ -131,6 +131,11 @@ def read_file(location: Location) -> bytes | None:
     return read_bounded(location, location.name) if os.path.lexists(location) else None
 
 
+def readers(location: Location) -> int:
+    """How many threads read small files of a location best: an object takes a round trip, a file on a disk no time."""
+    return 2 if isinstance(location, Path) else gcs.STREAMS
+
+
 def remove_file(location: Location) -> None:
     """Removes a file, if there is one."""
     if isinstance(location, GcsLocation):
