@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.model import load
 from paligemma.registry.releases import read_champion
+from walk.conftest import type_line
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,16 @@ def test_every_report_is_there_and_opens_offline(summary: dict) -> None:
         assert page.startswith("<!doctype html>")
         assert "http://" not in page.replace("http://www.w3.org", "")
         assert "https://" not in page
+
+
+def test_a_second_demo_makes_only_what_the_new_champion_is_compared_in(clone: Path, folder: Path, summary: dict) -> None:
+    """The pages' commands, which come next, find a root in which most tasks only say where their artifact is."""
+    done = type_line(clone, "make demo")
+    assert done.returncode == 0, done.stderr
+    said = (done.stdout + done.stderr).splitlines()
+    reused = [before for before, line in itertools.pairwise(said) if "nothing changed: reused from run" in line]
+    assert set(reused) == {"fetch-checkpoint", "prepare-data", "prepare-data-2", "preflight", "finetune", "evaluate"}
+    again = json.loads((folder / "summary.json").read_text())
+    assert (again["base"], again["tuned"]) == (summary["base"], summary["tuned"])
+    assert again["tuned_model"] == summary["tuned_model"]
+    assert again["gate"].startswith("Keep what there is")
