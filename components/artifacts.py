@@ -7,13 +7,15 @@ pod's disk (uploadOutputArtifacts and downloadArtifacts of backend/src/v2/compon
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from kfp import dsl
 
 from paligemma.artifacts.record import RECORD_FILE, parse_record
 from paligemma.artifacts.recording import safe_name, set_place
-from paligemma.artifacts.store import LOCATION, artifact_at, point_to, record_of
+from paligemma.artifacts.store import LOCATION, artifact_at, file_of, point_to, record_of
 from paligemma.errors import DamagedError
 from paligemma.safe_names import parse_relative_path
 from paligemma.storage.folders import read_file
@@ -85,6 +87,20 @@ def place_task(root: str, run: str, task: str, fresh: bool = False) -> None:
     """Makes this process's lineage records name the task, and stores them below the root if given."""
     if run and task:
         set_place(run, task, root, reuse=not fresh)
+
+
+def copy_file(location: str, name: str, path: str) -> bool:
+    """Copies one file of an artifact to a runner's output. Of an artifact on `gs://`, nothing else is fetched.
+
+    Returns:
+        Whether the artifact has the file.
+    """
+    found, record = artifact_at(location), record_of(location)
+    if record.artifact.file(name) is None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        shutil.copyfile(found / name if isinstance(found, Path) else file_of(record, name, Path(folder)), path)
+    return True
 
 
 def mirror_record(artifact: dsl.Artifact, location: str, sha256_file: str = "") -> None:

@@ -54,12 +54,11 @@ def evaluate(
     import dataclasses
     import json
     import math
-    import shutil
+    import tempfile
     from pathlib import Path
 
-    from components.artifacts import input_location, mirror_record, output_location, state_location
+    from components.artifacts import copy_file, input_location, mirror_record, output_location, state_location
     from components.evaluate.main import evaluate as run_step
-    from paligemma.artifacts.store import localize
     from paligemma.decoding.settings_yaml import parse_settings
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
@@ -88,9 +87,10 @@ def evaluate(
     else:
         made = run_step(**arguments, settings=settings)
     mirror_record(evaluation, made, tree_sha256)
-    folder = localize(made)
-    shutil.copyfile(folder / "report.html", report.path)
-    values = read_json(folder / "metrics.json", "The metrics", nonfinite=True)
+    copy_file(made, "report.html", report.path)
+    # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.
+    copy_file(made, "metrics.json", summary.path)
+    values = read_json(summary.path, "The metrics", nonfinite=True)
     figures = {key: values[key] for key in ("exact_match", "loss", "perplexity", "examples", "examples_per_second")}
     figures |= {key: score["value"] for key, score in values["metrics"].items()}
     for key, value in figures.items():
@@ -99,8 +99,7 @@ def evaluate(
     table = values["confusion"] or {"labels": [], "counts": []}
     if table["labels"]:
         confusion.log_confusion_matrix(table["labels"], table["counts"])
-    # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.
-    Path(summary.path).write_text(json.dumps(values, indent=2))
     Path(confusion.path).write_text(json.dumps(table))
-    gate = folder / "gate.json"
-    return gate.is_file() and read_json(gate, "The decision")["promote"]
+    with tempfile.TemporaryDirectory() as folder:
+        gate = f"{folder}/gate.json"
+        return copy_file(made, "gate.json", gate) and read_json(gate, "The decision")["promote"]

@@ -39,12 +39,9 @@ def finetune(
             artifact_root named by a hash of recipe, data and checkpoint; without artifact_root, beside the output.
     """
     import json
-    import shutil
-    from pathlib import Path
 
-    from components.artifacts import input_location, mirror_record, output_location, state_location
+    from components.artifacts import copy_file, input_location, mirror_record, output_location, state_location
     from components.finetune.main import fine_tune
-    from paligemma.artifacts.store import localize
     from paligemma.foreign_json import read_json
     from paligemma.launch.watch import launched, run_elsewhere
     from paligemma.training.open_recipe import parse_open_recipe
@@ -63,10 +60,9 @@ def finetune(
     else:
         made = fine_tune(*trained_on, asked, input_location(validation, validation_sha256), state, state_root, chosen)
     mirror_record(tuned, made, tree_sha256)
-    folder = localize(made)
-    shutil.copyfile(folder / "training.html", report.path)
-    summary = read_json(folder / "summary.json", "The summary of the training", nonfinite=True)
+    copy_file(made, "training.html", report.path)
+    # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.
+    copy_file(made, "summary.json", metrics.path)
+    summary = read_json(metrics.path, "The summary of the training", nonfinite=True)
     for key in ("final_loss", "examples_per_second", "seconds"):
         metrics.log_metric(key, summary[key])
-    # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.
-    Path(metrics.path).write_text(json.dumps(summary, indent=2))

@@ -34,15 +34,12 @@ def preflight(
         warn_only: Go on when it does not fit.
         decode_batch: Prompts decoded at once; above 0, decoding is compiled too.
     """
-    import shutil
-
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import copy_file, input_location, mirror_record, output_location
     from components.preflight.main import check
-    from paligemma.artifacts.store import localize
     from paligemma.training.open_recipe import parse_open_recipe
 
     output = output_location(preflight, artifact_root, run, run_task, fresh)
     base = input_location(checkpoint, checkpoint_sha256)
     made = check(base, output, parse_open_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
     mirror_record(preflight, made, tree_sha256)
-    shutil.copyfile(localize(made) / "preflight.html", report.path)
+    copy_file(made, "preflight.html", report.path)

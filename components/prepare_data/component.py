@@ -47,11 +47,8 @@ def prepare_data(
         workers: Processes; 0 is one for each core.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
     """
-    import shutil
-
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import copy_file, input_location, mirror_record, output_location
     from components.prepare_data.main import prepare_data as run_step
-    from paligemma.artifacts.store import localize
 
     output = output_location(records, artifact_root, run, run_task, fresh)
     made = run_step(
@@ -70,4 +67,4 @@ def prepare_data(
         grey_range=grey_range,
     )
     mirror_record(records, made, tree_sha256)
-    shutil.copyfile(localize(made) / "report.html", report.path)
+    copy_file(made, "report.html", report.path)

@@ -93,12 +93,10 @@ def join_groups(
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
     """
-    import shutil
     from pathlib import Path
 
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import copy_file, input_location, mirror_record, output_location
     from components.prepare_data.distributed import join_groups
-    from paligemma.artifacts.store import localize
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
                 "compression": compression, "grey_range": grey_range}  # fmt: skip
@@ -106,4 +104,4 @@ def join_groups(
     join_groups([Path(part.path) for part in parts], data, input_location(checkpoint), images, output, settings, split,
                 max_reject_fraction, against)  # fmt: skip
     mirror_record(records, output)
-    shutil.copyfile(localize(output) / "report.html", report.path)
+    copy_file(output, "report.html", report.path)

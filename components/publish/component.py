@@ -39,11 +39,8 @@ def publish(
         vertex_model: Model of Vertex AI's Model Registry to make it a version of, by its full name; empty: none.
         serving: How Vertex AI serves it, as YAML text: image, ports, ...; needed with vertex_model.
     """
-    import shutil
-
-    from components.artifacts import input_location, mirror_record, output_location
+    from components.artifacts import copy_file, input_location, mirror_record, output_location
     from components.publish.main import publish as run_step
-    from paligemma.artifacts.store import localize
     from paligemma.registry.releases import CARD_FILE, release_part
 
     location = output_location(release, artifact_root, run, run_task)
@@ -62,4 +59,4 @@ def publish(
     location = release_part(registry, version, "release")
     release.metadata["version"] = version
     mirror_record(release, str(location))
-    shutil.copyfile(localize(location) / CARD_FILE, card.path)
+    copy_file(str(location), CARD_FILE, card.path)

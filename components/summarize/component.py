@@ -23,12 +23,10 @@ def summarize(
         expected: Comma-separated tasks that every run has; one without a record counts as failed.
     """
     import json
-    import shutil
 
-    from components.artifacts import mirror_record, output_location, run_name
+    from components.artifacts import copy_file, mirror_record, output_location, run_name
     from components.summarize.main import summarize_run
     from paligemma.artifacts.recording import default_root
-    from paligemma.artifacts.store import localize
     from paligemma.storage.location import parse_location
 
     output = output_location(summary, artifact_root, run, run_task)
@@ -41,4 +39,4 @@ def summarize(
         expected=expected,
     )
     mirror_record(summary, output)
-    shutil.copyfile(localize(output) / "report.html", report.path)
+    copy_file(output, "report.html", report.path)

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from components.artifacts import input_location, mirror_record, output_location
+from components.artifacts import copy_file, input_location, mirror_record, output_location
 from conftest import ONE_DEVICE
 from paligemma.artifacts.record import parse_record, read_record, render_record
 from paligemma.artifacts.recording import RUN_VARIABLE, Attempt, recorded
-from paligemma.artifacts.store import input_of, produce
+from paligemma.artifacts.store import input_of, produce, record_of
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import DamagedError, InputError, StoppedError
 from paligemma.lineage.index import Index
 from paligemma.lineage.queries import list_runs
 from paligemma.storage.location import GcsLocation
+from servers.gcs import GcsServer
 
 
 def make(output: Path, text: str = "x", inputs: tuple = (), **facts: object) -> None:
@@ -257,6 +258,31 @@ def test_an_artifact_of_a_cluster_stays_the_runners_and_says_where_ours_is(
     with pytest.raises(DamagedError, match="Another artifact has taken the place"):
         input_location(taken, "0" * 64)
     assert (read_record(output).run, read_record(output).task) == ("1234", "evaluate-tuned")
+
+
+def test_of_an_artifact_in_cloud_storage_a_task_fetches_only_the_page_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of six gigabytes was fetched back by the task that had just written it, for its record."""
+    monkeypatch.setenv("PALIGEMMA_CACHE", str(tmp_path / "cache"))
+    with GcsServer() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        server.create_bucket("bucket")
+        with produce("gs://bucket/root/run/task/made", "thing", "make", {}, []) as draft:
+            (draft.folder / "page.html").write_text("a page")
+            (draft.folder / "weights").write_bytes(bytes(2**20))
+        monkeypatch.setattr("paligemma.artifacts.store.localize", lambda _: pytest.fail("the whole artifact was fetched"))
+        artifact = dsl.Artifact(name="made", uri=str(tmp_path / "root/run/task/made"), metadata={})
+        mirror_record(artifact, "gs://bucket/root/run/task/made", str(tmp_path / "sha256"))
+        assert artifact.metadata["tree_sha256"] == (tmp_path / "sha256").read_text()
+        assert copy_file("gs://bucket/root/run/task/made", "page.html", str(tmp_path / "shown"))
+        assert (tmp_path / "shown").read_text() == "a page"
+        assert copy_file(artifact.path, "page.html", str(tmp_path / "shown too"))  # its folder says where the artifact is
+        assert not copy_file("gs://bucket/root/run/task/made", "gate.json", str(tmp_path / "none"))
+        assert not (tmp_path / "none").exists()
+        with pytest.raises(InputError, match="is not an artifact"):
+            record_of("gs://bucket/root/run/task")
+    assert not (tmp_path / "cache/artifacts").exists()
 
 
 def test_the_price_of_the_machine_gives_the_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,19 +170,19 @@ def artifact_at(location: str | Path | Location) -> Location:
 
 
 def record_of(location: str | Location) -> MadeRecord:
-    """The record of the artifact at a location, local or on `gs://`.
+    """The record of the artifact at a location, local or on `gs://`. The artifact itself is not fetched.
 
     Raises:
         InputError: no artifact is there.
-        DamagedError: the artifact is incomplete.
+        DamagedError: the record is damaged.
     """
     parsed = artifact_at(location)
-    folder = localize(parsed)
     if isinstance(parsed, Path):
-        return read_record(folder)
-    if parsed not in _verified:
+        return read_record(parsed)
+    data = folders.read_file(parsed / RECORD_FILE)
+    if data is None:
         raise InputError(f"{parsed} is not an artifact.", expected="a prefix with lineage.json")
-    return _verified[parsed].record
+    return _of_version(data, parsed / RECORD_FILE)[0]
 
 
 def file_of(record: MadeRecord, path: str, folder: Path) -> Path:
@@ -232,7 +232,9 @@ def input_of(role: str, location: str | Location) -> Input:
         if record.artifact.version is not None:
             uri = record.artifact.uri  # a cached copy is named by its address in storage, which outlives this machine
     else:
-        record = record_of(parsed) if path.is_dir() else read_record(in_artifact.parent)
+        if path.is_dir() and parsed not in _verified:
+            raise InputError(f"{parsed} is not an artifact.", expected="a prefix with lineage.json")
+        record = _verified[parsed].record if path.is_dir() else read_record(in_artifact.parent)
         uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # its current address, even after a copy
     return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
 
