@@ -98,6 +98,8 @@ def evaluate(
         write_results(draft.folder, judgement, decision)
         write_report(draft.folder, judgement, compared.get("baseline"), decision, candidate)
         draft.metrics, draft.rows = figures(judgement), len(answered.predictions)
+        if taken_over := draft.rows - answered.decoded:
+            draft.metrics["rows_taken_over"] = taken_over
         draft.device = devices
     result.keep()
     earlier.note.keep()

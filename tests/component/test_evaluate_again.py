@@ -13,6 +13,7 @@ from components.finetune.__main__ import run as finetune
 from components.prepare_data.__main__ import run as prepare
 from components.publish.__main__ import run as publish
 from conftest import SmallData
+from paligemma.artifacts.record import read_record
 from paligemma.artifacts.recording import set_place
 from paligemma.evaluation import predict as predict_module
 
@@ -74,6 +75,7 @@ def test_only_new_rows_are_decoded_and_the_answers_are_those_of_decoding_all(wee
     anew = weeks.evaluate(later, fresh=True)
     assert weeks.decoded == [13]
     assert answers(grown) == answers(anew)
+    assert [read_record(one).metrics.get("rows_taken_over") for one in (grown, anew)] == [11, None]
     shown = [json.loads((evaluation / "metrics.json").read_text()) for evaluation in (grown, anew)]
     assert all(one.pop("examples_per_second") > 0 for one in shown)
     assert shown[0] == shown[1]
