@@ -11,6 +11,7 @@ import selectors
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from types import TracebackType
@@ -73,7 +74,13 @@ def _relay(
     down: Synchronized[int],
 ) -> None:
     def carry(client: socket.socket) -> None:
-        with client, socket.create_connection(upstream) as server, selectors.DefaultSelector() as ready:
+        # Either side may leave when it likes, which is no fault of the relay's.
+        with (
+            suppress(ConnectionError),
+            client,
+            socket.create_connection(upstream) as server,
+            selectors.DefaultSelector() as ready,
+        ):
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             ready.register(client, selectors.EVENT_READ, server)
