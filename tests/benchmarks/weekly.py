@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from paligemma.artifacts.record import MadeRecord, parse_record
 from paligemma.artifacts.recording import FOLDER as RECORDS
 from paligemma.artifacts.recording import MARK_ENDING
-from paligemma.artifacts.store import record_of
+from paligemma.artifacts.store import localize, record_of
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.registry.releases import read_champion_release
 from paligemma.storage import gcs
@@ -54,13 +54,12 @@ ANSWER = "a picture of noise"
 SPLITS = ("train", "validation")
 PREPARING = ("prepare-data", "prepare-data-2")
 EVALUATING = {"evaluate": "base", "evaluate-2": "tuned"}
-MAY_DIFFER = {
-    "preflight": ["preflight.html", "preflight.json"],
-    "finetune": ["metrics.jsonl", "summary.json", "tensorboard/*", "training.html", "tuned.json"],
-    "evaluate": ["metrics.json", "report.html"],
-    "evaluate-2": ["metrics.json", "report.html"],
-}
-"""Files with seconds or rates of the run that made them, or with the address of the base (`tuned.json`)."""
+PAGES = ("*.html", "tensorboard/*")
+"""Files with times of the run that made them, for people."""
+OWN_FIGURES = re.compile(r"(.*_)?seconds(_.*)?|.*_per_second|tflops|share_of_peak|uri")
+"""Names of figures in other files that are the run's own: times and rates, and where a tuned model's base is."""
+FREE = ("preflight", "finetune", *EVALUATING)
+"""Tasks whose artifacts have such files and figures. All others have to be equal as they are."""
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ANSWERED = re.compile(r"(base|tuned|champion): (\d+) of (\d+) rows are answered as in an earlier run")
@@ -246,10 +245,20 @@ def decoded(log: str, records: Mapping[str, MadeRecord]) -> dict[str, int]:
     return found
 
 
-def differing_files(one: str, other: str) -> set[str]:
-    """Paths of files that are not in both artifacts with the same bytes."""
-    files = [{(file.path, file.sha256) for file in record_of(place).artifact.files} for place in (one, other)]
-    return {path for path, _ in files[0] ^ files[1]}
+def contents(place: str, path: str) -> bytes:
+    """A file of an artifact; of JSON, all but the run's own figures."""
+    data = (localize(place) / path).read_bytes()
+    if path.endswith((".json", ".jsonl")):
+        texts = [data] if path.endswith(".json") else data.splitlines()
+        return b"\n".join(json.dumps(without_own_figures(json.loads(text))).encode() for text in texts)
+    return data
+
+
+def without_own_figures(value: object) -> object:
+    """A JSON value without what a run has of its own."""
+    if isinstance(value, dict):
+        return {key: without_own_figures(one) for key, one in value.items() if not OWN_FIGURES.fullmatch(key)}
+    return [without_own_figures(one) for one in value] if isinstance(value, list) else value
 
 
 def compare(made: Run, anew: Run) -> bool:
@@ -257,13 +266,21 @@ def compare(made: Run, anew: Run) -> bool:
     whole = True
     for task in (*PREPARING, "fetch-checkpoint", "preflight", "finetune", *EVALUATING):
         places = made.artifacts[task], anew.artifacts[task]
-        same = record_of(places[0]).artifact.tree_sha256 == record_of(places[1]).artifact.tree_sha256
-        differing = differing_files(*places)
-        wrong = {path for path in differing if not any(fnmatch(path, may) for may in MAY_DIFFER.get(task, []))}
-        whole = whole and not wrong and same == (not differing)
-        kinds = sorted({path.partition("/")[0] for path in differing})
-        said = "the same tree hash" if same else f"the same bytes but for {', '.join(kinds)}"
-        print(f"  {task}: {said}{f'; WRONG: {sorted(wrong)}' if wrong else ''}", flush=True)
+        one, other = (record_of(place).artifact for place in places)
+        files = [{(file.path, file.sha256) for file in artifact.files} for artifact in (one, other)]
+        differing = {path for path, _ in files[0] ^ files[1]}
+        rest = {path for path in differing if not any(fnmatch(path, page) for page in PAGES)}
+        both = {path for path in rest if one.file(path) and other.file(path)}
+        wrong = rest - {path for path in both if contents(places[0], path) == contents(places[1], path)}
+        if task not in FREE:
+            wrong = differing
+        whole = whole and not wrong
+        said = "the same tree hash"
+        if one.tree_sha256 != other.tree_sha256:
+            same = sorted(path for path, _ in files[0] & files[1]) or ["no file"]
+            own = sorted({path.partition("/")[0] for path in differing - wrong})
+            said = f"{', '.join(same)} the same; the same but for the run's own figures: {', '.join(own)}"
+        print(f"  {task}: {said}{f'; DIFFER: {sorted(wrong)}' if wrong else ''}", flush=True)
     return whole
 
 
@@ -294,6 +311,7 @@ def main(
     validation: Annotated[int, typer.Option(help="Rows to evaluate on.")] = 200,
     round_trip_ms: Annotated[float, typer.Option(help="Round trip of a request.")] = 20.0,
     mb_per_second: Annotated[float, typer.Option(help="Bandwidth of one connection.")] = 80.0,
+    from_nothing: Annotated[bool, typer.Option(help="Make weeks 3 to 5 once more from nothing, and compare.")] = True,
     run: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Prints the weeks, the comparisons, and the ratios. Or (with --run) is a week's run."""
@@ -309,12 +327,12 @@ def main(
         for path in resolve_embedded("embedded:tiny").iterdir():
             gcs.upload(path, BUCKET / "checkpoints/tiny" / path.name)
         (Path(folder) / "data").mkdir()
-        if not measure(server, relay, Path(folder), Data(Path(folder) / "data", rows, validation)):
+        if not measure(server, relay, Path(folder), Data(Path(folder) / "data", rows, validation), from_nothing):
             sys.exit("An artifact is not what it is when it is made from nothing.")
 
 
-def measure(server: GcsServer, relay: Relay, folder: Path, data: Data) -> bool:
-    """Runs and prints all weeks; says whether the artifacts are those of runs from nothing."""
+def measure(server: GcsServer, relay: Relay, folder: Path, data: Data, from_nothing: bool) -> bool:
+    """Runs and prints all weeks; says whether the artifacts are those of runs from nothing, if there are any."""
     changes: dict[str, Callable[[], object]] = {
         "1, first": lambda: None,
         "2, unchanged": lambda: None,
@@ -330,7 +348,7 @@ def measure(server: GcsServer, relay: Relay, folder: Path, data: Data) -> bool:
         recipe = ANOTHER_RECIPE if number == 5 else RECIPE
         weeks.append(run(server, relay, folder / f"week-{number}", recipe))
         print(line(name, weeks[-1]), flush=True)
-        if number > 2:
+        if number > 2 and from_nothing:
             place = BUCKET / f"from-nothing-{number}"
             anew[number] = run(server, relay, folder / f"from-nothing-{number}", recipe, place, fresh=True)
             print(line(f"{number}, from nothing", anew[number]), flush=True)
@@ -341,17 +359,17 @@ def measure(server: GcsServer, relay: Relay, folder: Path, data: Data) -> bool:
     for number, run_anew in anew.items():
         print(f"Week {number} against the same week from nothing:")
         whole = compare(weeks[number - 1], run_anew) and whole
-    say_ratios(weeks, anew[3])
+    say_ratios(weeks, anew.get(3, weeks[0]))
     return whole
 
 
-def say_ratios(weeks: Sequence[Run], third_anew: Run) -> None:
+def say_ratios(weeks: Sequence[Run], full_run: Run) -> None:
     """Prints what the acceptance of scheduled runs asks for, and where the seconds go."""
     first, unchanged, more = weeks[:3]
     print(f"unchanged: {unchanged.seconds / first.seconds:.1%} of the first week's seconds", end="")
     print(f", {sum(unchanged.decoded.values())} rows decoded, {unchanged.programs} programs compiled", end="")
     print(", no finetune" if "finetune" in unchanged.reused else ", FINETUNE")
-    full, again = (sum(one.steps[task].cpu_seconds for task in PREPARING) for one in (third_anew, more))
+    full, again = (sum(one.steps[task].cpu_seconds for task in PREPARING) for one in (full_run, more))
     least = sum(unchanged.steps[task].cpu_seconds for task in PREPARING)
     print(f"1 % more rows: preparation takes {again:.1f} of {full:.1f} s of processor time, {again / full:.1%}", end="")
     print(f"; {least:.1f} s where nothing changed, {(again - least) / (full - least):.1%} of the full one's above that")
