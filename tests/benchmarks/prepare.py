@@ -36,11 +36,12 @@ CASES = (  # name, kind, processes
 def generate(folder: Path, rows: int) -> None:
     """Writes so many different 640 x 480 JPEGs of about 90 kB, and `rows.jsonl`."""
     with multiprocessing.get_context("spawn").Pool() as pool:
-        lines = pool.starmap(_generate_one, ((folder, number) for number in range(rows)), chunksize=64)
+        lines = pool.starmap(generate_one, ((folder, number) for number in range(rows)), chunksize=64)
     (folder / "rows.jsonl").write_text("".join(lines))
 
 
-def _generate_one(folder: Path, number: int) -> str:
+def generate_one(folder: Path, number: int) -> str:
+    """Writes the image with this number, and returns its row's line."""
     rng = np.random.default_rng(number)
     smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
     grain = np.random.default_rng(number % 16).integers(-8, 9, (480, 640, 3), np.int16)

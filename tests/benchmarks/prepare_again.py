@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from prepare import _generate_one, cpu_seconds, generate
+from prepare import cpu_seconds, generate, generate_one
 
 from components.prepare_data.main import prepare_data
 from paligemma.artifacts.record import read_record
@@ -88,7 +88,7 @@ def main() -> None:
 
         def append() -> None:
             with data.open("a") as file:
-                file.writelines(_generate_one(folder, options.rows + number) for number in range(more))
+                file.writelines(generate_one(folder, options.rows + number) for number in range(more))
 
         def delete() -> None:
             data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))

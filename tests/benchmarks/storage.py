@@ -11,14 +11,10 @@ because on a bare loopback there is no distance to hide, which is what parallel 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import selectors
-import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,35 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
 from servers.gcs import GcsServer
+from servers.relay import Relay
 
 BUCKET = "bucket-of-benchmarks"
-
-
-def relay(listener: socket.socket, upstream: tuple[str, int], round_trip: float, bandwidth: float) -> None:
-    """Forwards connections; each request waits `round_trip` seconds, each direction carries `bandwidth` bytes a second."""
-
-    def carry(client: socket.socket) -> None:
-        with client, socket.create_connection(upstream) as server, selectors.DefaultSelector() as ready:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ready.register(client, selectors.EVENT_READ, server)
-            ready.register(server, selectors.EVENT_READ, client)
-            free = {client: 0.0, server: 0.0}
-            answered = True
-            while True:
-                for key, _ in ready.select():
-                    data = key.fileobj.recv(256 * 1024)
-                    if not data:
-                        return
-                    if key.fileobj is client and answered:
-                        time.sleep(round_trip)
-                    answered = key.fileobj is server
-                    free[key.fileobj] = max(free[key.fileobj], time.monotonic()) + len(data) / bandwidth
-                    key.data.sendall(data)
-                    time.sleep(max(0.0, free[key.fileobj] - time.monotonic()))
-
-    while True:
-        client, _ = listener.accept()
-        threading.Thread(target=carry, args=(client,), daemon=True).start()
 
 
 WAYS = ("plain client", "its processes", "its threads", "ours")
@@ -93,18 +63,14 @@ def main(
     repeat: Annotated[int, typer.Option(help="Measurements, of which the median is shown.")] = 1,
 ) -> None:
     """Prints a table."""
-    with GcsServer() as server, tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+    with (
+        GcsServer() as server,
+        Relay(server.url, round_trip_ms / 1000, mb_per_second * 1e6) as relay,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         server.create_bucket(BUCKET)
-        host, _, port = server.url.removeprefix("http://").partition(":")
-        arguments = (listener, (host, int(port)), round_trip_ms / 1000, mb_per_second * 1e6)
-        process = multiprocessing.get_context("fork").Process(target=relay, args=arguments, daemon=True)
-        process.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        os.environ["STORAGE_EMULATOR_HOST"] = url
-        try:
-            transfer(Path(folder), server.client(url).bucket(BUCKET), large_mib, small, repeat)
-        finally:
-            process.kill()
+        os.environ["STORAGE_EMULATOR_HOST"] = relay.url
+        transfer(Path(folder), server.client(relay.url).bucket(BUCKET), large_mib, small, repeat)
 
 
 def transfer(folder: Path, bucket, large_mib: int, small: int, repeat: int) -> None:

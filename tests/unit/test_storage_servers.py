@@ -36,6 +36,7 @@ from servers.fault_proxy import (
 )
 from servers.gcs import GcsServer
 from servers.kaggle import KaggleServer
+from servers.relay import Relay
 
 CHUNK = 256 * 1024  # the smallest chunk of a resumable upload
 CONTENT = np.random.default_rng(0).bytes(600_000)
@@ -419,3 +420,18 @@ def persistently(attempt: Callable[[], Result]) -> Result:
         except (DataCorruption, NotFound):
             pass
     raise AssertionError("damaged 20 times")
+
+
+def test_a_relay_delays_requests_limits_bandwidth_and_counts_bytes(gcs: GcsServer, bucket: storage.Bucket) -> None:
+    bucket.blob("x").upload_from_string(CONTENT)
+    with Relay(gcs.url, round_trip=0.1, bandwidth=3e6) as relay:
+        blob, started = gcs.client(relay.url).bucket(bucket.name).blob("x"), time.monotonic()
+        assert blob.download_as_bytes() == CONTENT
+        assert time.monotonic() - started >= 0.1 + (len(CONTENT) - CHUNK) / 3e6  # the last piece arrives before its wait
+        read = relay.carried()
+        assert len(CONTENT) < read.down < len(CONTENT) + 10_000
+        assert 0 < read.up < 10_000
+        blob.upload_from_string(CONTENT)
+        written = relay.carried() - read
+        assert len(CONTENT) < written.up < len(CONTENT) + 10_000
+        assert 0 < written.down < 10_000
