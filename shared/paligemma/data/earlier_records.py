@@ -7,7 +7,6 @@ preparation from nothing, because a range's output depends only on its lines, it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNIN
 from paligemma.data.rows import LineRange, Row, read_rows
 from paligemma.data.shards import file_crc32c
 from paligemma.errors import DamagedError
-from paligemma.foreign_json import DOCUMENT_BYTES, parse_model, read_model
+from paligemma.foreign_json import DOCUMENT_BYTES, parse_json, parse_model, read_model
 from paligemma.regular_files import open_regular
 
 FileOf = Callable[[str], Path]
@@ -78,9 +77,9 @@ def read_seen(images: bytes) -> Iterator[Seen]:
     """The images in a range's list.
 
     Raises:
-        ValueError, TypeError: the list is damaged.
+        DamagedError, ValueError, TypeError, KeyError: the list is damaged.
     """
-    return (Seen.of_entry(json.loads(line)) for line in images.splitlines())
+    return (Seen.of_entry(_entry(line, IMAGES_FILE)) for line in images.splitlines())
 
 
 def _take_parts(
@@ -121,7 +120,7 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
     """
     today, wanted, known = {marks[name] for name in names if name in marks}, set(), {}
     for line in _lines(file_of(IMAGES_FILE)):
-        seen = Seen.of_entry(json.loads(line))
+        seen = Seen.of_entry(_entry(line, IMAGES_FILE))
         if seen.fault:
             continue
         if seen.image_file in names and seen.mark == marks.get(seen.image_file):
@@ -131,15 +130,20 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
             wanted.add(seen.image_sha256)
     if not wanted:
         return KeptPictures()
-    remarks = map(json.loads, _slice(file_of(WARNINGS_FILE), 0, warnings).splitlines())
+    remarks = (_entry(line, WARNINGS_FILE) for line in _slice(file_of(WARNINGS_FILE), 0, warnings).splitlines())
     odd = {remark["line"] for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
     places: dict[str, Place] = {}
-    for entry in map(json.loads, _lines(file_of(ROWS_FILE))):
+    for entry in (_entry(line, ROWS_FILE) for line in _lines(file_of(ROWS_FILE))):
         if entry["image_sha256"] in wanted and entry["line"] not in odd:
             places.setdefault(entry["image_sha256"], Place(entry["shard"], entry["position"], int(entry["image_dhash"], 16)))
     numbers = {place.shard for place in places.values()}
     shards = {number: (file_of(dataset.shards[number].file), dataset.shards[number].rows) for number in sorted(numbers)}
     return KeptPictures(known, places, shards)
+
+
+def _entry(line: bytes, name: str) -> dict:
+    """An entry of a list. Whoever wrote into the root may have written it."""
+    return parse_json(line, name, "A line")
 
 
 def _lines(path: Path) -> Iterator[bytes]:
