@@ -7,7 +7,7 @@ real fake-gcs-server behind `servers.relay`. Weeks with a change are made once m
 compared with that. The exit code is 1 if a file differs that may not.
 
 Nothing in the steps is changed for it. The relay counts bytes. Rows are what the run's records and its log say. Programs are
-the files in JAX's cache, which was empty. The kernel says the processor time of each process when it ends.
+new objects in JAX's cache, which a root's runs share. The kernel says the processor time of each process when it ends.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from prepare import cpu_seconds, generate, generate_one
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from paligemma.artifacts.compiled_programs import FOLDER
 from paligemma.artifacts.record import MadeRecord, parse_record
 from paligemma.artifacts.recording import FOLDER as RECORDS
 from paligemma.artifacts.recording import MARK_ENDING
@@ -155,6 +156,7 @@ def run(server: GcsServer, relay: Relay, folder: Path, recipe: str, root: GcsLoc
         "fresh": fresh,
     }
     there = {name: value.replace(server.url, relay.url) for name, value in server.environment().items()}
+    programs = count_programs(root)
     started, cpu, carried = time.monotonic(), cpu_seconds(), relay.carried()
     with (folder / "output").open("w") as output:
         done = subprocess.run(
@@ -177,13 +179,18 @@ def run(server: GcsServer, relay: Relay, folder: Path, recipe: str, root: GcsLoc
         seconds,
         cpu,
         carried,
-        len(list((folder / "cache/compiled").glob("*-cache"))),
+        count_programs(root) - programs,
         artifacts,
         steps,
         reused,
         {split: prepared(records[task]) for split, task in zip(SPLITS, PREPARING, strict=True)},
         decoded(log.read_text(), records),
     )
+
+
+def count_programs(root: GcsLocation) -> int:
+    """Number of compiled programs that the runs below a root share."""
+    return sum(found.location.name.endswith("-cache") for found in gcs.list_objects(root / FOLDER))
 
 
 def run_here(folder: Path) -> None:
