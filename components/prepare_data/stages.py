@@ -19,7 +19,7 @@ from components.prepare_data.report import lines_shown, render_report
 from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
 from paligemma.artifacts.recording import in_pipeline
 from paligemma.artifacts.results import Result
-from paligemma.artifacts.store import Draft, file_of, input_of, localize
+from paligemma.artifacts.store import Draft, artifact_at, file_of, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
@@ -94,6 +94,7 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
     open_images(image_folder)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
         raise InputError(f"The split's name is {split!r}.", expected="letters, digits, - and _")
+    against = str(artifact_at(against)) if against else ""  # the folder of a task may only say where its records are
     if against and not localize(against).exists():
         raise InputError(f"There is no data set {against}.", expected="records, or a JSONL file", fix="check --against")
     return Inputs(

@@ -224,7 +224,8 @@ def run(
     ] = "",
     root: Annotated[Path, typer.Option(help="Local folder for the output of all runs.")] = Path("runs/pipeline"),
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Make everything, also what an earlier run made of the same.", show_default="no")
+        bool,
+        typer.Option("--fresh", help="Make everything anew, also what a run made from the same inputs.", show_default="no"),
     ] = False,
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""

@@ -22,6 +22,7 @@ from step_processes import run_step, start_step
 from components.prepare_data.__main__ import run
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
+from paligemma.artifacts.store import point_to
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
@@ -115,7 +116,9 @@ def test_rows_that_repeat_or_leak_are_warned_of(small_data: SmallData, tmp_path:
     packed = train.with_name("packed.jsonl.gz")
     packed.write_bytes(gzip.compress(train.read_bytes()))
     leaked = [(1, "image_leaked"), (2, "row_leaked")]
-    for kind, against in (("records", tmp_path / "train"), ("jsonl", train), ("gzip", packed)):
+    taken_over = tmp_path / "run/prepare-data/records"  # of a task that took over the records of an earlier run
+    point_to(taken_over, str(tmp_path / "train"), read_record(tmp_path / "train"))
+    for kind, against in (("records", tmp_path / "train"), ("task", taken_over), ("jsonl", train), ("gzip", packed)):
         run(
             data=small_data.folder / "validation.jsonl",
             checkpoint="embedded:tiny",
