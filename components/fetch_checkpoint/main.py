@@ -16,12 +16,13 @@ from paligemma.artifacts.store import input_of, localize, produce
 from paligemma.checkpoints import tokenizer_file as published_tokenizer
 from paligemma.checkpoints.hashes import known_sha256
 from paligemma.checkpoints.npz import verify_weights
-from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_checkpoint
+from paligemma.checkpoints.open_checkpoint import CONFIG_FILE, open_checkpoint, read_arrays
 from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE
 from paligemma.checkpoints.sources import web
 from paligemma.checkpoints.sources.fetch import fetch_first
 from paligemma.checkpoints.sources.huggingface import checkpoint_files, pinned
 from paligemma.checkpoints.sources.remote import is_immutable, is_remote, redacted
+from paligemma.checkpoints.stored import write_description
 from paligemma.checkpoints.tokenizer_file import PUBLISHED_SHA256, TOKENIZER_FILE, as_sentencepiece, find_tokenizer
 from paligemma.choices import StoredDtype
 from paligemma.command_line import say_moved
@@ -123,6 +124,8 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
         shutil.copyfile(tokenizer_file, draft.folder / TOKENIZER_FILE)
         if is_npz or image_size:
             (draft.folder / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+        name = SINGLE_FILE if checkpoint.weights.suffix == ".safetensors" else checkpoint.weights.name
+        write_description(draft.folder, name, read_arrays(draft.folder / name, config)[0])
     named.keep()
     held.keep()
     log.info("checkpoint %s, sha256 %s, in %s", checkpoint.weights.name, checkpoint.weights_sha256, output)

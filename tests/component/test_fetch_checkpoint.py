@@ -32,7 +32,7 @@ def test_the_embedded_checkpoint_arrives_byte_for_byte(tmp_path: Path) -> None:
 def test_its_record_names_what_it_is_made_of(tmp_path: Path) -> None:
     run(output=tmp_path / "x")
     record = read_record(tmp_path / "x", "checkpoint")
-    assert {file.path for file in record.artifact.files} == {"checkpoint.npz", "config.json", "tokenizer.model"}
+    assert {file.path for file in record.artifact.files} == {"checkpoint.npz", "config.json", "parameters.json", "tokenizer.model"}
     assert record.artifact.tree_sha256 == tree_sha256(record.artifact.files)
     assert {file.path: file.sha256 for file in record.artifact.files}["checkpoint.npz"] == SHA256
     assert {(entry.role, entry.sha256) for entry in record.inputs} == {
@@ -117,7 +117,7 @@ def test_a_hugging_face_snapshot_is_carried_whole_and_recorded_by_its_commit(tmp
     run(output=tmp_path / "x", source="hf://google/tiny")
     names = {path.name for path in snapshot.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "preprocessor_config.json"} < names
-    assert {path.name for path in (tmp_path / "x").iterdir()} == names | {"lineage.json"}
+    assert {path.name for path in (tmp_path / "x").iterdir()} == names | {"lineage.json", "parameters.json"}
     for name in names:
         assert (tmp_path / "x" / name).read_bytes() == (snapshot / name).read_bytes()
         assert not (tmp_path / "x" / name).is_symlink()

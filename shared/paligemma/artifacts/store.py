@@ -127,7 +127,7 @@ def localize(location: str | Path | Location) -> Path:
         return _verified[location].folder
     data, manifest = gcs.read_bytes(location / RECORD_FILE, most=DOCUMENT_BYTES)
     record, _ = _of_version(data, location / RECORD_FILE)
-    folder = cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
+    folder = cached_folder(record)
     with cache.exclusive_folder(folder, RECORD_FILE):
         if folder.is_dir() and _matches(folder, record):
             atomic.write_file(folder / RECORD_FILE, data)  # another run may have made the same files
@@ -142,6 +142,11 @@ def localize(location: str | Path | Location) -> Path:
         record = read_record(folder)
     _verified[location] = _Copy(manifest.generation, folder, record)
     return folder
+
+
+def cached_folder(record: MadeRecord) -> Path:
+    """Where `localize` puts an artifact from storage."""
+    return cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
 
 
 def point_to(folder: Location, location: str, record: MadeRecord) -> None:
@@ -223,6 +228,9 @@ def input_of(role: str, location: str | Location) -> Input:
         InputError: the folder is not a complete artifact.
     """
     parsed = artifact_at(location)
+    if not isinstance(parsed, Path) and parsed not in _verified and exists(parsed, RECORD_FILE):
+        record = record_of(parsed)  # says all that is named here: the artifact itself is fetched by who reads it
+        return _as_input(role, absolute_uri(parsed), record)
     path = localize(parsed).absolute()
     in_artifact = (path if path.is_dir() else path.parent) / RECORD_FILE
     if not path.is_dir() and not in_artifact.is_file():
@@ -236,6 +244,10 @@ def input_of(role: str, location: str | Location) -> Input:
             raise InputError(f"{parsed} is not an artifact.", expected="a prefix with lineage.json")
         record = _verified[parsed].record if path.is_dir() else read_record(in_artifact.parent)
         uri = absolute_uri(parsed) if path.is_dir() else record.artifact.uri  # its current address, even after a copy
+    return _as_input(role, uri, record)
+
+
+def _as_input(role: str, uri: str, record: MadeRecord) -> Input:
     return Input(role=role, uri=uri, sha256=record.artifact.tree_sha256, record=record.sha256, run=record.run)
 
 

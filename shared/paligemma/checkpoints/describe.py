@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from paligemma.artifacts.record import RECORD_FILE, read_record
 from paligemma.checkpoints.open_checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from paligemma.errors import InputError
 
@@ -29,8 +28,8 @@ def describe_opened(checkpoint: Checkpoint) -> str:
     name = f"{folder.name}/{checkpoint.weights.name}"
     if folder.parent == EMBEDDED:
         name = f"embedded:{folder.name}"
-    elif (folder / RECORD_FILE).is_file():
-        source = str(read_record(folder).producer.parameters.get("source", ""))
+    elif checkpoint.record is not None:
+        source = str(checkpoint.record.producer.parameters.get("source", ""))
         name = source if "://" in source or source.startswith("embedded:") else Path(source).name or name
     return describe(name, checkpoint)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from paligemma.artifacts.record import RECORD_FILE, File, tree_sha256
+from paligemma.artifacts.record import RECORD_FILE, File, MadeRecord, read_record, tree_sha256
 from paligemma.artifacts.store import localize
 from paligemma.checkpoints import npz, safetensors_files
 from paligemma.checkpoints.architecture import check_dtypes, check_parameters, infer_config, without_padding
@@ -18,6 +18,7 @@ from paligemma.checkpoints.huggingface.mapping import from_tensors
 from paligemma.checkpoints.identify import refuse_folder, refuse_other
 from paligemma.checkpoints.lazy import LazyArray
 from paligemma.checkpoints.resample import resampled
+from paligemma.checkpoints.stored import StoredWeights, open_stored
 from paligemma.checkpoints.tokenizer_file import as_sentencepiece, find_tokenizer
 from paligemma.checkpoints.tuned import DESCRIPTION_FILE, TunedModel, is_tuned_model, read_tuned
 from paligemma.errors import DamagedError, InputError
@@ -43,10 +44,11 @@ class Checkpoint:
 
     Attributes:
         location: on `gs://`, the address of the artifact or weight file; else the weight file's path.
-        weights: the weight file, or the index of its shards.
+        weights: the weight file, or the index of its shards; of an artifact on `gs://`, where it is once a value was read.
         config: its architecture.
         arrays: every parameter by name, as lazy arrays.
         tokenizer_file: the tokenizer beside the weights (SentencePiece model or `tokenizer.json`); None without one.
+        stored: its weights in storage, if they are fetched on use.
     """
 
     location: str
@@ -54,6 +56,18 @@ class Checkpoint:
     config: PaliGemmaConfig
     arrays: Mapping[str, LazyArray]
     tokenizer_file: Path | None
+    stored: StoredWeights | None = None
+
+    @cached_property
+    def record(self) -> MadeRecord | None:
+        """The record of the artifact that the checkpoint is; None if no step wrote it.
+
+        Raises:
+            DamagedError: the record is damaged.
+        """
+        if self.stored is not None:
+            return self.stored.record
+        return read_record(self.weights.parent) if (self.weights.parent / RECORD_FILE).is_file() else None
 
     @cached_property
     def tokenizer(self) -> Path | None:
@@ -71,6 +85,8 @@ class Checkpoint:
         Raises:
             DamagedError: a file's hash differs from the one in its record or in Hugging Face's cache.
         """
+        if self.stored is not None:
+            return self.stored.sha256
         if self.weights.suffix != ".json":
             return checked_sha256(self.weights)
         shards = safetensors_files.weight_files(self.weights)
@@ -85,7 +101,9 @@ class Checkpoint:
         Raises:
             DamagedError: names the damaged file or array.
         """
-        if self.weights.suffix == ".npz":
+        if self.stored is not None:
+            self.stored.fetch()  # compares every byte with the record
+        elif self.weights.suffix == ".npz":
             npz.verify_weights(self.weights)
         elif any(known_sha256(file) for file in safetensors_files.weight_files(self.weights)):
             _ = self.weights_sha256
@@ -94,7 +112,8 @@ class Checkpoint:
 def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint file or folder.
 
-    Position embeddings are resampled if the architecture's image size differs from the weights'.
+    Position embeddings are resampled if the architecture's image size differs from the weights'. Of an artifact on `gs://`,
+    the weights are fetched when a value is first read.
 
     Args:
         path: a weight file, or a folder with one (big_vision's `.npz`, or Hugging Face's safetensors, whole or in shards),
@@ -107,22 +126,38 @@ def open_checkpoint(path: str | Path, config: PaliGemmaConfig | Mapping | str | 
         DamagedError: a file is incomplete or does not fit the architecture.
     """
     in_storage = isinstance(path, str) and path.startswith(SCHEME)
-    weights = _find_weights(localize(path if in_storage else resolve_embedded(path)))
-    config = parse_config(config) if config is not None else _config_beside(weights)
-    if weights.suffix in _SAFETENSORS:
-        arrays, config = _read_huggingface(weights, config)
+    stored = open_stored(path, lambda weights: read_arrays(weights, _config_beside(weights))[0]) if in_storage else None
+    if stored is not None:
+        weights, folder, arrays = stored.weights, stored.beside, stored.arrays
+        config = parse_config(config) if config is not None else _config_beside(folder / weights.name)
+        config = config or infer_config(arrays, path)
     else:
-        arrays = npz.read_npz(weights)
-        config = config or infer_config(arrays, weights)
-        arrays = without_padding(arrays, config)
+        weights = _find_weights(localize(path if in_storage else resolve_embedded(path)))
+        folder = weights.parent
+        arrays, config = read_arrays(weights, parse_config(config) if config is not None else _config_beside(weights))
     arrays = resampled(arrays, config)
     check_parameters(config, arrays, weights)
     check_dtypes(arrays, weights)
     location = str(weights.absolute())
     if in_storage:  # an artifact is named by its own address, a weight file in a plain prefix by the file's address
-        in_prefix = weights.name != str(path).rsplit("/", 1)[-1] and not (weights.parent / RECORD_FILE).is_file()
+        is_artifact = stored is not None or (folder / RECORD_FILE).is_file()
+        in_prefix = not is_artifact and weights.name != str(path).rsplit("/", 1)[-1]
         location = f"{str(path).rstrip('/')}/{weights.name}" if in_prefix else str(path)
-    return Checkpoint(location, weights, config, arrays, find_tokenizer(weights.parent))
+    return Checkpoint(location, weights, config, arrays, find_tokenizer(folder), stored)
+
+
+def read_arrays(weights: Path, config: PaliGemmaConfig | None) -> tuple[dict[str, LazyArray], PaliGemmaConfig]:
+    """The parameters of a weight file, or of the index of its shards, at its own resolution; and the architecture.
+
+    Raises:
+        InputError: there is no such file, or the architecture is not known.
+        DamagedError: a file is incomplete or does not fit the architecture.
+    """
+    if weights.suffix in _SAFETENSORS:
+        return _read_huggingface(weights, config)
+    arrays = npz.read_npz(weights)
+    config = config or infer_config(arrays, weights)
+    return without_padding(arrays, config), config
 
 
 def open_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -26,8 +27,24 @@ def resampled(arrays: Mapping[str, LazyArray], config: PaliGemmaConfig) -> dict[
         return result  # not a grid: the check of shapes says so
     size = math.isqrt(found.shape[1]) * config.img.patch_size
     log.info("position embeddings resampled from %d to %d pixels", size, config.img.image_size)
-    result[POSITIONS] = resample_positions(found[...], config.img.num_patches).astype(found.dtype)
+    result[POSITIONS] = Resampled(found, config.img.num_patches)
     return result
+
+
+class Resampled:
+    """Position embeddings for another number of patches. The file's are read when a value is."""
+
+    def __init__(self, embeddings: LazyArray, patches: int) -> None:
+        self.shape, self.dtype = (1, patches, embeddings.shape[2]), embeddings.dtype
+        self._embeddings = embeddings
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        return resample_positions(self._embeddings[...], self.shape[1]).astype(self.dtype)
+
+    def __getitem__(self, index) -> np.ndarray:
+        """Values at `index`."""
+        return self._values[index]
 
 
 def resample_positions(embeddings: np.ndarray, patches: int) -> np.ndarray:
