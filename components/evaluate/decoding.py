@@ -47,7 +47,7 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
     if base.config.img.image_size != data.dataset.image_size:
         raise InputError(
             f"The records hold images of {data.dataset.image_size} pixels, the model wants {base.config.img.image_size}.",
-            where=data.folder,
+            where=data.location,
             fix="run prepare_data with this checkpoint",
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from components.evaluate.decoding import Decoding, determined_by
-from paligemma.artifacts.record import Input, read_record
+from paligemma.artifacts.record import Input
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open_checkpoint import Checkpoint
@@ -52,7 +52,7 @@ class EarlierAnswers:
             decoding: how it answers.
             file: the file of an evaluation that has its answers.
         """
-        made = read_record(data.folder).producer
+        made = data.record.producer
         pixels = {name: made.parameters.get(name) for name in ("image_size", "max_text_tokens", "over_long", "grey_range")}
         settings = {**determined_by(base, model, decoding), "batch_size": decoding.batch_size, "file": file}
         also = {"prepared": pixels, "prepared_by": [made.git_sha, made.packages]}

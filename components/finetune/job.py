@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from components.finetune.settle import settle
-from paligemma.artifacts.record import Input, canonical_sha256, read_record
+from paligemma.artifacts.record import Input, canonical_sha256
 from paligemma.artifacts.store import input_of
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
 from paligemma.data.augment import Augmentation, check_augmentation
@@ -102,13 +102,13 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
     if data.dataset.image_size != size:
         raise InputError(
             f"The records hold images of {data.dataset.image_size} pixels, the checkpoint wants {size}.",
-            where=data.folder,
+            where=data.location,
             fix="run prepare_data with this checkpoint",
         )
     if base.tokenizer is not None and Tokenizer(base.tokenizer).sha256 != data.dataset.tokenizer_sha256:
         raise InputError(
             "The records were tokenized with another tokenizer than the checkpoint's.",
-            where=data.folder,
+            where=data.location,
             fix="run prepare_data with this checkpoint",
         )
 
@@ -119,8 +119,8 @@ def fingerprint(base: Checkpoint, data: Records, validation: Records | None, rec
         "recipe": recipe.determining(),
         "steps": steps,
         "checkpoint": base.weights_sha256,
-        "records": read_record(data.folder).artifact.tree_sha256,
-        "validation": None if validation is None else read_record(validation.folder).artifact.tree_sha256,
+        "records": data.record.artifact.tree_sha256,
+        "validation": None if validation is None else validation.record.artifact.tree_sha256,
     }
 
 

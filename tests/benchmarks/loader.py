@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from paligemma.artifacts.record import ROWS_FILE
+from paligemma.artifacts.store import produce
 from paligemma.data.augment import Augmentation
 from paligemma.data.batch_order import Plan
 from paligemma.data.loader import training_batches
-from paligemma.data.records import Dataset, Example, Records
+from paligemma.data.records import ARTIFACT_TYPE, DATASET_FILE, Dataset, Example, Records, open_records
 from paligemma.data.shards import ShardWriter
-from paligemma.data.tensorflow import import_tensorflow
+from paligemma.data.tf_dataset import import_tensorflow
 from paligemma.data.tfrecord import RowReader
 
 BATCHES = 100
@@ -30,15 +31,18 @@ def make_records(folder: Path, rows: int, size: int) -> Records:
     """Records of random pictures, with 10 tokens of prefix and 4 of suffix."""
     pictures = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), np.uint8)
     shards = []
-    for first in range(0, rows, 500):
-        with ShardWriter(folder / f"train-{first}.tfrecord", "none") as shard:
-            for row in range(first, min(rows, first + 500)):
-                shard.write(Example(pictures[row % 16], [5] * 10, [6] * 4, "p", "s", "a.png", "0" * 64, f"{row:064}", row))
-        shards.append(shard.shard)
-    (folder / ROWS_FILE).write_text((json.dumps({"prefix_tokens": 10, "suffix_tokens": 4}) + "\n") * rows)
-    histograms = {"prefix_tokens": {10: rows}, "suffix_tokens": {4: rows}, "text_tokens": {14: rows}}
-    return Records(folder, Dataset(split="train", rows=rows, rejected={}, truncated=0, image_size=size, max_text_tokens=128,
-                                   tokenizer_sha256="", compression="none", shards=shards, **histograms))  # fmt: skip
+    with produce(folder / "records", ARTIFACT_TYPE, "prepare_data", {}, []) as draft:
+        for first in range(0, rows, 500):
+            with ShardWriter(draft.folder / f"train-{first}.tfrecord", "none") as shard:
+                for row in range(first, min(rows, first + 500)):
+                    shard.write(Example(pictures[row % 16], [5] * 10, [6] * 4, "p", "s", "a.png", "0" * 64, f"{row:064}", row))
+            shards.append(shard.shard)
+        (draft.folder / ROWS_FILE).write_text((json.dumps({"prefix_tokens": 10, "suffix_tokens": 4}) + "\n") * rows)
+        histograms = {"prefix_tokens": {10: rows}, "suffix_tokens": {4: rows}, "text_tokens": {14: rows}}
+        dataset = Dataset(split="train", rows=rows, rejected={}, truncated=0, image_size=size, max_text_tokens=128,
+                          tokenizer_sha256="0" * 64, compression="none", shards=shards, **histograms)  # fmt: skip
+        (draft.folder / DATASET_FILE).write_text(dataset.model_dump_json())
+    return open_records(folder / "records")
 
 
 def tf_data(records: Records, batch_size: int) -> Iterator:

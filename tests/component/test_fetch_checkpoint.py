@@ -32,7 +32,12 @@ def test_the_embedded_checkpoint_arrives_byte_for_byte(tmp_path: Path) -> None:
 def test_its_record_names_what_it_is_made_of(tmp_path: Path) -> None:
     run(output=tmp_path / "x")
     record = read_record(tmp_path / "x", "checkpoint")
-    assert {file.path for file in record.artifact.files} == {"checkpoint.npz", "config.json", "parameters.json", "tokenizer.model"}
+    assert {file.path for file in record.artifact.files} == {
+        "checkpoint.npz",
+        "config.json",
+        "parameters.json",
+        "tokenizer.model",
+    }
     assert record.artifact.tree_sha256 == tree_sha256(record.artifact.files)
     assert {file.path: file.sha256 for file in record.artifact.files}["checkpoint.npz"] == SHA256
     assert {(entry.role, entry.sha256) for entry in record.inputs} == {

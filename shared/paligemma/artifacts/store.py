@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,32 @@ def cached_folder(record: MadeRecord) -> Path:
     return cache.cache_folder() / "artifacts" / record.artifact.tree_sha256
 
 
+def localize_recorded(location: Location, record: MadeRecord) -> Path:
+    """`localize` for an artifact whose record was read before.
+
+    Raises:
+        DamagedError: another artifact has taken its place since, or it is damaged.
+    """
+    folder = localize(location)
+    if not isinstance(location, Path) and folder != cached_folder(record):
+        raise DamagedError(
+            "The artifact was replaced while it was in use.",
+            where=location,
+            expected=f"the one with the tree hash {record.artifact.tree_sha256}",
+            fix="run the step again",
+        )
+    return folder
+
+
+def small_files(location: GcsLocation, record: MadeRecord, names: Iterable[str]) -> Path:
+    """A local folder with those of the named files that an artifact in storage has; no other file is fetched."""
+    folder = cache.cache_folder() / "described" / record.artifact.tree_sha256
+    for name in names:
+        if record.artifact.file(name) is not None:
+            file_of(record, name, folder)
+    return folder
+
+
 def point_to(folder: Location, location: str, record: MadeRecord) -> None:
     """Writes into the folder of a task where the task's artifact is."""
     said = {LOCATION: location, "tree_sha256": record.artifact.tree_sha256, "record": record.sha256}
@@ -174,20 +200,25 @@ def artifact_at(location: str | Path | Location) -> Location:
     return parse_location(named)
 
 
-def record_of(location: str | Location) -> MadeRecord:
-    """The record of the artifact at a location, local or on `gs://`. The artifact itself is not fetched.
+def record_of(location: str | Location, type: str | None = None) -> MadeRecord:
+    """The record of the artifact at a location, local or on `gs://`, of a type or of any. The artifact itself is not fetched.
 
     Raises:
-        InputError: no artifact is there.
+        InputError: no artifact of this type is there.
         DamagedError: the record is damaged.
     """
     parsed = artifact_at(location)
     if isinstance(parsed, Path):
-        return read_record(parsed)
+        return read_record(parsed, type)
     data = folders.read_file(parsed / RECORD_FILE)
     if data is None:
-        raise InputError(f"{parsed} is not an artifact.", expected="a prefix with lineage.json")
-    return _of_version(data, parsed / RECORD_FILE)[0]
+        raise InputError(
+            f"{parsed} is not an artifact.", expected=f"a prefix with {type or 'an artifact'} and its lineage.json"
+        )
+    record, _ = _of_version(data, parsed / RECORD_FILE)
+    if type not in (None, record.artifact.type):
+        raise InputError(f"{parsed} holds {record.artifact.type}.", expected=type, fix="pass another location")
+    return record
 
 
 def file_of(record: MadeRecord, path: str, folder: Path) -> Path:

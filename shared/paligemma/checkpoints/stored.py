@@ -18,13 +18,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from paligemma.artifacts.record import RECORD_FILE, MadeRecord, tree_sha256
-from paligemma.artifacts.store import artifact_at, cached_folder, file_of, localize, record_of
+from paligemma.artifacts.store import artifact_at, cached_folder, localize_recorded, record_of, small_files
 from paligemma.checkpoints.lazy import LazyArray, read_into, verify
 from paligemma.checkpoints.safetensors_files import INDEX_FILE, read_index
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_model
 from paligemma.safe_names import RelativePath
-from paligemma.storage.cache import cache_folder
 from paligemma.storage.files import exists
 from paligemma.storage.location import GcsLocation
 
@@ -117,14 +116,7 @@ class StoredWeights:
         """
         with self._lock:
             if self._arrays is None:
-                folder = localize(self.location)
-                if folder != self.weights.parent:
-                    raise DamagedError(
-                        "The checkpoint was replaced while it was in use.",
-                        where=self.location,
-                        expected=f"the artifact with the tree hash {self.record.artifact.tree_sha256}",
-                        fix="run the step again",
-                    )
+                localize_recorded(self.location, self.record)
                 arrays = self.read(self.weights)
                 if {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()} != dict(self.described):
                     raise DamagedError(
@@ -165,10 +157,7 @@ def open_stored(location: Any, read: Callable[[Path], Mapping[str, LazyArray]]) 
     record = record_of(place)
     if record.artifact.file(PARAMETERS_FILE) is None:
         return None
-    beside = cache_folder() / "described" / record.artifact.tree_sha256
-    for name in _BESIDE:
-        if record.artifact.file(name) is not None:
-            file_of(record, name, beside)
+    beside = small_files(place, record, _BESIDE)
     said = read_model(beside / PARAMETERS_FILE, _Description, "The description of the parameters")
     if record.artifact.file(said.weights) is None:
         raise DamagedError(f"The artifact has no file {said.weights}.", where=place, fix="run fetch_checkpoint again")

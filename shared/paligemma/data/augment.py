@@ -130,7 +130,7 @@ def check_augmentation(augmentation: Augmentation, records: Records) -> None:
             if found:
                 raise InputError(
                     f"{option} would make a text wrong: it has {found!r}, and the picture would change.",
-                    where=f"row {number} of {records.folder}, line {row.line} of its source: {row.prefix!r} {row.suffix!r}",
+                    where=f"row {number} of {records.location}, line {row.line} of its source: {row.prefix!r} {row.suffix!r}",
                     fix=f"set {option} to {off}, or leave such rows out",
                 )
             progress.advance()

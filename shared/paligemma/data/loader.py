@@ -55,7 +55,7 @@ def training_batches(
         DamagedError: `rows.jsonl` is damaged, or a record is, which shows when its batch is read.
     """
     if records.dataset.rows == 0:
-        raise InputError(f"{records.folder} holds no rows.", expected="at least one")
+        raise InputError(f"{records.location} holds no rows.", expected="at least one")
     share = process_share(batch_size, process_index, process_count)
     prefix_tokens, suffix_tokens = read_lengths(records)
     plan = Plan(prefix_tokens + suffix_tokens, suffix_tokens, batch_size, seed, buckets)
@@ -71,7 +71,7 @@ def training_batches(
             if (row.prefix_length, length - row.prefix_length) != (prefix_tokens[number], suffix_tokens[number]):
                 raise DamagedError(
                     f"Row {number} has other numbers of tokens than rows.jsonl lists.",
-                    where=records.folder,
+                    where=records.location,
                     fix="run prepare_data again",
                 )
             tokens[place, :length] = row.tokens

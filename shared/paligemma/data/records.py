@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,13 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 
-from paligemma.artifacts.record import ROWS_FILE, read_record
-from paligemma.artifacts.store import localize
+from paligemma.artifacts.record import ROWS_FILE, MadeRecord
+from paligemma.artifacts.store import artifact_at, localize_recorded, record_of, small_files
 from paligemma.choices import Compression
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.safe_names import RelativePath, Sha256
+from paligemma.storage.location import Location
 
 DATASET_FILE = "dataset.json"
 WARNINGS_FILE = "warnings.jsonl"
@@ -98,10 +100,25 @@ class Dataset(BaseModel):
 
 @dataclass(frozen=True)
 class Records:
-    """An opened records artifact."""
+    """An opened records artifact. On `gs://`, its shards are fetched when one is first asked for.
 
-    folder: Path
+    Attributes:
+        location: where it is.
+        record: its lineage record.
+    """
+
+    location: Location
+    record: MadeRecord
     dataset: Dataset
+
+    @cached_property
+    def folder(self) -> Path:
+        """The artifact's local folder.
+
+        Raises:
+            DamagedError: the artifact was replaced since it was opened, or is damaged.
+        """
+        return localize_recorded(self.location, self.record)
 
     @property
     def shard_paths(self) -> list[Path]:
@@ -116,9 +133,10 @@ def open_records(folder: str | Path) -> Records:
         InputError: the folder is not a records artifact.
         DamagedError: the artifact is incomplete.
     """
-    folder = localize(folder)
-    read_record(folder, ARTIFACT_TYPE)
-    return Records(folder, read_model(folder / DATASET_FILE, Dataset, DATASET_FILE, fix="run prepare_data again"))
+    location = artifact_at(folder)
+    record = record_of(location, ARTIFACT_TYPE)
+    described = location if isinstance(location, Path) else small_files(location, record, [DATASET_FILE])
+    return Records(location, record, read_model(described / DATASET_FILE, Dataset, DATASET_FILE, fix="run prepare_data again"))
 
 
 def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
@@ -179,4 +197,4 @@ def _rows(records: Records) -> Iterator[dict]:
 
 
 def _damaged_index(records: Records, why: str) -> DamagedError:
-    return DamagedError(f"{ROWS_FILE} is damaged: {why}.", where=records.folder, fix="run prepare_data again")
+    return DamagedError(f"{ROWS_FILE} is damaged: {why}.", where=records.location, fix="run prepare_data again")

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from paligemma.artifacts.record import canonical_sha256, read_record
+from paligemma.artifacts.record import canonical_sha256
 from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.parameters import parameters_by_name
 from paligemma.data.batch import TrainBatch
@@ -58,7 +58,7 @@ def make_vision_cache(
     one = jax.eval_shape(compute, weights, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
     file = None
     if recipe.vision_cache == "disk":
-        tree = read_record(records.folder).artifact.tree_sha256
+        tree = records.record.artifact.tree_sha256
         key = canonical_sha256([base.weights_sha256, tree, recipe.frozen_dtype, str(one.dtype)])
         file = cache_folder() / "vision" / f"{key}.embeddings"
     rows = batch_sharding(mesh)

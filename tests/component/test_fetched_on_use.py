@@ -1,4 +1,4 @@
-"""A checkpoint on gs:// is opened without its weights, which are fetched once, when a value is first read."""
+"""On gs://, checkpoints are opened without weights and records without shards. These are fetched once, when they are read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from paligemma.checkpoints.huggingface.write import write_huggingface
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
 from paligemma.checkpoints.safetensors_files import INDEX_FILE
 from paligemma.checkpoints.stored import PARAMETERS_FILE
+from paligemma.data.records import open_records
+from paligemma.data.tfrecord import RowReader
 from paligemma.errors import DamagedError
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
@@ -109,7 +111,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_in_use_is_not_mixed_with_the_
     fetch_checkpoint(source="embedded:tiny", output=place)
     stored = open_checkpoint(place)
     fetch_checkpoint(source="embedded:tiny", output=place, image_size=64)
-    with pytest.raises(DamagedError, match="replaced while it was in use"):
+    with pytest.raises(DamagedError, match="artifact was replaced"):
         stored.arrays["llm/final_norm/scale"][...]
 
 
@@ -167,3 +169,19 @@ def test_a_damaged_object_is_not_read(fetched: list[str], tmp_path: Path) -> Non
     gcs.write_bytes(weights.location, bytes(data))
     with pytest.raises(DamagedError):
         stored.arrays["llm/final_norm/scale"][...]
+
+
+def test_shards_are_fetched_when_the_first_row_is_read(fetched: list[str], small_data: SmallData, tmp_path: Path) -> None:
+    place = "gs://bucket/run/records"
+    rows = [{"image": small_data.add_image(f"{n}.png", n), "prefix": "ocr", "suffix": str(n)} for n in range(3)]
+    prepare_data(data=str(small_data.write(rows)), checkpoint="embedded:tiny", output=place)
+    records = open_records(place)
+    assert records.dataset.rows == 3
+    assert fetched == ["dataset.json"]
+    reader = RowReader(records)
+    assert [reader.read(row).suffix for row in range(3)] == ["0", "1", "2"]
+    assert "train-00000-of-00001.tfrecord" in fetched
+    replaced = open_records(place)
+    prepare_data(data=str(small_data.write(rows[1:])), checkpoint="embedded:tiny", output=place)
+    with pytest.raises(DamagedError, match="artifact was replaced"):
+        _ = replaced.shard_paths
