@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import get_args
 
 from paligemma.artifacts.record import Input, file_sha256
-from paligemma.artifacts.recording import recorded
-from paligemma.artifacts.results import Result
+from paligemma.artifacts.recording import is_planning, recorded
+from paligemma.artifacts.results import NotMadeError, Result
 from paligemma.artifacts.store import input_of, localize, produce
 from paligemma.checkpoints import tokenizer_file as published_tokenizer
 from paligemma.checkpoints.hashes import known_sha256
@@ -49,6 +49,8 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
     named = _named_result(source, tokenizer, settings)
     if (made := named.find()) is not None:
         return made
+    if is_planning() and "://" in source:
+        raise NotMadeError(named, why="it has to be fetched to see whether it changed")
     had, local = fetch_first(source, expected_sha256, one_of(precision, get_args(StoredDtype), "--precision"))
     checkpoint = open_checkpoint(local)
     config = checkpoint.config

@@ -17,6 +17,7 @@ from components.prepare_data.stages import (
     result_of,
     saw,
     take_from_earlier,
+    what_changed,
     work_folder,
 )
 from paligemma.artifacts.recording import recorded
@@ -65,7 +66,7 @@ def prepare_data(
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
     marks = marks_of(inputs)
     result, latest = result_of(inputs, parameters, marks), latest_of(inputs, split, settings, str(named))
-    if (made := result.find()) is not None:
+    if (made := result.find(lambda record: what_changed(record, inputs, marks))) is not None:
         return made
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import PIL
 
 import paligemma.data
 from components.prepare_data.report import lines_shown, render_report
-from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, canonical_sha256, file_sha256
+from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, MadeRecord, canonical_sha256, file_sha256
 from paligemma.artifacts.recording import in_pipeline
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import Draft, artifact_at, file_of, input_of, localize
@@ -24,7 +25,7 @@ from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
-from paligemma.data.earlier_records import TakenOver, read_seen, take_over
+from paligemma.data.earlier_records import TakenOver, compare_rows, read_seen, take_over
 from paligemma.data.image_source import image_marks, open_images, split_archive
 from paligemma.data.merge_shards import assemble, gather_facts, stored_pictures
 from paligemma.data.pictures.levels import parse_grey_range
@@ -183,6 +184,16 @@ def take_from_earlier(
         f"{taken.pictures:,}",
     )
     return taken
+
+
+def what_changed(record: MadeRecord, inputs: Inputs, marks: Mapping[str, str]) -> str:
+    """How the rows differ from those of earlier records, in words; empty if they are the same."""
+    rows = [row for _, row in read_all_rows(inputs.rows_file) if isinstance(row, Row)]
+    with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
+        try:
+            return compare_rows(rows, lambda path: file_of(record, path, Path(folder)), marks)
+        except PaliGemmaError as error:
+            return f"the rows cannot be compared with the earlier ones: {error.what}"
 
 
 def saw(parts: Sequence[LineRange], folder: Path, images: str, marks: Mapping[str, str]) -> bool:

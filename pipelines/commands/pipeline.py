@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,12 @@ from pipelines.commands.cluster_flags import Experiment, ProfileName, Project, R
 
 pipeline = make_app("Run the DAG on this machine, or compile it for a cluster.")
 ScheduleName = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=False)]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan", help="Only say what would run, what earlier runs have made already, and why not the rest.", show_default="no"
+    ),
+]
 RunName = Annotated[str, typer.Argument(help="What submit printed.", show_default=False)]
 
 
@@ -51,9 +58,23 @@ def submit(
     tasks: Tasks,
     name: Annotated[str, typer.Option(help="Displayed name of the run.")] = "paligemma-finetune",
     experiment: Experiment = "paligemma",
+    plan: Plan = False,
 ) -> None:
     """Run the DAG on Kubeflow Pipelines or Vertex AI, now."""
     job = to_run.job(name, server, tasks)
+    if plan:
+        from paligemma.errors import InputError
+        from pipelines.placement import read_images
+
+        root = str(job.parameters.get("artifact_root") or "")
+        if not root:
+            raise InputError(
+                "Without artifact_root, nobody but the backend knows where artifacts are.",
+                where=to_run.parameters,
+                expected="artifact_root: gs://BUCKET/PREFIX",
+            )
+        _say_plan(job.parameters, root, list(read_images(to_run.images).values()))
+        return
     say(server.connect(experiment).submit(job))
 
 
@@ -227,6 +248,7 @@ def run(
         bool,
         typer.Option("--fresh", help="Make everything anew, also what a run made from the same inputs.", show_default="no"),
     ] = False,
+    plan: Plan = False,
 ) -> None:
     """Run the DAG on this machine with KFP's local runner."""
     from components.presets import read_recipe
@@ -277,9 +299,19 @@ def run(
     for oddity in [*oddities, *filter(None, [idle_gpu()])]:
         say(f"warning: {oddity}", error=True)
     say(f"model:       {describe_source(source)}")
+    if plan:
+        _say_plan(parameters, str(parameters["artifact_root"] or root.absolute()))
+        return
     outputs = run_pipeline(parameters, root)
     for line in end_of_run(outputs, parameters):
         say(line, lines=True)
+
+
+def _say_plan(parameters: Mapping[str, object], root: str, images: Sequence[str] = ()) -> None:
+    from pipelines.plan import in_words, plan
+
+    for line in in_words(plan(parameters, root, images)):
+        say(line)
 
 
 def absolute(location: str) -> str:

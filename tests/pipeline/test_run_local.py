@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ from kfp import dsl
 from step_processes import run_step
 
 from conftest import REPOSITORY, XLA_FLAGS, SmallData
+from paligemma.artifacts import results
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.run_date import today
 from paligemma.checkpoints.npz import write_npz
@@ -30,6 +31,7 @@ from paligemma.lineage.queries import trace
 from paligemma.preflight.analyze import MEMORY_VARIABLE
 from paligemma.preflight.choice import read_choice
 from pipelines.finetune import make_pipeline
+from pipelines.plan import in_words, plan
 from pipelines.run_local import RunOutputs, StepFailedError, run_pipeline
 
 
@@ -63,6 +65,7 @@ class Run:
 
     root: Path
     registry: Path
+    given: dict[str, object]
     outputs: RunOutputs
 
 
@@ -75,7 +78,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root, registry = folder / "root", folder / "registry"
     decoding = "{max_new_tokens: 4, temperature: 0.5, top_k: 10, best_of: 2, seed: 3}"
     given = parameters(data.folder / "{date}.jsonl", registry=str(registry), task="ocr", decoding=decoding)
-    return Run(root, registry, run_pipeline(given | {"validation_data": str(data.folder / f"{today()}.jsonl")}, root))
+    given["validation_data"] = str(data.folder / f"{today()}.jsonl")
+    return Run(root, registry, given, run_pipeline(given, root))
 
 
 def linked(page: Path) -> set[Path]:
@@ -122,6 +126,64 @@ def test_artifacts_pass_between_the_steps(finished: Run) -> None:
     assert linked(pages["base and tuned"]) == {pages[name] for name in ("validation data", "training", "base", "run")}
     assert linked(pages["fit"]) == {pages["run"]}
     assert linked(pages["run"]) == {page for name, page in pages.items() if name != "run"}
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def planned(finished: Run, images: Sequence[str] = (), **changes: object) -> dict[str, str]:
+    """Why each task would be made; empty if it takes over what the finished run made. Planning leaves nothing."""
+    before = files(finished.root)
+    found = plan(finished.given | changes, str(finished.root), images)
+    assert files(finished.root) == before
+    assert all((one.reused is None) == bool(one.why) and str(one) for one in found)
+    return {one.task: one.why for one in found}
+
+
+def with_other_rows(finished: Run) -> Path:
+    """Rows of which two are others, and which are in another order."""
+    rows = Path(str(finished.given["validation_data"]))
+    lines = rows.read_text().splitlines()
+    other = rows.with_name("other.jsonl")
+    other.write_text("\n".join([*lines[1:-1], lines[-1].replace("ocr", "read"), lines[0].replace("ocr", "read")]) + "\n")
+    return other
+
+
+def test_a_plan_says_which_steps_are_reused_and_why_not_the_others(finished: Run, tmp_path: Path) -> None:
+    assert set(planned(finished).values()) == {""}
+    assert list(in_words(plan(finished.given, str(finished.root))))[-1] == "7 of 7 steps are reused"
+    assert {why for why in planned(finished, fresh=True).values() if "from what" not in why} == {"everything is made"}
+    recipe = planned(finished, recipe="steps: 3\nremat: none")
+    assert recipe["preflight"] == "recipe.steps 2 is 3 now"
+    assert recipe["finetune"] == "steps 2 is 3 now"
+    assert recipe["evaluate-2"] == "from what finetune will make"
+    assert {recipe[task] for task in ("fetch-checkpoint", "prepare-data", "evaluate")} == {""}
+    # The verdict on other hardware does not change what comes of training here.
+    assert {task for task, why in planned(finished, target="cpu-8").items() if why} == {"preflight"}
+    longer = str(finished.given["decoding"]).replace("max_new_tokens: 4", "max_new_tokens: 5")
+    assert planned(finished, decoding=longer)["evaluate"] == "max_new_tokens 4 is 5 now"
+    data = planned(finished, train_data=str(with_other_rows(finished)))
+    assert data["prepare-data"] == "2 of 8 rows are new or changed, 2 are gone"
+    assert data["finetune"] == "from what prepare-data will make"
+    assert not data["prepare-data-2"]
+    nowhere = plan(finished.given, str(tmp_path / "nowhere"))
+    assert str(nowhere[0]) == "fetch-checkpoint  made    it was not made here before"
+    assert list(in_words(nowhere))[-1] == "0 of 7 steps are reused; 7 have not run here before"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_plan_for_a_cluster_goes_by_the_records_of_its_images(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_versions", lambda: {"jax": "that of another machine"})
+    assert planned(finished)["fetch-checkpoint"] == "its code or devices are others, or its artifact is gone or was changed"
+    assert set(planned(finished, [""]).values()) == {""}  # the finished run was not in an image
+    others = planned(finished, ["registry/cpu@sha256:0"])
+    assert others["fetch-checkpoint"] == "another image"
+    changed = planned(finished, [""], recipe="steps: 3\nremat: none", train_data=str(with_other_rows(finished)))
+    assert changed["preflight"] == "recipe.steps 2 is 3 now"
+    assert changed["prepare-data"] == "2 of 8 rows are new or changed, 2 are gone"
+    monkeypatch.undo()
+    assert "this machine's code" in planned(finished, ["registry/cpu@sha256:0"])["fetch-checkpoint"]
 
 
 def test_a_recipe_whose_execution_is_auto_is_trained_as_preflight_chose(data: Path, tmp_path: Path) -> None:

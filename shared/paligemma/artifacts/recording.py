@@ -91,11 +91,27 @@ class Place:
 
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
 _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+_planning: ContextVar[bool] = ContextVar("planning", default=False)
 
 
 def set_place(run: str, task: str, root: str, reuse: bool = False) -> None:
     """Sets the run and task of this process, the root for its artifacts and records, and whether it reuses earlier results."""
     _place.set(Place(run, task, root, reuse))
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """In the block, a step only finds out whether it has a result, and leaves no record; see `results.Result.find`."""
+    token = _planning.set(True)
+    try:
+        yield
+    finally:
+        _planning.reset(token)
+
+
+def is_planning() -> bool:
+    """Whether steps are planned and not run."""
+    return _planning.get()
 
 
 def place_environment() -> dict[str, str]:
@@ -343,7 +359,9 @@ def _leave_failure(current: Attempt, error: BaseException) -> None:
 
 
 def _records_here() -> bool:
-    """Whether this process writes the record; on several hosts, only one does."""
+    """Whether this process writes the record; on several hosts, only one does. A step that is planned leaves none."""
+    if is_planning():
+        return False
     try:
         processes = described()
     except InputError:  # joining the processes raises it again, inside the attempt, where it is recorded
@@ -383,14 +401,15 @@ def _producer(component: str, parameters: dict, device: str | None) -> Producer:
         image=os.environ.get("PALIGEMMA_IMAGE"),
         git_sha=os.environ.get("PALIGEMMA_GIT_SHA", sha),
         git_dirty=dirty,
-        packages=_package_versions(),
+        packages=package_versions(),
         python=platform.python_version(),
         device=device,
     )
 
 
 @functools.cache
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a record names."""
     versions = {}
     for name in _PACKAGES:
         try:

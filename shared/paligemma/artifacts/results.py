@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +35,7 @@ from paligemma.artifacts.record import (
     list_files,
     parse_record_of_artifact,
 )
-from paligemma.artifacts.recording import Attempt, attempt_under_way, seal
+from paligemma.artifacts.recording import Attempt, attempt_under_way, is_planning, seal
 from paligemma.artifacts.signing import KEY_VARIABLE, fault_of, own_public_key, sign
 from paligemma.artifacts.store import point_to
 from paligemma.errors import PaliGemmaError
@@ -74,6 +74,20 @@ class _Kept(BaseModel):
         return canonical_sha256({**self.model_dump(mode="json", exclude={"signature"}), "result": sha256})
 
 
+class NotMadeError(Exception):
+    """Ends a step that is only planned, and whose artifact has to be made: no error of ours, so no step handles it.
+
+    Attributes:
+        result: what the step would make.
+        compare: how its inputs differ from those of an earlier record, where hashes and settings do not say; empty if not.
+        why: why it cannot be known whether it was made; empty if it is known that it was not.
+    """
+
+    def __init__(self, result: Result, compare: Callable[[MadeRecord], str] = lambda _: "", why: str = "") -> None:
+        super().__init__(result.component)
+        self.result, self.compare, self.why = result, compare, why
+
+
 @dataclass(frozen=True)
 class Result:
     """What a step would make, named by everything that determines it.
@@ -82,11 +96,14 @@ class Result:
         component: the step.
         sha256: hash of the inputs' contents, the settings and the code; empty if the result cannot be reused.
         folder: where its file is, below the root.
+        settings, inputs: what the hash is of, among others; for people.
     """
 
     component: str
     sha256: str
     folder: str = FOLDER
+    settings: Mapping[str, object] = field(default_factory=dict, compare=False)
+    inputs: Sequence[Input] = field(default=(), compare=False)
 
     @classmethod
     def of(
@@ -103,7 +120,8 @@ class Result:
         """
         contents = sorted((entry.role, entry.sha256) for entry in inputs)
         determined_by = {"component": component, "settings": dict(settings), "inputs": contents, "also": also}
-        return cls(component, canonical_sha256({**determined_by, "code": _code_sha256(Path(code)), "packages": _versions()}))
+        sha256 = canonical_sha256({**determined_by, "code": _code_sha256(Path(code)), "packages": _versions()})
+        return cls(component, sha256, settings=dict(settings), inputs=list(inputs))
 
     @classmethod
     def latest_of(cls, component: str, code: str | Path, settings: Mapping[str, object], **also: object) -> Result:
@@ -115,13 +133,23 @@ class Result:
         """A result that is not looked for and not kept, because what determines it is not known."""
         return cls(component, "")
 
-    def find(self) -> str | None:
+    def find(self, compare: Callable[[MadeRecord], str] = lambda _: "") -> str | None:
         """The location of the whole artifact, if it was made before; None if it has to be made.
 
         If there is one, the current attempt leaves a record that says where its artifact came from. Its
-        output says where it is.
+        output says where it is. A step that is only planned leaves nothing, and ends here.
+
+        Args:
+            compare: for a plan: how the inputs differ from those of an earlier record, where hashes and settings do not say.
+
+        Raises:
+            NotMadeError: the step is only planned, and its artifact has to be made.
         """
         attempt, record = attempt_under_way(), self.look_up()
+        if is_planning() and self.sha256:
+            if record is None:
+                raise NotMadeError(self, compare)
+            return record.artifact.uri
         if attempt is None or record is None:
             return None
         if record.artifact.uri != attempt.output:

@@ -7,17 +7,18 @@ preparation from nothing, because a range's output depends only on its lines, it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paligemma.artifacts.record import ROWS_FILE
+from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.image_source import split_archive
 from paligemma.data.kept_pictures import KeptPictures, Place, Seen
 from paligemma.data.merge_shards import LIST_FILES, link
 from paligemma.data.prepare import Facts, part_file, range_sha256, write_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset
-from paligemma.data.rows import LineRange, Row, read_rows
+from paligemma.data.rows import LineRange, Row, read_rows, row_id
 from paligemma.data.shards import file_crc32c
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import DOCUMENT_BYTES, parse_json, parse_model, read_model
@@ -71,6 +72,41 @@ def take_over(file_of: FileOf, data: Path, parts: Sequence[LineRange], marks: Ma
     except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DamagedError(f"The earlier records cannot be read: {error!r}.") from None
     return TakenOver(frozenset(taken), sum(taken.values()), kept, pictures)
+
+
+def compare_rows(rows: Sequence[Row], file_of: FileOf, marks: Mapping[str, str]) -> str:
+    """How rows differ from those of earlier records, in words, in any order; empty if they do not.
+
+    Args:
+        rows: the rows now.
+        file_of, marks: see `take_over`.
+
+    Raises:
+        DamagedError: the earlier records cannot be read.
+    """
+    try:
+        seen = {one.image_file: one for one in read_seen(file_of(IMAGES_FILE).read_bytes())}
+        known = Counter(entry["row_id"] for entry in (_entry(line, ROWS_FILE) for line in _lines(file_of(ROWS_FILE))))
+        rejected = Counter(
+            entry["row_id"] for entry in (_entry(line, REJECTED_FILE) for line in _lines(file_of(REJECTED_FILE)))
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"The earlier records cannot be read: {error!r}.") from None
+    new = 0
+    for row in rows:
+        image = seen.get(row.image)
+        if image is None or image.mark != marks.get(row.image):
+            new += 1
+            continue
+        identity = row_id(image.image_sha256, row.prefix, row.suffix)
+        found = next((counts for counts in (known, rejected) if counts[identity]), None)
+        if found is not None:
+            found[identity] -= 1
+        elif not image.fault:  # a row whose image cannot be read has no identity
+            new += 1
+    if not new and not known.total():
+        return ""
+    return f"{new:,} of {len(rows):,} rows are new or changed, {known.total():,} are gone"
 
 
 def read_seen(images: bytes) -> Iterator[Seen]:
