@@ -50,7 +50,7 @@ class Planned:
     Attributes:
         task: its name in the DAG.
         reused: the record of the artifact that it takes over; None if it makes one.
-        why: why it makes one; empty if it does not.
+        why: why it makes one; or what would make it do so all the same, if only the work itself can tell; else empty.
         before: the latest record of what this task made; None if there is none.
     """
 
@@ -61,7 +61,8 @@ class Planned:
 
     def __str__(self) -> str:
         if self.reused is not None:
-            return f"{self.task:<17} reused  from run {self.reused.run}"
+            unless = f", unless {self.why}" if self.why else ""
+            return f"{self.task:<17} reused  from run {self.reused.run}{unless}"
         took = f" ({_duration(self.before.seconds)} last time)" if self.before else ""
         return f"{self.task:<17} made    {self.why}{took}"
 
@@ -203,11 +204,11 @@ def _compared(
     """What a run's images made of the same, if anything; else None, and what is not as it was."""
     if fresh:
         return None, "everything is made"
-    if error.why or not earlier:
-        return None, error.why or "it was not made here before"
-    for record in earlier if images else ():
+    if not earlier:
+        return None, "it was not made here before"
+    for record in earlier if images or error.unless else ():
         if not any(_differences(error, record, images)) and exists(parse_location(record.artifact.uri), RECORD_FILE):
-            return record, ""
+            return record, error.unless
     found = list(_differences(error, earlier[0], images))
     more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     unknown = "its code or devices are others, or its artifact is gone or was changed"

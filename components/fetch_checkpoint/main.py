@@ -50,7 +50,8 @@ def fetch_checkpoint(*, output: str, source: str, sha256: str, tokenizer: str, p
     if (made := named.find()) is not None:
         return made
     if is_planning() and "://" in source:
-        raise NotMadeError(named, why="it has to be fetched to see whether it changed")
+        asked = Result("fetch_checkpoint", "", settings={**settings, "source": redacted(source)})
+        raise NotMadeError(asked, unless="the source has changed")
     had, local = fetch_first(source, expected_sha256, one_of(precision, get_args(StoredDtype), "--precision"))
     checkpoint = open_checkpoint(local)
     config = checkpoint.config

@@ -63,17 +63,9 @@ def submit(
     """Run the DAG on Kubeflow Pipelines or Vertex AI, now."""
     job = to_run.job(name, server, tasks)
     if plan:
-        from paligemma.errors import InputError
         from pipelines.placement import read_images
 
-        root = str(job.parameters.get("artifact_root") or "")
-        if not root:
-            raise InputError(
-                "Without artifact_root, nobody but the backend knows where artifacts are.",
-                where=to_run.parameters,
-                expected="artifact_root: gs://BUCKET/PREFIX",
-            )
-        _say_plan(job.parameters, root, list(read_images(to_run.images).values()))
+        _say_plan(job.parameters, str(job.parameters["artifact_root"]), list(read_images(to_run.images).values()))
         return
     say(server.connect(experiment).submit(job))
 

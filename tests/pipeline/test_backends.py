@@ -18,6 +18,7 @@ from pipelines.backends.job import canonical
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
 from pipelines.backends.vertex import Vertex
 from pipelines.cli import app
+from servers.gcs import GcsServer
 from servers.kubeflow import KubeflowServer
 from servers.vertex import VertexServer
 
@@ -335,6 +336,18 @@ def test_wrong_parameters_are_refused_before_anything_is_sent(
     with pytest.raises(InputError, match="validation_data, source is missing"):
         call("submit", *on_kubeflow(folder, kubeflow))
     assert kubeflow.log == []
+
+
+def test_a_plan_sends_nothing(folder: Path, kubeflow: KubeflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with GcsServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        server.create_bucket("planned")
+        (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "artifact_root": "gs://planned/artifacts"}))
+        said = call("submit", *on_kubeflow(folder, kubeflow), "--plan")
+    assert "fetch-checkpoint  made    it was not made here before" in said
+    assert "0 of 7 steps are reused; 7 have not run here before" in said
+    assert kubeflow.runs == {}
 
 
 def test_the_profile_is_one_of_the_backend(folder: Path, kubeflow: KubeflowServer) -> None:

@@ -32,6 +32,7 @@ from paligemma.storage.location import GcsLocation, parse_location
 from paligemma.training.open_recipe import OpenRecipe
 from paligemma.training.preemption import PreemptedError, PreemptionGuard
 from paligemma.training.recipe import Recipe
+from pipelines.plan import plan
 from pipelines.run_local import run_pipeline
 from servers.gcs import GcsServer
 from servers.vertex import VertexServer
@@ -177,6 +178,17 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path, 
 
     # Of the same data, a week later and on a machine with nothing in its cache, only what the new champion judges is made.
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "another cache"))
+    before = {one.location for one in gcs.list_objects(BUCKET / "artifacts")}
+    planned = plan(parameters, str(BUCKET / "artifacts"))
+    assert {one.location for one in gcs.list_objects(BUCKET / "artifacts")} == before
+    assert {one.task: one.why for one in planned if one.why} == {
+        "fetch-checkpoint": "the source has changed",
+        "evaluate-2": "another champion",
+    }
+    assert {one.task for one in planned if one.reused is None} == {"evaluate-2"}
+    assert "unless the source has changed" in str(planned[0])
+    weights = [path for path in (tmp_path / "another cache").rglob("*") if path.suffix in (".npz", ".tfrecord")]
+    assert weights == []  # nobody has to fetch what only counts by its hash
     again = run_pipeline(parameters, tmp_path / "another root")
     made = {task for task, place in again.artifacts.items() if outputs.artifacts[task] != place}
     assert made == {"evaluate-2", "summarize"}

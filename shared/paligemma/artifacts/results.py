@@ -80,12 +80,12 @@ class NotMadeError(Exception):
     Attributes:
         result: what the step would make.
         compare: how its inputs differ from those of an earlier record, where hashes and settings do not say; empty if not.
-        why: why it cannot be known whether it was made; empty if it is known that it was not.
+        unless: what may have changed, if only the work itself can tell; then what was made before may be taken over.
     """
 
-    def __init__(self, result: Result, compare: Callable[[MadeRecord], str] = lambda _: "", why: str = "") -> None:
+    def __init__(self, result: Result, compare: Callable[[MadeRecord], str] = lambda _: "", unless: str = "") -> None:
         super().__init__(result.component)
-        self.result, self.compare, self.why = result, compare, why
+        self.result, self.compare, self.unless = result, compare, unless
 
 
 @dataclass(frozen=True)
