@@ -48,8 +48,8 @@ from servers.relay import Carried, Relay
 
 BUCKET = GcsLocation("bucket-of-weeks", "")
 ROOT, REGISTRY = BUCKET / "artifacts", BUCKET / "registry"
-RECIPE = "{steps: 100, learning_rate: 0.2, batch_size: 16, remat: none, save_every: 50}"
-ANOTHER_RECIPE = "{steps: 100, learning_rate: 0.1, batch_size: 16, remat: none, save_every: 50}"
+RECIPE = "{{steps: {steps}, learning_rate: {rate}, batch_size: 16, remat: none, save_every: 50}}"
+RATE, ANOTHER_RATE = 0.2, 0.1
 ANSWER = "a picture of noise"
 """Every row's, so that the first week's model is a release, and no later one is surely better: the champion stays the same."""
 SPLITS = ("train", "validation")
@@ -316,6 +316,8 @@ def line(name: str, week: Run) -> str:
 def main(
     rows: Annotated[int, typer.Option(help="Rows to train on, each with an image of 640 x 480.")] = 1000,
     validation: Annotated[int, typer.Option(help="Rows to evaluate on.")] = 200,
+    steps: Annotated[int, typer.Option(help="Steps to train.")] = 100,
+    weeks: Annotated[int, typer.Option(help="Weeks to run.", min=3, max=5)] = 5,
     round_trip_ms: Annotated[float, typer.Option(help="Round trip of a request.")] = 20.0,
     mb_per_second: Annotated[float, typer.Option(help="Bandwidth of one connection.")] = 80.0,
     from_nothing: Annotated[bool, typer.Option(help="Make weeks 3 to 5 once more from nothing, and compare.")] = True,
@@ -334,11 +336,12 @@ def main(
         for path in resolve_embedded("embedded:tiny").iterdir():
             gcs.upload(path, BUCKET / "checkpoints/tiny" / path.name)
         (Path(folder) / "data").mkdir()
-        if not measure(server, relay, Path(folder), Data(Path(folder) / "data", rows, validation), from_nothing):
+        data = Data(Path(folder) / "data", rows, validation)
+        if not measure(server, relay, Path(folder), data, steps, weeks, from_nothing):
             sys.exit("An artifact is not what it is when it is made from nothing.")
 
 
-def measure(server: GcsServer, relay: Relay, folder: Path, data: Data, from_nothing: bool) -> bool:
+def measure(server: GcsServer, relay: Relay, folder: Path, data: Data, steps: int, most: int, from_nothing: bool) -> bool:
     """Runs and prints all weeks; says whether the artifacts are those of runs from nothing, if there are any."""
     changes: dict[str, Callable[[], object]] = {
         "1, first": lambda: None,
@@ -350,9 +353,9 @@ def measure(server: GcsServer, relay: Relay, folder: Path, data: Data, from_noth
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
     weeks, anew, champion, whole = [], {}, None, True
-    for number, (name, change) in enumerate(changes.items(), start=1):
+    for number, (name, change) in enumerate(list(changes.items())[:most], start=1):
         change()
-        recipe = ANOTHER_RECIPE if number == 5 else RECIPE
+        recipe = RECIPE.format(steps=steps, rate=ANOTHER_RATE if number == 5 else RATE)
         weeks.append(run(server, relay, folder / f"week-{number}", recipe))
         print(line(name, weeks[-1]), flush=True)
         if number > 2 and from_nothing:
