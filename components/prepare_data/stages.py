@@ -38,6 +38,7 @@ from paligemma.reports.page import write_page
 from paligemma.storage import cache
 from paligemma.storage.atomic import clear
 from paligemma.storage.disk_space import check_space
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import exists, write_file
 from paligemma.storage.folders import kind_of
 from paligemma.storage.location import absolute_uri, parse_location
@@ -292,6 +293,7 @@ def finish(
 
     Raises:
         InputError: too many rows were rejected. The folder is removed then, because the user may change images next.
+        StorageUnavailableError: it is because servers did not answer.
     """
     facts = gather_facts(parts, folder)
     other = _listing_of(inputs) if inputs.against else None
@@ -317,18 +319,23 @@ def finish(
     return dataset
 
 
-def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejected: bytes) -> InputError:
-    """The error that fails the step. Writes the whole list beside the output."""
+def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejected: bytes) -> PaliGemmaError:
+    """The error that fails the step. Writes the whole list beside the output.
+
+    It is one that running again may mend if there would be enough rows but for servers that did not answer.
+    """
     kept = f"{str(output).rstrip('/')}.rejected.jsonl"
     write_file(kept, rejected)
     reasons = ", ".join(f"{count} {code}" for code, count in facts.rejected.most_common())
     shown = sorted(facts.rejects, key=lambda remark: remark.line)[:20]
     first = "".join(f"\n    line {remark.line}: {remark.code}, {remark.message}" for remark in shown)
-    return InputError(
+    may_answer = facts.rejected["image_unavailable"]
+    enough = facts.rows + may_answer and facts.reject_count - may_answer <= most * facts.lines
+    return (StorageUnavailableError if enough else InputError)(
         f"{facts.reject_count} of {facts.lines} rows were rejected ({reasons or 'the file is empty'}).{first}",
         where=data,
         expected=f"at least one usable row, and at most {most:.0%} rejected (--max-reject-fraction)",
-        fix=f"see {kept} for every rejected line",
+        fix=f"see {kept} for every rejected line" + ("; run again when the servers answer" if enough else ""),
     )
 
 

@@ -8,17 +8,23 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.image_suffixes import decoded_suffixes, is_image_name
-from paligemma.data.images import ImageError, load_image
+from paligemma.data.images import ImageError, decode_image, read_image_file
+from paligemma.data.inline_images import inline_image
+from paligemma.data.rows import Row, RowError, name_image
+from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.foreign_json import LINE_BYTES, read_json_lines
 from paligemma.model import Model
+from paligemma.storage.location import SCHEME
 from paligemma.terminal import printable, printable_json
 
 log = logging.getLogger("paligemma.generate")
@@ -28,10 +34,10 @@ _NAMED = 10
 
 
 class Question(NamedTuple):
-    """A prompt about an image file. Answers name the file as the user did."""
+    """A prompt about an image, which `read` reads. Answers name the image as the user did, but for the query of an address."""
 
     name: str
-    file: Path
+    read: Callable[[], bytes]
     prompt: str
 
 
@@ -70,8 +76,8 @@ def find_questions(
             raise InputError(
                 "The folder has no images.", where=image, expected=f"files {', '.join(sorted(decoded_suffixes()))}"
             )
-        return [Question(str(path.relative_to(image)), path, ask(prompt)) for path in files]
-    return [Question(str(image), image, ask(prompt))]
+        return [Question(str(path.relative_to(image)), partial(read_image_file, path), ask(prompt)) for path in files]
+    return [Question(str(image), partial(read_image_file, image), ask(prompt))]
 
 
 def answer_all(
@@ -100,9 +106,9 @@ def answer_all(
             for question in left[start : start + batch_size]:
                 lines[question] = {"image": question.name, "prompt": question.prompt}
                 try:
-                    images.append(load_image(question.file, model.grey_range))
+                    images.append(decode_image(question.read(), question.name, model.grey_range))
                     asked.append(question)
-                except ImageError as error:
+                except (ImageError, RowError) as error:
                     lines[question]["error"] = str(error)
                     unread += 1
             # One shape for all batches: the last is filled up.
@@ -184,12 +190,24 @@ def _cut_unfinished_line(output: Path) -> None:
 
 
 def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
-    questions = []
-    for row in read_json_lines(data, "The data", nonfinite=True, error=InputError):
+    asked: list[tuple[Row, str]] = []
+    for number, row in enumerate(read_json_lines(data, "The data", nonfinite=True, error=InputError), 1):
         try:
             name, text = row["image"], prompt or row["prefix"]
-            questions.append(Question(name, data.parent / name, ask(text)))
-        except (KeyError, TypeError, AttributeError) as error:
+            inline = inline_image(name)
+            name, address = name_image(name, inline)
+            asked.append((Row(number, name, "", "", address=address, inline=inline), ask(text)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             expected = 'lines {"image": "file", "prefix": "question"}'
-            raise InputError(f"Row {len(questions) + 1} is not a question: {error!r}.", where=data, expected=expected) from None
-    return questions
+            raise InputError(f"Row {number} is not a question: {error!r}.", where=data, expected=expected) from None
+    web = fetch_images(row for row, _ in asked)
+    source = open_images(data.parent, web)
+    return [Question(row.image, partial(_read, row, data.parent, source, web), text) for row, text in asked]
+
+
+def _read(row: Row, folder: Path, source: ImageSource, web: Mapping[str, WebImage]) -> bytes:
+    """The image of a row. A path may lead anywhere on this machine, as it is the user's own."""
+    if row.inline is not None:
+        return row.inline
+    elsewhere = row.image in web or row.image.startswith(SCHEME)
+    return source.read(row.image) if elsewhere else read_image_file(folder / row.image)

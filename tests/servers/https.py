@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import selectors
+import socket
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from paligemma.web_client import HOSTS_VARIABLE
-from servers.local_http import Exchange, LocalServer
+from servers.local_http import BLOCK, Exchange, LocalServer
 
 
 class HttpsServer(LocalServer):
@@ -44,8 +46,41 @@ class HttpsServer(LocalServer):
         self.tls = context
         super().__enter__()
         self.url = self.url.replace("http://", "https://")
+        self.port = int(self.url.rpartition(":")[2])
         return self
 
     def environment(self) -> dict[str, str]:
         """What makes our own client trust it, though it is on this machine."""
         return {"REQUESTS_CA_BUNDLE": str(self.certificate), HOSTS_VARIABLE: "127.0.0.1"}
+
+
+class Tunnel(LocalServer):
+    """A proxy that leads every host to one server on this machine (RFC 9110, 9.3.6), so that an address may be anybody's."""
+
+    def __init__(self, port: int) -> None:
+        """Args: `port` is the server's."""
+        self.hosts: list[str] = []
+        self._port = port
+        super().__init__(self._lead)
+
+    def environment(self) -> dict[str, str]:
+        """What sends a process's requests here, but those to this machine."""
+        return {"https_proxy": self.url, "no_proxy": "127.0.0.1,localhost"}
+
+    def _lead(self, exchange: Exchange) -> None:
+        if exchange.command != "CONNECT":
+            exchange.answer(405)
+            return
+        self.hosts.append(exchange.path)
+        exchange.close_connection = True
+        with socket.create_connection(("127.0.0.1", self._port)) as server, selectors.DefaultSelector() as ready:
+            exchange.send_head(200, [])
+            ends = {exchange.connection: server, server: exchange.connection}
+            for end in ends:
+                ready.register(end, selectors.EVENT_READ)
+            while True:
+                for key, _ in ready.select():
+                    assert isinstance(key.fileobj, socket.socket)
+                    if not (data := key.fileobj.recv(BLOCK)):
+                        return
+                    ends[key.fileobj].sendall(data)

@@ -57,7 +57,7 @@ class Exchange(BaseHTTPRequestHandler):
     def serve(self) -> None:
         self._listener.serve(self)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_CONNECT = serve  # noqa: N815
 
     @property
     def _listener(self) -> _Listener:

@@ -290,7 +290,7 @@ class Preparer:
     ) -> tuple[Example, _Picture, list[Remark]]:
         picture = self._picture(row)
         if row.image_sha256 and picture.sha256 != row.image_sha256:
-            raise RowError("image_sha256_wrong", f"{row.image!r} has sha256 {picture.sha256}, not {row.image_sha256}")
+            raise RowError("image_hash_wrong", f"{row.image!r} has sha256 {picture.sha256}, not {row.image_sha256}")
         if not spelt:
             raise RowError("text_unspellable", self._misspelt(row, prefix, suffix))
         prefix_ids, suffix_ids, cut = self._fit(

@@ -56,7 +56,7 @@ REASONS = {
     "image_missing": "there is no such image file, object or page, or it cannot be read",
     "image_forbidden": "the server, or the bucket, refuses to give the image",
     "image_unavailable": "the server did not answer, or only with errors, however often it was asked",
-    "image_sha256_wrong": "the image has another sha256 than the row says",
+    "image_hash_wrong": "the image has another sha256 than the row says",
     "image_unreadable": "the file is not an image that can be decoded",
     "image_too_large": "the image has too many pixels, or bytes, to decode safely",
     "text_too_long": "prefix and suffix have more tokens than --max-text-tokens",
@@ -284,12 +284,21 @@ def parse_row(line: bytes, number: int) -> Row:
     sha256 = values.get("image_sha256", "")
     if not isinstance(sha256, str) or (sha256 and sha256_fault(sha256.lower())):
         raise RowError("type_wrong", "'image_sha256' is not 64 hexadecimal digits")
-    name, address = values["image"], ""
+    texts = (values["prefix"], values["suffix"], tuple(answers), sha256.lower())
+    name, address = name_image(values["image"], inline)
+    return Row(number, name, *texts, address, inline)
+
+
+def name_image(image: str, inline: bytes | None) -> tuple[str, str]:
+    """The name of a row's image in lists and records, and its web address if it has one; see `Row`.
+
+    Args:
+        image: as the row has it.
+        inline: the image file, if that is it.
+    """
     if inline is not None:
-        name = f"data:sha256:{hashlib.sha256(inline).hexdigest()}"
-    elif is_web_address(name):
-        name, address = name_of_address(name), name
-    return Row(number, name, values["prefix"], values["suffix"], tuple(answers), sha256.lower(), address, inline)
+        return f"data:sha256:{hashlib.sha256(inline).hexdigest()}", ""
+    return (name_of_address(image), image) if is_web_address(image) else (image, "")
 
 
 def _expect_one_image(values: dict) -> None:
