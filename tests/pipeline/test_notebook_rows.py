@@ -38,9 +38,8 @@ DATA = GcsLocation("longcap100", "data_train90.jsonl")
 
 @pytest.fixture
 def pictures(small_data: SmallData) -> dict[str, bytes]:
-    return {
-        name: (small_data.folder / small_data.add_image(f"{name}.png", seed)).read_bytes() for seed, name in enumerate("ab")
-    }
+    names = [small_data.add_image(name, seed) for seed, name in enumerate(("a.png", "b.png"))]
+    return {name: (small_data.folder / name).read_bytes() for name in names}
 
 
 @pytest.fixture
