@@ -37,6 +37,7 @@ MAX_RATIO = 250
 """Highest allowed compression ratio of a gzip file: rows reach 5 to 10, gzip's limit is 1,000."""
 
 _BLOCK = 1 << 20
+_CHATS = {"messages", "conversations", "conversation"}
 _ANY_RATIO = 64 << 20
 """Unpacked bytes that are allowed at any ratio."""
 
@@ -265,7 +266,8 @@ def parse_row(line: bytes, number: int) -> Row:
     _expect_one_image(values)
     for key in ("image", "prefix", "suffix"):
         if key not in values:
-            raise RowError("key_missing", f"{key!r} is missing; the row has {', '.join(map(repr, values)) or 'no keys'}")
+            chat = "; paligemma convert chat makes rows of conversations" if values.keys() & _CHATS else ""
+            raise RowError("key_missing", f"{key!r} is missing; the row has {', '.join(map(repr, values)) or 'no keys'}{chat}")
         if not isinstance(values[key], str):
             raise RowError("type_wrong", f"{key!r} is {_kind(values[key])}, not a string")
         try:
@@ -301,6 +303,14 @@ def name_image(image: str, inline: bytes | None) -> tuple[str, str]:
     return (name_of_address(image), image) if is_web_address(image) else (image, "")
 
 
+def leads_elsewhere(image: str) -> bool:
+    """Whether an image, as a row has it, is by its form in a bucket, on the web, or in the row itself."""
+    try:
+        return image.startswith("gs://") or is_web_address(image) or inline_image(image) is not None
+    except ValueError:
+        return True
+
+
 def _expect_one_image(values: dict) -> None:
     """Refuses a row of texts only, and a row of several images, in words of their own."""
     image = values.get("image")
@@ -328,7 +338,7 @@ def _inline(image: object, size: int) -> bytes | None:
     except ValueError as error:
         raise RowError("image_unreadable", str(error)) from None
     if size - (0 if inline is None else len(str(image))) > MAX_LINE_BYTES:
-        raise RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes")
+        raise RowError("line_too_long", f"it has {size} bytes, {MAX_LINE_BYTES} at most, a picture in it not counted")
     return inline
 
 
