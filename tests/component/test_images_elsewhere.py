@@ -19,6 +19,7 @@ from conftest import SmallData
 from paligemma import retry
 from paligemma.artifacts.record import read_record
 from paligemma.data import web_images
+from paligemma.data.image_source import image_marks, mark_of
 from paligemma.data.preview import make_preview
 from paligemma.data.records import open_records, row_ids
 from paligemma.data.split import split_rows
@@ -212,6 +213,30 @@ def test_a_run_takes_over_what_has_not_changed_anywhere(
     assert remarks(sixth) == {3: "image_missing"}
     small_data.write([*rows[1:], rows[0]])
     weeks.check()
+
+
+def test_marks_of_many_objects_come_with_their_folders_lists(
+    pictures: list[bytes], bucket: GcsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"gs://{BUCKET}/deep/{number}.png" for number in range(40)]
+    for number in range(36):
+        gcs.write_bytes(GcsLocation(BUCKET, f"deep/{number}.png"), pictures[number % 8])
+    gcs.write_bytes(GcsLocation(BUCKET, "top.tar"), b"x")
+    names += [f"gs://{BUCKET}/top.tar/x.png", f"gs://{BUCKET}/deep/../x", "gs://", f"gs://{BUCKET}/deep/0.tar/y"]
+    asked, stat = [], gcs.stat
+    monkeypatch.setattr(gcs, "stat", lambda location: asked.append(location.name) or stat(location))
+    monkeypatch.setattr("paligemma.data.image_source._LISTED", 1000)
+    folder = cache.cache_folder().parent
+    singly = image_marks(folder, names, {})
+    assert len(asked) == 42
+    monkeypatch.setattr("paligemma.data.image_source._LISTED", 32)
+    asked.clear()
+    assert image_marks(folder, names, {}) == singly
+    assert len(asked) == 6  # those that are not there, and the archive
+    assert singly[names[0]] == mark_of(pictures[0])
+    assert singly[names[38]] == f"image_missing: there is no object {names[38]}"
+    monkeypatch.setattr("paligemma.data.image_source._MOST_OTHERS", 0)
+    assert image_marks(folder, names, {}) == singly
 
 
 def test_a_picture_that_changes_while_the_step_works_is_not_taken_over(

@@ -11,9 +11,10 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
@@ -31,6 +32,8 @@ MOST_AHEAD = 64 * 1024 * 1024
 """Most bytes of prefetched images."""
 
 _AMONG = "among "
+_LISTED = 32  # objects of a folder from which on its list is asked for
+_MOST_OTHERS = 20  # entries of a list for each object that is named, before it is given up
 _MOST_FOLDERS = 10_000
 """Most folders in the cache, which bounds memory for trees of millions."""
 
@@ -78,9 +81,7 @@ def image_marks(location: str | Path, names: Collection[str], web: Mapping[str, 
         web: what addresses gave.
     """
     source, parsed = open_images(location, web), parse_location(location)
-    elsewhere = [name for name in names if name.startswith(SCHEME)]
-    with ThreadPoolExecutor(gcs.STREAMS) as pool:
-        marks = dict(zip(elsewhere, pool.map(_Bucket(None).mark, elsewhere), strict=True))
+    marks = _marks_in_buckets([name for name in names if name.startswith(SCHEME)])
     marks |= {name: fault_mark(web[name].error) if web[name].code else f"{web[name].bytes} {web[name].crc32c}"
               for name in names if name in web}  # fmt: skip
     here = [name for name in names if name not in marks]
@@ -96,6 +97,28 @@ def image_marks(location: str | Path, names: Collection[str], web: Mapping[str, 
         # Of a name that is spelled in another way, or of nothing, all objects tell.
         marks[name] = f"{found.size} {found.crc32c}" if found and exact else _among(found or whole)
     return marks
+
+
+def _marks_in_buckets(names: Sequence[str]) -> dict[str, str]:
+    """The marks of images in any buckets. Where rows name many objects of a folder, its list has a thousand in an answer.
+
+    A list may be refused where an object is not, and may be of millions of others: then each object is asked for.
+    """
+    source, marks = _Bucket(None), dict[str, str]()
+    folders: dict[GcsLocation, dict[str, list[str]]] = {}
+    for name in names:
+        with suppress(RowError):
+            place = source.place(split_archive(name)[0] or name)
+            folders.setdefault(place.parent, {}).setdefault(place.name, []).append(name)
+    for folder, objects in folders.items():
+        if len(objects) < _LISTED:
+            continue
+        with suppress(InputError):
+            for found in islice(gcs.list_objects(folder), _MOST_OTHERS * len(objects)):
+                marks |= {name: source.mark_of(name, found) for name in objects.get(found.location.name, ())}
+    left = [name for name in names if name not in marks]
+    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        return marks | dict(zip(left, pool.map(source.mark, left), strict=True))
 
 
 def mark_of(data: bytes) -> str:
@@ -219,27 +242,27 @@ class _Bucket:
 
     def mark(self, name: str) -> str:
         """The mark of an image; no image is read."""
-        archive, _ = split_archive(name)
         try:
-            found = self._find(archive) if archive else self._find_image(name)
+            return self.mark_of(name, self._find(split_archive(name)[0] or name))
         except RowError as error:
             return fault_mark(error)
-        return _among(found) if archive else f"{found.size} {found.crc32c}"
+
+    def mark_of(self, name: str, found: gcs.Object) -> str:
+        """The mark of an image whose object, or whose archive's object, is known."""
+        if split_archive(name)[0]:
+            return _among(found)
+        return f"{found.size} {found.crc32c}" if found.size <= MAX_BYTES else fault_mark(_too_large(name, found))
 
     def _fetch(self, name: str, has_room: Callable[[str, int], bool] = lambda *_: True) -> bytes | None:
         archive, member = split_archive(name)
         if archive:
             path = self._archive(archive)  # a local copy's files need no prefetching
             return read_member(path, member) if has_room(name, MOST_AHEAD + 1) else None
-        found = self._find_image(name)
-        with self._explained():
-            return gcs.read_bytes(found.location, found.generation)[0] if has_room(name, found.size) else None
-
-    def _find_image(self, name: str) -> gcs.Object:
         found = self._find(name)
         if found.size > MAX_BYTES:
-            raise RowError("image_too_large", f"{name!r} has {found.size} bytes, {MAX_BYTES} at most")
-        return found
+            raise _too_large(name, found)
+        with self._explained():
+            return gcs.read_bytes(found.location, found.generation)[0] if has_room(name, found.size) else None
 
     def _find(self, name: str) -> gcs.Object:
         """The object of a name.
@@ -249,7 +272,7 @@ class _Bucket:
         """
         if not name or "\0" in name:
             raise RowError("image_missing", f"{name!r} is not an object name")
-        place = self._place(name)
+        place = self.place(name)
         with self._explained():
             found = gcs.stat(place)
         if found is not None:
@@ -272,7 +295,12 @@ class _Bucket:
             expected = f" It takes {error.expected}." if error.expected else ""
             raise RowError("image_forbidden", error.what + expected) from None
 
-    def _place(self, name: str) -> GcsLocation:
+    def place(self, name: str) -> GcsLocation:
+        """Where the object of a name would be.
+
+        Raises:
+            RowError: nowhere.
+        """
         path = PurePosixPath(name)
         if self._root is not None:
             if path.is_absolute() or ".." in path.parts:
@@ -297,6 +325,10 @@ class _Bucket:
                 with self._explained():
                     self._archives[name] = local_copy(found.location)
             return self._archives[name]
+
+
+def _too_large(name: str, found: gcs.Object) -> RowError:
+    return RowError("image_too_large", f"{name!r} has {found.size} bytes, {MAX_BYTES} at most")
 
 
 def split_archive(name: str) -> tuple[str, str]:
