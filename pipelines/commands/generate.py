@@ -42,12 +42,12 @@ class Question(NamedTuple):
 
 
 def find_questions(
-    image: Path | None, data: Path | None, prompt: str, ask: Callable[[str], str], output: Path | None = None
+    image: Path | str | None, data: Path | None, prompt: str, ask: Callable[[str], str], output: Path | None = None
 ) -> list[Question]:
-    """All questions: about one file, a folder's images sorted by name, or the rows of a JSONL file.
+    """All questions: about one image, a folder's images sorted by name, or the rows of a JSONL file.
 
     Args:
-        image: a file or a folder; the log names other files in the folder.
+        image: a file or a folder, of which the log names other files; or the address of an image, as a text.
         data: a JSONL file.
         prompt: the question; replaces the prefixes of a JSONL file.
         ask: turns the question into a prompt.
@@ -68,6 +68,11 @@ def find_questions(
             expected="what to ask, in the words of the training data's prefixes",
             fix='add --prompt, e.g. --prompt "caption en", or --task caption',
         )
+    if isinstance(image, str):
+        try:
+            return _about([(_row(1, image), ask(prompt))], Path())
+        except ValueError as error:
+            raise InputError(f"The image cannot be read: {error}.", where="--image") from None
     if not image.exists():
         raise InputError(f"There is no image {image}.", where="--image", expected="a file, or a folder", fix="check the path")
     if image.is_dir():
@@ -108,7 +113,7 @@ def answer_all(
                 try:
                     images.append(decode_image(question.read(), question.name, model.grey_range))
                     asked.append(question)
-                except (ImageError, RowError) as error:
+                except ImageError as error:
                     lines[question]["error"] = str(error)
                     unread += 1
             # One shape for all batches: the last is filled up.
@@ -193,21 +198,43 @@ def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
     asked: list[tuple[Row, str]] = []
     for number, row in enumerate(read_json_lines(data, "The data", nonfinite=True, error=InputError), 1):
         try:
-            name, text = row["image"], prompt or row["prefix"]
-            inline = inline_image(name)
-            name, address = name_image(name, inline)
-            asked.append((Row(number, name, "", "", address=address, inline=inline), ask(text)))
+            asked.append((_row(number, row["image"]), ask(prompt or row["prefix"])))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             expected = 'lines {"image": "file", "prefix": "question"}'
             raise InputError(f"Row {number} is not a question: {error!r}.", where=data, expected=expected) from None
+    return _about(asked, data.parent)
+
+
+def _row(number: int, image: str) -> Row:
+    """A row of an image, without texts.
+
+    Raises:
+        ValueError: it is a `data:` address without a file.
+        TypeError: it is no text.
+    """
+    inline = inline_image(image)
+    name, address = name_image(image, inline)
+    return Row(number, name, "", "", address=address, inline=inline)
+
+
+def _about(asked: Sequence[tuple[Row, str]], folder: Path) -> list[Question]:
+    """Questions about the images of rows. Those on the web are fetched."""
     web = fetch_images(row for row, _ in asked)
-    source = open_images(data.parent, web)
-    return [Question(row.image, partial(_read, row, data.parent, source, web), text) for row, text in asked]
+    source = open_images(folder, web)
+    return [Question(row.image, partial(_read, row, folder, source, web), text) for row, text in asked]
 
 
 def _read(row: Row, folder: Path, source: ImageSource, web: Mapping[str, WebImage]) -> bytes:
-    """The image of a row. A path may lead anywhere on this machine, as it is the user's own."""
+    """The image of a row. A path may lead anywhere on this machine, as it is the user's own.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     if row.inline is not None:
         return row.inline
-    elsewhere = row.image in web or row.image.startswith(SCHEME)
-    return source.read(row.image) if elsewhere else read_image_file(folder / row.image)
+    if row.image not in web and not row.image.startswith(SCHEME):
+        return read_image_file(folder / row.image)
+    try:
+        return source.read(row.image)
+    except RowError as error:
+        raise ImageError(error.code, f"The image cannot be had: {error.message}.", row.image) from None

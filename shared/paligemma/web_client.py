@@ -78,8 +78,8 @@ def request(
         address: where to.
         rule: what may be contacted.
         headers: of the request.
-        seconds: time for all of it, until the block ends; not through a proxy. A timeout of the client counts from one byte to
-            the next, and who sends a byte now and then would be listened to for days. None: no limit.
+        seconds: time for all of it, until the block ends. A timeout of the client counts from one byte to the next, and who
+            sends a byte now and then would be listened to for days. None: no limit.
         options: for `requests`.
 
     Raises:
@@ -91,7 +91,9 @@ def request(
     with _Watch(seconds) as watch, requests.Session() as session:
         for ip in checked_addresses(address, rule)[:_MOST_ADDRESSES]:
             watch.expect_time()
-            if ip is not None:
+            if ip is None:
+                session.mount(f"{address.scheme}://", _Watched(watch.see))
+            else:
                 session.trust_env = False  # it would look for a proxy again
                 session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
                 session.mount(f"{address.scheme}://", _Pinned(ip, session.verify, watch.see))
@@ -255,34 +257,42 @@ def _trust(bundle: str) -> ssl.SSLContext:
         ) from None
 
 
-class _Pinned(HTTPAdapter):
-    """Connects to one network address, whatever the name; the certificate must still match the name."""
+class _Watched(HTTPAdapter):
+    """Puts each new connection under watch, also those to a proxy."""
 
-    def __init__(self, ip: Ip, verify: str | bool, see: Callable[[socket.socket], None]) -> None:
-        self._ip, self._bundle, self._see = ip, DEFAULT_CA_BUNDLE_PATH if verify is True else str(verify), see
+    def __init__(self, see: Callable[[socket.socket], None]) -> None:
+        self._pools = {
+            "http": _watching(HTTPConnectionPool, HTTPConnection, see),
+            "https": _watching(HTTPSConnectionPool, HTTPSConnection, see),
+        }
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
-        see = self._see
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
-        class Plain(HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                see(self.sock)
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*arguments, **options)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
 
-        class Secure(HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                see(self.sock)
 
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
+def _watching(pool: type, connection: type, see: Callable[[socket.socket], None]) -> Any:
+    """A class of pools whose connections are seen as soon as they are made."""
 
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure
+    def connect(self: Any) -> None:
+        connection.connect(self)
+        see(self.sock)
 
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return type(pool.__name__, (pool,), {"ConnectionCls": type(connection.__name__, (connection,), {"connect": connect})})
+
+
+class _Pinned(_Watched):
+    """Connects to one network address, whatever the name; the certificate must still match the name."""
+
+    def __init__(self, ip: Ip, verify: str | bool, see: Callable[[socket.socket], None]) -> None:
+        self._ip, self._bundle = ip, DEFAULT_CA_BUNDLE_PATH if verify is True else str(verify)
+        super().__init__(see)
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         where, how = super().build_connection_pool_key_attributes(request, verify, cert)

@@ -20,6 +20,7 @@ from paligemma import retry
 from paligemma.artifacts.record import read_record
 from paligemma.data import web_images
 from paligemma.data.image_source import image_marks, mark_of
+from paligemma.data.images import ImageError
 from paligemma.data.preview import make_preview
 from paligemma.data.records import open_records, row_ids
 from paligemma.data.split import split_rows
@@ -325,6 +326,14 @@ def test_questions_may_be_about_pictures_anywhere(
     places = ["1.png", f"gs://{BUCKET}/a.png", f"{site.url}/1.png?key=hunter2", f"data:image/png;base64,{coded}", coded]
     site.files["/1.png?key=hunter2"] = pictures[1]
     small_data.write([row(place) for place in [*places, "http://example.com/x", f"{site.url}/none", f"gs://{BUCKET}/none"]])
+    for place in places[1:]:
+        (question,) = find_questions(place, None, "ocr", str)
+        assert (question.read(), question.prompt) == (pictures[1], "ocr")
+    (question,) = find_questions("https://10.0.0.1/a.png", None, "ocr", str)
+    with pytest.raises(ImageError, match="not on the internet"):
+        question.read()
+    with pytest.raises(InputError, match="is not in base64"):
+        find_questions("data:image/png,x", None, "ocr", str)
     questions = find_questions(None, small_data.jsonl, "", str)
     assert [question.read() for question in questions[:5]] == [pictures[1]] * 5
     assert answer_all(paligemma.load("embedded:tiny"), questions, DecodeSettings(2), 8, tmp_path / "answers") == 3

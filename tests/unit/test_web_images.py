@@ -25,7 +25,7 @@ from paligemma.retry import RetryPolicy
 from paligemma.storage import cache
 from paligemma.storage.gcs import crc32c_of
 from paligemma.web_client import HOSTS_VARIABLE
-from servers.https import HttpsServer
+from servers.https import HttpsServer, Tunnel
 from servers.local_http import Exchange
 
 Answer = Callable[[Exchange], None]
@@ -248,6 +248,22 @@ def test_what_gives_no_image_is_a_reason_in_words(web: Web, kind: str, monkeypat
         image.read()
     assert SECRET not in image.message
     assert not list((cache.cache_folder() / "web" / "partial").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["slow head", "slow body", "slow without length", "large", "absent"])
+def test_limits_hold_through_a_proxy(web: Web, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_images, "MAX_BYTES", 1000)
+    monkeypatch.setattr(web_images, "WHOLE", 0.5)
+    answer, code, words = BAD[kind]
+    web.pages |= {"/bad": answer, "/good": plain(b"good")}
+    with Tunnel(int(web.url.rpartition(":")[2])) as tunnel:
+        monkeypatch.setenv("https_proxy", tunnel.url)
+        bad, good = web.fetch("/bad", "/good")
+    assert bad.code == code
+    with pytest.raises(RowError, match=words):
+        bad.read()
+    assert good.read() == b"good"
+    assert len(tunnel.hosts) == 2
 
 
 @pytest.mark.parametrize(
