@@ -133,4 +133,5 @@ def test_a_long_line_is_read_if_a_picture_makes_it_long(tmp_path) -> None:
     assert isinstance(first, Row)
     assert first.inline == large
     assert [other.code for other in others if isinstance(other, RowError)] == ["line_too_long"] * 4
+    assert "not by a picture in it" in str(others[2])  # it was not even parsed: two million numbers take fifty times its bytes
     assert last == Row(6, "a.png", "p", "s")
