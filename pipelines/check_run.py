@@ -24,7 +24,7 @@ from paligemma.registry.releases import read_champion
 from paligemma.safe_names import parse_sha256
 from paligemma.storage.files import is_file
 from paligemma.storage.folders import is_folder, kind_of
-from paligemma.storage.location import Location, parse_location
+from paligemma.storage.location import SCHEME, Location, parse_location
 from paligemma.training.open_recipe import parse_open_recipe
 from paligemma.training.recipe import Recipe
 
@@ -152,7 +152,9 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
 def _fault(row: Row | RowError, folder: Location) -> str | None:
     if isinstance(row, RowError):
         return f"{row.code}, {row.message}"
-    # prepare_data looks into archives. On gs://, a request per image would take longer than the whole step.
+    # prepare_data looks into archives. On gs:// and the web, a request per image would take longer than the whole step.
+    if row.address or row.inline is not None or row.image.startswith(SCHEME):
+        return None
     if isinstance(folder, Path) and not (folder / (split_archive(row.image)[0] or row.image)).is_file():
         return f"image_missing, there is no {row.image!r}"
     return None

@@ -63,8 +63,12 @@ def demo(
 @with_flag_groups
 def generate(
     image: Annotated[
-        Path | None, typer.Option(help="Image to ask about, or a folder of them.", show_default="those that --data names")
-    ] = None,
+        str,
+        typer.Option(
+            help="Image to ask about, a file or an address (gs://, https://), or a folder of them.",
+            show_default="those that --data names",
+        ),
+    ] = "",
     prompt: Annotated[
         str, typer.Option(help="What to ask, as in the prefix of the training data.", show_default="each row's prefix")
     ] = "",
@@ -98,7 +102,9 @@ def generate(
     """Answer a prompt about an image; about many, as JSON lines."""
     from paligemma.checkpoints.describe import describe, named, parameter_count
     from paligemma.checkpoints.open_checkpoint import open_model
+    from paligemma.data.images import decode_image
     from paligemma.data.pictures.levels import parse_grey_range
+    from paligemma.data.rows import leads_elsewhere
     from paligemma.evaluation.tasks import TASKS
     from paligemma.model import build_model
     from paligemma.runtime.accelerator import expect_accelerator
@@ -108,7 +114,8 @@ def generate(
     model = named(model, "--model")
     expect_accelerator()
     settings = decoding.settings()
-    questions = find_questions(image, data, prompt, TASKS[task].ask, output)
+    file = None if not image or leads_elsewhere(image) else Path(image)
+    questions = find_questions(file or image or None, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)
     say(f"model: {describe(model, opened)}", error=True)
     use_compile_cache()
@@ -116,8 +123,9 @@ def generate(
     with compiled_quickly(len(questions) == 1 and parameter_count(opened) < _SMALL):
         loaded = build_model(opened, tuned)
         loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
-        if data is None and output is None and image is not None and image.is_file():
-            say(loaded.answer([image], questions[0].prompt, settings)[0].text, lines=True)
+        if data is None and output is None and (file is None or file.is_file()):
+            picture = decode_image(questions[0].read(), questions[0].name, loaded.grey_range)
+            say(loaded.answer([picture], questions[0].prompt, settings)[0].text, lines=True)
         else:
             unread = answer_all(loaded, questions, settings, batch_size, output)
     if unread:

@@ -49,7 +49,8 @@ def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
     for _, row in read_all_rows(localize(data)):
         if isinstance(row, Row):
             prompt = row.prefix
-            if not images.startswith(SCHEME) and not split_archive(row.image)[0]:
+            elsewhere = row.address or row.inline is not None or row.image.startswith(SCHEME)
+            if not elsewhere and not images.startswith(SCHEME) and not split_archive(row.image)[0]:
                 image = str(Path(images) / row.image)
             break
     return f"{COMMAND} generate --model {_word(tuned)} --image {_word(image)} --prompt {shlex.quote(prompt)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from components.prepare_data.stages import (
     FINGERPRINT_FILE,
     checked_settings,
+    fetch_web_images,
     fingerprint,
     finish,
     job_of,
@@ -20,7 +22,7 @@ from components.prepare_data.stages import (
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import localize, produce
 from paligemma.data.merge_shards import link
-from paligemma.data.rows import LineRange, is_gzip, split_lines, unpack
+from paligemma.data.rows import LineRange, is_gzip, read_rows, split_lines, unpack
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
@@ -47,6 +49,7 @@ def prepare_group(
     with explain_full_disk(output), tempfile.TemporaryDirectory() as folder:
         job = job_of(inputs, settings, Path(folder))
         parts = split_lines(job.data, settings["rows_per_shard"])[first:stop]
+        job = replace(job, web=fetch_web_images(line for part in parts for line in read_rows(job.data, part)))
         with WorkProgress(f"preparing shards {group}", "rows", sum(part.lines for part in parts)) as progress:
             prepare_parts(job, parts, output, workers or core_count(), progress)
     write_file(output / FINGERPRINT_FILE, fingerprint(inputs, settings).encode())

@@ -8,6 +8,7 @@ import shutil
 from components.prepare_data.stages import (
     check_room,
     checked_settings,
+    fetch_web_images,
     finish,
     job_of,
     latest_of,
@@ -25,7 +26,7 @@ from paligemma.artifacts.run_date import with_run_date
 from paligemma.artifacts.store import produce
 from paligemma.command_line import say_moved
 from paligemma.data.balance import FINDINGS
-from paligemma.data.rows import split_lines
+from paligemma.data.rows import read_all_rows, split_lines
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.progress import WorkProgress
 
@@ -64,13 +65,14 @@ def prepare_data(
     named, (data, images, against) = data, (with_run_date(place) for place in (data, images, against))
     inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
-    marks = marks_of(inputs)
+    web = fetch_web_images(read_all_rows(inputs.rows_file))
+    marks = marks_of(inputs, web)
     result, latest = result_of(inputs, parameters, marks), latest_of(inputs, split, settings, str(named))
     if (made := result.find(lambda record: what_changed(record, inputs, marks))) is not None:
         return made
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)
-        job = job_of(inputs, settings, folder)
+        job = job_of(inputs, settings, folder, web)
         parts = split_lines(job.data, rows_per_shard)
         taken = take_from_earlier(latest, job, parts, marks, folder)
         if taken.lines + taken.pictures:
@@ -81,7 +83,7 @@ def prepare_data(
             rest = [part for part in parts if part.number not in taken.parts]
             prepare_parts(job, rest, folder, workers or core_count(), progress, taken.kept)
         dataset = finish(inputs, job, parts, folder, draft, split, max_reject_fraction, output)
-        as_marked = saw(rest, folder, inputs.images, marks)
+        as_marked = saw(rest, folder, marks)
     shutil.rmtree(folder)
     for one in (result, *latest) if as_marked else latest:
         one.keep()

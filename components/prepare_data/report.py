@@ -33,7 +33,7 @@ def render_report(
         data: the JSONL file.
         stored: pictures as in the records, by their names; all others are read from the source.
     """
-    source, size = open_images(job.images), min(job.image_size, THUMBNAIL_SIZE)
+    source, size = open_images(job.images, job.web), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
     images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
     small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}

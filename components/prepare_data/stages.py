@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -26,21 +26,23 @@ from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.earlier_records import TakenOver, compare_rows, read_seen, take_over
-from paligemma.data.image_source import image_marks, open_images, split_archive
+from paligemma.data.image_source import image_marks, is_of_the_image, mark_of, open_images
 from paligemma.data.merge_shards import assemble, gather_facts, stored_pictures
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job, part_file
 from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
 from paligemma.data.tokenizer import Tokenizer
+from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError, PaliGemmaError, one_of
 from paligemma.reports.page import write_page
 from paligemma.storage import cache
 from paligemma.storage.atomic import clear
 from paligemma.storage.disk_space import check_space
+from paligemma.storage.failures import StorageUnavailableError
 from paligemma.storage.files import exists, write_file
 from paligemma.storage.folders import kind_of
-from paligemma.storage.location import GcsLocation, absolute_uri, parse_location
+from paligemma.storage.location import absolute_uri, parse_location
 
 FINGERPRINT_FILE = "fingerprint"
 EARLIER_FOLDER = "earlier"
@@ -131,12 +133,23 @@ def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_r
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
 
 
-def marks_of(inputs: Inputs) -> dict[str, str]:
+def fetch_web_images(rows: Iterable[tuple[int, Row | RowError]]) -> dict[str, WebImage]:
+    """What the web addresses of rows give, by the images' names. They are fetched once, before all else."""
+    return fetch_images(row for _, row in rows if isinstance(row, Row))
+
+
+def marks_of(inputs: Inputs, web: Mapping[str, WebImage]) -> dict[str, str]:
     """What each image is, by its name in the rows; empty outside a pipeline, where nobody compares it with earlier ones."""
     if not in_pipeline():
         return {}
-    names = sorted({row.image for _, row in read_all_rows(inputs.rows_file) if isinstance(row, Row)})
-    return dict(zip(names, image_marks(inputs.images, names), strict=True))
+    names, marks = set(), {}
+    for row in (row for _, row in read_all_rows(inputs.rows_file) if isinstance(row, Row)):
+        if row.inline is None:
+            names.add(row.image)
+        else:
+            marks[row.image] = mark_of(row.inline)
+    marks |= image_marks(inputs.images, sorted(names), web)
+    return dict(sorted(marks.items()))
 
 
 def result_of(inputs: Inputs, parameters: Mapping[str, Any], marks: Mapping[str, str]) -> Result:
@@ -196,17 +209,14 @@ def what_changed(record: MadeRecord, inputs: Inputs, marks: Mapping[str, str]) -
             return f"the rows cannot be compared with the earlier ones: {error.what}"
 
 
-def saw(parts: Sequence[LineRange], folder: Path, images: str, marks: Mapping[str, str]) -> bool:
+def saw(parts: Sequence[LineRange], folder: Path, marks: Mapping[str, str]) -> bool:
     """Whether every image in the ranges in `folder` is what it was when it was marked, as far as marks tell.
 
     If one was replaced while the step worked, or since a killed attempt prepared it, the records are not those of the marks.
     """
-    in_bucket = isinstance(parse_location(images), GcsLocation)
     for seen in (seen for part in parts for seen in read_seen(part_file(folder, part, "images").read_bytes())) if marks else ():
         mark = marks.get(seen.image_file, "")
-        if in_bucket and (seen.fault or split_archive(seen.image_file)[0] or " " not in mark):
-            continue  # the mark is of the archive, or of all objects
-        if seen.mark != mark:
+        if is_of_the_image(mark) and seen.mark != mark:
             log.warning("%r changed while this step worked, so no later run takes these records as they are", seen.image_file)
             return False
     return True
@@ -244,7 +254,7 @@ def fingerprint(inputs: Inputs, settings: Mapping[str, Any]) -> str:
     return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
 
 
-def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path) -> Job:
+def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path, web: Mapping[str, WebImage] | None = None) -> Job:
     """The job for each line. First unpacks a gzip file into the folder."""
     data = inputs.rows_file
     if is_gzip(data):
@@ -260,6 +270,7 @@ def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path) -> Job:
         over_long=settings["over_long"],
         compression=settings["compression"],
         grey_range=parse_grey_range(settings.get("grey_range", "")),
+        web=web or {},
     )
 
 
@@ -293,6 +304,7 @@ def finish(
 
     Raises:
         InputError: too many rows were rejected. The folder is removed then, because the user may change images next.
+        StorageUnavailableError: it is because servers did not answer.
     """
     facts = gather_facts(parts, folder)
     other = _listing_of(inputs) if inputs.against else None
@@ -318,18 +330,23 @@ def finish(
     return dataset
 
 
-def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejected: bytes) -> InputError:
-    """The error that fails the step. Writes the whole list beside the output."""
+def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejected: bytes) -> PaliGemmaError:
+    """The error that fails the step. Writes the whole list beside the output.
+
+    It is one that running again may mend if there would be enough rows but for servers that did not answer.
+    """
     kept = f"{str(output).rstrip('/')}.rejected.jsonl"
     write_file(kept, rejected)
     reasons = ", ".join(f"{count} {code}" for code, count in facts.rejected.most_common())
     shown = sorted(facts.rejects, key=lambda remark: remark.line)[:20]
     first = "".join(f"\n    line {remark.line}: {remark.code}, {remark.message}" for remark in shown)
-    return InputError(
+    may_answer = facts.rejected["image_unavailable"]
+    enough = facts.rows + may_answer and facts.reject_count - may_answer <= most * facts.lines
+    return (StorageUnavailableError if enough else InputError)(
         f"{facts.reject_count} of {facts.lines} rows were rejected ({reasons or 'the file is empty'}).{first}",
         where=data,
         expected=f"at least one usable row, and at most {most:.0%} rejected (--max-reject-fraction)",
-        fix=f"see {kept} for every rejected line",
+        fix=f"see {kept} for every rejected line" + ("; run again when the servers answer" if enough else ""),
     )
 
 
@@ -337,12 +354,13 @@ def _listing_of(inputs: Inputs) -> Listing:
     """The rows of another split. For a JSONL file, images are compared only by their bytes, since none is decoded."""
     if exists(inputs.against, RECORD_FILE):
         return read_listing(open_records(inputs.against).folder / ROWS_FILE)
-    source = open_images(inputs.against_images)
+    data = localize(inputs.against)
+    source = open_images(inputs.against_images, fetch_web_images(read_all_rows(data)))
     lines, rows, images = [], [], []
-    for number, row in read_all_rows(localize(inputs.against)):
+    for number, row in read_all_rows(data):
         if isinstance(row, Row):
             try:
-                image = hashlib.sha256(source.read(row.image)).hexdigest()
+                image = hashlib.sha256(row.inline or source.read(row.image)).hexdigest()
             except RowError:
                 continue
             lines.append(number)

@@ -121,6 +121,34 @@ def convert_table(
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 
 
+@convert.command("chat")
+def convert_chat(
+    conversations: Annotated[
+        Path, typer.Option(help='JSON, JSONL or Parquet of {"messages"} or {"conversations"}, and their images.')
+    ],
+    output: OutputFile,
+    images: ImageFolder = None,
+    first_turn: Annotated[
+        bool,
+        typer.Option(
+            "--first-turn", help="Of longer conversations, take the first question and its answer.", show_default="no"
+        ),
+    ] = False,
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each conversation: a question about an image, and its answer."""
+    from paligemma.data.convert.chat import chat_rows
+    from paligemma.data.convert.look_up import look_up_images
+    from paligemma.data.convert.outcomes import Tally
+
+    tally = Tally("conversations", hint=_hint(images, output))
+    folder = images or output.parent
+    outcomes = chat_rows(conversations, folder, first_turn, tally)
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, conversations, "")
+    _write(output, outcomes, tally, conversations, max_reject_fraction, validation_fraction, folder)
+
+
 @convert.command("folder")
 def convert_folder(
     folder: Annotated[Path, typer.Option(help="Folder with a folder of images for each label.")],

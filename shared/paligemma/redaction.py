@@ -5,6 +5,7 @@ Covers every spelling that some program accepts as an address: other cases, back
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import unquote
 
@@ -29,6 +30,19 @@ def without_passwords(text: str) -> str:
 def without_secrets(text: str) -> str:
     """Removes user, password, query and fragment from a text's addresses: signed addresses have their key in the query."""
     return _TAIL.sub(lambda found: found[0] if found["scheme"].lower() in _OURS else found["start"], without_passwords(text))
+
+
+def name_of_address(address: str) -> str:
+    """A web address for lists and pages: without user, password and fragment, and with a hash in place of its query.
+
+    Addresses that differ in what is asked for have different names. An address without any of these is its own name.
+    """
+    asked = address.strip().partition("#")[0]
+    where, _, query = asked.partition("?")
+    plain = without_passwords(where)
+    if plain == where and not query:
+        return where
+    return f"{plain}?sha256:{hashlib.sha256(asked.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _without_user(found: re.Match) -> str:

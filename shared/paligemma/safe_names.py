@@ -76,7 +76,7 @@ def _pattern_fault(pattern: re.Pattern, expected: str) -> Callable[[str], str]:
     return lambda text: "" if pattern.fullmatch(text) else f"it is not {expected}"
 
 
-_sha256_fault = _pattern_fault(_SHA256, "64 hexadecimal digits in lower case")
+sha256_fault = _pattern_fault(_SHA256, "64 hexadecimal digits in lower case")
 _name_fault = _pattern_fault(_NAME, "a name of letters, digits, '_', '.' and '-' that does not begin with '.' or '-'")
 version_id_fault = _pattern_fault(_VERSION, "a version of letters, digits, '_' and '-'")
 _release_fault = _pattern_fault(_RELEASE, "a version of letters, digits, '_', '.' and '-' that begins with a letter or a digit")
@@ -93,7 +93,7 @@ def _validator(fault_of: Callable[[str], str]) -> AfterValidator:
 
 RelativePath = Annotated[str, _validator(relative_path_fault)]
 """A file's path below a folder, with forward slashes."""
-Sha256 = Annotated[str, _validator(_sha256_fault)]
+Sha256 = Annotated[str, _validator(sha256_fault)]
 """A SHA-256, as hexadecimal digits in lower case."""
 RunName = Annotated[str, _validator(_name_fault)]
 """The name of a run, task or attempt, and of its folder or file."""
@@ -127,7 +127,7 @@ def parse_sha256(
     text: object, what: str, *, where: object = None, error: type[PaliGemmaError] = InputError, fix: str | None = None
 ) -> str:
     """Parses a SHA-256; see `parse_relative_path`. For a user's text, which may be in upper case, apply `str.lower` first."""
-    return _parse(text, _sha256_fault, "64 hexadecimal digits", what, where, error, fix)
+    return _parse(text, sha256_fault, "64 hexadecimal digits", what, where, error, fix)
 
 
 def parse_run_name(

@@ -26,6 +26,10 @@ _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
+class RefusedError(InputError):
+    """An address that is none, or that is not contacted."""
+
+
 @dataclass(frozen=True)
 class WebAddress:
     """An address without user, password and fragment. `host` is in lower case; an IPv6 address has no brackets."""
@@ -59,7 +63,7 @@ def parse_web_address(text: str, what: str = "The address") -> WebAddress:
         what: what the text is, as the beginning of a sentence. The message does not show the text, which may be a secret.
 
     Raises:
-        InputError: the text is not an address, names a user, or has a numeric host in an unusual form.
+        RefusedError: the text is not an address, names a user, or has a numeric host in an unusual form.
     """
     match = _ADDRESS.fullmatch(text.partition("#")[0])
     if match is None or "\\" in text:
@@ -121,5 +125,5 @@ def is_loopback(ip: Ip) -> bool:
     return innermost(ip).is_loopback
 
 
-def _refused(what: str, why: str) -> InputError:
-    return InputError(f"{what} cannot be used: {why}.", expected="https://host/path", fix="write it in the usual form")
+def _refused(what: str, why: str) -> RefusedError:
+    return RefusedError(f"{what} cannot be used: {why}.", expected="https://host/path", fix="write it in the usual form")

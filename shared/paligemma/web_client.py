@@ -7,25 +7,31 @@ the proxy looks up names, and only numeric hosts are checked here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import socket
+import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from paligemma.errors import InputError
 from paligemma.retry import was_sent
-from paligemma.web_address import Ip, WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
+from paligemma.web_address import Ip, RefusedError, WebAddress, is_loopback, is_nobodys, is_public, parse_web_address
 
 HOSTS_VARIABLE = "PALIGEMMA_PRIVATE_HOSTS"
 """Private hosts, separated by commas, from which files may be fetched."""
 
 _MOST_REDIRECTS = 5
+_MOST_ADDRESSES = 8  # of one host; a name may have hundreds, of which none answers
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 Rule = Callable[[WebAddress, Ip | None], str]
@@ -51,23 +57,46 @@ def webhook_rule(address: WebAddress, ip: Ip | None) -> str:
     return "it is link-local, or nobody's" if ip is not None and is_nobodys(ip) else ""
 
 
+class TooSlowError(requests.RequestException):
+    """An answer was not there in the time allowed for all of it. Another try would take as long."""
+
+
 @contextmanager
 def request(
-    method: str, address: WebAddress, rule: Rule, headers: Mapping[str, str] | None = None, **options: Any
+    method: str,
+    address: WebAddress,
+    rule: Rule,
+    headers: Mapping[str, str] | None = None,
+    *,
+    seconds: float | None = None,
+    **options: Any,
 ) -> Iterator[requests.Response]:
     """Sends one request to a checked network address. Does not follow redirects.
 
+    Args:
+        method: the HTTP method.
+        address: where to.
+        rule: what may be contacted.
+        headers: of the request.
+        seconds: time for all of it, until the block ends. A timeout of the client counts from one byte to the next, and who
+            sends a byte now and then would be listened to for days. None: no limit.
+        options: for `requests`.
+
     Raises:
-        InputError: the rule refuses the address.
+        RefusedError: the rule refuses the address.
+        TooSlowError: it took longer than `seconds`.
         requests.RequestException: the request could not be sent, or had no answer.
     """
     failure = requests.ConnectionError("the host is not found")
-    with requests.Session() as session:
-        for ip in checked_addresses(address, rule):
-            if ip is not None:
-                session.mount(f"{address.scheme}://", _Pinned(ip))
+    with _Watch(seconds) as watch, requests.Session() as session:
+        for ip in checked_addresses(address, rule)[:_MOST_ADDRESSES]:
+            watch.expect_time()
+            if ip is None:
+                session.mount(f"{address.scheme}://", _Watched(watch.see))
+            else:
                 session.trust_env = False  # it would look for a proxy again
                 session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+                session.mount(f"{address.scheme}://", _Pinned(ip, session.verify, watch.see))
             try:
                 response = session.request(method, address.url, headers=headers, allow_redirects=False, **options)
             except requests.ConnectionError as error:
@@ -85,7 +114,7 @@ def checked_addresses(address: WebAddress, rule: Rule) -> list[Ip | None]:
     """The network addresses to connect to, in order of preference. None stands for a proxy from the environment.
 
     Raises:
-        InputError: the rule refuses an address.
+        RefusedError: the rule refuses an address.
         requests.ConnectionError: the host has no address.
     """
     proxies = get_environ_proxies(address.url)
@@ -101,7 +130,7 @@ def checked_addresses(address: WebAddress, rule: Rule) -> list[Ip | None]:
 
 def _confirm(rule: Rule, address: WebAddress, ip: Ip | None) -> None:
     if why := rule(address, ip):
-        raise InputError(f"Nothing is sent to this address: {why}.", expected="https:// to a host on the internet")
+        raise RefusedError(f"Nothing is sent to this address: {why}.", expected="https:// to a host on the internet")
 
 
 def _is_here(address: WebAddress, ip: Ip | None) -> bool:
@@ -109,16 +138,25 @@ def _is_here(address: WebAddress, ip: Ip | None) -> bool:
 
 
 @contextmanager
-def get_file(address: WebAddress, headers: Mapping[str, str], timeout: float) -> Iterator[requests.Response]:
+def get_file(
+    address: WebAddress, headers: Mapping[str, str], timeout: float, seconds: float | None = None
+) -> Iterator[requests.Response]:
     """Requests a file, and follows redirects after checking each like the first address. Does not read the body yet.
 
+    Args:
+        address: where it is.
+        headers: of each request.
+        timeout: seconds without a byte.
+        seconds: for each request and its answer; see `request`.
+
     Raises:
-        InputError: the address or a redirect is refused.
+        RefusedError: the address or a redirect is refused.
         requests.RequestException: there was no answer.
     """
     with contextlib.ExitStack() as stack:
         for _ in range(_MOST_REDIRECTS + 1):
-            response = stack.enter_context(request("GET", address, fetch_rule, headers, stream=True, timeout=timeout))
+            asked = request("GET", address, fetch_rule, headers, seconds=seconds, stream=True, timeout=timeout)
+            response = stack.enter_context(asked)
             target = response.headers.get("Location") if response.status_code in _REDIRECTS else None
             if target is None:
                 yield response
@@ -132,13 +170,13 @@ def redirect(address: WebAddress, target: str) -> WebAddress:
     """The target of a redirect: a full address, or a path on the same host.
 
     Raises:
-        InputError: the target is not an address, or leads from https to http.
+        RefusedError: the target is not an address, or leads from https to http.
     """
     if target.startswith("/") and not target.startswith(("//", "/\\")):
         target = WebAddress(address.scheme, address.host, address.port, target).url
     found = parse_web_address(target, "The address of a redirect")
     if address.scheme == "https" and found.scheme != "https":
-        raise InputError("A redirect leads from https to http.", where=f"{address.scheme}://{address.host}")
+        raise RefusedError("A redirect leads from https to http.", where=f"{address.scheme}://{address.host}")
     return found
 
 
@@ -162,18 +200,109 @@ def _literal(host: str) -> Ip | None:
         return None
 
 
-class _Pinned(HTTPAdapter):
+class _Watch:
+    """Ends the connections of a request when its time is over, wherever it waits."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._timer = None if seconds is None else threading.Timer(seconds, self._end)
+        self._lock, self._seen, self._over = threading.Lock(), list[socket.socket](), False
+
+    def __enter__(self) -> _Watch:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if kind is None or issubclass(kind, Exception):
+            self.expect_time()  # an answer that was broken off may look whole
+
+    def see(self, connected: socket.socket) -> None:
+        """Takes a new connection under watch."""
+        with self._lock:
+            self._seen.append(connected)
+            if self._over:
+                _break_off(connected)
+
+    def expect_time(self) -> None:
+        """Raises TooSlowError if the time is over."""
+        if self._over:
+            raise TooSlowError("the answer takes too long") from None
+
+    def _end(self) -> None:
+        with self._lock:
+            self._over = True
+            for connected in self._seen:
+                _break_off(connected)
+
+
+def _break_off(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # TLS's own method may not be called beside a read
+
+
+@functools.lru_cache(maxsize=8)
+def _trust(bundle: str) -> ssl.SSLContext:
+    """What checks certificates. Reading the bundle of authorities takes 17 ms of processor time."""
+    folder = os.path.isdir(bundle)
+    try:
+        return ssl.create_default_context(cafile=None if folder else bundle, capath=bundle if folder else None)
+    except OSError as error:  # ssl.SSLError is one
+        raise InputError(
+            f"The certificates of authorities cannot be read: {error.strerror or error}.",
+            where=bundle,
+            fix="check $REQUESTS_CA_BUNDLE and $CURL_CA_BUNDLE",
+        ) from None
+
+
+class _Watched(HTTPAdapter):
+    """Puts each new connection under watch, also those to a proxy."""
+
+    def __init__(self, see: Callable[[socket.socket], None]) -> None:
+        self._pools = {
+            "http": _watching(HTTPConnectionPool, HTTPConnection, see),
+            "https": _watching(HTTPSConnectionPool, HTTPSConnection, see),
+        }
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*arguments, **options)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _watching(pool: type, connection: type, see: Callable[[socket.socket], None]) -> Any:
+    """A class of pools whose connections are seen as soon as they are made."""
+
+    def connect(self: Any) -> None:
+        connection.connect(self)
+        see(self.sock)
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": type(connection.__name__, (connection,), {"connect": connect})})
+
+
+class _Pinned(_Watched):
     """Connects to one network address, whatever the name; the certificate must still match the name."""
 
-    def __init__(self, ip: Ip) -> None:
-        self._ip = ip
-        super().__init__()
+    def __init__(self, ip: Ip, verify: str | bool, see: Callable[[socket.socket], None]) -> None:
+        self._ip, self._bundle = ip, DEFAULT_CA_BUNDLE_PATH if verify is True else str(verify)
+        super().__init__(see)
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         where, how = super().build_connection_pool_key_attributes(request, verify, cert)
         if where["scheme"] == "https":
-            how |= {"server_hostname": where["host"], "assert_hostname": where["host"]}
+            how = {key: value for key, value in how.items() if key not in ("ca_certs", "ca_cert_dir")}
+            how |= {"server_hostname": where["host"], "assert_hostname": where["host"], "ssl_context": _trust(self._bundle)}
         return {**where, "host": str(self._ip)}, how
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"  # by the context, which has read the bundle
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
         request.headers.setdefault("Host", str(request.url).partition("://")[2].partition("/")[0])

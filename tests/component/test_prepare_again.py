@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import json
 import logging
 import os
@@ -15,60 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from prepare_runs import Weeks, files_of
 
-from components.prepare_data.main import prepare_data
 from conftest import SmallData
 from paligemma.artifacts.record import list_files, read_record
-from paligemma.artifacts.recording import set_place
 from paligemma.artifacts.signing import KEY_VARIABLE
-from paligemma.artifacts.store import localize
 from paligemma.data import prepare as prepare_module
 from paligemma.data.image_source import _Bucket
 from paligemma.data.prepare import Preparer
 from paligemma.storage import gcs
 from paligemma.storage.location import GcsLocation
 from servers.gcs import GcsServer
-
-SETTINGS = {
-    "checkpoint": "embedded:tiny",
-    "images": "",
-    "split": "train",
-    "max_text_tokens": 24,
-    "over_long": "reject",
-    "max_reject_fraction": 0.9,
-    "rows_per_shard": 4,
-    "compression": "none",
-    "against": "",
-    "workers": 1,
-    "grey_range": "",
-}
-
-
-class Weeks:
-    """Weekly runs of a pipeline over one data set, and runs that make everything from nothing."""
-
-    def __init__(self, data: str, root: str, fresh: str) -> None:
-        self.data, self.root, self.fresh, self.count = data, root, fresh, 0
-
-    def run(self, root: str = "", reuse: bool = True, **changes: object) -> str:
-        """The records of a further run."""
-        self.count += 1
-        return contextvars.copy_context().run(self._run, root or self.root, reuse, SETTINGS | changes)
-
-    def _run(self, root: str, reuse: bool, values: dict) -> str:
-        set_place(f"run-{self.count}", "prepare", root, reuse)
-        return prepare_data(data=self.data, output=f"{root}/run-{self.count}/prepare/records", **values)
-
-    def check(self, **changes: object) -> str:
-        """Asserts that a further run's bytes are those of one that makes everything, and returns where they are."""
-        made = self.run(**changes)
-        again = self.run(self.fresh, reuse=False, **changes)
-        assert files_of(made) == files_of(again)
-        return made
-
-
-def files_of(records: str) -> dict[str, str]:
-    return {file.path: file.sha256 for file in read_record(localize(records)).artifact.files}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import socket
+import ssl
 import struct
 import sys
 import termios
@@ -56,7 +57,7 @@ class Exchange(BaseHTTPRequestHandler):
     def serve(self) -> None:
         self._listener.serve(self)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_CONNECT = serve  # noqa: N815
 
     @property
     def _listener(self) -> _Listener:
@@ -178,7 +179,7 @@ class _Listener(ThreadingHTTPServer):
         self.connections: set[socket.socket] = set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client may leave when it likes
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):  # a client may leave when it likes
             super().handle_error(request, client_address)
 
 
@@ -187,12 +188,16 @@ class LocalServer:
 
     url: str
     """http://127.0.0.1:PORT, without a slash at the end."""
+    tls: ssl.SSLContext | None = None
 
     def __init__(self, serve: Callable[[Exchange], None]) -> None:
         self._serve = serve
 
     def __enter__(self) -> Self:
         self._listener = _Listener(self._serve)
+        if self.tls is not None:
+            # The handshake is the connection's thread's: a client that does not shake hands holds up no other.
+            self._listener.socket = self.tls.wrap_socket(self._listener.socket, server_side=True, do_handshake_on_connect=False)
         self.url = f"http://127.0.0.1:{self._listener.server_port}"
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()

@@ -400,3 +400,14 @@ def test_a_text_that_is_the_name_of_a_column_is_refused(tmp_path: Path, flag: st
     assert done.exit_code == 2
     assert f"{flag} 'Label' would be the same text in every row" in done.words
     assert f"{flag} '{{label}}'" in done.words
+
+
+def test_images_may_be_anywhere_that_prepare_data_reads(tmp_path: Path) -> None:
+    names = ["https://host/a.jpg?x=1", "gs://bucket/a.jpg", "data:image/png;base64,aGVsbG8=", "http://host/a.jpg"]
+    lines = [json.dumps({"image": name, "answer": "x"}) for name in names]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    arguments = ("--table", tmp_path / "x.jsonl", "--image", "image", "--prefix", "what?", "--suffix", "{answer}")
+    done = run_convert(tmp_path / "out.jsonl", "table", *arguments)
+    assert [row["image"] for row in done.rows] == names[:3]
+    assert done.codes == ["image_path_unsafe"]
+    assert "that is not in" not in done.words

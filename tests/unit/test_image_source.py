@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from paligemma.data.image_source import open_images
+from paligemma.data.image_source import _Bucket, open_images
 from paligemma.data.rows import RowError
+from paligemma.storage.location import GcsLocation
 
 
 @pytest.fixture
@@ -95,10 +96,10 @@ def test_what_is_fetched_ahead_is_bounded_in_bytes_and_nothing_is_lost(monkeypat
         return objects[fetched[-1]], generation
 
     monkeypatch.setattr("paligemma.data.image_source.MOST_AHEAD", 1000)
-    monkeypatch.setattr("paligemma.storage.gcs.stat", lambda where: SimpleNamespace(size=400, generation=1))
+    monkeypatch.setattr("paligemma.storage.gcs.stat", lambda where: SimpleNamespace(location=where, size=400, generation=1))
     monkeypatch.setattr("paligemma.storage.gcs.read_bytes", read_bytes)
     monkeypatch.setattr("paligemma.storage.gcs.STREAMS", 1)
-    source = open_images("gs://bucket/images")
+    source = _Bucket(GcsLocation("bucket", "images"))
     source.expect(objects)
     source._pool.shutdown()  # when everything has come that may
     assert fetched == ["0.png", "1.png"]

@@ -265,7 +265,12 @@ def test_a_gzip_file_that_does_not_fit_is_refused_before_the_disk_is_full(tmp_pa
         ('{"image": "a"}'.encode("utf-16"), "encoding_invalid: the file is UTF-16; save it as UTF-8"),
         (b"image,prefix,suffix\n", "json_invalid: Expecting value at character 1 of the line$"),
         (b"null", "not_an_object: the line is null$"),
-        (b'{"image": null, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is null, not a string"),
+        (b'{"image": null, "prefix": "", "suffix": "s"}', "image_none: 'image' is null: without an image"),
+        (b'{"prefix": "", "suffix": "s", "images": ["a"]}', "image_none: the row has 'prefix', 'suffix', 'images': without"),
+        (
+            b'{"image": ["a", "b"], "prefix": "", "suffix": "s"}',
+            "images_several: 'image' is an array of 2; write a row",
+        ),
         (b'{"image": 7, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is a number, not a string"),
         (b'{"image": ["a"], "prefix": "", "suffix": "s"}', "type_wrong: 'image' is an array, not a string"),
     ],

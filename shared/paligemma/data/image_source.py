@@ -1,6 +1,7 @@
-"""The source of a data set's images: a local folder, a prefix in Google Cloud Storage, or tar files in either.
+"""The sources of a data set's images: a local folder, a prefix in Google Cloud Storage, or tar files in either.
 
-A tar file acts as a folder in a name: `shard-000.tar/cat.jpg`. Nothing outside the folder or prefix is read.
+A tar file acts as a folder in a name: `shard-000.tar/cat.jpg`. Nothing outside the folder or prefix is read, but what a name
+leads to by its form: `gs://` to any bucket, and `https://` to what `web_images` has fetched.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
@@ -19,14 +22,18 @@ from paligemma.artifacts.record import canonical_sha256
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.images import MAX_BYTES, ImageError, read_image_file
 from paligemma.data.rows import RowError, image_path
+from paligemma.data.web_images import WebImage
 from paligemma.errors import InputError
 from paligemma.storage import gcs
 from paligemma.storage.cache import local_copy
-from paligemma.storage.location import GcsLocation, parse_location
+from paligemma.storage.location import SCHEME, GcsLocation, parse_location
 
 MOST_AHEAD = 64 * 1024 * 1024
 """Most bytes of prefetched images."""
 
+_AMONG = "among "
+_LISTED = 32  # objects of a folder from which on its list is asked for
+_MOST_OTHERS = 20  # entries of a list for each object that is named, before it is given up
 _MOST_FOLDERS = 10_000
 """Most folders in the cache, which bounds memory for trees of millions."""
 
@@ -47,47 +54,115 @@ class ImageSource(Protocol):
         ...
 
 
-def open_images(location: str | Path | GcsLocation) -> ImageSource:
-    """The image source at a location.
+def open_images(location: str | Path | GcsLocation, web: Mapping[str, WebImage] | None = None) -> ImageSource:
+    """The source of a data set's images.
+
+    Args:
+        location: the folder or prefix that names are relative to.
+        web: what the addresses in the rows gave, by name; see `web_images.fetch_images`.
 
     Raises:
         InputError: there is no such local folder.
     """
     parsed = parse_location(location)
-    return _Folder(parsed) if isinstance(parsed, Path) else _Bucket(parsed)
+    return _Everywhere(_Folder(parsed) if isinstance(parsed, Path) else _Bucket(parsed), web or {})
 
 
-def image_marks(location: str | Path, names: Sequence[str]) -> list[str]:
+def image_marks(location: str | Path, names: Collection[str], web: Mapping[str, WebImage]) -> dict[str, str]:
     """What tells each image from others of its name: size and crc32c of its bytes; of one without a file to read, the fault.
 
-    In Cloud Storage they come with the list of objects, which reads no image; a file in an archive has the archive's mark
-    there. On a disk a sha256 would be most of what preparing again costs. crc32c finds any change of up to four bytes in a
-    row, and misses one in four billion of those that leave the size.
+    In Cloud Storage they come with the list of objects, or with one object, and no image is read; a file in an archive is told
+    by the archive there. On a disk a sha256 would be most of what preparing again costs. crc32c finds any change of up to four
+    bytes in a row, and misses one in four billion of those that leave the size.
 
     Args:
         location: the folder or prefix.
-        names: as rows name them.
+        names: as rows name them, but pictures in rows.
+        web: what addresses gave.
     """
-    source, parsed = open_images(location), parse_location(location)
-    if isinstance(parsed, GcsLocation):
-        listed = {path: f"{found.size} {found.crc32c}" for path, found in gcs.list_files(parsed)}
-        anything = canonical_sha256(listed)  # of a name that is spelled in another way, or of nothing
-        return [listed.get(split_archive(name)[0] or name, anything) for name in names]
+    source, parsed = open_images(location, web), parse_location(location)
+    marks = _marks_in_buckets([name for name in names if name.startswith(SCHEME)])
+    marks |= {name: fault_mark(web[name].error) if web[name].code else f"{web[name].bytes} {web[name].crc32c}"
+              for name in names if name in web}  # fmt: skip
+    here = [name for name in names if name not in marks]
+    if not isinstance(parsed, GcsLocation):
+        return marks | {name: _mark(source, name) for name in here}  # threads take twice the processor time, and no less time
+    if not here:
+        return marks
+    listed = dict(gcs.list_files(parsed))
+    whole = canonical_sha256({path: f"{found.size} {found.crc32c}" for path, found in listed.items()})
+    for name in here:
+        archive, found = split_archive(name)[0], listed.get(split_archive(name)[0] or name)
+        exact = found is not None and not archive and found.size <= MAX_BYTES
+        # Of a name that is spelled in another way, or of nothing, all objects tell.
+        marks[name] = f"{found.size} {found.crc32c}" if found and exact else _among(found or whole)
+    return marks
 
-    return [_mark(source, name) for name in names]  # threads take twice the processor time, and no less time
+
+def _marks_in_buckets(names: Sequence[str]) -> dict[str, str]:
+    """The marks of images in any buckets. Where rows name many objects of a folder, its list has a thousand in an answer.
+
+    A list may be refused where an object is not, and may be of millions of others: then each object is asked for.
+    """
+    source, marks = _Bucket(None), dict[str, str]()
+    folders: dict[GcsLocation, dict[str, list[str]]] = {}
+    for name in names:
+        with suppress(RowError):
+            place = source.place(split_archive(name)[0] or name)
+            folders.setdefault(place.parent, {}).setdefault(place.name, []).append(name)
+    for folder, objects in folders.items():
+        if len(objects) < _LISTED:
+            continue
+        with suppress(InputError):
+            for found in islice(gcs.list_objects(folder), _MOST_OTHERS * len(objects)):
+                marks |= {name: source.mark_of(name, found) for name in objects.get(found.location.name, ())}
+    left = [name for name in names if name not in marks]
+    with ThreadPoolExecutor(gcs.STREAMS) as pool:
+        return marks | dict(zip(left, pool.map(source.mark, left), strict=True))
+
+
+def mark_of(data: bytes) -> str:
+    """The mark of an image file."""
+    return f"{len(data)} {gcs.crc32c_of(data)}"
 
 
 def _mark(source: ImageSource, name: str) -> str:
     try:
-        data = source.read(name)
+        return mark_of(source.read(name))
     except RowError as error:
         return fault_mark(error)
-    return f"{len(data)} {gcs.crc32c_of(data)}"
+
+
+def _among(found: gcs.Object | str) -> str:
+    """The mark of an image that something else tells: its archive, or a hash of all objects."""
+    return f"{_AMONG}{found if isinstance(found, str) else f'{found.size} {found.crc32c}'}"
+
+
+def is_of_the_image(mark: str) -> bool:
+    """Whether a mark is of the image itself, and not of its archive, or of all objects."""
+    return not mark.startswith(_AMONG)
 
 
 def fault_mark(error: RowError) -> str:
     """The mark of an image that cannot be read. It has all that the list of rejected rows says of it."""
     return f"{error.code}: {error.message}"
+
+
+class _Everywhere:
+    """Sends each name to the source that its form leads to."""
+
+    def __init__(self, inside: ImageSource, web: Mapping[str, WebImage]) -> None:
+        self._inside, self._buckets, self._web = inside, _Bucket(None), web
+
+    def read(self, name: str) -> bytes:
+        if (image := self._web.get(name)) is not None:
+            return image.read()
+        return (self._buckets if name.startswith(SCHEME) else self._inside).read(name)
+
+    def expect(self, names: Iterable[str]) -> None:
+        names = [name for name in names if name not in self._web]
+        self._buckets.expect(name for name in names if name.startswith(SCHEME))
+        self._inside.expect(name for name in names if not name.startswith(SCHEME))
 
 
 class _Folder:
@@ -136,7 +211,8 @@ class _Folder:
 class _Bucket:
     """Fetches expected objects in parallel, because each takes a round trip."""
 
-    def __init__(self, root: GcsLocation) -> None:
+    def __init__(self, root: GcsLocation | None) -> None:
+        """Args: `root` is the prefix that names are relative to; None: names are addresses, `gs://bucket/name`."""
         self._root = root
         self._pool = ThreadPoolExecutor(gcs.STREAMS)
         self._coming: dict[str, Future[bytes | None]] = {}
@@ -164,35 +240,95 @@ class _Bucket:
             self._ahead[name] = size
             return True
 
+    def mark(self, name: str) -> str:
+        """The mark of an image; no image is read."""
+        try:
+            return self.mark_of(name, self._find(split_archive(name)[0] or name))
+        except RowError as error:
+            return fault_mark(error)
+
+    def mark_of(self, name: str, found: gcs.Object) -> str:
+        """The mark of an image whose object, or whose archive's object, is known."""
+        if split_archive(name)[0]:
+            return _among(found)
+        return f"{found.size} {found.crc32c}" if found.size <= MAX_BYTES else fault_mark(_too_large(name, found))
+
     def _fetch(self, name: str, has_room: Callable[[str, int], bool] = lambda *_: True) -> bytes | None:
-        path = PurePosixPath(name)
-        if not name or "\0" in name:
-            raise RowError("image_missing", f"{name!r} is not an object name")
-        if path.is_absolute() or ".." in path.parts:
-            raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
         archive, member = split_archive(name)
         if archive:
             path = self._archive(archive)  # a local copy's files need no prefetching
             return read_member(path, member) if has_room(name, MOST_AHEAD + 1) else None
-        found = gcs.stat(self._root / name)
-        if found is None and is_foreign(name):
-            raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
-        if found is None and "\\" in name:
-            raise RowError("image_missing", missing_name(name, lambda near: gcs.stat(self._root / near) is not None))
-        if found is None:
-            raise RowError("image_missing", f"there is no object {self._root / name}")
+        found = self._find(name)
         if found.size > MAX_BYTES:
-            raise RowError("image_too_large", f"{name!r} has {found.size} bytes, {MAX_BYTES} at most")
-        return gcs.read_bytes(self._root / name, found.generation)[0] if has_room(name, found.size) else None
+            raise _too_large(name, found)
+        with self._explained():
+            return gcs.read_bytes(found.location, found.generation)[0] if has_room(name, found.size) else None
+
+    def _find(self, name: str) -> gcs.Object:
+        """The object of a name.
+
+        Raises:
+            RowError: there is none.
+        """
+        if not name or "\0" in name:
+            raise RowError("image_missing", f"{name!r} is not an object name")
+        place = self.place(name)
+        with self._explained():
+            found = gcs.stat(place)
+        if found is not None:
+            return found
+        if self._root is not None and is_foreign(name):
+            raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
+        if self._root is not None and "\\" in name:
+            root = self._root
+            raise RowError("image_missing", missing_name(name, lambda near: gcs.stat(root / near) is not None))
+        raise RowError("image_missing", f"there is no object {place}")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Makes what a bucket refuses the fault of a row, if it is the row that names the bucket."""
+        try:
+            yield
+        except InputError as error:
+            if self._root is not None:
+                raise
+            expected = f" It takes {error.expected}." if error.expected else ""
+            raise RowError("image_forbidden", error.what + expected) from None
+
+    def place(self, name: str) -> GcsLocation:
+        """Where the object of a name would be.
+
+        Raises:
+            RowError: nowhere.
+        """
+        path = PurePosixPath(name)
+        if self._root is not None:
+            if path.is_absolute() or ".." in path.parts:
+                raise RowError("image_path_unsafe", unsafe_name(name, str(self._root)))
+            return self._root / name
+        bucket, _, within = name.removeprefix(SCHEME).partition("/")
+        try:
+            found = parse_location(f"{SCHEME}{bucket}")
+        except InputError:
+            raise RowError("image_missing", f"{name!r} names no bucket") from None
+        if not within or not isinstance(found, GcsLocation):
+            raise RowError("image_missing", f"{name!r} names no object")
+        if ".." in path.parts:
+            raise RowError("image_path_unsafe", f"{name!r} has a part '..', which no object's name needs")
+        return GcsLocation(found.bucket, within)
 
     def _archive(self, name: str) -> Path:
         """The local copy of a tar file, fetched and verified once."""
         with self._fetching:
             if name not in self._archives:
-                if gcs.stat(self._root / name) is None:
-                    raise RowError("image_missing", f"there is no object {self._root / name}")
-                self._archives[name] = local_copy(self._root / name)
+                found = self._find(name)
+                with self._explained():
+                    self._archives[name] = local_copy(found.location)
             return self._archives[name]
+
+
+def _too_large(name: str, found: gcs.Object) -> RowError:
+    return RowError("image_too_large", f"{name!r} has {found.size} bytes, {MAX_BYTES} at most")
 
 
 def split_archive(name: str) -> tuple[str, str]:

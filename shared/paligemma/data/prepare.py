@@ -10,9 +10,8 @@ import heapq
 import json
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from paligemma.data.row_warnings import difference_hash, image_warnings, text_wa
 from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id, unreadable
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
+from paligemma.data.web_images import WebImage
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_model
 from paligemma.storage.gcs import crc32c_of
@@ -42,6 +42,7 @@ LONGEST_SUFFIX = 200
 LISTS = ("rows", "rejected", "warnings", "images")
 _BLOCK = 1 << 20
 _WINDOW = 32
+_HELD = 16 << 20  # bytes of pictures in the lines of a window
 _PICTURES_KEPT = 16
 
 
@@ -54,6 +55,7 @@ class Job:
         images: the folder or `gs://` prefix that image names are relative to.
         tokenizer: the SentencePiece model.
         grey_range: samples of black and white in grey pictures; None: as stated in each file.
+        web: what the web addresses in the rows gave, by the images' names.
     """
 
     data: Path
@@ -64,6 +66,7 @@ class Job:
     over_long: OverLong
     compression: Compression
     grey_range: GreyRange | None = None
+    web: Mapping[str, WebImage] = field(default_factory=dict)
 
 
 class Remark(BaseModel):
@@ -209,7 +212,7 @@ class Preparer:
         """
         self._job, self._kept = job, kept or KeptPictures()
         self._tokenizer = Tokenizer(job.tokenizer)
-        self._images = open_images(job.images)
+        self._images = open_images(job.images, job.web)
         self._pictures: dict[str, _Picture | RowError] = {}
         self._seen: dict[Seen, None] = {}  # in order
 
@@ -249,10 +252,10 @@ class Preparer:
         self, lines: Iterator[tuple[int, Row | RowError]], facts: Facts, report: Report
     ) -> Iterator[tuple[Example | None, _Picture | None, list[Remark]]]:
         """Yields every row as an example with its warnings, or as None with the reason. Counts lines and cut suffixes."""
-        window = list(islice(lines, _WINDOW))
+        window = _next_window(lines)
         while window:
-            following = list(islice(lines, _WINDOW))
-            names = [row.image for _, row in window + following if isinstance(row, Row)]
+            following = _next_window(lines)
+            names = [row.image for _, row in window + following if isinstance(row, Row) and row.inline is None]
             self._images.expect([name for name in names if self._kept.without_reading(name) is None])
             ids = self._tokenize([row for _, row in window if isinstance(row, Row)])
             for number, row in window:
@@ -285,7 +288,9 @@ class Preparer:
     def _example(
         self, row: Row, prefix: list[int], suffix: list[int], spelt: bool, facts: Facts
     ) -> tuple[Example, _Picture, list[Remark]]:
-        picture = self._picture(row.image)
+        picture = self._picture(row)
+        if row.image_sha256 and picture.sha256 != row.image_sha256:
+            raise RowError("image_hash_wrong", f"{row.image!r} has sha256 {picture.sha256}, not {row.image_sha256}")
         if not spelt:
             raise RowError("text_unspellable", self._misspelt(row, prefix, suffix))
         prefix_ids, suffix_ids, cut = self._fit(
@@ -349,14 +354,15 @@ class Preparer:
             )
         return prefix_ids, [*suffix_ids[: -1 - excess], suffix_ids[-1]], True
 
-    def _picture(self, name: str) -> _Picture:
+    def _picture(self, row: Row) -> _Picture:
         """A row's image, decoded and resized. Keeps the last few, because data sets ask several questions about each image."""
+        name = row.image
         found = self._pictures.get(name)
         if found is None:
             if len(self._pictures) == _PICTURES_KEPT:
                 del self._pictures[next(iter(self._pictures))]
             try:
-                found = self._read_picture(name)
+                found = self._read_picture(row)
             except RowError as error:
                 found = error
             self._pictures[name] = found
@@ -364,13 +370,14 @@ class Preparer:
             raise found
         return found
 
-    def _read_picture(self, name: str) -> _Picture:
+    def _read_picture(self, row: Row) -> _Picture:
+        name = row.image
         known = self._kept.without_reading(name)
         if known is not None and (picture := self._kept_picture(known.image_sha256)) is not None:
             self._seen[known] = None
             return picture
         try:
-            data = self._images.read(name)
+            data = self._images.read(name) if row.inline is None else row.inline
         except RowError as error:
             self._seen[Seen(name, fault=fault_mark(error))] = None
             raise
@@ -406,6 +413,15 @@ class _Picture:
     sha256: str
     dhash: int
     warnings: list[tuple[str, str]]
+
+
+def _next_window(lines: Iterator[tuple[int, Row | RowError]]) -> list[tuple[int, Row | RowError]]:
+    """The next lines, which are read and tokenized together: fewer if they hold large pictures."""
+    window, held = [], 0
+    while len(window) < _WINDOW and held < _HELD and (line := next(lines, None)) is not None:
+        window.append(line)
+        held += len(line[1].inline or b"") if isinstance(line[1], Row) else 0
+    return window
 
 
 def _count(facts: Facts, example: Example) -> None:

@@ -19,9 +19,10 @@ from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import open_records
 from paligemma.data.row_warnings import WARNINGS
-from paligemma.data.rows import REASONS, read_all_rows
+from paligemma.data.rows import REASONS, Row, read_all_rows
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
+from paligemma.data.web_images import fetch_images
 from paligemma.errors import InputError
 from paligemma.reports.page import image_uri, render
 from paligemma.storage.files import exists
@@ -142,7 +143,8 @@ def _of_rows(
     path = localize(data)
     if not path.is_file():
         raise InputError(f"There is no data {data}.", where="--data", expected="records, or a JSONL file", fix="check the path")
-    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range)
+    web = fetch_images(row for _, row in islice(read_all_rows(path), LOOKED_AT) if isinstance(row, Row))
+    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web)
     looked, facts = _Looked(), Facts()
     lines = read_all_rows(path)
     judged = Preparer(job).judge(islice(lines, LOOKED_AT), facts, lambda line, rejected: None)

@@ -17,30 +17,47 @@ from typing import Any
 import numpy as np
 
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
+from paligemma.data.inline_images import inline_image
 from paligemma.errors import DamagedError, InputError
+from paligemma.redaction import name_of_address
+from paligemma.safe_names import sha256_fault
 from paligemma.storage.disk_space import check_space
+from paligemma.web_address import is_web_address
 
 MAX_LINE_BYTES = 1 << 20
-"""Longest line that is parsed, in bytes; longer lines are rejected without being held in memory."""
+"""Longest line that is parsed, in bytes, without a picture in it; longer lines are rejected."""
+
+MAX_INLINE_BYTES = 16 << 20
+"""Longest line with a picture in it; longer lines are rejected without being held in memory."""
+
+MOST_VALUES = 10_000
+"""Most lists, objects and values in a line of more than `MAX_LINE_BYTES`: each takes many times its own bytes in memory."""
 
 MAX_RATIO = 250
 """Highest allowed compression ratio of a gzip file: rows reach 5 to 10, gzip's limit is 1,000."""
 
 _BLOCK = 1 << 20
+_CHATS = {"messages", "conversations", "conversation"}
 _ANY_RATIO = 64 << 20
 """Unpacked bytes that are allowed at any ratio."""
 
 REASONS = {
-    "line_too_long": "the line is longer than 1 MiB",
+    "line_too_long": "the line is longer than 1 MiB, or 16 MiB with a data: image",
     "encoding_invalid": "the line is not UTF-8, or has half a surrogate pair",
     "json_invalid": "the line is not JSON",
     "not_an_object": "the line is JSON, but not an object",
     "key_repeated": "a key is repeated: nobody knows which value is meant",
     "key_missing": "image, prefix or suffix is missing",
-    "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
+    "type_wrong": "image, prefix or suffix is not a string, answers not a list of strings, or image_sha256 no sha256",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
-    "image_path_unsafe": "the image path is absolute, an address, or leads out of the image folder",
-    "image_missing": "there is no such image file, or it cannot be read",
+    "image_none": "the row has texts only: the model sees an image in every row",
+    "images_several": "the row has several images: the model sees one",
+    "image_path_unsafe": "the image path is absolute, an address of another kind, or leads out of the image folder",
+    "image_address_unsafe": "the address is plain http, is none, or leads to a host that is not on the internet",
+    "image_missing": "there is no such image file, object or page, or it cannot be read",
+    "image_forbidden": "the server, or the bucket, refuses to give the image",
+    "image_unavailable": "the server did not answer, or only with errors, however often it was asked",
+    "image_hash_wrong": "the image has another sha256 than the row says",
     "image_unreadable": "the file is not an image that can be decoded",
     "image_too_large": "the image has too many pixels, or bytes, to decode safely",
     "text_too_long": "prefix and suffix have more tokens than --max-text-tokens",
@@ -83,9 +100,17 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
 
 @dataclass(frozen=True)
 class Row:
-    """A well-formed row. `image` is relative to the image folder.
+    """A well-formed row.
 
-    `answers` are the references for evaluation if there are several; if empty, the suffix is the only reference.
+    Attributes:
+        line: number of its line, from 1.
+        image: the image's name in lists and records. A path below the image folder, or a `gs://` address, is its own name; a
+            web address is named without its query, which may be a key; and a picture in the row by its sha256.
+        prefix, suffix: the texts.
+        answers: the references for evaluation if there are several; if empty, the suffix is the only reference.
+        image_sha256: what the image's sha256 has to be; empty if the row does not say.
+        address: the web address of the image; empty if it is elsewhere.
+        inline: the image file, if the row itself holds it.
     """
 
     line: int
@@ -93,6 +118,9 @@ class Row:
     prefix: str
     suffix: str
     answers: tuple[str, ...] = ()
+    image_sha256: str = ""
+    address: str = ""
+    inline: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -234,9 +262,12 @@ def parse_row(line: bytes, number: int) -> Row:
     if not isinstance(values, dict):
         many = "; the file looks like one JSON array, but each line must be an object" if number == 1 else ""
         raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")
+    inline = _inline(values.get("image"), len(line))
+    _expect_one_image(values)
     for key in ("image", "prefix", "suffix"):
         if key not in values:
-            raise RowError("key_missing", f"{key!r} is missing; the row has {', '.join(map(repr, values)) or 'no keys'}")
+            chat = "; paligemma convert chat makes rows of conversations" if values.keys() & _CHATS else ""
+            raise RowError("key_missing", f"{key!r} is missing; the row has {', '.join(map(repr, values)) or 'no keys'}{chat}")
         if not isinstance(values[key], str):
             raise RowError("type_wrong", f"{key!r} is {_kind(values[key])}, not a string")
         try:
@@ -252,7 +283,63 @@ def parse_row(line: bytes, number: int) -> Row:
         "".join(answers).encode()
     except UnicodeEncodeError:
         raise RowError("encoding_invalid", "'answers' has half a surrogate pair") from None
-    return Row(number, values["image"], values["prefix"], values["suffix"], tuple(answers))
+    sha256 = values.get("image_sha256", "")
+    if not isinstance(sha256, str) or (sha256 and sha256_fault(sha256.lower())):
+        raise RowError("type_wrong", "'image_sha256' is not 64 hexadecimal digits")
+    texts = (values["prefix"], values["suffix"], tuple(answers), sha256.lower())
+    name, address = name_image(values["image"], inline)
+    return Row(number, name, *texts, address, inline)
+
+
+def name_image(image: str, inline: bytes | None) -> tuple[str, str]:
+    """The name of a row's image in lists and records, and its web address if it has one; see `Row`.
+
+    Args:
+        image: as the row has it.
+        inline: the image file, if that is it.
+    """
+    if inline is not None:
+        return f"data:sha256:{hashlib.sha256(inline).hexdigest()}", ""
+    return (name_of_address(image), image) if is_web_address(image) else (image, "")
+
+
+def leads_elsewhere(image: str) -> bool:
+    """Whether an image, as a row has it, is by its form in a bucket, on the web, or in the row itself."""
+    try:
+        return image.startswith("gs://") or is_web_address(image) or inline_image(image) is not None
+    except ValueError:
+        return True
+
+
+def _expect_one_image(values: dict) -> None:
+    """Refuses a row of texts only, and a row of several images, in words of their own."""
+    image = values.get("image")
+    if isinstance(image, list) and len(image) > 1:
+        raise RowError(
+            "images_several", f"'image' is an array of {len(image)}; write a row for each image, if it is asked about alone"
+        )
+    if image is None and all(isinstance(values.get(key), str) for key in ("prefix", "suffix")):
+        there = f"the row has {', '.join(map(repr, values))}" if "image" not in values else "'image' is null"
+        raise RowError("image_none", f"{there}: without an image, there is nothing to ask PaliGemma about")
+
+
+def _inline(image: object, size: int) -> bytes | None:
+    """The picture that a row holds itself, if it does.
+
+    Args:
+        image: the row's image, as it is written.
+        size: of the line, in bytes.
+
+    Raises:
+        RowError: the picture cannot be decoded; or the line is too long, a picture in it not counted.
+    """
+    try:
+        inline = inline_image(image) if isinstance(image, str) else None
+    except ValueError as error:
+        raise RowError("image_unreadable", str(error)) from None
+    if size - (0 if inline is None else len(str(image))) > MAX_LINE_BYTES:
+        raise RowError("line_too_long", f"it has {size} bytes, {MAX_LINE_BYTES} at most, a picture in it not counted")
+    return inline
 
 
 def _kind(value: object) -> str:
@@ -337,6 +424,8 @@ def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Ro
     for number, line in enumerate(lines, start=first):
         if line is None:
             yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes")
+        elif len(line) > MAX_LINE_BYTES and sum(map(line.count, (b"[", b"{", b","))) > MOST_VALUES:
+            yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes, and not by a picture in it")
         elif line.strip():
             try:
                 yield number, parse_row(line, number)
@@ -346,10 +435,10 @@ def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Ro
 
 def _lines(file, size: float) -> Iterator[bytes | None]:
     """Lines of a binary file from its current position, up to `size` bytes; None for a line that is too long."""
-    while size > 0 and (line := file.readline(MAX_LINE_BYTES + 1)):
+    while size > 0 and (line := file.readline(MAX_INLINE_BYTES + 1)):
         size -= len(line)
-        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        if len(line) > MAX_INLINE_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_INLINE_BYTES)) and not rest.endswith(b"\n"):
                 size -= len(rest)
             size -= len(rest)
             yield None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.rows import Row, RowError, is_gzip, read_rows, unpack
+from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError
 from paligemma.storage.atomic import write_file
+from paligemma.storage.location import SCHEME
 
 
 def split_rows(data: Path, images: Path | None, fraction: float, train: Path, validation: Path) -> tuple[int, int]:
@@ -20,8 +23,8 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
 
     Args:
         data: the file, plain or gzip; may be the same path as `train`.
-        images: the folder that image names are relative to; None if it is not on this machine. An image that is unreadable or
-            outside the folder is identified by its name.
+        images: the folder that image names are relative to; None if it is not on this machine. An image that is unreadable,
+            in Cloud Storage or outside the folder is identified by its name. Those on the web are fetched.
         fraction: share of the images for validation; each side gets at least one image.
         train, validation: the files to write.
 
@@ -36,9 +39,14 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
         if is_gzip(data):
             plain = Path(folder) / "rows"
             unpack(data, plain)
-        names = {number: row.image for number, row in read_rows(plain) if isinstance(row, Row)}
+        web = fetch_images(row for _, row in read_rows(plain) if isinstance(row, Row))
         source = None if images is None else open_images(images)
-        keys = {name: _key(name, source) for name in dict.fromkeys(names.values())}
+        names: dict[int, str] = {}
+        keys: dict[str, str] = {}
+        for number, row in read_rows(plain):
+            if isinstance(row, Row):
+                names[number] = row.image
+                keys[row.image] = keys.get(row.image) or _key(row, web, source)
         ordered = sorted(set(keys.values()))
         if len(ordered) < 2:
             raise InputError(
@@ -61,10 +69,12 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
     return len(parts[0]), len(parts[1])
 
 
-def _key(name: str, images: ImageSource | None) -> str:
+def _key(row: Row, web: Mapping[str, WebImage], images: ImageSource | None) -> str:
     """Key of an image. Hashed, so that the order of keys is independent of the order of names."""
-    content = name.encode("utf-8", "surrogatepass")
-    if images is not None:
+    if row.image in web:
+        return web[row.image].sha256 or hashlib.sha256(row.image.encode()).hexdigest()
+    content = row.inline or row.image.encode()
+    if images is not None and row.inline is None and not row.image.startswith(SCHEME):
         with contextlib.suppress(RowError):
-            content = images.read(name)
+            content = images.read(row.image)
     return hashlib.sha256(content).hexdigest()

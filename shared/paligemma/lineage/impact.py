@@ -21,8 +21,10 @@ from paligemma.lineage.queries import (
     users_of,
 )
 from paligemma.lineage.rejected import rejections
+from paligemma.redaction import name_of_address
 from paligemma.storage.files import local_file
 from paligemma.storage.location import parse_location
+from paligemma.web_address import is_web_address
 
 MODEL_TYPES = ("tuned-model",)
 EVALUATION_TYPES = ("evaluation",)
@@ -148,4 +150,5 @@ def _find_rows(index: Index, name: str) -> tuple[str, list]:
         if found := index.ask(select + "row BETWEEN ? AND ?", *bounds):
             return "row", found
         return "image", index.ask(select + "image BETWEEN ? AND ?", *bounds)
-    return "image", index.ask(select + "name = ?", name)
+    named = name_of_address(name) if is_web_address(name) else name
+    return "image", index.ask(select + "name = ?", named)

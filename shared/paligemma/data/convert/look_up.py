@@ -8,6 +8,7 @@ from pathlib import Path
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
 from paligemma.data.image_source import split_archive
 from paligemma.data.image_suffixes import decoded_suffixes
+from paligemma.data.rows import leads_elsewhere
 from paligemma.errors import InputError
 
 _FIRST = 100
@@ -24,7 +25,7 @@ def look_up_images(
         folder: the folder that image names are relative to.
         tally: counts the missing images.
         max_missing: largest allowed share of rows without an image.
-        table, image: as the user named them, for the message.
+        table, image: as the user named them, for the message; without an `image`, no flag names it.
 
     Raises:
         InputError: too many images are missing.
@@ -45,7 +46,7 @@ def look_up_images(
         if not isinstance(outcome.result, EntryError):
             rows += 1
             name = str(outcome.result["image"])
-            if not _is_there(folder, split_archive(name)[0] or name):
+            if not leads_elsewhere(name) and not _is_there(folder, split_archive(name)[0] or name):
                 missing.append(name)
             if rows == _FIRST and len(missing) == rows:
                 check()
@@ -63,7 +64,7 @@ def _is_there(folder: Path, name: str) -> bool:
 
 
 def _remedy(name: str, folder: Path, table: Path, image: str) -> str:
-    endings = sorted(decoded_suffixes())
+    endings = sorted(decoded_suffixes()) if image else []
     endings += [ending.upper() for ending in endings]  # as cameras write them
     for ending in endings:
         if _is_there(folder, name + ending):
@@ -77,4 +78,5 @@ def _remedy(name: str, folder: Path, table: Path, image: str) -> str:
                 if _is_there(found, last + ending):
                     part = f" --image '{{{image}}}{ending}'" if ending and "{" not in image else ""
                     return f"there is one in {found}: --images {found}{part}"
-    return "pass --images, the folder that they are in; or --image with a template, as --image 'photos/{id}.jpg'"
+    template = "; or --image with a template, as --image 'photos/{id}.jpg'" if image else ""
+    return f"pass --images, the folder that they are in{template}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from paligemma.data.convert.reasons import NOTES, ON_PURPOSE, REASONS
-from paligemma.data.rows import MAX_LINE_BYTES, Repeated, RowError, parse_row
+from paligemma.data.rows import MAX_INLINE_BYTES, Repeated, RowError, parse_row
 from paligemma.errors import InputError
 
 Converted = dict[str, str | list[str]]
@@ -29,6 +29,7 @@ MAX_REJECT_FRACTION = 0.1
 """Default for the largest allowed share of unusable entries; the same as prepare_data's."""
 
 _SHOWN = 20
+_READ = re.compile(r"gs://|https://", re.IGNORECASE)
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -229,8 +230,8 @@ def _row_line(row: Converted) -> bytes:
         EntryError: prepare_data would reject the row.
     """
     line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-    if len(line) > MAX_LINE_BYTES:
-        raise EntryError("line_too_long", f"the row has {len(line)} bytes, {MAX_LINE_BYTES} at most")
+    if len(line) > MAX_INLINE_BYTES:
+        raise EntryError("line_too_long", f"the row has {len(line)} bytes, {MAX_INLINE_BYTES} at most")
     try:
         parsed = parse_row(line, 2)
     except RowError as error:
@@ -238,6 +239,8 @@ def _row_line(row: Converted) -> bytes:
     for key, text in (("image", parsed.image), ("prefix", parsed.prefix), ("suffix", parsed.suffix)):
         if "\0" in text:
             raise EntryError("text_nul", f"{key!r} is {shown(text)}")
+    if parsed.inline is not None or _READ.match(parsed.image):
+        return line
     if _DRIVE_OR_SCHEME.match(parsed.image) or os.path.isabs(parsed.image):
         raise EntryError("image_path_unsafe", f"{shown(parsed.image)} is not relative to the image folder")
     if os.path.normpath(parsed.image).split("/")[0] == "..":

@@ -10,7 +10,7 @@ REASONS = {
     "image_unlisted": "the file lists no image of that id",
     "image_ambiguous": "the file lists several different images of that id",
     "image_unnamed": "the image has no file name that can be used",
-    "image_path_unsafe": "the image's name is absolute, an address, or leads out of the image folder",
+    "image_path_unsafe": "the image's name is absolute, plain http or another address, or leads out of the image folder",
     "caption_missing": "the annotation has no caption, or one that is neither text nor a number",
     "question_id_missing": "the annotation does not say which question it answers, in words or in a whole number",
     "question_unlisted": "the questions have none of that id",
@@ -39,17 +39,38 @@ REASONS = {
     "value_missing": "the column is empty (null, or not a number) in this row",
     "value_wrong": "the value cannot be put into a text, or is not an image",
     "label_unknown": "the number is not that of a class of the ClassLabel",
+    "turns_missing": "the entry has no conversation, or several",
+    "turns_malformed": "the conversation is not of turns that say who speaks, and text or parts",
+    "turns_several": "the conversation has several questions, and later ones may need earlier ones (left out on purpose)",
+    "role_other": "a turn is neither of the user, nor of the assistant, nor of the system",
+    "question_unasked": "no question comes before the answer",
+    "answer_unlearned": "there is no answer, or one that is marked as not to be learned",
+    "image_in_answer": "the answer has an image: the model answers with text",
+    "marks_disagree": "there are more places for images than images",
+    "media_other": "the conversation has a video, or sound (left out on purpose)",
+    "boxes_apart": "boxes are apart from the text, which has <bbox> or <ref-object> in their place",
     "text_nul": "image, prefix or suffix has a NUL character",
     "format_other": "the file's format is not one that prepare_data reads (left out on purpose)",
     "label_missing": "the picture is in no label's folder (left out on purpose)",
     **{
         code: rows.REASONS[code]
-        for code in ("line_too_long", "encoding_invalid", "json_invalid", "key_repeated", "suffix_empty")
+        for code in (
+            "line_too_long",
+            "encoding_invalid",
+            "json_invalid",
+            "key_repeated",
+            "suffix_empty",
+            "image_none",
+            "images_several",
+            "image_unreadable",
+        )
     },
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
-ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing"))
+ON_PURPOSE = frozenset(
+    ("crowd", "format_other", "label_missing", "turns_several", "media_other", "image_none", "images_several")
+)
 """Reasons that are not faults of the data: they are counted and listed, but do not make a conversion fail."""
 
 NOTES = {
@@ -69,6 +90,9 @@ NOTES = {
     "name_from_url": "images have no file_name: the last two parts of their coco_url were taken, as for LVIS",
     "answer_dropped": "answers are empty, or neither text nor numbers, and were dropped beside others that can be used",
     "cell_of_many_lines": "rows have a cell of several lines; if none should, a quote is not closed",
+    "system_dropped": "conversations have a system prompt, which PaliGemma has no place for: it was left out",
+    "later_turns_dropped": "turns follow a conversation's first question and answer, and were left out (--first-turn)",
+    "image_moved": "questions have their image amid the text: PaliGemma sees it before the text",
     "hidden_left_out": "files and folders are hidden, or of the system (.ipynb_checkpoints, __MACOSX, Thumbs.db): left out",
     "link_left_out": "folders are links, which are not followed",
 }

@@ -227,7 +227,7 @@ def _check_columns(columns: Sequence[str], header: Sequence[str], table: Path, h
 
 
 def _parquet_rows(table: Path, columns: Sequence[str], tally: Tally) -> Iterator[TableRow]:
-    """Reads only the requested columns, a few rows at a time."""
+    """Reads only the requested columns, or all if none is, a few rows at a time."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -239,7 +239,7 @@ def _parquet_rows(table: Path, columns: Sequence[str], tally: Tally) -> Iterator
         schema = file.schema_arrow
         _check_columns(columns, schema.names, table)
         name = named_labels(schema.metadata)
-        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
+        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns)) or None):
             for index in range(batch.num_rows):
                 number += 1
                 yield Entry(f"row {number}"), _parquet_row(batch.slice(index, 1), name)
