@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paligemma.choices import BoxPixels
+from paligemma.choices import BoxPixels, CaptionFormName, CaptionRows, VqaFormName
 from paligemma.command_line import make_app
 from paligemma.terminal import say
 
@@ -25,6 +25,82 @@ ValidationFraction = Annotated[
 ImageFolder = Annotated[
     Path | None, typer.Option(help="Folder that image names are relative to.", show_default="the folder of --output")
 ]
+ImageTemplate = Annotated[
+    str,
+    typer.Option(
+        "--image", help="Name of an image; {key} stands for a value of its question or caption.", show_default="the form's"
+    ),
+]
+RowsFor = Annotated[
+    CaptionRows,
+    typer.Option(help="A row for each caption, to train on; or for each image with all its captions, to evaluate by."),
+]
+
+
+@convert.command("vqa")
+def convert_vqa(
+    form: Annotated[VqaFormName, typer.Option(help="The data set; presets have the same names.")],
+    annotations: Annotated[Path, typer.Option(help="The published file with the answers; for ai2d, the folder questions.")],
+    output: OutputFile,
+    questions: Annotated[
+        Path | None, typer.Option(help="The questions, where they are in a file of their own.", show_default="none")
+    ] = None,
+    images: ImageFolder = None,
+    image: ImageTemplate = "",
+    split: Annotated[
+        str, typer.Option(help="Split to take, where a file has several: train, val or test.", show_default="none")
+    ] = "",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each question of a published data set, with the most frequent answer, and all answers."""
+    from paligemma.data.convert.look_up import look_up_images
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+    from paligemma.data.convert.vqa import vqa_rows
+    from paligemma.data.convert.vqa_entries import Source
+    from paligemma.data.convert.vqa_forms import FORMS
+
+    folder = images or output.parent
+    tally = Tally("questions", hint=_hint(images, output))
+    refuse_sources(output, [questions] if questions else [])
+    outcomes = vqa_rows(FORMS[form], Source(annotations, questions), folder, tally, image, split)
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, annotations, image or FORMS[form].images[0])
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("captions")
+def convert_captions(
+    form: Annotated[CaptionFormName, typer.Option(help="The data set; presets have the same names.")],
+    annotations: Annotated[Path, typer.Option(help="The published file; for scicap, the folder with a split's captions.")],
+    output: OutputFile,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="The published list of a split's images, for scicap, screen2words, widgetcap.", show_default="every image"
+        ),
+    ] = None,
+    language: Annotated[str, typer.Option(help="Code of a language, for coco35l and xm3600.", show_default="all")] = "",
+    size: Annotated[
+        int, typer.Option(help="Side of the pictures that widgetcap draws a box into: the model's resolution.", min=1, max=4096)
+    ] = 224,
+    images: ImageFolder = None,
+    image: ImageTemplate = "",
+    rows_for: RowsFor = "caption",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each caption of a published data set."""
+    from paligemma.data.convert.captions import FORMS, Asked, by_image, caption_rows
+    from paligemma.data.convert.look_up import look_up_images
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+
+    folder = images or output.parent
+    tally = Tally("captions", hint=_hint(images, output))
+    refuse_sources(output, [ids] if ids else [])
+    outcomes = caption_rows(FORMS[form], Asked(annotations, folder, ids, language, size), tally, image)
+    outcomes = by_image(outcomes) if rows_for == "image" else outcomes
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, annotations, image or FORMS[form].images[0])
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 
 @convert.command("coco-captions")
@@ -33,15 +109,18 @@ def convert_coco_captions(
     output: OutputFile,
     prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "caption en",
     images: ImageFolder = None,
+    rows_for: RowsFor = "caption",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each caption."""
+    """One row for each caption in COCO's form, as COCO and nocaps have it."""
+    from paligemma.data.convert.captions import by_image
     from paligemma.data.convert.coco import coco_captions
     from paligemma.data.convert.outcomes import Tally
 
     tally = Tally("annotations", hint=_hint(images, output))
     outcomes = coco_captions(annotations, prefix, images or output.parent, tally)
+    outcomes = by_image(outcomes) if rows_for == "image" else outcomes
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
 
 
@@ -75,13 +154,16 @@ def convert_vqav2(
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each question, with the most frequent answer."""
+    """One row for each question, with the most frequent answer; as `vqa --form vqav2`, with images by their numbers."""
     from paligemma.data.convert.outcomes import Tally, refuse_sources
-    from paligemma.data.convert.vqa import vqav2
+    from paligemma.data.convert.vqa import refuse_constant, vqa_rows
+    from paligemma.data.convert.vqa_entries import Source
+    from paligemma.data.convert.vqa_forms import FORMS
 
     tally = Tally("annotations")
     refuse_sources(output, [questions])
-    outcomes = vqav2(questions, annotations, images, tally)
+    refuse_constant(images)
+    outcomes = vqa_rows(FORMS["vqav2"], Source(annotations, questions), output.parent, tally, images)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, output.parent)
 
 

@@ -18,6 +18,12 @@ REASONS = {
     "question_missing": "the question of that id has no text",
     "image_disagrees": "question and annotation are of different images",
     "answer_missing": "the annotation has no answer that is text or a number",
+    "choices_wrong": "the choices are not a list of up to 26 texts",
+    "left_out": "the entry is of another split, inactive, or of a kind that the preset leaves out (left out on purpose)",
+    "language_missing": "the line does not say in which language its caption is",
+    "file_unreadable": "the entry's own file is missing, too large, or cannot be read",
+    "picture_unreadable": "the picture, which is drawn on, is missing or cannot be decoded",
+    "labels_wrong": "the diagram's labels are not rectangles with a letter each",
     "category_missing": "the annotation has no category",
     "category_unlisted": "the file lists no category of that id",
     "category_ambiguous": "the file lists several different categories of that id",
@@ -49,7 +55,7 @@ REASONS = {
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
-ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing"))
+ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing", "left_out"))
 """Reasons that are not faults of the data: they are counted and listed, but do not make a conversion fail."""
 
 NOTES = {
@@ -68,6 +74,8 @@ NOTES = {
     "name_absolute": "image names are absolute and inside the image folder: they are relative to it now",
     "name_from_url": "images have no file_name: the last two parts of their coco_url were taken, as for LVIS",
     "answer_dropped": "answers are empty, or neither text nor numbers, and were dropped beside others that can be used",
+    "answer_in_order": "answers have more parts than are listed in every order: only the published order counts",
+    "labels_replaced": "diagrams were copied to images/ with letters in place of labels, as their questions name them",
     "cell_of_many_lines": "rows have a cell of several lines; if none should, a quote is not closed",
     "hidden_left_out": "files and folders are hidden, or of the system (.ipynb_checkpoints, __MACOSX, Thumbs.db): left out",
     "link_left_out": "folders are links, which are not followed",

@@ -1,0 +1,92 @@
+"""`paligemma convert` on every published form: the rows that PaliGemma was trained on, and prepare_data takes each of them."""
+
+from __future__ import annotations
+
+import json
+import typing
+from pathlib import Path
+
+import pytest
+from converting import VALUES, Conversion, assert_accounted, places, run_convert, with_value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from published_forms import CAPTIONS, PICTURE, QUESTIONS, Published, write_one
+
+from components.prepare_data.__main__ import run as prepare
+from paligemma.choices import CaptionFormName, VqaFormName
+from paligemma.data.convert import captions, vqa_forms
+
+PUBLISHED = [*QUESTIONS, *CAPTIONS]
+NAMES = [one.form for one in PUBLISHED]
+
+
+def convert(published: Published, folder: Path) -> Conversion:
+    return run_convert(folder / "out.jsonl", *published.write(folder))
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=NAMES)
+def test_a_published_form_becomes_the_rows_of_the_transfer(published: Published, tmp_path: Path) -> None:
+    done = convert(published, tmp_path)
+    assert [(row["image"], row["prefix"], row["suffix"]) for row in done.rows] == list(published.rows)
+    assert [row["answers"] for row in done.rows if "answers" in row] == [list(answers) for answers in published.answers]
+    assert done.codes == list(published.skips)
+    assert published.words in done.words
+    assert "name an image that is not" not in done.words
+    assert f"{len(done.skipped)} skipped" in done.words
+
+
+def test_every_form_has_a_data_set() -> None:
+    assert typing.get_args(VqaFormName) == tuple(vqa_forms.FORMS)
+    assert typing.get_args(CaptionFormName) == tuple(captions.FORMS)
+    assert {one.form for one in QUESTIONS} == set(vqa_forms.FORMS)
+    assert {one.form for one in CAPTIONS} == {*captions.FORMS, "coco", "nocaps"}
+
+
+def test_prepare_data_takes_every_row_of_every_form(tmp_path: Path) -> None:
+    rows = []
+    for published in PUBLISHED:
+        for row in convert(published, tmp_path / published.form).rows:
+            rows.append(row | {"image": f"{published.form}/{row['image']}"})
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(
+        data=str(tmp_path / "all.jsonl"),
+        checkpoint="embedded:tiny",
+        output=str(tmp_path / "records"),
+        max_reject_fraction=0.0,
+        max_text_tokens=512,
+        workers=1,
+    )
+    counts = json.loads((tmp_path / "records" / "dataset.json").read_text())
+    assert (counts["rows"], counts["rejected"]) == (len(rows), {})
+
+
+def _changed(content: object, data: st.DataObject, value: object) -> object:
+    """A file's content with another value in some place; of a table, with another line."""
+    if not isinstance(content, str):
+        return with_value(content, data.draw(st.sampled_from(places(content))), value)
+    lines = content.splitlines()
+    number = data.draw(st.integers(0, len(lines) - 1))
+    if lines[number].startswith("{"):
+        line = json.loads(lines[number])
+        lines[number] = json.dumps(with_value(line, data.draw(st.sampled_from(places(line))), value))
+    else:
+        lines[number] = data.draw(st.text(alphabet=st.characters(codec="utf-8"), max_size=12))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=NAMES)
+@settings(max_examples=60)
+@given(data=st.data(), value=VALUES)
+def test_any_value_anywhere_in_any_file_never_ends_in_a_traceback(
+    published: Published, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, value: object
+) -> None:
+    folder = tmp_path_factory.mktemp("form")
+    arguments = published.write(folder)
+    name = data.draw(st.sampled_from([name for name, content in published.files.items() if content is not PICTURE]))
+    content = _changed(published.files[name], data, value)
+    write_one(folder / name, content)
+    done = run_convert(folder / "out.jsonl", *arguments)
+    entries = None
+    if name == published.document and not isinstance(content, str):
+        entries = published.entries(content)
+    assert_accounted(done, folder / "out.jsonl", entries, one_each="image" not in published.command)
