@@ -179,7 +179,19 @@ def convert_table(
         ),
     ] = "image",
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
-    suffix: Annotated[str, typer.Option(help="Suffix; {name} stands for a column.")] = "{suffix}",
+    suffix: Annotated[
+        str,
+        typer.Option(
+            help="Suffix; {name} stands for a column.", show_default="{suffix}; with --answers, the most frequent answer"
+        ),
+    ] = "",
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of a right answer, or of a list of all right answers, to evaluate by; may be given several times.",
+            show_default="none",
+        ),
+    ] = None,
     images: ImageFolder = None,
     encoding: Annotated[
         str, typer.Option(help="Of CSV and JSONL: latin-1, utf-16, ...", show_default="its byte order mark's, else UTF-8")
@@ -198,7 +210,8 @@ def convert_table(
 
     tally = Tally("rows", hint=_hint(images, output))
     folder = images or output.parent
-    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter)
+    suffix = suffix or ("" if answers else "{suffix}")
+    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
     outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.names import image_name
-from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
+from paligemma.data.convert.outcomes import Converted, EntryError, Outcome, Tally, shown
 from paligemma.data.convert.table_files import read_table
 from paligemma.data.images import MAX_BYTES
 from paligemma.data.rows import Repeated
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import DamagedError, InputError, did_you_mean
+from paligemma.foreign_json import parse_json
 from paligemma.storage.atomic import write_file
+
+MOST_LIST = 1 << 16
+"""Longest cell, in characters, that is read as a list of answers."""
 
 
 def table_rows(
@@ -26,6 +33,7 @@ def table_rows(
     tally: Tally,
     encoding: str = "",
     delimiter: str = "",
+    answers: Sequence[str] = (),
 ) -> Iterator[Outcome]:
     """A row for every row of a CSV, JSONL, JSON or Parquet file; Parquet needs pyarrow.
 
@@ -34,18 +42,18 @@ def table_rows(
         folder: the folder that image paths are relative to; images held as bytes are written to its `images/`, named by hash.
         image: column with a path, or with bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in which
             `{name}` stands for a column.
-        prefix, suffix: texts in which `{name}` stands for a column.
+        prefix, suffix: texts in which `{name}` stands for a column. An empty suffix is the most frequent answer.
         tally: counts oddities.
         encoding, delimiter: encoding and delimiter of a CSV file; by default detected.
+        answers: columns of right answers, each of a text or a list of them.
 
     Raises:
         InputError: the table cannot be read, lacks a column, or a text without `{name}` equals a column's name.
     """
     texts = [Template(prefix, table), Template(suffix, table)]
     named = Template(image, table) if "{" in image else None
-    columns = list(
-        dict.fromkeys([*(named.columns if named else [image]), *(column for text in texts for column in text.columns)])
-    )
+    columns = [*(named.columns if named else [image]), *(column for text in texts for column in text.columns), *answers]
+    columns = list(dict.fromkeys(columns))
     constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
     for entry, values in read_table(table, columns, tally, encoding, delimiter):
         try:
@@ -58,9 +66,41 @@ def table_rows(
             if named is None and image not in values:
                 raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
             name = image_name(named.fill(values) if named else _image_of(values[image], folder), folder, tally)
-            yield Outcome((entry,), {"image": name, "prefix": filled[0], "suffix": filled[1]})
+            row: Converted = {"image": name, "prefix": filled[0], "suffix": filled[1]}
+            if answers:
+                row["answers"] = usable_answers(_all_answers(values, answers), entry, tally)
+                row["suffix"] = filled[1] if suffix else Counter(row["answers"]).most_common(1)[0][0]
+            yield Outcome((entry,), row)
         except EntryError as problem:
             yield Outcome((entry,), problem)
+
+
+def _all_answers(values: Mapping[str, Any], columns: Sequence[str]) -> list[object]:
+    """The answers in some columns of a row. A text may be a list as JSON, or as Python writes one."""
+    found: list[object] = []
+    for column in columns:
+        if column not in values:
+            raise EntryError("column_missing", f"there is no {column!r}: {did_you_mean(column, values)}")
+        value = values[column]
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = _list_in(value)
+        found.extend(value if isinstance(value, list) else [value])
+    return found
+
+
+def _list_in(text: str) -> object:
+    """The list that a text is, or the text."""
+    if len(text) > MOST_LIST:
+        return text
+    try:
+        return parse_json(text, "the cell", "The list", kind=list)
+    except DamagedError:
+        pass
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return value if isinstance(value, list) else text
 
 
 def _refuse_names(constant: Mapping[str, str], values: Mapping[str, Any], table: Path) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.drawn import with_letters
 from paligemma.data.convert.image_templates import ImageTemplate, name_image
 from paligemma.data.convert.names import number_of, text_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
-from paligemma.data.convert.vqa_entries import Source, read_small, texts_of
+from paligemma.data.convert.vqa_entries import Source, read_small
 from paligemma.data.convert.vqa_forms import VqaForm
 from paligemma.errors import InputError, did_you_mean
 
@@ -127,21 +128,6 @@ def _answers(
         return [form.suffix.format(answer=choices[right], letter=string.ascii_uppercase[right])]
     usable = usable_answers(value.get(form.answers), entry, tally, text_of(value.get("multiple_choice_answer")) or "")
     return [answer.lower() for answer in usable] if form.lower else usable
-
-
-def usable_answers(given: object, entry: Entry, tally: Tally, only: str = "") -> list[str]:
-    """The texts of some answers; `only` if there are none.
-
-    Raises:
-        EntryError: there are none.
-    """
-    texts = texts_of(given)
-    usable = [text for text in texts if text is not None and text.strip()]
-    if not usable and not only.strip():
-        raise EntryError("answer_missing", f"answers is {shown(given)}")
-    if len(usable) < len(texts):
-        tally.note("answer_dropped", entry.place, len(texts) - len(usable))
-    return usable or [only]
 
 
 def _any_order(answers: Sequence[str], entry: Entry, tally: Tally) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from paligemma.data.convert.files import read_json, read_list, read_lists, read_object
-from paligemma.data.convert.names import Index, id_of, text_of
+from paligemma.data.convert.names import Index, id_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally, object_of, shown
 from paligemma.errors import InputError
 
@@ -194,9 +194,3 @@ def _object(value: object) -> dict[str, Any] | EntryError:
         return object_of(value)
     except EntryError as problem:
         return problem
-
-
-def texts_of(value: object) -> list[str | None]:
-    """The texts of an answer, or of a list of answers or of objects with an `answer`; None for what is no text."""
-    given = value if isinstance(value, list) else [] if value is None else [value]
-    return [text_of(answer.get("answer") if isinstance(answer, dict) else answer) for answer in given]
