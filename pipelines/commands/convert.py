@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paligemma.choices import BoxPixels, CaptionFormName, CaptionRows, VqaFormName
+from paligemma.choices import BoxFormName, BoxPixels, CaptionFormName, CaptionRows, VqaFormName
 from paligemma.command_line import make_app
 from paligemma.terminal import say
 
@@ -34,6 +34,14 @@ ImageTemplate = Annotated[
 RowsFor = Annotated[
     CaptionRows,
     typer.Option(help="A row for each caption, to train on; or for each image with all its captions, to evaluate by."),
+]
+
+
+BoxPixelsFlag = Annotated[
+    BoxPixels,
+    typer.Option(
+        "--box-pixels", help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."
+    ),
 ]
 
 
@@ -129,10 +137,7 @@ def convert_coco_detection(
     annotations: Annotated[Path, typer.Option(help="instances_*.json of COCO, plain or gzip.")],
     output: OutputFile,
     images: ImageFolder = None,
-    box_pixels: Annotated[
-        BoxPixels,
-        typer.Option(help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."),
-    ] = "auto",
+    box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
@@ -143,6 +148,64 @@ def convert_coco_detection(
     tally = Tally("annotations", hint=_hint(images, output))
     outcomes = coco_detection(annotations, images or output.parent, tally, box_pixels)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
+
+
+@convert.command("boxes")
+def convert_boxes(
+    form: Annotated[BoxFormName, typer.Option(help="The tool, or its export.")],
+    annotations: Annotated[
+        Path,
+        typer.Option(
+            help="data.yaml of yolo; the folder of XML files of voc, of JSON files of labelme; the file of cvat, label-studio."
+        ),
+    ],
+    output: OutputFile,
+    images: ImageFolder = None,
+    split: Annotated[
+        str,
+        typer.Option(help="Split to take, of yolo and voc: train, val, ...", show_default="yolo: train; voc: every image"),
+    ] = "",
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each image: the boxes of an annotation tool as <loc> tokens."""
+    from paligemma.data.convert.box_forms import FORMS
+    from paligemma.data.convert.box_shapes import Export
+    from paligemma.data.convert.detection import detection_rows
+    from paligemma.data.convert.outcomes import Tally
+    from paligemma.errors import InputError
+
+    if split and form not in ("yolo", "voc"):
+        raise InputError("--split has no meaning for this form.", expected="no --split")
+    folder = images or output.parent
+    tally = Tally("boxes", hint=_hint(images, output))
+    outcomes = detection_rows(FORMS[form](Export(annotations, folder, split), tally), folder, box_pixels, tally)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("refcoco")
+def convert_refcoco(
+    annotations: Annotated[Path, typer.Option(help="instances.json of RefCOCO; or MDETR's finetune_refcoco_*.json.")],
+    output: OutputFile,
+    refs: Annotated[Path | None, typer.Option(help="The refs, as JSON.", show_default="the captions of MDETR's images")] = None,
+    images: ImageFolder = None,
+    split: Annotated[
+        str, typer.Option(help="Split to take, of refs: train, val, test, testA, testB.", show_default="all")
+    ] = "",
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each referring expression of RefCOCO, RefCOCO+ or RefCOCOg: its box as <loc> tokens."""
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+    from paligemma.data.convert.refcoco import expression_rows
+
+    folder = images or output.parent
+    tally = Tally("expressions", hint=_hint(images, output))
+    refuse_sources(output, [refs] if refs else [])
+    outcomes = expression_rows(annotations, refs, split, folder, tally, box_pixels)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 
 @convert.command("vqav2")

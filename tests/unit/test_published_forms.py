@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import pytest
 from converting import VALUES, Conversion, assert_accounted, places, run_convert, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_forms import CAPTIONS, PICTURE, QUESTIONS, Published, write_one
+from published_forms import BOXES, CAPTIONS, PICTURE, QUESTIONS, Published, write_one
 
 from components.prepare_data.__main__ import run as prepare
-from paligemma.choices import CaptionFormName, VqaFormName
-from paligemma.data.convert import captions, vqa_forms
+from paligemma.choices import BoxFormName, CaptionFormName, VqaFormName
+from paligemma.data.convert import box_forms, captions, vqa_forms
 
-PUBLISHED = [*QUESTIONS, *CAPTIONS]
+PUBLISHED = [*QUESTIONS, *CAPTIONS, *BOXES]
 NAMES = [one.form for one in PUBLISHED]
 
 
@@ -38,15 +39,18 @@ def test_a_published_form_becomes_the_rows_of_the_transfer(published: Published,
 def test_every_form_has_a_data_set() -> None:
     assert typing.get_args(VqaFormName) == tuple(vqa_forms.FORMS)
     assert typing.get_args(CaptionFormName) == tuple(captions.FORMS)
+    assert typing.get_args(BoxFormName) == tuple(box_forms.FORMS)
     assert {one.form for one in QUESTIONS} == set(vqa_forms.FORMS)
     assert {one.form for one in CAPTIONS} == {*captions.FORMS, "coco", "nocaps"}
+    assert {one.form for one in BOXES} == {*box_forms.FORMS, "roboflow-coco", "refcoco", "refcoco-mdetr"}
 
 
 def test_prepare_data_takes_every_row_of_every_form(tmp_path: Path) -> None:
     rows = []
     for published in PUBLISHED:
         for row in convert(published, tmp_path / published.form).rows:
-            rows.append(row | {"image": f"{published.form}/{row['image']}"})
+            inside = "train/" if published.form == "roboflow-coco" else ""
+            rows.append(row | {"image": f"{published.form}/{inside}{row['image']}"})
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare(
         data=str(tmp_path / "all.jsonl"),
@@ -60,8 +64,11 @@ def test_prepare_data_takes_every_row_of_every_form(tmp_path: Path) -> None:
     assert (counts["rows"], counts["rejected"]) == (len(rows), {})
 
 
+ODD_WORDS = ["", "nan", "1e999", "-1", "0", "<", "&lt;", "&#1;", '"', ";", "..", "/", "\\", "9" * 40]
+
+
 def _changed(content: object, data: st.DataObject, value: object) -> object:
-    """A file's content with another value in some place; of a table, with another line."""
+    """A file's content with another value in some place; of a text, with another word."""
     if not isinstance(content, str):
         return with_value(content, data.draw(st.sampled_from(places(content))), value)
     lines = content.splitlines()
@@ -70,7 +77,10 @@ def _changed(content: object, data: st.DataObject, value: object) -> object:
         line = json.loads(lines[number])
         lines[number] = json.dumps(with_value(line, data.draw(st.sampled_from(places(line))), value))
     else:
-        lines[number] = data.draw(st.text(alphabet=st.characters(codec="utf-8"), max_size=12))
+        words = re.findall(r"[\w.]+|\W", lines[number])
+        place = data.draw(st.integers(0, len(words) - 1))
+        words[place] = data.draw(st.sampled_from(ODD_WORDS) | st.text(alphabet=st.characters(codec="utf-8"), max_size=8))
+        lines[number] = "".join(words)
     return "\n".join(lines)
 
 
@@ -89,4 +99,4 @@ def test_any_value_anywhere_in_any_file_never_ends_in_a_traceback(
     entries = None
     if name == published.document and not isinstance(content, str):
         entries = published.entries(content)
-    assert_accounted(done, folder / "out.jsonl", entries, one_each="image" not in published.command)
+    assert_accounted(done, folder / "out.jsonl", entries, one_each=not published.joins)

@@ -64,13 +64,14 @@ def _shown_box(box: object) -> str:
     return repr(box)[:80] if isinstance(box, list) and len(box) < 9 else shown(box)
 
 
-def place(box: Corners, width: float, height: float, orientation: int) -> tuple[str, bool]:
+def place(box: Corners, width: float, height: float, orientation: int, tolerance: float = TOLERANCE) -> tuple[str, bool]:
     """A box as four <loc> tokens on the displayed image, and whether it reached beyond the image's edge.
 
     Args:
         box: the box in pixels.
         width, height: size of the image in the same pixels.
         orientation: EXIF orientation that turns these pixels to the displayed image; 1 if they are as displayed.
+        tolerance: pixels by which the box may reach beyond the image without a word.
 
     Raises:
         EntryError: the box is outside the image, or too small for the tokens.
@@ -79,7 +80,7 @@ def place(box: Corners, width: float, height: float, orientation: int) -> tuple[
         where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
         raise EntryError("box_outside", f"the box {where} in {width:g} x {height:g}")
     inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
-    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > TOLERANCE
+    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > tolerance
     turned = turn(inside, orientation)
     text = box_text(turned.y1, turned.x1, turned.y2, turned.x2)
     if text[:9] == text[18:27] or text[9:18] == text[27:]:

@@ -48,7 +48,12 @@ def name_image(names: Sequence[ImageTemplate], values: Mapping[str, Any], folder
         EntryError: the entry lacks what a name is made of.
     """
     filled = [name.fill(values) for name in names]
-    found = next((name for name in filled if is_there(folder, name)), filled[0]) if len(filled) > 1 else filled[0]
+    found = first_there(filled, folder)
     if "\0" in found:
         raise EntryError("image_unnamed", f"the image's name is {shown(found)}")
     return image_name(found, folder, tally)
+
+
+def first_there(names: Sequence[str], folder: Path) -> str:
+    """The first of some names that is a file in the folder; the first one if none is."""
+    return next((name for name in names if is_there(folder, name)), names[0]) if len(names) > 1 else names[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -76,9 +75,9 @@ class Index(Generic[T]):
             self._things[key] = thing
             self._same_number.setdefault(_as_number(key), set()).add(key)
 
-    def keys_in(self, wanted: Container[str]) -> Iterator[str]:
-        """The wanted keys, in the order of addition."""
-        return (key for key in self._things if key in wanted)
+    def ranks(self) -> dict[str, int]:
+        """The place of each key, in the order of addition."""
+        return {key: number for number, key in enumerate(self._things)}
 
     def find(self, id: object, code: str) -> tuple[str, T]:
         """The key and the thing for an id; `code` is the error's code if the id is invalid.

@@ -27,13 +27,18 @@ REASONS = {
     "category_missing": "the annotation has no category",
     "category_unlisted": "the file lists no category of that id",
     "category_ambiguous": "the file lists several different categories of that id",
-    "category_unnamed": "the category has no name, or one with `;` or `<` in it, which would end it in the suffix",
+    "category_unnamed": "the category, label or expression is empty, or has `;` or `<` in it, which would end it in the suffix",
+    "expression_missing": "there is no expression, or one that is no text",
+    "annotation_missing": "the reference does not say which annotation it means, in words or in a whole number",
+    "annotation_unlisted": "the file lists no annotation of that id",
+    "annotation_ambiguous": "the file lists several different annotations of that id",
     "crowd": "the box is around a crowd, which is no single object (left out on purpose)",
     "box_missing": "the annotation has no box, and no polygon to take one from",
     "box_malformed": "the box is not four finite numbers: x, y, width, height",
     "box_empty": "the box has a zero or negative width or height",
     "box_outside": "the box lies outside of the image",
     "box_too_small": "the box is so small that its corners are the same <loc> (a step is 1/1023 of the image)",
+    "shape_other": "the shape has no extent, or none that is read: a point, a line, a tag (left out on purpose)",
     "box_fraction": "all boxes of the file lie within the first pixel: these are fractions of the image, not pixels",
     "size_unknown": "neither the file nor the image itself says how large the image is",
     "size_disagrees": "the image file has other proportions than the annotations say: nobody knows where the boxes belong",
@@ -55,12 +60,14 @@ REASONS = {
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
-ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing", "left_out"))
+ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing", "left_out", "shape_other"))
 """Reasons that are not faults of the data: they are counted and listed, but do not make a conversion fail."""
 
 NOTES = {
     "box_clipped": "boxes reach beyond their image, and end at its edge now (if many do: is the order x, y, width, height?)",
-    "box_from_polygon": "boxes were taken from the polygons of the segmentation, as the annotation has no bbox",
+    "box_from_polygon": "boxes were taken around polygons, masks or ellipses, as there is no box of their own",
+    "box_rotated": "boxes are rotated: the upright box around each was taken",
+    "image_without_box": "images have no box: there is no row for them",
     "boxes_turned": "images have an EXIF orientation, and boxes in stored pixels: the boxes were turned with the image",
     "boxes_upright": "images have an EXIF orientation, and boxes in displayed pixels already: the boxes are as they were",
     "orientation_unclear": "images have an EXIF orientation, and sizes that do not tell in which pixels the boxes are",
@@ -68,11 +75,12 @@ NOTES = {
     "size_scaled": "images have another size than the annotations say, in the same proportions: boxes were scaled",
     "size_unchecked": "images could not be opened: whether their sizes and orientations agree is not known",
     "image_entry_unusable": "entries of the images have no id: no annotation can be of them",
-    "entry_unusable": "questions or categories have no id: no annotation can be of them",
-    "entry_repeated": "images, questions or categories are listed more than once, alike",
+    "entry_unusable": "questions, categories or annotations have no id: nothing can be of them",
+    "entry_repeated": "images, questions, categories or annotations are listed more than once, alike",
     "name_backslashes": "image names have backslashes, which are slashes now",
     "name_absolute": "image names are absolute and inside the image folder: they are relative to it now",
     "name_from_url": "images have no file_name: the last two parts of their coco_url were taken, as for LVIS",
+    "name_from_address": "images are named by an address: its last part, or the file that it leads to, was taken",
     "answer_dropped": "answers are empty, or neither text nor numbers, and were dropped beside others that can be used",
     "answer_in_order": "answers have more parts than are listed in every order: only the published order counts",
     "labels_replaced": "diagrams were copied to images/ with letters in place of labels, as their questions name them",
