@@ -18,8 +18,10 @@ MAX_BYTES = 256 << 20
 """Largest XML file that is read, unpacked."""
 MAX_DEPTH = 32
 """Deepest nesting of elements."""
-MAX_CHILD = 1_000_000
-"""Most elements and characters, counted together in thousands, of a child of the root: an image with its shapes."""
+MAX_CHILD_BYTES = 16 << 20
+"""Largest child of the root: an image with its shapes."""
+MAX_CHILD_ELEMENTS = 200_000
+"""Most elements of a child of the root."""
 
 _BLOCK = 1 << 16
 
@@ -48,6 +50,7 @@ def read_elements(path: Path, what: str, root: str, most: int = MAX_BYTES) -> It
                         f"The {what} are too large: {limit}.", where=path, fix="export fewer images into each file"
                     )
                 reader.parser.Parse(block)
+                reader.check(size)
                 yield from reader.taken()
             reader.parser.Parse(b"", True)
         except expat.ExpatError as error:
@@ -63,7 +66,7 @@ class _Reader:
 
     def __init__(self, path: Path, what: str, root: str) -> None:
         self._path, self._what, self._root = path, what, root
-        self._depth = self._parts = 0
+        self._depth = self._elements = self._begin = 0
         self._builder: TreeBuilder | None = None
         self._done: list[Element] = []
         self.parser = expat.ParserCreate()
@@ -76,6 +79,12 @@ class _Reader:
     def taken(self) -> list[Element]:
         done, self._done = self._done, []
         return done
+
+    def check(self, size: int) -> None:
+        """Refuses a child that is too large, and a tag without an end, which the parser keeps whole."""
+        begin = self._begin if self._builder is not None else self.parser.CurrentByteIndex
+        if size - begin > MAX_CHILD_BYTES:
+            self._refuse_child(f"{MAX_CHILD_BYTES >> 20} MiB")
 
     def _refuse(self, *_: object) -> None:
         raise InputError(
@@ -94,14 +103,15 @@ class _Reader:
         if self._depth == 1:
             return
         if self._depth == 2:
-            self._builder, self._parts = TreeBuilder(), 0
-        self._count(1 + sum(map(len, attributes.values())) // 1000)
+            self._builder, self._elements, self._begin = TreeBuilder(), 0, self.parser.CurrentByteIndex
+        self._elements += 1
+        if self._elements > MAX_CHILD_ELEMENTS:
+            self._refuse_child(f"{MAX_CHILD_ELEMENTS:,} elements")
         if self._builder is not None:
             self._builder.start(name, attributes)
 
     def _text(self, text: str) -> None:
         if self._builder is not None and self._depth > 1:
-            self._count(len(text) // 1000)
             self._builder.data(text)
 
     def _end(self, name: str) -> None:
@@ -113,8 +123,6 @@ class _Reader:
             self._done.append(self._builder.close())
             self._builder = None
 
-    def _count(self, parts: int) -> None:
-        self._parts += parts
-        if self._parts > MAX_CHILD:
-            what = f"A part of the {self._what} has more than {MAX_CHILD} elements."
-            raise InputError(what, where=self._path, fix="export fewer shapes for each image")
+    def _refuse_child(self, most: str) -> None:
+        what = f"An element of the {self._what} has more than {most}."
+        raise InputError(what, where=self._path, fix="export fewer shapes for each image")

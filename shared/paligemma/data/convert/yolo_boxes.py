@@ -27,6 +27,9 @@ def yolo(export: Export, tally: Tally) -> Iterator[FoundBox]:
     without = 0
     for rank, picture in enumerate(pictures):
         name = os.path.relpath(picture, export.folder)
+        if name.startswith(".."):
+            yield Entry(name), EntryError("image_path_unsafe", f"{shown(name)} leads out of the image folder")
+            continue
         image = BoxedImage(image_name(name, export.folder, tally), None, True, rank)
         labels = _yolo_labels(picture)
         if not labels.is_file():
@@ -69,11 +72,13 @@ def _yolo_data(export: Export) -> tuple[Mapping[int, str], list[Path]]:
 def _yolo_pictures(export: Export, base: str, place: str) -> list[Path]:
     """The pictures of a folder, or of a text that lists them; wherever the data set lay when it was written, it is here now."""
     root, beside = os.path.realpath(export.folder), export.annotations.parent
-    tries = [beside / base / place, beside / place, beside / place.removeprefix("../"), export.folder / place, export.folder]
-    for here in tries[: -1 if place.endswith(".txt") else None]:
-        real = os.path.realpath(here)
-        if "\0" in str(here) or not (real == root or real.startswith(root + os.sep)):
+    # Roboflow writes ../train/images for the folder train/images beside the file.
+    tries = [beside / base / place, beside / place, beside / place.removeprefix("../"), export.folder / place]
+    for found in tries if "\0" not in base + place else ():
+        real = os.path.realpath(found)
+        if real != root and not real.startswith(root + os.sep):
             continue
+        here = export.folder / os.path.relpath(real, root)
         if here.is_dir():
             return sorted(Path(parent) / name for parent, _, files in os.walk(here) for name in files if is_image_name(name))
         if here.is_file() and here.suffix == ".txt":
