@@ -8,14 +8,17 @@ import typing
 from pathlib import Path
 
 import pytest
-from converting import VALUES, Conversion, assert_accounted, places, run_convert, with_value
+from converting import COMMAND, VALUES, Conversion, assert_accounted, places, run_convert, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_forms import BOXES, CAPTIONS, PICTURE, QUESTIONS, Published, write_one
 
 from components.prepare_data.__main__ import run as prepare
+from components.presets import FOLDER
+from conftest import REPOSITORY
 from paligemma.choices import BoxFormName, CaptionFormName, VqaFormName
 from paligemma.data.convert import box_forms, captions, vqa_forms
+from paligemma.evaluation.tasks import TASKS
 
 PUBLISHED = [*QUESTIONS, *CAPTIONS, *BOXES]
 NAMES = [one.form for one in PUBLISHED]
@@ -100,3 +103,42 @@ def test_any_value_anywhere_in_any_file_never_ends_in_a_traceback(
     if name == published.document and not isinstance(content, str):
         entries = published.entries(content)
     assert_accounted(done, folder / "out.jsonl", entries, one_each=not published.joins)
+
+
+TABLE = re.compile(r"^\| ([^|]+) \| ([^|]+) \| `?([^|`]+)`? \| ([^|]+) \|$", re.MULTILINE)
+
+
+def test_the_page_has_a_command_and_a_metric_for_every_preset_and_form() -> None:
+    page = (REPOSITORY / "components/prepare_data/README.md").read_text()
+    rows = TABLE.findall(page[page.index("## Published data sets") : page.index("## Images")])[2:]
+    assert all(cell.strip(" `") for row in rows for cell in row)
+    presets = {path.stem for path in FOLDER.glob("*.yaml")} - {"auto", "default", "demo", "lora"}
+    listed = [source.strip("`") for source, *_ in rows if source.startswith("`")]
+    assert sorted(listed) == sorted(presets)
+    assert {one.preset for one in PUBLISHED if one.preset} == presets
+    commands = {source.strip("`"): command.split() for source, _, command, _ in rows}
+    for one in PUBLISHED:
+        if one.preset and one.form != "xm3600":
+            assert commands[one.preset][1] == one.command[0], one.preset
+            assert one.form in (*commands[one.preset], "coco", "refcoco")
+    metrics = re.findall(r"`([a-z_0-9]+)`", " ".join(metric for *_, metric in rows))
+    assert set(metrics) <= {name for task in TASKS.values() for name in task.metrics}
+
+
+@pytest.mark.parametrize("command", sorted({one.command[0] for one in PUBLISHED}))
+def test_every_flag_that_the_page_names_is_one_of_its_command(command: str) -> None:
+    page = (REPOSITORY / "components/prepare_data/README.md").read_text()
+    flags = {flag for line in re.findall(rf"`convert {command} ([^`]*)`", page) for flag in re.findall(r"--[a-z-]+", line)}
+    known = {option for parameter in COMMAND.commands[command].params for option in parameter.opts}
+    assert flags
+    assert flags <= known
+
+
+def test_roboflows_jsonl_of_paligemma_rows_needs_no_conversion(tmp_path: Path) -> None:
+    """The form: https://maestro.roboflow.com/develop/datasets/jsonl, a JSONL file beside its pictures."""
+    line = {"image": "1_jpg.rf.0a1b.jpg", "prefix": "detect cat", "suffix": "<loc0205><loc0256><loc0818><loc0767> cat"}
+    write_one(tmp_path / "train/_annotations.train.jsonl", json.dumps(line) + "\n")
+    write_one(tmp_path / "train/1_jpg.rf.0a1b.jpg", PICTURE)
+    data, output = tmp_path / "train/_annotations.train.jsonl", tmp_path / "records"
+    prepare(data=str(data), checkpoint="embedded:tiny", output=str(output), max_reject_fraction=0.0, workers=1)
+    assert json.loads((output / "dataset.json").read_text())["rows"] == 1

@@ -64,14 +64,13 @@ def _shown_box(box: object) -> str:
     return repr(box)[:80] if isinstance(box, list) and len(box) < 9 else shown(box)
 
 
-def place(box: Corners, width: float, height: float, orientation: int, tolerance: float = TOLERANCE) -> tuple[str, bool]:
+def place(box: Corners, width: float, height: float, orientation: int) -> tuple[str, bool]:
     """A box as four <loc> tokens on the displayed image, and whether it reached beyond the image's edge.
 
     Args:
         box: the box in pixels.
         width, height: size of the image in the same pixels.
         orientation: EXIF orientation that turns these pixels to the displayed image; 1 if they are as displayed.
-        tolerance: pixels by which the box may reach beyond the image without a word.
 
     Raises:
         EntryError: the box is outside the image, or too small for the tokens.
@@ -80,7 +79,7 @@ def place(box: Corners, width: float, height: float, orientation: int, tolerance
         where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
         raise EntryError("box_outside", f"the box {where} in {width:g} x {height:g}")
     inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
-    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > tolerance
+    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > TOLERANCE
     turned = turn(inside, orientation)
     text = box_text(turned.y1, turned.x1, turned.y2, turned.x2)
     if text[:9] == text[18:27] or text[9:18] == text[27:]:
@@ -109,3 +108,10 @@ def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
     """A box in fractions of the image as four <loc> tokens, rounded to steps of 1/1023 as in big_vision."""
     steps = (min(max(round(value * (NUM_LOC - 1)), 0), NUM_LOC - 1) for value in (y1, x1, y2, x2))
     return "".join(f"<loc{step:04d}>" for step in steps)
+
+
+def all_fractions(boxes: Sequence[Corners]) -> bool:
+    """Whether boxes seem to be fractions of the image: all lie within the first pixel, and some end inside it."""
+    return all(box.x2 <= 1 and box.y2 <= 1 for box in boxes) and any(
+        0 < edge < 1 for box in boxes for edge in (box.x1, box.y1, box.x2, box.y2)
+    )

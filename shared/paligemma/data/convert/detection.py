@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.choices import BoxPixels
-from paligemma.data.convert.boxes import TOLERANCE, Corners, place, reach
+from paligemma.data.convert.boxes import Corners, all_fractions, place, reach
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally
 from paligemma.data.convert.photos import Frame, Photo, Pictured, Size, find_frames, read_photo
 
-_FRACTION_TOLERANCE = 0.001
+_PARTS = 1000
+"""Boxes in fractions are placed as thousandths, so that rounding is told from boxes that reach beyond the image."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,20 @@ def place_boxes(
         for image, number in measured.items()
     }
     frames = find_frames(pictured, box_pixels, tally)
-    all_fractions = _all_fractions([item.box for image in measured for _, item in boxes[image]])
+    fractions = all_fractions([item.box for image in measured for _, item in boxes[image]])
     for image in images:
         frame = frames[str(measured[image])] if image in measured else _whole(photos[image], box_pixels)
         if image.fractions and photos[image] is None:
             tally.note("size_unchecked", repr(image.name))
-        tolerance = _FRACTION_TOLERANCE if image.fractions else TOLERANCE
         placed: list[tuple[Entry, LabelledBox, str | EntryError]] = []
         for entry, item in boxes[image]:
-            box = item.box
+            box = Corners(*(edge * _PARTS for edge in item.box)) if image.fractions else item.box
             try:
                 if isinstance(frame, EntryError):
                     raise frame
-                if all_fractions and not image.fractions:
+                if fractions and not image.fractions:
                     raise EntryError("box_fraction", f"the box ends at {box.x2:g}, {box.y2:g}")
-                text, beyond = place(box, frame.width, frame.height, frame.orientation, tolerance)
+                text, beyond = place(box, frame.width, frame.height, frame.orientation)
                 if beyond:
                     tally.note("box_clipped", entry.place)
                 placed.append((entry, item, text))
@@ -111,14 +111,7 @@ def place_boxes(
 
 def _whole(photo: Photo | None, box_pixels: BoxPixels) -> Frame:
     """The frame of boxes in fractions: tools show photos as their EXIF orientation says, unless told otherwise."""
-    return Frame(1, 1, photo.orientation if photo is not None and box_pixels == "stored" else 1)
-
-
-def _all_fractions(boxes: list[Corners]) -> bool:
-    """Whether boxes seem to be fractions of the image: all lie within the first pixel, and some end inside it."""
-    return all(box.x2 <= 1 and box.y2 <= 1 for box in boxes) and any(
-        0 < edge < 1 for box in boxes for edge in (box.x1, box.y1, box.x2, box.y2)
-    )
+    return Frame(_PARTS, _PARTS, photo.orientation if photo is not None and box_pixels == "stored" else 1)
 
 
 def label_of(text: object) -> str:

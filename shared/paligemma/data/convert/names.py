@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -74,6 +75,10 @@ class Index(Generic[T]):
         else:
             self._things[key] = thing
             self._same_number.setdefault(_as_number(key), set()).add(key)
+
+    def keys_in(self, wanted: Container[str]) -> Iterator[str]:
+        """The wanted keys, in the order of addition."""
+        return (key for key in self._things if key in wanted)
 
     def ranks(self) -> dict[str, int]:
         """The place of each key, in the order of addition."""
