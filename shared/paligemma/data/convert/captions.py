@@ -6,7 +6,7 @@ Files: the builders in google-research/big_vision at commit 0127fb6, `big_vision
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from paligemma.data.convert.drawn import with_box
 from paligemma.data.convert.files import open_text, read_json, read_lists
 from paligemma.data.convert.image_templates import ImageTemplate, name_image
 from paligemma.data.convert.names import id_of, number_of, text_of
-from paligemma.data.convert.outcomes import Converted, Entry, EntryError, Outcome, Tally, object_of, row_line, shown
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, row_line, shown
 from paligemma.data.convert.photos import read_photo
 from paligemma.data.convert.table_files import read_table
 from paligemma.data.convert.vqa_entries import json_files, read_small
@@ -129,8 +129,7 @@ def by_image(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         entries.extend(outcome.entries)
         captions.append(str(row["suffix"]))
     for (image, prefix), (entries, captions) in images.items():
-        row: Converted = {"image": image, "prefix": prefix, "suffix": captions[0], "answers": captions}
-        yield Outcome(tuple(entries), row)
+        yield Outcome(tuple(entries), {"image": image, "prefix": prefix, "suffix": captions[0], "answers": captions})
 
 
 def _textcaps(asked: Asked, tally: Tally) -> Iterator[tuple[Entry, Captioned | EntryError]]:
@@ -192,7 +191,7 @@ def _of_split(asked: Asked, columns: Sequence[str], tally: Tally) -> Iterator[tu
         tally.facts[f"rows of screens that are not in {asked.ids}"] = others
 
 
-def _listed(ids: Path) -> Container[str]:
+def _listed(ids: Path) -> set[str]:
     with open_text(ids) as file:
         return {line.strip() for line in file if line.strip()}
 
@@ -211,8 +210,8 @@ def _drawn(name: str, values: Mapping[str, Any], asked: Asked) -> str:
     path = node.split(".")[1:]
     for step in path[:_DEEPEST]:
         children = found.get("children") if isinstance(found, dict) else None
-        inside = isinstance(children, list) and step.isascii() and step.isdigit() and len(step) < 7
-        found = children[int(step)] if inside and int(step) < len(children) else None
+        number = int(step) if step.isascii() and step.isdigit() and len(step) < 7 else -1
+        found = children[number] if isinstance(children, list) and 0 <= number < len(children) else None
     bounds = found.get("bounds") if isinstance(found, dict) else None
     numbers = [number for value in bounds if (number := number_of(value)) is not None] if isinstance(bounds, list) else []
     if len(numbers) != 4 or len(path) > _DEEPEST:

@@ -19,7 +19,7 @@ from paligemma.data.convert.coco import ListedImage, index_images
 from paligemma.data.convert.detection import BoxedImage, FoundBox, LabelledBox, label_of, place_boxes
 from paligemma.data.convert.files import open_binary, read_list, read_lists
 from paligemma.data.convert.names import Index, text_of
-from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
+from paligemma.data.convert.outcomes import Converted, Entry, EntryError, Outcome, Tally, object_of, shown
 from paligemma.errors import InputError
 
 Annotation = tuple[str, ListedImage, Corners, bool]
@@ -55,7 +55,7 @@ def expression_rows(
             boxes[item.image].append((entry, item))
     for image, placed in place_boxes(boxes, folder, box_pixels, tally):
         for entry, item, text in placed:
-            row = {"image": image.name, "prefix": f"detect {item.label}", "suffix": f"{text} {item.label}"}
+            row: Converted = {"image": image.name, "prefix": f"detect {item.label}", "suffix": f"{text} {item.label}"}
             yield Outcome((entry,), text if isinstance(text, EntryError) else row)
 
 
