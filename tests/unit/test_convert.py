@@ -383,7 +383,7 @@ def test_the_limit_is_that_of_prepare_data_and_crowds_do_not_count_against_it(tm
     from pipelines.commands import convert as commands
 
     assert inspect.signature(prepare).parameters["max_reject_fraction"].default == MAX_REJECT_FRACTION
-    for name in ("coco_captions", "coco_detection", "vqav2", "table", "folder"):
+    for name in ("coco_captions", "coco_detection", "vqa", "captions", "boxes", "refcoco", "vqav2", "table", "folder"):
         command = getattr(commands, f"convert_{name}")
         assert inspect.signature(command).parameters["max_reject_fraction"].default == MAX_REJECT_FRACTION
     path = write(tmp_path / "x.json", {"images": IMAGES, "categories": CATEGORIES, "annotations": [BOX, but(BOX, iscrowd=1)]})

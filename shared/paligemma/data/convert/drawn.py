@@ -101,8 +101,10 @@ def with_box(folder: Path, name: str, box: Box, key: str, size: int) -> str:
         image, _, _ = fit_image(_read(folder, name), size, repr(name))
     except ImageError as error:
         raise EntryError("picture_unreadable", error.what) from None
-    edges = [min(max(int(edge * (size - 1)), 0), size - 1) for edge in box]
-    ImageDraw.Draw(image).rectangle((edges[0], edges[1], edges[2], edges[3]), outline=(255, 0, 0))
+    x1, y1, x2, y2 = (min(max(int(edge * (size - 1)), -size), 2 * size) for edge in box)
+    draw = ImageDraw.Draw(image)
+    for line in ((x1, y1, x2, y1), (x1, y2, x2, y2), (x1, y1, x1, y2), (x2, y1, x2, y2)):  # an edge outside is not drawn
+        draw.line(line, fill=(255, 0, 0))
     return _write(folder, f"images/box-{key}-{size}.png", image)
 
 
