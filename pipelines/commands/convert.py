@@ -232,7 +232,13 @@ def convert_vqav2(
 
 @convert.command("table")
 def convert_table(
-    table: Annotated[Path, typer.Option(help="CSV (with a header), Parquet, JSONL or JSON, as Hugging Face data sets have.")],
+    table: Annotated[
+        Path,
+        typer.Option(
+            help="CSV (with a header), Parquet, Arrow, JSONL or JSON; or a folder: a Hugging Face data set saved on disk, Parquet "
+            "files, or WebDataset's tar files."
+        ),
+    ],
     output: OutputFile,
     image: Annotated[
         str,

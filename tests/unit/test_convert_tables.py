@@ -86,7 +86,10 @@ ODD_TABLES = [
     ("x.parquet", b"hello", "not a Parquet file", 2),
     ("x.parquet", b"PAR1 hello", "cannot be read", 2),
     ("x.xlsx", b"PK\x03\x04", "Excel workbook", 2),
-    ("x.arrow", b"ARROW1\0\0", "is an Arrow file", 2),
+    ("x.csv", b"ARROW1\0\0", "is an Arrow file, whose name is to end in .arrow", 2),
+    ("x.arrow", b"ARROW1\0\0", "cannot be read after row 0", 2),
+    ("x.arrow", b"\xff\xff\xff\xff\xff\xff\xff\x7f", "cannot be read after row 0", 2),
+    ("x.arrow", b"", "cannot be read after row 0", 2),
     ("x.csv.gz", compress(b"file,q,a\n" * 99, mtime=0)[:-9], "cannot be unpacked", 3),
 ]
 

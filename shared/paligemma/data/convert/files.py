@@ -30,7 +30,7 @@ _SIGNATURES = {
     b"BZh": "packed with bzip2",
     b"\xfd7zXZ\0": "packed with xz",
     b"\x28\xb5\x2f\xfd": "packed with zstd",
-    b"ARROW1": "an Arrow file",
+    b"ARROW1": "an Arrow file, whose name is to end in .arrow",
     b"\xd0\xcf\x11\xe0": "an old Office file",
     b"SQLite format 3": "an SQLite data base",
     b"%PDF": "a PDF",

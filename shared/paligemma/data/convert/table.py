@@ -14,6 +14,7 @@ from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import Converted, EntryError, Outcome, Tally, shown
 from paligemma.data.convert.table_files import read_table
+from paligemma.data.convert.table_folders import read_folder
 from paligemma.data.images import MAX_BYTES
 from paligemma.data.rows import Repeated
 from paligemma.errors import DamagedError, InputError, did_you_mean
@@ -35,10 +36,10 @@ def table_rows(
     delimiter: str = "",
     answers: Sequence[str] = (),
 ) -> Iterator[Outcome]:
-    """A row for every row of a CSV, JSONL, JSON or Parquet file; Parquet needs pyarrow.
+    """A row for every row of a CSV, JSONL, JSON, Parquet or Arrow file, or of a folder; Parquet and Arrow need pyarrow.
 
     Args:
-        table: the file.
+        table: the file; or a folder of a data set saved on disk, of Parquet files, or of WebDataset's tar files.
         folder: the folder that image paths are relative to; images held as bytes are written to its `images/`, named by hash.
         image: column with a path, or with bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in which
             `{name}` stands for a column.
@@ -55,7 +56,8 @@ def table_rows(
     columns = [*(named.columns if named else [image]), *(column for text in texts for column in text.columns), *answers]
     columns = list(dict.fromkeys(columns))
     constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
-    for entry, values in read_table(table, columns, tally, encoding, delimiter):
+    rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
+    for entry, values in rows:
         try:
             if isinstance(values, EntryError):
                 raise values
@@ -154,6 +156,8 @@ class Template(string.Formatter):
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if not isinstance(key, str) or key not in kwargs:
             raise EntryError("column_missing", f"there is no {key!r}: {did_you_mean(str(key), kwargs)}")
+        if isinstance(kwargs[key], EntryError):  # a part of a row that cannot be read
+            raise kwargs[key]
         return kwargs[key]
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
