@@ -235,8 +235,8 @@ def convert_table(
     table: Annotated[
         Path,
         typer.Option(
-            help="CSV (with a header), Parquet, Arrow, JSONL or JSON; or a folder: a Hugging Face data set saved on disk, Parquet "
-            "files, or WebDataset's tar files."
+            help="CSV (with a header), Parquet, Arrow, JSONL or JSON; or a folder of a Hugging Face data set saved on disk, of "
+            "Parquet files, or of WebDataset's tar files."
         ),
     ],
     output: OutputFile,
