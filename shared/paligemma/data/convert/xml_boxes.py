@@ -29,6 +29,7 @@ from paligemma.data.convert.names import number_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally, shown
 from paligemma.data.convert.photos import Size
 from paligemma.data.convert.xml_elements import read_elements
+from paligemma.data.image_suffixes import decoded_suffixes
 from paligemma.errors import InputError
 
 
@@ -77,12 +78,16 @@ def _voc_file(export: Export, name: str, rank: int, tally: Tally) -> Iterator[Fo
     said = {part.tag: part for part in parts if part.tag != "object"}
     file = (said["filename"].text or "").strip() if "filename" in said else ""
     size = said.get("size")
-    image = image_of(export, [file, f"JPEGImages/{file}"] if file else [f"{name[:-4]}.jpg"], _voc_size(size), rank, tally)
+    image = image_of(export, [file, f"JPEGImages/{file}"] if file else _of_stem(name[:-4]), _voc_size(size), rank, tally)
     objects = [part for part in parts if part.tag == "object"]
     for number, part in enumerate(objects):
         yield Entry(f"{name}, object {number + 1}"), labelled(image, lambda part=part: (_voc_box(part), part.findtext("name")))
     if not objects:
         tally.note("image_without_box", name)
+
+
+def _of_stem(stem: str) -> list[str]:
+    return [stem + ending for ending in (".jpg", *sorted(decoded_suffixes()))]
 
 
 def _voc_size(size: Element | None) -> Size | None:
