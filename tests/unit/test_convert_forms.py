@@ -168,6 +168,8 @@ NODES = [
     ({"activity": {"root": {"bounds": [0, 0, 9, 9]}}}, "0.0", "box_missing"),
     ({"activity": {"root": {"children": [{"bounds": [1, 1, 9]}]}}}, "0.0", "box_missing"),
     ({"activity": {"root": {"children": [None]}}}, "0.0", "box_missing"),
+    ({"activity": {"root": {"bounds": [9, 0, 0, 9]}}}, "0", "box_empty"),
+    ({"activity": {"root": {"bounds": [-1e308, 0, 1e308, 9]}}}, "0", None),
     ({"activity": []}, "0", "box_missing"),
     ([], "0", "not_an_object"),
     ({"activity": {"root": {"bounds": [0, 0, 9, 9]}}}, "0." + "0." * 300 + "0", "box_missing"),

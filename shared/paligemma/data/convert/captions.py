@@ -218,6 +218,8 @@ def _drawn(name: str, values: Mapping[str, Any], asked: Asked) -> str:
         raise EntryError("box_missing", f"{screen}.json has no bounds at {node}")
     scale = photo.height / RICO_HEIGHT
     x1, y1, x2, y2 = (number * scale for number in numbers)
+    if x1 > x2 or y1 > y2:
+        raise EntryError("box_empty", f"{screen}.json has the bounds {numbers} at {node}")
     box = (x1 / photo.width, y1 / photo.height, x2 / photo.width, y2 / photo.height)
     return with_box(asked.folder, name, box, f"{screen}_{node}", asked.size)
 

@@ -101,7 +101,7 @@ def with_box(folder: Path, name: str, box: Box, key: str, size: int) -> str:
         image, _, _ = fit_image(_read(folder, name), size, repr(name))
     except ImageError as error:
         raise EntryError("picture_unreadable", error.what) from None
-    x1, y1, x2, y2 = (min(max(int(edge * (size - 1)), -size), 2 * size) for edge in box)
+    x1, y1, x2, y2 = (int(min(max(edge, -1), 2) * (size - 1)) for edge in box)
     draw = ImageDraw.Draw(image)
     for line in ((x1, y1, x2, y1), (x1, y2, x2, y2), (x1, y1, x1, y2), (x2, y1, x2, y2)):  # an edge outside is not drawn
         draw.line(line, fill=(255, 0, 0))
