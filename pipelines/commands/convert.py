@@ -186,13 +186,14 @@ def convert_boxes(
 
 @convert.command("refcoco")
 def convert_refcoco(
-    annotations: Annotated[Path, typer.Option(help="instances.json of RefCOCO; or MDETR's finetune_refcoco_*.json.")],
+    annotations: Annotated[
+        Path,
+        typer.Option(help="instances.json of RefCOCO; MDETR's finetune_refcoco_*.json; or Parquet as Hugging Face has it."),
+    ],
     output: OutputFile,
-    refs: Annotated[Path | None, typer.Option(help="The refs, as JSON.", show_default="the captions of MDETR's images")] = None,
+    refs: Annotated[Path | None, typer.Option(help="The refs, as JSON, for instances.json.", show_default="none")] = None,
     images: ImageFolder = None,
-    split: Annotated[
-        str, typer.Option(help="Split to take, of refs: train, val, test, testA, testB.", show_default="all")
-    ] = "",
+    split: Annotated[str, typer.Option(help="Split to take: train, val, test, testA, testB.", show_default="all")] = "",
     box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,

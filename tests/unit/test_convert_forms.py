@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from converting import Conversion, run_convert
 from PIL import Image
+from pyarrow import parquet
 
 
 def convert(folder: Path, command: str, content: object, *more: object, name: str = "a.json", images: tuple = ()) -> Conversion:
@@ -350,3 +353,45 @@ def test_every_odd_expression_is_used_or_skipped_with_its_reason(
     done = convert(tmp_path, "refcoco", instances, *flags, images=("1.png",))
     assert [(row["prefix"], row["suffix"]) for row in done.rows] == ([("detect the cat", suffix)] if suffix else [])
     assert done.codes == ([code] if code else [])
+
+
+PACKED = io.BytesIO()
+Image.new("RGB", (40, 30)).save(PACKED, "PNG")
+PNG = PACKED.getvalue()
+SENTENCES = [{"raw": "The cat.", "sent": "the cat", "sent_id": 1, "tokens": ["the", "cat"]}]
+TABLES = [
+    # a row of a Parquet file | suffix | codes
+    ({"image_path": "coco/train2014/1.png", "bbox": [10, 6, 30, 24], "sentences": SENTENCES, "split": "train"}, CAT, []),
+    ({"image_path": "coco/train2014/1.png", "bbox": [10, 6, 30, 24], "sentences": SENTENCES, "split": "val"}, None,
+     ["left_out"]),
+    ({"image_path": "1.png", "bbox": [30, 24, 10, 6], "sentences": SENTENCES, "split": "train"}, None, ["box_empty"]),
+    ({"image_path": "1.png", "bbox": [10, 6, 30], "sentences": SENTENCES, "split": "train"}, None, ["box_malformed"]),
+    ({"image_path": "1.png", "bbox": None, "sentences": SENTENCES, "split": "train"}, None, ["box_missing"]),
+    ({"image_path": None, "bbox": [10, 6, 30, 24], "sentences": SENTENCES, "split": "train"}, None, ["value_missing"]),
+    ({"image_path": "1.png", "bbox": [10, 6, 30, 24], "sentences": [], "split": "train"}, None, ["expression_missing"]),
+    ({"image_path": "../x.png", "bbox": [10, 6, 30, 24], "sentences": SENTENCES, "split": "train"}, None, ["size_unknown"]),
+    ({"image": {"bytes": PNG, "path": "x"}, "bbox": [10.0, 6.0, 20.0, 18.0], "answer": ["the cat"], "split": "train"}, CAT,
+     []),
+    ({"image": {"bytes": PNG, "path": "x"}, "bbox": [10.0, 6.0, 20.0, 18.0], "answer": [None], "split": "train"}, None,
+     ["expression_missing"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "suffix", "codes"), TABLES, ids=range(len(TABLES)))
+def test_expressions_in_parquet_are_read_in_both_forms(tmp_path: Path, row: dict, suffix: str | None, codes: list[str]) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "val.parquet")
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png")
+    arguments = ("refcoco", "--annotations", tmp_path / "val.parquet", "--images", tmp_path, "--split", "train")
+    done = run_convert(tmp_path / "out.jsonl", *arguments)
+    assert [row["suffix"] for row in done.rows] == ([suffix.replace("cat", "the cat")] if suffix else [])
+    assert done.codes == codes
+
+
+def test_other_parquet_files_hold_no_expressions(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([{"a": 1}]), tmp_path / "val.parquet")
+    for source in (tmp_path / "val.parquet", tmp_path):
+        done = run_convert(tmp_path / "out.jsonl", "refcoco", "--annotations", source)
+        assert (done.exit_code, "has no column 'answer'" in done.words) == (2, True)
+    (tmp_path / "val.parquet").write_bytes(b"PAR1 no")
+    done = run_convert(tmp_path / "out.jsonl", "refcoco", "--annotations", tmp_path / "val.parquet")
+    assert (done.exit_code, "cannot be read" in done.words) == (2, True)

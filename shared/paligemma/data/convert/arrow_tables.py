@@ -51,6 +51,23 @@ def parquet_rows(table: Path, columns: Sequence[str]) -> Iterator[FoundRow]:
         raise InputError(f"The table cannot be read after row {number}: {error}.", where=table) from None
 
 
+def parquet_columns(table: Path) -> list[str]:
+    """The names of a Parquet file's columns.
+
+    Raises:
+        InputError: pyarrow is missing, or the file cannot be read.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_schema
+    except ImportError:
+        raise InputError("Reading Parquet needs pyarrow.", where=table, fix="pip install pyarrow") from None
+    try:
+        return list(read_schema(table).names)
+    except (ArrowException, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"The table cannot be read: {error}.", where=table) from None
+
+
 def arrow_rows(path: Path, columns: Sequence[str]) -> Iterator[FoundRow]:
     """The rows of an Arrow file, or of an Arrow stream as `datasets` writes it.
 

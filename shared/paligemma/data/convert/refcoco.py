@@ -5,21 +5,29 @@
   read as JSON only.
 - MDETR's form, which has no pickle: open-mmlab/mmdetection, tools/dataset_converters/refcoco2odvg.py:33-92. It is COCO's form,
   with an image for each expression, which is its `caption`.
+- Parquet as Hugging Face has it: `sentences`, `image_path` and `bbox` as x1, y1, x2, y2 (jxu124/refcoco: huggingface/cookbook,
+  notebook on fine-tuning SmolVLM2 for grounding), or `answer`, `image` and `bbox` as x, y, width, height (lmms-lab/RefCOCO:
+  EvolvingLMMs-Lab/lmms-eval 0.7.3, lmms_eval/tasks/refcoco/utils_rec.py:11-33).
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from paligemma.choices import BoxPixels
+from paligemma.data.convert.arrow_tables import parquet_columns, parquet_rows
 from paligemma.data.convert.boxes import Corners, box_of
 from paligemma.data.convert.coco import ListedImage, index_images
 from paligemma.data.convert.detection import BoxedImage, FoundBox, LabelledBox, label_of, place_boxes
 from paligemma.data.convert.files import open_binary, read_list, read_lists
-from paligemma.data.convert.names import Index, text_of
+from paligemma.data.convert.image_templates import first_there
+from paligemma.data.convert.names import Index, image_name, text_of
 from paligemma.data.convert.outcomes import Converted, Entry, EntryError, Outcome, Tally, object_of, shown
+from paligemma.data.convert.table import stored_image
 from paligemma.errors import InputError
 
 Annotation = tuple[str, ListedImage, Corners, bool]
@@ -32,7 +40,7 @@ def expression_rows(
     """A row for every expression: `detect EXPRESSION`, and its box as four <loc> tokens before it.
 
     Args:
-        annotations: `instances.json`; without refs, MDETR's file.
+        annotations: `instances.json`; without refs, MDETR's file, or a Parquet file or a folder of them.
         refs: the refs as JSON.
         split: train, val, test, testA or testB; empty for all.
         folder: the folder that image names are relative to.
@@ -42,11 +50,12 @@ def expression_rows(
     Raises:
         InputError: a file is not in its form.
     """
-    found = (
-        _of_refs(annotations, refs, split, folder, tally)
-        if refs is not None
-        else _of_captions(annotations, split, folder, tally)
-    )
+    if refs is not None:
+        found = _of_refs(annotations, refs, split, folder, tally)
+    elif _is_parquet(annotations):
+        found = _of_tables(annotations, split, folder, tally)
+    else:
+        found = _of_captions(annotations, split, folder, tally)
     boxes: dict[BoxedImage, list[tuple[Entry, LabelledBox]]] = defaultdict(list)
     for entry, item in found:
         if isinstance(item, EntryError):
@@ -127,6 +136,59 @@ def _of_captions(annotations: Path, split: str, folder: Path, tally: Tally) -> I
             yield entry, LabelledBox(BoxedImage(name, size, rank=ranks[key]), box, _expression(caption))
         except EntryError as problem:
             yield entry, problem
+
+
+def _is_parquet(annotations: Path) -> bool:
+    if annotations.is_dir():
+        return True
+    with open_binary(annotations) as file:
+        return file.read(4) == b"PAR1"
+
+
+def _of_tables(annotations: Path, split: str, folder: Path, tally: Tally) -> Iterator[FoundBox]:
+    files = sorted(annotations.glob("*.parquet")) if annotations.is_dir() else [annotations]
+    if not files:
+        raise InputError("The folder has no file that ends in .parquet.", where=annotations)
+    rank = 0
+    for path in files:
+        there = parquet_columns(path)
+        columns = ["sentences", "image_path", "bbox"] if "sentences" in there else ["answer", "image", "bbox"]
+        if split and "split" not in there:
+            raise InputError("The table has no column 'split'.", where=path, expected="no --split, or the file of the split")
+        for entry, values in parquet_rows(path, [*columns, *(["split"] if split else [])]):
+            rank += 1
+            try:
+                if isinstance(values, EntryError):
+                    raise values
+                if split and values["split"] != split:
+                    raise EntryError("left_out", f"split is {shown(values['split'])}")
+                image, box, texts = _of_row(values, columns, rank, folder, tally)
+            except EntryError as problem:
+                yield entry, problem
+                continue
+            for number, text in enumerate(texts):
+                place = Entry(f"{entry.place}, expression {number + 1}")
+                try:
+                    label = _expression(text.get("sent") if isinstance(text, dict) else text)
+                    yield place, LabelledBox(image, box, label)
+                except EntryError as problem:
+                    yield place, problem
+
+
+def _of_row(
+    values: dict[str, Any], columns: Sequence[str], rank: int, folder: Path, tally: Tally
+) -> tuple[BoxedImage, Corners, list]:
+    """The image, the box and the expressions of a row of a table."""
+    texts, image, bbox = (values[column] for column in columns)
+    if not isinstance(texts, list) or not texts:
+        raise EntryError("expression_missing", f"{columns[0]} is {shown(texts)}")
+    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(edge, int | float) for edge in bbox)
+    if numbers and columns[0] == "sentences":
+        bbox = [bbox[0], bbox[1], bbox[2] - bbox[0], bbox[3] - bbox[1]]
+    box, _ = box_of({"bbox": bbox})
+    name = stored_image(image, folder)
+    name = image_name(first_there([name, posixpath.basename(name)], folder), folder, tally)
+    return BoxedImage(name, None, rank=rank), box, texts
 
 
 def _expression(value: object) -> str:
