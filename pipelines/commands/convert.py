@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paligemma.choices import BoxPixels
+from paligemma.choices import BoxFormName, BoxPixels, CaptionFormName, CaptionRows, VqaFormName
 from paligemma.command_line import make_app
 from paligemma.terminal import say
 
@@ -25,6 +25,90 @@ ValidationFraction = Annotated[
 ImageFolder = Annotated[
     Path | None, typer.Option(help="Folder that image names are relative to.", show_default="the folder of --output")
 ]
+ImageTemplate = Annotated[
+    str,
+    typer.Option(
+        "--image", help="Name of an image; {key} stands for a value of its question or caption.", show_default="the form's"
+    ),
+]
+RowsFor = Annotated[
+    CaptionRows,
+    typer.Option(help="A row for each caption, to train on; or for each image with all its captions, to evaluate by."),
+]
+
+
+BoxPixelsFlag = Annotated[
+    BoxPixels,
+    typer.Option(
+        "--box-pixels", help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."
+    ),
+]
+
+
+@convert.command("vqa")
+def convert_vqa(
+    form: Annotated[VqaFormName, typer.Option(help="The data set; presets have the same names.")],
+    annotations: Annotated[Path, typer.Option(help="The published file with the answers; for ai2d, the folder questions.")],
+    output: OutputFile,
+    questions: Annotated[
+        Path | None, typer.Option(help="The questions, where they are in a file of their own.", show_default="none")
+    ] = None,
+    images: ImageFolder = None,
+    image: ImageTemplate = "",
+    split: Annotated[
+        str, typer.Option(help="Split to take, where a file has several: train, val or test.", show_default="none")
+    ] = "",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each question of a published data set, with the most frequent answer, and all answers."""
+    from paligemma.data.convert.look_up import look_up_images
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+    from paligemma.data.convert.vqa import vqa_rows
+    from paligemma.data.convert.vqa_entries import Source
+    from paligemma.data.convert.vqa_forms import FORMS
+
+    folder = images or output.parent
+    tally = Tally("questions", hint=_hint(images, output))
+    refuse_sources(output, [questions] if questions else [])
+    outcomes = vqa_rows(FORMS[form], Source(annotations, questions), folder, tally, image, split)
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, annotations, image or FORMS[form].images[0])
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("captions")
+def convert_captions(
+    form: Annotated[CaptionFormName, typer.Option(help="The data set; presets have the same names.")],
+    annotations: Annotated[Path, typer.Option(help="The published file; for scicap, the folder with a split's captions.")],
+    output: OutputFile,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="The published list of a split's images, for scicap, screen2words, widgetcap.", show_default="every image"
+        ),
+    ] = None,
+    language: Annotated[str, typer.Option(help="Code of a language, for coco35l and xm3600.", show_default="all")] = "",
+    size: Annotated[
+        int, typer.Option(help="Side of the pictures that widgetcap draws a box into: the model's resolution.", min=1, max=4096)
+    ] = 224,
+    images: ImageFolder = None,
+    image: ImageTemplate = "",
+    rows_for: RowsFor = "caption",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each caption of a published data set."""
+    from paligemma.data.convert.captions import FORMS, Asked, by_image, caption_rows
+    from paligemma.data.convert.look_up import look_up_images
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+
+    folder = images or output.parent
+    tally = Tally("captions", hint=_hint(images, output))
+    refuse_sources(output, [ids] if ids else [])
+    outcomes = caption_rows(FORMS[form], Asked(annotations, folder, ids, language, size), tally, image)
+    outcomes = by_image(outcomes) if rows_for == "image" else outcomes
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, annotations, image or FORMS[form].images[0])
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 
 @convert.command("coco-captions")
@@ -33,15 +117,18 @@ def convert_coco_captions(
     output: OutputFile,
     prefix: Annotated[str, typer.Option(help="Prefix of every row.")] = "caption en",
     images: ImageFolder = None,
+    rows_for: RowsFor = "caption",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each caption."""
+    """One row for each caption in COCO's form, as COCO and nocaps have it."""
+    from paligemma.data.convert.captions import by_image
     from paligemma.data.convert.coco import coco_captions
     from paligemma.data.convert.outcomes import Tally
 
     tally = Tally("annotations", hint=_hint(images, output))
     outcomes = coco_captions(annotations, prefix, images or output.parent, tally)
+    outcomes = by_image(outcomes) if rows_for == "image" else outcomes
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
 
 
@@ -50,10 +137,7 @@ def convert_coco_detection(
     annotations: Annotated[Path, typer.Option(help="instances_*.json of COCO, plain or gzip.")],
     output: OutputFile,
     images: ImageFolder = None,
-    box_pixels: Annotated[
-        BoxPixels,
-        typer.Option(help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."),
-    ] = "auto",
+    box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
@@ -66,6 +150,65 @@ def convert_coco_detection(
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
 
 
+@convert.command("boxes")
+def convert_boxes(
+    form: Annotated[BoxFormName, typer.Option(help="The tool, or its export.")],
+    annotations: Annotated[
+        Path,
+        typer.Option(
+            help="data.yaml of yolo; the folder of XML files of voc, of JSON files of labelme; the file of cvat, label-studio."
+        ),
+    ],
+    output: OutputFile,
+    images: ImageFolder = None,
+    split: Annotated[
+        str,
+        typer.Option(help="Split to take, of yolo and voc: train, val, ...", show_default="yolo: train; voc: every image"),
+    ] = "",
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each image: the boxes of an annotation tool as <loc> tokens."""
+    from paligemma.data.convert.box_forms import FORMS
+    from paligemma.data.convert.box_shapes import Export
+    from paligemma.data.convert.detection import detection_rows
+    from paligemma.data.convert.outcomes import Tally
+    from paligemma.errors import InputError
+
+    if split and form not in ("yolo", "voc"):
+        raise InputError("--split has no meaning for this form.", expected="no --split")
+    folder = images or output.parent
+    tally = Tally("boxes", hint=_hint(images, output))
+    outcomes = detection_rows(FORMS[form](Export(annotations, folder, split), tally), folder, box_pixels, tally)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("refcoco")
+def convert_refcoco(
+    annotations: Annotated[
+        Path,
+        typer.Option(help="instances.json of RefCOCO; MDETR's finetune_refcoco_*.json; or Parquet as Hugging Face has it."),
+    ],
+    output: OutputFile,
+    refs: Annotated[Path | None, typer.Option(help="The refs, as JSON, for instances.json.", show_default="none")] = None,
+    images: ImageFolder = None,
+    split: Annotated[str, typer.Option(help="Split to take: train, val, test, testA, testB.", show_default="all")] = "",
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each referring expression of RefCOCO, RefCOCO+ or RefCOCOg: its box as <loc> tokens."""
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+    from paligemma.data.convert.refcoco import expression_rows
+
+    folder = images or output.parent
+    tally = Tally("expressions", hint=_hint(images, output))
+    refuse_sources(output, [refs] if refs else [])
+    outcomes = expression_rows(annotations, refs, split, folder, tally, box_pixels)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
 @convert.command("vqav2")
 def convert_vqav2(
     questions: Annotated[Path, typer.Option(help="v2_OpenEnded_mscoco_*_questions.json, plain or gzip.")],
@@ -75,19 +218,28 @@ def convert_vqav2(
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each question, with the most frequent answer."""
+    """One row for each question, with the most frequent answer; as `vqa --form vqav2`, with images by their numbers."""
     from paligemma.data.convert.outcomes import Tally, refuse_sources
-    from paligemma.data.convert.vqa import vqav2
+    from paligemma.data.convert.vqa import refuse_constant, vqa_rows
+    from paligemma.data.convert.vqa_entries import Source
+    from paligemma.data.convert.vqa_forms import FORMS
 
     tally = Tally("annotations")
     refuse_sources(output, [questions])
-    outcomes = vqav2(questions, annotations, images, tally)
+    refuse_constant(images)
+    outcomes = vqa_rows(FORMS["vqav2"], Source(annotations, questions), output.parent, tally, images)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, output.parent)
 
 
 @convert.command("table")
 def convert_table(
-    table: Annotated[Path, typer.Option(help="CSV (with a header), Parquet, JSONL or JSON, as Hugging Face data sets have.")],
+    table: Annotated[
+        Path,
+        typer.Option(
+            help="CSV (with a header), Parquet, Arrow, JSONL or JSON; or a folder of a Hugging Face data set saved on disk, of "
+            "Parquet files, or of WebDataset's tar files."
+        ),
+    ],
     output: OutputFile,
     image: Annotated[
         str,
@@ -97,7 +249,19 @@ def convert_table(
         ),
     ] = "image",
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
-    suffix: Annotated[str, typer.Option(help="Suffix; {name} stands for a column.")] = "{suffix}",
+    suffix: Annotated[
+        str,
+        typer.Option(
+            help="Suffix; {name} stands for a column.", show_default="{suffix}; with --answers, the most frequent answer"
+        ),
+    ] = "",
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of a right answer, or of a list of all right answers, to evaluate by; may be given several times.",
+            show_default="none",
+        ),
+    ] = None,
     images: ImageFolder = None,
     encoding: Annotated[
         str, typer.Option(help="Of CSV and JSONL: latin-1, utf-16, ...", show_default="its byte order mark's, else UTF-8")
@@ -116,7 +280,8 @@ def convert_table(
 
     tally = Tally("rows", hint=_hint(images, output))
     folder = images or output.parent
-    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter)
+    suffix = suffix or ("" if answers else "{suffix}")
+    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
     outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 

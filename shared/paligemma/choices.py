@@ -20,3 +20,29 @@ Compression = Literal["none", "gzip"]
 """Compression of record shards."""
 BoxPixels = Literal["auto", "displayed", "stored"]
 """What boxes on a photo with an EXIF orientation refer to: the photo as displayed, as stored, or what its sizes say."""
+VqaFormName = Literal[
+    "vqav2",
+    "okvqa",
+    "aokvqa-da",
+    "aokvqa-mc",
+    "gqa",
+    "textvqa",
+    "stvqa",
+    "ocrvqa",
+    "vizwiz",
+    "tallyqa",
+    "docvqa",
+    "infovqa",
+    "chartqa",
+    "ai2d",
+    "scienceqa",
+    "rsvqa-lr",
+    "rsvqa-hr",
+]
+"""Published question sets; see `paligemma.data.convert.vqa_forms`."""
+CaptionFormName = Literal["textcaps", "scicap", "screen2words", "widgetcap", "coco35l", "xm3600"]
+"""Published captions that are not in COCO's form; see `paligemma.data.convert.captions`."""
+CaptionRows = Literal["caption", "image"]
+"""Whether captions make a row each, or a row for each image with all of its captions."""
+BoxFormName = Literal["yolo", "voc", "cvat", "labelme", "label-studio"]
+"""Exports of boxes that are not in COCO's form; see `paligemma.data.convert.box_forms`."""

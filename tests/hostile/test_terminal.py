@@ -56,6 +56,13 @@ ASKED = {
     "paligemma verify": ("one --registry {}/registry", True),
     "paligemma convert coco-captions": ("--annotations {}/home/coco.json --output {}/out.jsonl", True),
     "paligemma convert coco-detection": ("--annotations {}/home/coco.json --output {}/out.jsonl", True),
+    "paligemma convert vqa": (
+        "--form okvqa --questions {}/home/vqa.json --annotations {}/home/vqa.json --output {}/out.jsonl",
+        True,
+    ),
+    "paligemma convert captions": ("--form xm3600 --annotations {}/home/captions.jsonl --output {}/out.jsonl", True),
+    "paligemma convert boxes": ("--form label-studio --annotations {}/home/boxes.json --output {}/out.jsonl", True),
+    "paligemma convert refcoco": ("--annotations {}/home/coco.json --output {}/out.jsonl", True),
     "paligemma convert vqav2": ("--questions {}/home/vqa.json --annotations {}/home/vqa.json --output {}/out.jsonl", True),
     "paligemma convert table": ("--table {}/home/table.jsonl --output {}/out.jsonl --images {}/home/EVIL", True),
     "paligemma convert folder": ("--folder {}/home/EVIL --output {}/out.jsonl", True),
@@ -120,6 +127,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "vqa.json").write_text(
         json.dumps(vqa | {"annotations": [{"question_id": EVIL, "answers": [EVIL], "image_id": EVIL}]})
     )
+    (home / "captions.jsonl").write_text(json.dumps({"image/key": f"../{EVIL}", EVIL: {"caption": [EVIL]}}) + "\n")
+    result = {"type": EVIL, "value": {EVIL: EVIL}}
+    (home / "boxes.json").write_text(json.dumps([{"data": {"image": f"{EVIL}.png"}, "annotations": [{"result": [result]}]}]))
     (home / "recipe.yaml").write_text(f"{json.dumps(EVIL)}: 1\n")
     (home / EVIL).mkdir()
     (home / EVIL / "1.png").write_bytes(b"no picture")

@@ -9,7 +9,7 @@ from gzip import compress
 from pathlib import Path
 
 import pytest
-from converting import Conversion, run_convert
+from converting import VALUES, Conversion, assert_accounted, places, run_convert, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +19,6 @@ from paligemma.data.convert.outcomes import MAX_REJECT_FRACTION
 from paligemma.data.convert.reasons import NOTES, ON_PURPOSE, REASONS
 from paligemma.data.image_suffixes import SUFFIXES
 from paligemma.data.images import FORMATS
-from paligemma.data.rows import Row, read_rows
 
 MISSING = object()
 IMAGES = [
@@ -384,7 +383,7 @@ def test_the_limit_is_that_of_prepare_data_and_crowds_do_not_count_against_it(tm
     from pipelines.commands import convert as commands
 
     assert inspect.signature(prepare).parameters["max_reject_fraction"].default == MAX_REJECT_FRACTION
-    for name in ("coco_captions", "coco_detection", "vqav2", "table", "folder"):
+    for name in ("coco_captions", "coco_detection", "vqa", "captions", "boxes", "refcoco", "vqav2", "table", "folder"):
         command = getattr(commands, f"convert_{name}")
         assert inspect.signature(command).parameters["max_reject_fraction"].default == MAX_REJECT_FRACTION
     path = write(tmp_path / "x.json", {"images": IMAGES, "categories": CATEGORIES, "annotations": [BOX, but(BOX, iscrowd=1)]})
@@ -495,45 +494,12 @@ def test_the_page_lists_every_code() -> None:
     assert REASONS.keys() >= ON_PURPOSE
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["1", 1, 1.0, "5", 7])
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=5
-)
-
-
-def places(value: object, path: tuple = ()) -> list[tuple]:
-    """Every place in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
-
-
-def with_value(value: object, path: tuple, new: object) -> object:
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = with_value(value[path[0]], path[1:], new)
-    return copy
-
-
 COCO = {
     "images": IMAGES,
     "categories": CATEGORIES,
     "annotations": [but(BOX, caption="x"), but(BOX, image_id="b", caption="y", segmentation=[[1, 1, 2, 2, 3, 1]])],
 }
 VQA = {"questions": [QUESTION], "annotations": [but(ANSWERED, multiple_choice_answer="2"), but(ANSWERED, question_id="5")]}
-
-
-def assert_accounted(done: Conversion, output: Path, entries: object, one_each: bool = True) -> None:
-    """Nothing is lost: what is read is used or skipped, and prepare_data takes every row."""
-    assert done.exit_code in (0, 2)
-    assert {entry["code"] for entry in done.skipped} <= REASONS.keys()
-    if found := re.search(r"(\d+) \w+ read: (\d+) used, (\d+) skipped", done.words):
-        read, used, skipped = map(int, found.groups())
-        assert (read, skipped) == (len(entries), len(done.skipped))
-        assert used + skipped == read
-        assert not one_each or len(done.rows) == used
-    if output.exists():
-        assert all(isinstance(row, Row) for _, row in read_rows(output))
 
 
 @settings(max_examples=150)

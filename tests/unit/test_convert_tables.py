@@ -86,7 +86,10 @@ ODD_TABLES = [
     ("x.parquet", b"hello", "not a Parquet file", 2),
     ("x.parquet", b"PAR1 hello", "cannot be read", 2),
     ("x.xlsx", b"PK\x03\x04", "Excel workbook", 2),
-    ("x.arrow", b"ARROW1\0\0", "is an Arrow file", 2),
+    ("x.csv", b"ARROW1\0\0", "is an Arrow file, whose name is to end in .arrow", 2),
+    ("x.arrow", b"ARROW1\0\0", "cannot be read after row 0", 2),
+    ("x.arrow", b"\xff\xff\xff\xff\xff\xff\xff\x7f", "cannot be read after row 0", 2),
+    ("x.arrow", b"", "cannot be read after row 0", 2),
     ("x.csv.gz", compress(b"file,q,a\n" * 99, mtime=0)[:-9], "cannot be unpacked", 3),
 ]
 
@@ -96,6 +99,48 @@ def test_other_tables_are_refused_in_words(tmp_path: Path, name: str, content: b
     done = convert_table(tmp_path, name, content)
     assert words in done.words
     assert done.exit_code == exit_code
+
+
+ANSWERS = [
+    # a file | columns of answers | suffix | answers | words
+    ("x.csv", "file,a,b\na.png,two,2\n", ["a", "b"], "two", ["two", "2"], "1 used"),
+    ("x.csv", "file,a,b\na.png,two,\n", ["a", "b"], "two", ["two"], "1 answer_dropped"),
+    ("x.csv", 'file,a\na.png,"[""3"", ""2"", ""2""]"\n', ["a"], "2", ["3", "2", "2"], "1 used"),
+    ("x.csv", "file,a\na.png,\"['3', '2', '2']\"\n", ["a"], "2", ["3", "2", "2"], "1 used"),
+    ("x.csv", "file,a\na.png,[sic] so\n", ["a"], "[sic] so", ["[sic] so"], "1 used"),
+    ("x.csv", "file,a\na.png," + "[" * 9000 + "\n", ["a"], "[" * 9000, ["[" * 9000], "1 used"),
+    ("x.csv", "file,a\na.png,\n", ["a"], None, None, "no answer that is text or a number"),
+    ("x.csv", "file,a\na.png,[]\n", ["a"], None, None, "no answer that is text or a number"),
+    ("x.jsonl", '{"file": "a.png", "a": ["3", 2, 2.0, null]}', ["a"], "2", ["3", "2", "2"], "1 answer_dropped"),
+    ("x.jsonl", '{"file": "a.png", "a": [{"answer": "3", "answer_id": 1}]}', ["a"], "3", ["3"], "1 used"),
+    ("x.jsonl", '{"file": "a.png", "a": [[1]]}', ["a"], None, None, "no answer that is text or a number"),
+    ("x.jsonl", '{"file": "a.png", "b": 1}', ["a"], None, None, "has no such column"),
+    ("x.csv", "file,a\na.png,x\n", ["c"], None, None, "has no column 'c'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "columns", "suffix", "answers", "words"), ANSWERS, ids=range(len(ANSWERS)))
+def test_a_table_with_several_answers_keeps_them_all_and_teaches_the_most_frequent(
+    tmp_path: Path, name: str, content: str, columns: list[str], suffix: str | None, answers: list[str] | None, words: str
+) -> None:
+    flags = [part for column in columns for part in ("--answers", column)]
+    done = convert_table(tmp_path, name, content, "--image", "file", "--prefix", "answer en how many?", *flags)
+    assert [(row["suffix"], row["answers"]) for row in done.rows] == ([(suffix, answers)] if suffix else [])
+    assert words in done.words
+
+
+def test_a_suffix_that_is_named_stays_beside_several_answers(tmp_path: Path) -> None:
+    flags = ("--image", "file", "--prefix", "", "--suffix", "{a}", "--answers", "a", "--answers", "b")
+    done = convert_table(tmp_path, "x.csv", "file,a,b\na.png,x,y\n", *flags)
+    assert [(row["suffix"], row["answers"]) for row in done.rows] == [("x", ["x", "y"])]
+
+
+def test_answers_in_a_column_of_lists_of_a_parquet_file_are_kept(tmp_path: Path) -> None:
+    rows = [{"file": "a.png", "question": "How many?", "answers": ["2", "two", "2"]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    flags = ("--image", "file", "--prefix", "answer en {question}", "--answers", "answers")
+    done = run_convert(tmp_path / "out.jsonl", "table", "--table", tmp_path / "x.parquet", *flags)
+    assert [(row["suffix"], row["answers"]) for row in done.rows] == [("2", ["2", "two", "2"])]
 
 
 @pytest.mark.parametrize("column", ["a", "b"])

@@ -108,3 +108,10 @@ def box_text(y1: float, x1: float, y2: float, x2: float) -> str:
     """A box in fractions of the image as four <loc> tokens, rounded to steps of 1/1023 as in big_vision."""
     steps = (min(max(round(value * (NUM_LOC - 1)), 0), NUM_LOC - 1) for value in (y1, x1, y2, x2))
     return "".join(f"<loc{step:04d}>" for step in steps)
+
+
+def all_fractions(boxes: Sequence[Corners]) -> bool:
+    """Whether boxes seem to be fractions of the image: all lie within the first pixel, and some end inside it."""
+    return all(box.x2 <= 1 and box.y2 <= 1 for box in boxes) and any(
+        0 < edge < 1 for box in boxes for edge in (box.x1, box.y1, box.x2, box.y2)
+    )

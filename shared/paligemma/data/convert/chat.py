@@ -23,7 +23,7 @@ from typing import Any
 
 from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
-from paligemma.data.convert.table import image_of
+from paligemma.data.convert.table import stored_image
 from paligemma.data.convert.table_files import read_table
 from paligemma.data.rows import Repeated, leads_elsewhere
 
@@ -246,5 +246,5 @@ def _name_of(value: object, folder: Path) -> str:
             return coded if coded.lstrip()[:5].lower() == "data:" else f"data:;base64,{coded}"
         if isinstance(address := value.get("url"), str):
             value = address
-    name = image_of(value, folder)
+    name = stored_image(value, folder)
     return name.removeprefix("file://")

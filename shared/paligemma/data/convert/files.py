@@ -11,10 +11,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, TypeVar, cast
 
 from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import DamagedError, InputError
+
+K = TypeVar("K")
 
 MAX_JSON_BYTES = 2 << 30
 """Largest JSON file that is read: its objects take up to ten times as much memory."""
@@ -28,7 +30,7 @@ _SIGNATURES = {
     b"BZh": "packed with bzip2",
     b"\xfd7zXZ\0": "packed with xz",
     b"\x28\xb5\x2f\xfd": "packed with zstd",
-    b"ARROW1": "an Arrow file",
+    b"ARROW1": "an Arrow file, whose name is to end in .arrow",
     b"\xd0\xcf\x11\xe0": "an old Office file",
     b"SQLite format 3": "an SQLite data base",
     b"%PDF": "a PDF",
@@ -71,25 +73,19 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"The file cannot be read: {error.strerror or error}.", where=path) from None
 
 
-def read_json(path: Path, what: str) -> object:
+def read_json(path: Path, what: str, most: int = 0) -> object:
     """A JSON file's value. An object with a repeated key becomes a `Repeated`.
 
     Args:
         path: the file.
         what: what the file is, for messages, e.g. `annotations`.
+        most: most bytes, unpacked; `MAX_JSON_BYTES` by default.
 
     Raises:
         InputError: the file cannot be read, is too large, or is not JSON.
     """
-    blocks, size = [], 0
-    with open_binary(path) as file:
-        while size <= MAX_JSON_BYTES and (block := file.read(_BLOCK)):
-            blocks.append(block)
-            size += len(block)
-    data = b"".join(blocks)
-    if size > MAX_JSON_BYTES:
-        most = f"{MAX_JSON_BYTES >> 20} MiB at most, as JSON takes ten times its size of memory"
-        raise InputError(f"The {what} are too large: {most}.", where=path, fix="split the file by images")
+    most = most or MAX_JSON_BYTES
+    data = read_bytes(path, what, most, "as JSON takes ten times its size of memory")
     if not data.strip():
         raise InputError(f"The {what} are empty.", where=path, expected="JSON")
     try:
@@ -101,6 +97,50 @@ def read_json(path: Path, what: str) -> object:
         raise InputError(f"The {what} are nested too deeply.", where=path) from None
     except ValueError as error:
         raise InputError(f"The {what} are not JSON: {error}.", where=path) from None
+
+
+def read_bytes(path: Path, what: str, most: int, why: str) -> bytes:
+    """A file's bytes, unpacked.
+
+    Raises:
+        InputError: the file cannot be read, or has more than `most` bytes.
+    """
+    blocks, size = [], 0
+    with open_binary(path) as file:
+        while size <= most and (block := file.read(_BLOCK)):
+            blocks.append(block)
+            size += len(block)
+    if size > most:
+        limit = f"{most >> 20} MiB at most, {why}"
+        raise InputError(f"The {what} are too large: {limit}.", where=path, fix="split the file by images")
+    return b"".join(blocks)
+
+
+def read_list(path: Path, what: str) -> list:
+    """The list that a JSON file is.
+
+    Raises:
+        InputError: see `read_json`; or the file is no list.
+    """
+    return _of_kind(read_json(path, what), list, path, what, "a JSON list")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The object that a JSON file is.
+
+    Raises:
+        InputError: see `read_json`; or the file is no object.
+    """
+    return _of_kind(read_json(path, what), dict, path, what, "a JSON object")
+
+
+def _of_kind(data: object, kind: type[K], path: Path, what: str, expected: str) -> K:
+    if isinstance(data, kind):
+        return data
+    if isinstance(data, Repeated):
+        raise InputError(f"The {what} have {data.key!r} twice.", where=path, expected=expected)
+    found = f"an object with {', '.join(data)}"[:80] if isinstance(data, dict) else type(data).__name__
+    raise InputError(f"The {what} are {found}, not {expected.removeprefix('a JSON ')}.", where=path, expected=expected)
 
 
 def read_lists(path: Path, what: str, keys: tuple[str, ...]) -> list[list]:

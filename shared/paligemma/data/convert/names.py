@@ -80,6 +80,10 @@ class Index(Generic[T]):
         """The wanted keys, in the order of addition."""
         return (key for key in self._things if key in wanted)
 
+    def ranks(self) -> dict[str, int]:
+        """The place of each key, in the order of addition."""
+        return {key: number for number, key in enumerate(self._things)}
+
     def find(self, id: object, code: str) -> tuple[str, T]:
         """The key and the thing for an id; `code` is the error's code if the id is invalid.
 

@@ -181,7 +181,7 @@ def _write_partials(partials: Sequence[Path], outcomes: Iterable[Outcome], tally
             try:
                 if isinstance(outcome.result, EntryError):
                     raise outcome.result
-                rows_out.write(_row_line(outcome.result))
+                rows_out.write(row_line(outcome.result))
                 tally.rows += 1
                 tally.used += len(outcome.entries)
             except EntryError as problem:
@@ -223,7 +223,7 @@ def _check_limit(tally: Tally, most: float, source: Path, listed: Path, first: s
     )
 
 
-def _row_line(row: Converted) -> bytes:
+def row_line(row: Converted) -> bytes:
     """The row as a line.
 
     Raises:

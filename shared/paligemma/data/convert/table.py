@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.names import image_name
-from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
+from paligemma.data.convert.outcomes import Converted, EntryError, Outcome, Tally, shown
 from paligemma.data.convert.table_files import read_table
+from paligemma.data.convert.table_folders import read_folder
 from paligemma.data.images import MAX_BYTES
 from paligemma.data.rows import Repeated
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import DamagedError, InputError, did_you_mean
+from paligemma.foreign_json import parse_json
 from paligemma.storage.atomic import write_file
+
+MOST_LIST = 1 << 16
+"""Longest cell, in characters, that is read as a list of answers."""
 
 
 def table_rows(
@@ -26,28 +34,30 @@ def table_rows(
     tally: Tally,
     encoding: str = "",
     delimiter: str = "",
+    answers: Sequence[str] = (),
 ) -> Iterator[Outcome]:
-    """A row for every row of a CSV, JSONL, JSON or Parquet file; Parquet needs pyarrow.
+    """A row for every row of a CSV, JSONL, JSON, Parquet or Arrow file, or of a folder; Parquet and Arrow need pyarrow.
 
     Args:
-        table: the file.
+        table: the file; or a folder of a data set saved on disk, of Parquet files, or of WebDataset's tar files.
         folder: the folder that image paths are relative to; images held as bytes are written to its `images/`, named by hash.
         image: column with a path, or with bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in which
             `{name}` stands for a column.
-        prefix, suffix: texts in which `{name}` stands for a column.
+        prefix, suffix: texts in which `{name}` stands for a column. An empty suffix is the most frequent answer.
         tally: counts oddities.
         encoding, delimiter: encoding and delimiter of a CSV file; by default detected.
+        answers: columns of right answers, each of a text or a list of them.
 
     Raises:
         InputError: the table cannot be read, lacks a column, or a text without `{name}` equals a column's name.
     """
     texts = [Template(prefix, table), Template(suffix, table)]
     named = Template(image, table) if "{" in image else None
-    columns = list(
-        dict.fromkeys([*(named.columns if named else [image]), *(column for text in texts for column in text.columns)])
-    )
+    columns = [*(named.columns if named else [image]), *(column for text in texts for column in text.columns), *answers]
+    columns = list(dict.fromkeys(columns))
     constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
-    for entry, values in read_table(table, columns, tally, encoding, delimiter):
+    rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
+    for entry, values in rows:
         try:
             if isinstance(values, EntryError):
                 raise values
@@ -57,10 +67,42 @@ def table_rows(
             filled = [text.fill(values) for text in texts]
             if named is None and image not in values:
                 raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
-            name = image_name(named.fill(values) if named else image_of(values[image], folder), folder, tally)
-            yield Outcome((entry,), {"image": name, "prefix": filled[0], "suffix": filled[1]})
+            name = image_name(named.fill(values) if named else stored_image(values[image], folder), folder, tally)
+            row: Converted = {"image": name, "prefix": filled[0], "suffix": filled[1]}
+            if answers:
+                row["answers"] = usable_answers(_all_answers(values, answers), entry, tally)
+                row["suffix"] = filled[1] if suffix else Counter(row["answers"]).most_common(1)[0][0]
+            yield Outcome((entry,), row)
         except EntryError as problem:
             yield Outcome((entry,), problem)
+
+
+def _all_answers(values: Mapping[str, Any], columns: Sequence[str]) -> list[object]:
+    """The answers in some columns of a row. A text may be a list as JSON, or as Python writes one."""
+    found: list[object] = []
+    for column in columns:
+        if column not in values:
+            raise EntryError("column_missing", f"there is no {column!r}: {did_you_mean(column, values)}")
+        value = values[column]
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = _list_in(value)
+        found.extend(value if isinstance(value, list) else [value])
+    return found
+
+
+def _list_in(text: str) -> object:
+    """The list that a text is, or the text."""
+    if len(text) > MOST_LIST:
+        return text
+    try:
+        return parse_json(text, "the cell", "The list", kind=list)
+    except DamagedError:
+        pass
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return value if isinstance(value, list) else text
 
 
 def _refuse_names(constant: Mapping[str, str], values: Mapping[str, Any], table: Path) -> None:
@@ -114,6 +156,8 @@ class Template(string.Formatter):
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if not isinstance(key, str) or key not in kwargs:
             raise EntryError("column_missing", f"there is no {key!r}: {did_you_mean(str(key), kwargs)}")
+        if isinstance(kwargs[key], EntryError):  # a part of a row that cannot be read
+            raise kwargs[key]
         return kwargs[key]
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -130,8 +174,8 @@ class Template(string.Formatter):
         return value, first
 
 
-def image_of(value: object, folder: Path) -> str:
-    """The name of an image; if the value holds bytes, they are written to a file."""
+def stored_image(value: object, folder: Path) -> str:
+    """The name of an image; if the value holds bytes, they are written to a file in `images/`, named by their hash."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, dict):

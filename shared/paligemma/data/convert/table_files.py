@@ -6,21 +6,20 @@ import csv
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from paligemma.data.convert.class_labels import named_labels
+from paligemma.data.convert.arrow_tables import arrow_rows, check_columns, parquet_rows
 from paligemma.data.convert.files import BAD, open_binary, open_text, read_json
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally
 from paligemma.data.rows import Repeated, once_each
-from paligemma.errors import InputError, did_you_mean
+from paligemma.errors import InputError
 
 MAX_CELL = 16 << 20
 """Largest cell or line that is parsed, in characters. Python's own limit is 128 Ki, which pictures in base64 exceed."""
 
-_BATCH = 64
 _BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # a byte order mark and white space, in UTF-8 or UTF-16
 _SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 """Excel's own first line, which gives the delimiter."""
@@ -36,7 +35,7 @@ def read_table(
     """Every row of a table, with at least the given columns, or what is wrong with it.
 
     Args:
-        table: Parquet by its contents; JSONL or JSON by its name; anything else is CSV.
+        table: Parquet by its contents; Arrow, JSONL or JSON by its name; anything else is CSV.
         columns: the required columns.
         tally: counts oddities.
         encoding, delimiter: encoding and delimiter of text; by default detected.
@@ -45,6 +44,8 @@ def read_table(
         InputError: the table cannot be read, has no rows, or lacks a column.
         DamagedError: the gzip file is cut short.
     """
+    if table.suffix.lower() == ".arrow":
+        return arrow_rows(table, columns)
     with open_binary(table) as file:
         start = file.read(4096)
     names = [suffix.lower() for suffix in table.suffixes if suffix.lower() != ".gz"]
@@ -52,7 +53,7 @@ def read_table(
     if not start.strip():
         raise _empty(table)
     if start[:4] == b"PAR1":
-        return _parquet_rows(table, columns, tally)
+        return parquet_rows(table, columns)
     if kind == ".parquet":
         raise InputError("The table is not a Parquet file.", where=table, expected="a file that begins with PAR1")
     if kind in (".jsonl", ".ndjson", ".json"):
@@ -120,7 +121,7 @@ def _csv_rows(table: Path, columns: Sequence[str], tally: Tally, encoding: str, 
             raise _empty(table)
         if isinstance(header, EntryError):
             raise InputError(f"The header cannot be read: {header.message}.", where=table)
-        _check_columns(columns, header, table, f" (cells end at {delimiter!r})")
+        check_columns(columns, header, table, f" (cells end at {delimiter!r})")
         for number, cells in records:
             entry = Entry(f"line {number}")
             if isinstance(cells, EntryError):
@@ -215,42 +216,3 @@ def _lines(file: IO[str]) -> Iterator[tuple[int, str | None]]:
             yield number, None
         else:
             yield number, line
-
-
-def _check_columns(columns: Sequence[str], header: Sequence[str], table: Path, how: str = "") -> None:
-    for column in columns:
-        if column not in header:
-            what = f"The table has no column {column!r}{how}."
-            raise InputError(what, where=table, fix=did_you_mean(column, dict.fromkeys(header)))
-        if list(header).count(column) > 1:
-            raise InputError(f"The table has {list(header).count(column)} columns {column!r}.", where=table, fix="rename one")
-
-
-def _parquet_rows(table: Path, columns: Sequence[str], tally: Tally) -> Iterator[TableRow]:
-    """Reads only the requested columns, or all if none is, a few rows at a time."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise InputError("Reading Parquet needs pyarrow.", where=table, fix="pip install pyarrow") from None
-    number = 0
-    try:
-        file = ParquetFile(table)
-        schema = file.schema_arrow
-        _check_columns(columns, schema.names, table)
-        name = named_labels(schema.metadata)
-        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns)) or None):
-            for index in range(batch.num_rows):
-                number += 1
-                yield Entry(f"row {number}"), _parquet_row(batch.slice(index, 1), name)
-    except (ArrowException, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"The table cannot be read after row {number}: {error}.", where=table) from None
-
-
-def _parquet_row(row: Any, name: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | EntryError:
-    try:
-        return name(row.to_pylist()[0])
-    except EntryError as problem:
-        return problem
-    except Exception as error:  # times before the year 1, unknown time zones, text that is not UTF-8, ...
-        return EntryError("value_wrong", f"{type(error).__name__}: {error}")
