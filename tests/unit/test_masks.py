@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paligemma.data.mask_codes import read_decoder
+from paligemma.data.seg_masks import parse_masks
 from paligemma.errors import DamagedError, InputError
-from paligemma.evaluation.masks import mask_ious, parse_masks, read_decoder
+from paligemma.evaluation.masks import mask_ious
 from paligemma.evaluation.metrics import find_metric
 
 WIDTHS = (6, 4, 3, 2)

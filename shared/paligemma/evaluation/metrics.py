@@ -14,10 +14,12 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from paligemma.data.mask_codes import read_decoder
+from paligemma.data.seg_masks import Decode
 from paligemma.errors import InputError, PaliGemmaError, did_you_mean
 from paligemma.evaluation.boxes import AveragePrecision, box_f1
 from paligemma.evaluation.caption_metrics import Caption, bleu_counts, bleu_of, cider, rouge_l, words
-from paligemma.evaluation.masks import Decode, mask_ious, read_decoder
+from paligemma.evaluation.masks import mask_ious
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.significance import bootstrap_interval
 from paligemma.evaluation.text_metrics import anls, exact_match, multiple_choice, relaxed_accuracy
