@@ -34,8 +34,8 @@ def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) ->
         InputError: the file is not in COCO's format.
     """
     listed, entries = read_lists(annotations, "annotations", ("images", "annotations"))
-    images, with_any = _index_images(listed, folder, tally), set()
-    for entry, annotation in _entries(entries):
+    images, with_any = index_images(listed, folder, tally), set()
+    for entry, annotation in numbered(entries):
         try:
             annotation = object_of(annotation)
             key, (name, _) = images.find(annotation.get("image_id"), "image_id_missing")
@@ -46,7 +46,7 @@ def coco_captions(annotations: Path, prefix: str, folder: Path, tally: Tally) ->
             yield Outcome((entry,), {"image": name, "prefix": prefix, "suffix": caption.strip()})
         except EntryError as problem:
             yield Outcome((entry,), problem)
-    _count_images(listed, with_any, tally)
+    count_images(listed, with_any, tally)
 
 
 def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: BoxPixels = "auto") -> Iterator[Outcome]:
@@ -65,16 +65,16 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
         InputError: the file is not in COCO's format.
     """
     listed, entries, named = read_lists(annotations, "annotations", ("images", "annotations", "categories"))
-    images, with_any = _index_images(listed, folder, tally), set()
-    categories = _index_categories(named, tally)
+    images, with_any = index_images(listed, folder, tally), set()
+    categories = index_categories(named, tally)
     boxes: dict[str, list[tuple[Entry, Corners, str]]] = defaultdict(list)
     sizes: dict[str, ListedImage] = {}
-    for entry, annotation in _entries(entries):
+    for entry, annotation in numbered(entries):
         try:
             annotation = object_of(annotation)
             key, (name, size) = images.find(annotation.get("image_id"), "image_id_missing")
             with_any.add(key)
-            if _is_crowd(annotation.get("iscrowd")):
+            if is_crowd(annotation.get("iscrowd")):
                 raise EntryError("crowd", f"iscrowd is {shown(annotation['iscrowd'])}")
             _, category = categories.find(annotation.get("category_id"), "category_missing")
             box, from_polygons = box_of(annotation)
@@ -89,7 +89,7 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
         for key in images.keys_in(boxes)
     }
     frames = find_frames(pictured, box_pixels, tally)
-    fractions = _all_fractions([box for found in boxes.values() for _, box, _ in found])
+    fractions = all_fractions([box for found in boxes.values() for _, box, _ in found])
     for key, image in pictured.items():
         used, suffixes = [], []
         for entry, box, category in boxes[key]:
@@ -110,15 +110,17 @@ def coco_detection(annotations: Path, folder: Path, tally: Tally, box_pixels: Bo
             prefix = "detect " + " ; ".join(sorted({category for _, category in suffixes}))
             suffix = " ; ".join(f"{box} {category}" for box, category in sorted(suffixes))
             yield Outcome(tuple(used), {"image": image.name, "prefix": prefix, "suffix": suffix})
-    _count_images(listed, with_any, tally)
+    count_images(listed, with_any, tally)
 
 
-def _entries(annotations: list) -> Iterator[tuple[Entry, object]]:
+def numbered(annotations: list) -> Iterator[tuple[Entry, object]]:
+    """Annotations, each with its place and id."""
     for number, annotation in enumerate(annotations):
         yield Entry(f"annotations[{number}]", annotation.get("id") if isinstance(annotation, dict) else None), annotation
 
 
-def _index_images(listed: list, folder: Path, tally: Tally) -> Index[ListedImage]:
+def index_images(listed: list, folder: Path, tally: Tally) -> Index[ListedImage]:
+    """Images by id."""
     images: Index[ListedImage] = Index("image")
     for number, image in enumerate(listed):
         where = f"images[{number}]"
@@ -148,7 +150,8 @@ def _size(image: dict) -> Size | None:
     return (width, height) if width and height and width > 0 and height > 0 else None
 
 
-def _index_categories(listed: list, tally: Tally) -> Index[str]:
+def index_categories(listed: list, tally: Tally) -> Index[str]:
+    """Names of categories by id."""
     categories: Index[str] = Index("category")
     for number, category in enumerate(listed):
         where = f"categories[{number}]"
@@ -162,19 +165,20 @@ def _index_categories(listed: list, tally: Tally) -> Index[str]:
     return categories
 
 
-def _is_crowd(value: object) -> bool:
+def is_crowd(value: object) -> bool:
     """Whether `iscrowd` means a crowd: 1, true and "1" do; 0, false, "0", "false", empty and missing do not."""
     return bool(value) if not isinstance(value, str) else value.strip().lower() not in ("", "0", "0.0", "false", "no")
 
 
-def _all_fractions(boxes: list[Corners]) -> bool:
+def all_fractions(boxes: list[Corners]) -> bool:
     """Whether boxes seem to be fractions of the image: all lie within the first pixel, and some end inside it."""
     return all(box.x2 <= 1 and box.y2 <= 1 for box in boxes) and any(
         0 < edge < 1 for box in boxes for edge in (box.x1, box.y1, box.x2, box.y2)
     )
 
 
-def _count_images(listed: list, with_any: set[str], tally: Tally) -> None:
+def count_images(listed: list, with_any: set[str], tally: Tally) -> None:
+    """Counts images and annotations that nothing belongs to."""
     tally.facts["images listed"] = len(listed)
     tally.facts["images without any annotation"] = max(len(listed) - len(with_any), 0)
     tally.facts["annotations of unlisted images"] = tally.skipped["image_unlisted"]

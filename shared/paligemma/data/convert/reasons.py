@@ -31,6 +31,20 @@ REASONS = {
     "box_fraction": "all boxes of the file lie within the first pixel: these are fractions of the image, not pixels",
     "size_unknown": "neither the file nor the image itself says how large the image is",
     "size_disagrees": "the image file has other proportions than the annotations say: nobody knows where the boxes belong",
+    "mask_missing": "the annotation has no segmentation",
+    "mask_malformed": "the segmentation is neither polygons x, y, x, y, ... of three points and more, nor run lengths",
+    "mask_too_large": "the mask has more than 64 Mi pixels, or a longer outline than is read",
+    "mask_size": "the mask has another size, or other proportions, than its image",
+    "mask_empty": "no pixel of the mask is inside its box, or none at all",
+    "mask_too_small": "the box is less than half a pixel of the mask wide or high",
+    "mask_too_detailed": "the mask's run lengths take more than 256 KiB",
+    "mask_file_missing": "there is no such picture of masks, or its name leads out of the folder",
+    "mask_file_unreadable": "the picture of masks is not a PNG that can be decoded, or too large",
+    "mask_without_image": "there is no image of the same name as the picture of masks, up to its ending",
+    "segments_missing": "the annotation lists no segments",
+    "segment_id_missing": "the segment's id is not that of a colour: 1 to 256 * 256 * 256 - 1",
+    "label_unnamed": "the classes have no name for the value, or one with `;` or `<` in it",
+    "label_void": "the value 255 has no name: its pixels are of no class (left out on purpose)",
     "cells_too_many": "the row has more cells than the header: a text with the delimiter in it is not in quotes",
     "cells_too_few": "the row has fewer cells than the header",
     "quotes_broken": "a quote in the row is not closed, or text follows a closing quote",
@@ -49,12 +63,13 @@ REASONS = {
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
-ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing"))
+ON_PURPOSE = frozenset(("crowd", "format_other", "label_missing", "label_void"))
 """Reasons that are not faults of the data: they are counted and listed, but do not make a conversion fail."""
 
 NOTES = {
     "box_clipped": "boxes reach beyond their image, and end at its edge now (if many do: is the order x, y, width, height?)",
     "box_from_polygon": "boxes were taken from the polygons of the segmentation, as the annotation has no bbox",
+    "polygon_dropped": "polygons have fewer than three points, and were dropped beside others that can be used",
     "boxes_turned": "images have an EXIF orientation, and boxes in stored pixels: the boxes were turned with the image",
     "boxes_upright": "images have an EXIF orientation, and boxes in displayed pixels already: the boxes are as they were",
     "orientation_unclear": "images have an EXIF orientation, and sizes that do not tell in which pixels the boxes are",
