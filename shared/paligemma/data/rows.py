@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
+from paligemma.data.run_lengths import MaskError
+from paligemma.data.seg_masks import masks_text, true_masks
 from paligemma.errors import DamagedError, InputError
 from paligemma.storage.disk_space import check_space
 
@@ -37,7 +39,7 @@ REASONS = {
     "not_an_object": "the line is JSON, but not an object",
     "key_repeated": "a key is repeated: nobody knows which value is meant",
     "key_missing": "image, prefix or suffix is missing",
-    "type_wrong": "image, prefix or suffix is not a string, or answers is not a list of strings",
+    "type_wrong": "image, prefix or suffix is not a string, answers is not a list of strings, or masks are no run lengths",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
     "image_path_unsafe": "the image path is absolute, an address, or leads out of the image folder",
     "image_missing": "there is no such image file, or it cannot be read",
@@ -85,7 +87,8 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
 class Row:
     """A well-formed row. `image` is relative to the image folder.
 
-    `answers` are the references for evaluation if there are several; if empty, the suffix is the only reference.
+    `answers` are the references for evaluation if there are several; if empty, the suffix is the only reference. `masks` are
+    the true masks as `seg_masks.masks_text` writes them; empty if the row keeps none.
     """
 
     line: int
@@ -93,6 +96,7 @@ class Row:
     prefix: str
     suffix: str
     answers: tuple[str, ...] = ()
+    masks: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,19 @@ def parse_row(line: bytes, number: int) -> Row:
         "".join(answers).encode()
     except UnicodeEncodeError:
         raise RowError("encoding_invalid", "'answers' has half a surrogate pair") from None
-    return Row(number, values["image"], values["prefix"], values["suffix"], tuple(answers))
+    masks = "" if values.get("masks") is None else _masks_of(values["masks"])
+    return Row(number, values["image"], values["prefix"], values["suffix"], tuple(answers), masks)
+
+
+def _masks_of(given: object) -> str:
+    try:
+        text = masks_text(true_masks(given))
+        text.encode()
+    except MaskError as error:
+        raise RowError("type_wrong", f"'masks' are no masks with a label, a size and packed counts: {error}") from None
+    except UnicodeEncodeError:
+        raise RowError("encoding_invalid", "'masks' has half a surrogate pair") from None
+    return text
 
 
 def _kind(value: object) -> str:

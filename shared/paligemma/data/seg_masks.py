@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,14 @@ from PIL import Image
 
 from paligemma.data.loc_boxes import BINS, Box
 from paligemma.data.run_lengths import MaskError, check_runs, read_runs
+from paligemma.errors import DamagedError
+from paligemma.foreign_json import parse_json
 
 _OBJECT = re.compile(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>){16})\s*([^<;]*)")
 _VECTORS = 128
+
+Overlaps = Mapping[str, tuple[int, int]]
+"""By label, the pixels that two sides share, and those that either has."""
 
 Decode = Callable[[Int[np.ndarray, "m 16"]], Float[np.ndarray, "m 64 64"]]
 """Maps codes to masks, which are above 0 inside the object: `mask_codes.read_decoder`."""
@@ -60,6 +66,26 @@ def true_masks(value: object) -> tuple[TrueMask, ...]:
     return tuple(masks)
 
 
+def masks_text(masks: Sequence[TrueMask]) -> str:
+    """A row's masks as a JSON text, as records hold them; empty without any."""
+    return json.dumps([mask.as_json() for mask in masks], ensure_ascii=False, separators=(",", ":")) if masks else ""
+
+
+def parse_masks_text(text: str) -> tuple[TrueMask, ...]:
+    """The masks that `masks_text` wrote.
+
+    Raises:
+        DamagedError: it did not write them.
+    """
+    if not text:
+        return ()
+    where, fix = "a row's masks", "run prepare_data again"
+    try:
+        return true_masks(parse_json(text, where, "The true masks", kind=list, fix=fix))
+    except MaskError as error:
+        raise DamagedError(f"The true masks cannot be read: {error}.", where=where, fix=fix) from None
+
+
 def seg_text(codes: Sequence[int] | Int[np.ndarray, " 16"]) -> str:
     """Sixteen codes as symbols."""
     return "".join(f"<seg{int(code):03d}>" for code in codes)
@@ -93,9 +119,8 @@ def paint_masks(
     """
     pictures: dict[str, np.ndarray] = {}
     objects = parse_masks(text)
-    for (box, _), mask in zip(
-        objects, decode(np.array([codes for _, codes in objects], np.int32).reshape(-1, 16)), strict=True
-    ):
+    masks = decode(np.array([codes for _, codes in objects], np.int32)) if objects else ()
+    for (box, _), mask in zip(objects, masks, strict=True):
         y0, y1 = (to_pixel(edge / (BINS - 1) * height) for edge in (box.y0, box.y1))
         x0, x1 = (to_pixel(edge / (BINS - 1) * width) for edge in (box.x0, box.x1))
         if y1 > y0 and x1 > x0:
@@ -105,26 +130,34 @@ def paint_masks(
     return pictures
 
 
-def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> dict[str, tuple[int, int]]:
-    """Pixels that an answer and a row's true masks share, and that either has, by label.
+def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Overlaps:
+    """Overlaps of an answer with a row's true masks, at their own resolution. Masks of one label are taken together.
 
-    Masks of one label are taken together. A row has at least one mask, and all are of one size.
+    Args:
+        text: the answer.
+        masks: the masks, at least one, all of one size.
+        decode: maps codes to masks.
     """
-    painted = paint_masks(text, masks[0].height, masks[0].width, decode)
-    true: dict[str, list[TrueMask]] = {}
+    found = paint_masks(text, masks[0].height, masks[0].width, decode)
+    labelled: dict[str, list[TrueMask]] = {}
     for mask in masks:
-        true.setdefault(mask.label, []).append(mask)
+        labelled.setdefault(mask.label, []).append(mask)
     counted = {}
-    for label in sorted(true.keys() | painted.keys()):
-        wanted = np.zeros((masks[0].height, masks[0].width), bool)
-        for mask in true.get(label, ()):
-            wanted |= mask.pixels()
-        found = painted.get(label)
-        shared = 0 if found is None else int((found & wanted).sum())
-        counted[label] = shared, int(wanted.sum()) + (0 if found is None else int(found.sum())) - shared
+    for label in sorted(labelled.keys() | found.keys()):  # one label's pixels at a time
+        wanted = None
+        for mask in labelled.get(label, ()):
+            wanted = mask.pixels() if wanted is None else wanted | mask.pixels()
+        counted[label] = count_pixels(found.get(label), wanted)
     return counted
 
 
-def mean_iou(counted: dict[str, tuple[int, int]]) -> float:
-    """Mean IoU over labels, from `count_overlaps`; of a label that covers nothing in both, 1."""
-    return float(np.mean([shared / either if either else 1.0 for shared, either in counted.values()])) if counted else 1.0
+def count_pixels(left: Bool[np.ndarray, "h w"] | None, right: Bool[np.ndarray, "h w"] | None) -> tuple[int, int]:
+    """Pixels that two masks of a label share, and that either has. A label that only one side names is never a match."""
+    if left is None or right is None:
+        return 0, max(int(sum(mask.sum() for mask in (left, right) if mask is not None)), 1)
+    return int((left & right).sum()), int((left | right).sum())
+
+
+def mean_iou(overlaps: Overlaps) -> float:
+    """Mean IoU over labels; 1 for a label whose masks are both empty, and 1 without any label."""
+    return float(np.mean([shared / either if either else 1.0 for shared, either in overlaps.values()])) if overlaps else 1.0

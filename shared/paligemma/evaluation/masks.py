@@ -5,26 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from paligemma.data.seg_masks import Decode, paint_masks
+from paligemma.data.seg_masks import (
+    Decode,
+    Overlaps,
+    count_overlaps,
+    count_pixels,
+    mean_iou,
+    paint_masks,
+    parse_masks_text,
+)
+from paligemma.evaluation.predict import Prediction
 
 SIDE = 512
 """Side in pixels of the picture in which answers and references without true masks are compared: a pixel is two box bins."""
 
 
-def mask_ious(answers: Sequence[str], references: Sequence[str], decode: Decode) -> Float[np.ndarray, " rows"]:
-    """IoU of each answer's masks with its reference's: the mean over the labels of either; 1 if there are no labels."""
-    scores = []
-    for answer, reference in zip(answers, references, strict=True):
-        found, wanted = (paint_masks(text, SIDE, SIDE, decode, to_pixel=round) for text in (answer, reference))
-        ious = [_iou(found.get(label), wanted.get(label)) for label in found.keys() | wanted.keys()]
-        scores.append(float(np.mean(ious)) if ious else 1.0)
-    return np.array(scores, np.float64)
+def row_overlaps(predictions: Sequence[Prediction], decode: Decode) -> list[Overlaps]:
+    """Each answer's overlaps by label: with the row's true masks, else with the reference that it is nearest to."""
+    found = []
+    for p in predictions:
+        if masks := parse_masks_text(p.masks):
+            found.append(count_overlaps(p.prediction, masks, decode))
+        else:
+            found.append(max((reference_overlaps(p.prediction, one, decode) for one in p.references), key=mean_iou))
+    return found
 
 
-def _iou(left: np.ndarray | None, right: np.ndarray | None) -> float:
-    if left is None or right is None:
-        return 0.0
-    union = (left | right).sum()
-    return float((left & right).sum() / union) if union else 1.0  # both masks are empty for this label
+def reference_overlaps(answer: str, reference: str, decode: Decode) -> Overlaps:
+    """Overlaps of an answer's masks with those of a reference, both decoded, in a picture of `SIDE`."""
+    found, wanted = (paint_masks(text, SIDE, SIDE, decode, to_pixel=round) for text in (answer, reference))
+    return {label: count_pixels(found.get(label), wanted.get(label)) for label in sorted(found.keys() | wanted.keys())}
+
+
+def pixel_counts(overlaps: Sequence[Overlaps]) -> Int[np.ndarray, "rows 2"]:
+    """For each row, the pixels that answer and truth share, and those that either has, over all labels."""
+    return np.array([np.sum([*one.values(), (0, 0)], axis=0) for one in overlaps], np.int64).reshape(-1, 2)
+
+
+def cumulative_iou(counts: Int[np.ndarray, "*any rows 2"]) -> Float[np.ndarray, "*any"]:
+    """cIoU: all shared pixels over all pixels of either (dvlab-research/LISA, `train_ds.py`, lines 563-572); 1 without any."""
+    shared, either = np.moveaxis(counts.sum(axis=-2), -1, 0)
+    return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
