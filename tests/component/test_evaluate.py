@@ -193,6 +193,9 @@ def test_masks_are_judged_against_the_true_ones_that_their_rows_keep(small_data:
     assert list(metrics["metrics"]) == ["mask_iou", "mask_ciou", "box_f1"]
     assert len(predictions) == 3
     assert metrics["metrics"]["mask_iou"]["first_reference"] == pytest.approx((2 * ceiling + 1) / 3, abs=1e-4)
+    page = (tmp_path / "x/report.html").read_text()
+    shown = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert len({row["masks"]["true"] for row in shown}) == 2  # the row without true masks has those of its symbols
     (note,) = [note for note in metrics["notes"] if note.startswith("mask_iou: ")]
     assert "Sixteen <seg> symbols do not hold every mask" in note
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ from PIL import Image
 
 from paligemma.data.mask_codes import read_decoder
 from paligemma.data.run_lengths import write_runs
-from paligemma.data.seg_masks import Decode, TrueMask, masks_text, mean_iou, parse_masks, parse_masks_text
+from paligemma.data.seg_masks import Decode, TrueMask, masks_text, mean_iou, parse_masks, parse_masks_text, union_of_masks
 from paligemma.errors import DamagedError, InputError
 from paligemma.evaluation.masks import cumulative_iou, pixel_counts, reference_overlaps, row_overlaps
 from paligemma.evaluation.metrics import MASK_METRICS, find_metric
 from paligemma.evaluation.predict import Prediction
+from paligemma.reports.page import mask_uri
 
 WIDTHS = (6, 4, 3, 2)
 CODES = "".join(f"<seg{number:03d}>" for number in range(16))
@@ -186,6 +189,17 @@ def test_rows_without_true_masks_are_compared_with_the_nearest_reference() -> No
     overlaps = row_overlaps(rows, whole)
     assert [mean_iou(one) for one in overlaps] == [1, 1]
     assert cumulative_iou(pixel_counts(overlaps[1:])) == 1
+
+
+def test_pictures_of_masks_are_of_what_they_cover() -> None:
+    mask = np.zeros((20, 40), bool)
+    mask[:10, 30:] = True
+    masks = [TrueMask(label, 20, 40, str(write_runs(one)["counts"])) for label, one in (("a", mask), ("b", mask[::-1]))]
+    assert (union_of_masks(masks, 8) == np.repeat([[False, True]], [6, 2], axis=1)).all()
+    uri = mask_uri(union_of_masks(masks[:1], 8), (1, 2, 3))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
+    assert (picture[:4, 6:] == [1, 2, 3, 255]).all()
+    assert picture[..., 3].sum() == 8 * 255
 
 
 def test_masks_of_a_record_that_were_not_written_by_us_are_said_to_be_damaged() -> None:

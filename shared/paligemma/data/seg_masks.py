@@ -130,6 +130,22 @@ def paint_masks(
     return pictures
 
 
+def union_of_text(text: str, side: int, decode: Decode) -> Bool[np.ndarray, "side side"]:
+    """What an answer's masks cover, in a picture that is resized to a square."""
+    covered = np.zeros((side, side), bool)
+    for mask in paint_masks(text, side, side, decode).values():
+        covered |= mask
+    return covered
+
+
+def union_of_masks(masks: Sequence[TrueMask], side: int) -> Bool[np.ndarray, "side side"]:
+    """What true masks cover, in a picture that is resized to a square."""
+    covered = np.zeros((side, side), bool)
+    for mask in masks:
+        covered |= np.asarray(Image.fromarray(mask.pixels()).resize((side, side), Image.Resampling.NEAREST))
+    return covered
+
+
 def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Overlaps:
     """Overlaps of an answer with a row's true masks, at their own resolution. Masks of one label are taken together.
 
