@@ -135,6 +135,7 @@ def test_boxes_are_read_and_the_rest_is_passed_over() -> None:
     text = "<loc0000><loc0010><loc0100><loc0200> cat ; <loc0001><loc0002> half; <loc9999><loc0000><loc0000><loc0000> x"
     assert parse_boxes(text) == [Box(0, 10, 100, 200, "cat")]
     assert parse_boxes("<loc0000><loc0010><loc0100><loc0200> a;<loc0001><loc0010><loc0100><loc0200> b")[1].label == "b"
+    assert parse_boxes(f"<loc0000><loc0010><loc0100><loc0200>{'<seg001>' * 16} cat") == [Box(0, 10, 100, 200, "cat")]
     assert parse_boxes("") == []
 
 

@@ -7,6 +7,8 @@ the difference to the one before the last).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as coco
@@ -68,7 +70,8 @@ def size_of_runs(value: object) -> tuple[int, int]:
 
 def write_runs(mask: Bool[np.ndarray, "h w"]) -> dict[str, object]:
     """A mask as packed run lengths, in the form that `read_runs` and pycocotools read."""
-    return {"size": list(mask.shape), "counts": coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")}
+    packed: Any = coco.encode(np.asfortranarray(mask, np.uint8))  # whose counts are bytes, whatever its types say
+    return {"size": list(mask.shape), "counts": packed["counts"].decode("ascii")}
 
 
 def _listed(given: object) -> Int[np.ndarray, " runs"]:
@@ -81,8 +84,9 @@ def _listed(given: object) -> Int[np.ndarray, " runs"]:
 
 
 def _is_whole(number: object) -> bool:
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    return is_number and abs(number) < 1 << 63 and number == int(number)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return abs(number) < 1 << 63 and number == int(number)
 
 
 def _unpacked(text: str) -> Int[np.ndarray, " runs"]:

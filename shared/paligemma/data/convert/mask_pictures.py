@@ -56,7 +56,7 @@ def _value(key: object) -> int | None:
     if isinstance(key, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", key):
         red, green, blue = (int(key[start : start + 2], 16) for start in (1, 3, 5))
         return red + 256 * green + 65536 * blue
-    return int(key) if re.fullmatch(r"[0-9]{1,8}", str(key), re.ASCII) else None
+    return int(str(key)) if re.fullmatch(r"[0-9]{1,8}", str(key), re.ASCII) else None
 
 
 def is_name(name: object) -> bool:

@@ -238,5 +238,5 @@ def _length(points: Float[np.ndarray, "p 2"]) -> float:
 def _of_polygons(polygons: Sequence[Float[np.ndarray, " xy"]], frame: Frame) -> Bool[np.ndarray, "h w"]:
     """As `annToMask` of pycocotools: the union of the polygons."""
     height, width = frame_pixels(frame)
-    runs = coco.merge(coco.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
+    runs: Any = coco.merge(coco.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
     return read_runs({"size": [height, width], "counts": runs["counts"].decode("ascii")})
