@@ -9,6 +9,7 @@ import pytest
 from mask_weights import Weights, random_weights, square_weights, write_weights
 from PIL import Image, ImageDraw
 
+from paligemma.data import mask_codes
 from paligemma.data.mask_codes import SIDE, fit_mask, read_decoder, read_encoder
 from paligemma.errors import DamagedError, InputError
 
@@ -95,9 +96,11 @@ def test_of_two_entries_at_the_same_distance_the_first_is_taken(tmp_path: Path) 
     assert encode(np.zeros((1, SIDE, SIDE))).tolist() == [[1] * 16]
 
 
-def test_a_mask_is_resized_as_tensorflow_resizes_it() -> None:
+@pytest.mark.parametrize("strip", [mask_codes.STRIP_PIXELS, 1000])
+def test_a_mask_is_resized_as_tensorflow_resizes_it(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
 
+    monkeypatch.setattr(mask_codes, "STRIP_PIXELS", strip)
     for mask in drawn_masks(50, seed=2):
         theirs = tf.image.resize(mask[..., None].astype(np.uint8) * 255, [SIDE, SIDE], "bilinear", antialias=True) / 255
         np.testing.assert_allclose(fit_mask(mask), theirs[..., 0], atol=1e-5)

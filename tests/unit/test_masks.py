@@ -11,6 +11,7 @@ import pytest
 from mask_weights import square_weights, write_weights
 from PIL import Image
 
+from paligemma.data import seg_masks
 from paligemma.data.mask_codes import read_decoder
 from paligemma.data.run_lengths import write_runs
 from paligemma.data.seg_masks import Decode, TrueMask, masks_text, mean_iou, parse_masks, parse_masks_text, union_of_masks
@@ -137,8 +138,12 @@ def drawn_rows(count: int, decode: Decode) -> list[tuple[Prediction, tuple[float
     return rows
 
 
-def test_ious_with_true_masks_are_those_of_big_visions_evaluator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strip", [seg_masks.STRIP_PIXELS, 1000])
+def test_ious_with_true_masks_are_those_of_big_visions_evaluator(
+    strip: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows have pictures of different sizes, and boxes inside out; cIoU is the quotient of the sums."""
+    monkeypatch.setattr(seg_masks, "STRIP_PIXELS", strip)
     path = write_weights(tmp_path / "vae.npz", square_weights())
     predictions, theirs = zip(*drawn_rows(200, read_decoder(path)), strict=True)
     iou, shared, either = np.array(theirs).T

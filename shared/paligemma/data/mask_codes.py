@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from PIL import Image
 
 from paligemma.checkpoints.npz import read_npz
+from paligemma.data.pictures.strips import STRIP_PIXELS, resize_strips
 from paligemma.data.seg_masks import Decode
 from paligemma.errors import DamagedError, InputError
 
@@ -80,7 +81,10 @@ def read_decoder(path: str | Path) -> Decode:
 
 def fit_mask(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "64 64"]:
     """The part of a mask inside its box, resized for the encoder: bilinear, with antialiasing, as TensorFlow resizes."""
-    return np.asarray(Image.fromarray(mask.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    height, width = mask.shape
+    rows = max(1, STRIP_PIXELS // width)
+    strips = ((top, Image.fromarray(mask[top : top + rows].astype(np.float32))) for top in range(0, height, rows))
+    return np.asarray(resize_strips(strips, "F", height, SIDE))
 
 
 def _parts(blocks: tuple[str, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from paligemma.data.loc_boxes import BINS, Box
+from paligemma.data.pictures.strips import STRIP_PIXELS
 from paligemma.data.run_lengths import MaskError, check_runs, read_runs
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
@@ -124,10 +125,25 @@ def paint_masks(
         y0, y1 = (to_pixel(edge / (BINS - 1) * height) for edge in (box.y0, box.y1))
         x0, x1 = (to_pixel(edge / (BINS - 1) * width) for edge in (box.x0, box.x1))
         if y1 > y0 and x1 > x0:
-            resized = Image.fromarray(mask).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
             picture = pictures.setdefault(box.label, np.zeros((height, width), bool))
-            picture[y0:y1, x0:x1] |= np.asarray(resized) > 0
+            _paint(mask, picture[y0:y1, x0:x1])
     return pictures
+
+
+def _paint(mask: Float[np.ndarray, "64 64"], part: Bool[np.ndarray, "h w"]) -> None:
+    """Adds a decoded mask to a part of a picture.
+
+    A large part is painted some columns at a time, which bounds the memory. The result is the same to the bit: when a picture
+    grows in both directions, Pillow resizes its rows first, and then each column by itself.
+    """
+    height, width = part.shape
+    grows = height >= len(mask) and width >= len(mask)
+    image = Image.fromarray(mask).resize((width, len(mask) if grows else height), Image.Resampling.BILINEAR)
+    columns = max(1, STRIP_PIXELS // height)
+    for left in range(0, width, columns):
+        right = min(left + columns, width)
+        strip = image.crop((left, 0, right, image.height)).resize((right - left, height), Image.Resampling.BILINEAR)
+        part[:, left:right] |= np.asarray(strip) > 0
 
 
 def union_of_text(text: str, side: int, decode: Decode) -> Bool[np.ndarray, "side side"]:

@@ -24,6 +24,7 @@ from paligemma.data.images import MAX_PIXELS
 from paligemma.data.mask_codes import Encode, fit_mask
 from paligemma.data.run_lengths import MaskError, read_runs, size_of_runs, write_runs
 from paligemma.data.seg_masks import Decode, TrueMask, count_overlaps, mean_iou, seg_text
+from paligemma.progress import WorkProgress
 
 MOST_RUNS = 1 << 18
 """Most characters of one mask's run lengths in a row, whose line has 1 MiB at most."""
@@ -67,6 +68,16 @@ class _Written:
     location: str
     crop: Float[np.ndarray, "64 64"]
     mask: TrueMask
+
+
+def rows_of_images(
+    images: Sequence[tuple[str, Sequence[MaskedObject], Frame | EntryError]], codes: MaskCodes, tally: Tally
+) -> Iterator[Outcome]:
+    """The rows of all images, each given as its name, its objects and its frame, with progress; see `segment_rows`."""
+    with WorkProgress("encoding masks", "objects", sum(len(objects) for _, objects, _ in images)) as progress:
+        for image, objects, frame in images:
+            yield from segment_rows(image, objects, frame, codes, tally)
+            progress.advance(len(objects))
 
 
 def segment_rows(
