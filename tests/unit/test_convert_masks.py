@@ -194,6 +194,16 @@ def test_run_lengths_of_noise_are_skipped(tmp_path: Path, codes: Path) -> None:
     assert len(done.rows) == 1
 
 
+def test_a_row_that_no_line_can_hold_costs_its_own_objects_only(tmp_path: Path, codes: Path) -> None:
+    noise = write_runs(np.random.default_rng(0).random((400, 1000)) < 0.5)
+    image = but(IMAGES[0], width=1000, height=400)
+    many = [but(THING, id=number, segmentation=noise) for number in range(6)]
+    done = convert(tmp_path, codes, [*many, but(THING, category_id=7)], images=[image])
+    assert done.codes == ["line_too_long"] * 6
+    assert [row["prefix"] for row in done.rows] == ["segment dog"]
+    assert len(convert(tmp_path, codes, many[:5], images=[image]).rows[0]["masks"]) == 5
+
+
 # --- orientations and sizes
 
 

@@ -43,8 +43,9 @@ _FROM_VECTORS, _DECODER_RESIDUALS, _UPSAMPLINGS, _LAST = (
     (4, 6, 8, 10),
     "decoder.12",
 )
+_TRANSPOSED = {f"decoder.{number}.weight" for number in _UPSAMPLINGS}
 
-_convolution = partial(jax.lax.conv_general_dilated, dimension_numbers=("NCHW", "OIHW", "NCHW"), precision="highest")
+_convolution = partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest")
 
 Encode = Callable[[Float[np.ndarray, "m 64 64"]], Int[np.ndarray, "m 16"]]
 Weights = Mapping[str, Array]
@@ -101,11 +102,24 @@ def _read_weights(path: str | Path, layers: list[str], what: str) -> Weights:
         for name, array in arrays.items():
             if np.prod(array.shape, dtype=object) * array.dtype.itemsize > _MOST_BYTES:
                 raise ValueError(f"{name} is larger than {_MOST_BYTES:,} bytes")
-        return {name: jnp.asarray(array[...].astype(np.float32)) for name, array in arrays.items()}
+        return {name: _arranged(name, array[...].astype(np.float32)) for name, array in arrays.items()}
     except KeyError as error:
         raise _unusable(what, f"it has no {error.args[0]}", path) from None
     except (InputError, DamagedError, ValueError, TypeError, IndexError) as error:
         raise _unusable(what, error.what.rstrip(".") if isinstance(error, InputError | DamagedError) else error, path) from None
+
+
+def _arranged(name: str, values: np.ndarray) -> Array:
+    """A kernel as [height, width, input, output], which takes half the time on a CPU. Other arrays are as they are.
+
+    PyTorch's kernels are [output, input, height, width]; those of transposed convolutions are [input, output, height, width],
+    and mirrored, so that they are convolutions over inputs with gaps.
+    """
+    if values.ndim != 4:
+        return jnp.asarray(values)
+    if name in _TRANSPOSED:
+        return jnp.asarray(values[:, :, ::-1, ::-1].transpose(2, 3, 0, 1))
+    return jnp.asarray(values.transpose(2, 3, 1, 0))
 
 
 def _check(
@@ -137,14 +151,13 @@ def _in_batches(run: Callable[[Array], Array], inputs: np.ndarray, *shape: int) 
 
 @jax.jit
 def _encode(weights: Weights, masks: Float[Array, "m 64 64"]) -> Int[Array, "m 16"]:
-    x = 2 * (masks[:, None] - 0.5)
+    x = 2 * (masks[..., None] - 0.5)
     for number in _DOWNSAMPLINGS:
         x = jax.nn.relu(_convolve(weights, f"encoder.{number}", x, stride=2))
     for name in _ENCODER_RESIDUALS:
         x = _residual(weights, name, x)
-    x = _convolve(weights, _TO_VECTORS, x)
     vectors = weights[_CODEBOOK]
-    grid = x.transpose(0, 2, 3, 1).reshape(len(masks), -1, vectors.shape[1])
+    grid = _convolve(weights, _TO_VECTORS, x).reshape(len(masks), -1, vectors.shape[1])
     # The square of the grid's own vector is the same for all entries, and left out: the nearest stays the nearest.
     products = jnp.einsum("mgc,vc->mgv", grid, vectors, precision="highest")
     return jnp.argmin((vectors**2).sum(1) - 2 * products, axis=2).astype(jnp.int32)
@@ -152,31 +165,25 @@ def _encode(weights: Weights, masks: Float[Array, "m 64 64"]) -> Int[Array, "m 1
 
 @jax.jit
 def _decode(weights: Weights, codes: Int[Array, "m 16"]) -> Float[Array, "m 64 64"]:
-    """Kernels are [output, input, height, width]; those of transposed convolutions are [input, output, height, width]."""
-    x = weights[_CODEBOOK][codes].reshape(len(codes), GRID, GRID, -1).transpose(0, 3, 1, 2)
+    x = weights[_CODEBOOK][codes].reshape(len(codes), GRID, GRID, -1)
     x = jax.nn.relu(_convolve(weights, _FROM_VECTORS, x))
     for name in _DECODER_RESIDUALS:
         x = _residual(weights, name, x)
     for number in _UPSAMPLINGS:
-        # A transposed convolution of stride 2 and padding 1: a convolution with the flipped kernel over dilated inputs.
-        name = f"decoder.{number}"
-        kernel = jnp.flip(weights[f"{name}.weight"], (2, 3)).swapaxes(0, 1)
-        x = _convolution(x, kernel, window_strides=(1, 1), padding=[(2, 2)] * 2, lhs_dilation=(2, 2)) + _bias(weights, name)
+        # A transposed convolution of stride 2 and padding 1: a convolution with the mirrored kernel over dilated inputs.
+        kernel, bias = weights[f"decoder.{number}.weight"], weights[f"decoder.{number}.bias"]
+        x = _convolution(x, kernel, window_strides=(1, 1), padding=[(2, 2)] * 2, lhs_dilation=(2, 2)) + bias
         x = jax.nn.relu(x)
-    return _convolve(weights, _LAST, x)[:, 0]
+    return _convolve(weights, _LAST, x)[..., 0]
 
 
-def _convolve(weights: Weights, name: str, x: Float[Array, "m c h w"], stride: int = 1) -> Float[Array, "m d i j"]:
+def _convolve(weights: Weights, name: str, x: Float[Array, "m h w c"], stride: int = 1) -> Float[Array, "m i j d"]:
     """Padded as PyTorch pads the network: kernels of 4, 3 and 1 by a side of 1, 1 and 0."""
     kernel = weights[f"{name}.weight"]
-    side = (kernel.shape[2] - 1) // 2
-    return _convolution(x, kernel, window_strides=(stride, stride), padding=[(side, side)] * 2) + _bias(weights, name)
+    side = (kernel.shape[0] - 1) // 2
+    return _convolution(x, kernel, window_strides=(stride, stride), padding=[(side, side)] * 2) + weights[f"{name}.bias"]
 
 
-def _residual(weights: Weights, name: str, x: Float[Array, "m c h w"]) -> Float[Array, "m c h w"]:
+def _residual(weights: Weights, name: str, x: Float[Array, "m h w c"]) -> Float[Array, "m h w c"]:
     inner = jax.nn.relu(_convolve(weights, f"{name}.0", x))
     return x + _convolve(weights, f"{name}.4", jax.nn.relu(_convolve(weights, f"{name}.2", inner)))
-
-
-def _bias(weights: Weights, name: str) -> Float[Array, "c 1 1"]:
-    return weights[f"{name}.bias"][:, None, None]

@@ -17,7 +17,7 @@ from paligemma.data.convert.boxes import Corners, box_of, reach
 from paligemma.data.convert.coco import all_fractions, count_images, index_categories, index_images, is_crowd, numbered
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.label_pictures import LabelPictures
-from paligemma.data.convert.masks import MaskCodes, MaskedObject, given_box, mask_reader, rows_of_images, stated_size
+from paligemma.data.convert.masks import MaskCodes, MaskedObject, given_box, mask_reader, segment_rows, stated_size
 from paligemma.data.convert.names import Index, id_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
 from paligemma.data.convert.photos import Pictured, Size, find_frames, read_photo
@@ -87,7 +87,7 @@ def coco_instances(
     frames = find_frames({key: found[key].pictured(folder) for key in images.keys_in(found)}, box_pixels, tally)
     fractions = _fractions(list(found.values()))
     described = [(found[key].name, found[key].objects, fractions or frame) for key, frame in frames.items()]
-    yield from rows_of_images(described, codes, tally)
+    yield from segment_rows(described, codes, tally)
     count_images(listed, with_any, tally)
 
 
@@ -133,7 +133,7 @@ def coco_panoptic(
     frames = find_frames({str(number): image.pictured(folder) for number, image in enumerate(found)}, box_pixels, tally)
     fractions = _fractions(found)
     described = [(image.name, image.objects, fractions or frame) for image, frame in zip(found, frames.values(), strict=True)]
-    yield from rows_of_images(described, codes, tally)
+    yield from segment_rows(described, codes, tally)
     count_images(listed, with_any, tally)
 
 

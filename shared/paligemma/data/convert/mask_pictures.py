@@ -19,7 +19,7 @@ from paligemma.choices import BoxPixels
 from paligemma.data.convert.files import read_json
 from paligemma.data.convert.folder import list_files
 from paligemma.data.convert.label_pictures import LabelPictures
-from paligemma.data.convert.masks import MaskCodes, MaskedObject, rows_of_images
+from paligemma.data.convert.masks import MaskCodes, MaskedObject, segment_rows
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
 from paligemma.data.convert.photos import Pictured, find_frames, read_photo
 from paligemma.data.image_suffixes import is_image_name
@@ -114,7 +114,7 @@ def mask_pictures(
             size = values.shape[1], values.shape[0]
             pictured[mask] = Pictured(image, size, read_photo(folder, image), size)
     frames = find_frames(pictured, box_pixels, tally)
-    yield from rows_of_images([(pictured[mask].name, objects[mask], frame) for mask, frame in frames.items()], codes, tally)
+    yield from segment_rows([(pictured[mask].name, objects[mask], frame) for mask, frame in frames.items()], codes, tally)
     tally.facts["pictures of masks with nothing but background"] = empty
 
 
