@@ -254,12 +254,19 @@ def preview(
             show_default="as each file states",
         ),
     ] = "",
+    mask_decoder: Annotated[
+        str,
+        typer.Option(
+            help="File with the weights that turn <seg> symbols into masks, to draw them; true masks are drawn without.",
+            show_default="none",
+        ),
+    ] = "",
 ) -> None:
     """Show what the model is fed for each row (image, boxes, tokens, masks), and which rows would be rejected, on one page."""
     from paligemma.checkpoints.describe import named
     from paligemma.data.preview import make_preview
 
-    made = make_preview(data, named(model, "--model"), images, rows, grey_range, max_text_tokens)
+    made = make_preview(data, named(model, "--model"), images, rows, grey_range, max_text_tokens, mask_decoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(made.page, encoding="utf-8")
     say(f"model: {made.model}")

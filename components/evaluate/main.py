@@ -96,7 +96,7 @@ def evaluate(
         judgement = judge(candidate.name, answered.predictions, task, judges, speed, settings.max_new_tokens)
         decision = judge_against(compared, judgement.scores[deciding], deciding, margin)
         write_results(draft.folder, judgement, decision)
-        write_report(draft.folder, judgement, compared.get("baseline"), decision, candidate)
+        write_report(draft.folder, judgement, compared.get("baseline"), decision, candidate, mask_decoder)
         draft.metrics, draft.rows = figures(judgement), len(answered.predictions)
         if taken_over := draft.rows - answered.decoded:
             draft.metrics["rows_taken_over"] = taken_over

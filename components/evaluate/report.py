@@ -1,4 +1,4 @@
-"""The evaluation's page: figures, and rows with pictures and boxes, worst first."""
+"""The evaluation's page: figures, and rows with pictures, boxes and masks, worst first."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from components.evaluate.contenders import Evaluation
 from components.evaluate.results import Judgement, finite
 from paligemma.artifacts.pages import neighbours
 from paligemma.artifacts.recording import about_attempt
+from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.data.loc_boxes import parse_boxes
+from paligemma.data.mask_codes import read_decoder
+from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
 from paligemma.data.tfrecord import RowReader
 from paligemma.evaluation.gate import Decision
-from paligemma.reports.page import image_uri, render, write_page
+from paligemma.evaluation.predict import Prediction
+from paligemma.reports.page import image_uri, mask_uri, render, write_page
 
 REPORT_ROWS = 5000
 """Most rows in the report, worst first. With a picture each, a page of 5,000 rows has about 30 MB."""
@@ -27,17 +31,26 @@ REPORT_ROWS = 5000
 THUMBNAIL_SIZE = 192
 """Maximum side of the pictures in pixels."""
 
+MASK_COLOURS = {"true": (16, 124, 16), "predicted": (196, 49, 75)}
+"""Colours of masks: red, green, blue."""
+
 PictureOf = Callable[[int], UInt8[np.ndarray, "size size 3"]]
 
 
 def write_report(
-    folder: Path, judgement: Judgement, baseline: Evaluation | None, decision: Decision | None, candidate: Candidate
+    folder: Path,
+    judgement: Judgement,
+    baseline: Evaluation | None,
+    decision: Decision | None,
+    candidate: Candidate,
+    mask_decoder: str = "",
 ) -> None:
     """Writes `report.html`. A page that cannot be rendered is an error in the log: the evaluation stays."""
     reader, model = RowReader(candidate.data), describe_opened(candidate.base)
 
     def page() -> str:
-        return render_report(judgement, baseline, decision, lambda row: reader.read(row).image, candidate.source, model)
+        decode = read_decoder(localize(mask_decoder)) if mask_decoder else None
+        return render_report(judgement, baseline, decision, lambda row: reader.read(row).image, candidate.source, model, decode)
 
     write_page(folder / "report.html", page)
 
@@ -49,6 +62,7 @@ def render_report(
     picture_of: PictureOf,
     source: str,
     model: str = "",
+    decode: Decode | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -59,6 +73,7 @@ def render_report(
         picture_of: returns a row's image by number.
         source: name of the data.
         model: a line that describes the base.
+        decode: maps codes of masks to masks; None: only the true masks of rows are drawn.
     """
     summary = judgement.summary
     worst = np.argsort(judgement.scores[judgement.primary].rows, kind="stable")[:REPORT_ROWS].tolist()
@@ -76,11 +91,11 @@ def render_report(
         baseline_name=other["model"] if other else "",
         questions=[{**q, "baseline": by_prefix.get(q["prefix"])} for q in summary["by_question"]],
         decision=decision,
-        rows=[_row(judgement, number, baseline, picture_of) for number in worst],
+        rows=[_row(judgement, number, baseline, picture_of, decode) for number in worst],
     )
 
 
-def _row(judgement: Judgement, number: int, baseline: Evaluation | None, picture_of: PictureOf) -> dict:
+def _row(judgement: Judgement, number: int, baseline: Evaluation | None, picture_of: PictureOf, decode: Decode | None) -> dict:
     p = judgement.predictions[number]
     boxes = {key: [list(box) for box in parse_boxes(text)] for key, text in (("true", p.target), ("predicted", p.prediction))}
     return {
@@ -94,7 +109,20 @@ def _row(judgement: Judgement, number: int, baseline: Evaluation | None, picture
         "scores": finite({metric: float(scores.rows[number]) for metric, scores in judgement.scores.items()}),
         "baseline": baseline.answers[number] if baseline else None,
         "boxes": boxes if any(boxes.values()) else None,
+        "masks": _masks(p, decode),
     }
+
+
+def _masks(p: Prediction, decode: Decode | None) -> dict[str, str]:
+    """Pictures of the true masks, else of those that the target says, and of the predicted ones; without those not known."""
+    drawn = {}
+    if p.masks:
+        drawn["true"] = union_of_masks(parse_masks_text(p.masks), THUMBNAIL_SIZE)
+    elif decode is not None and parse_masks(p.target):
+        drawn["true"] = union_of_text(p.target, THUMBNAIL_SIZE, decode)
+    if decode is not None and parse_masks(p.prediction):
+        drawn["predicted"] = union_of_text(p.prediction, THUMBNAIL_SIZE, decode)
+    return {kind: mask_uri(mask, MASK_COLOURS[kind]) for kind, mask in drawn.items()}
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

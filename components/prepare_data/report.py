@@ -1,4 +1,4 @@
-"""The page that shows a prepared split: pictures as the model sees them, lengths, answers, warnings and rejects."""
+"""The page that shows a prepared split: pictures with boxes as the model sees them, lengths, answers, warnings and rejects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 from paligemma.data.balance import FINDINGS
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
+from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.prepare import Facts, Job
 from paligemma.data.records import Dataset
@@ -45,6 +46,7 @@ def render_report(
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),
         pictures=small,
+        boxes={row.line: [box._asdict() for box in parse_boxes(row.suffix)] for row in facts.sample},
         frequent=dataset.frequent_suffixes.items(),
         warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
         rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),

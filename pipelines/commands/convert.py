@@ -37,10 +37,14 @@ RowsFor = Annotated[
 ]
 
 
+MaskCodesFile = Annotated[
+    Path, typer.Option(help="Weights between masks and <seg> symbols: big_vision's vae-oid.npz, of gs://big_vision/paligemma.")
+]
 BoxPixelsFlag = Annotated[
     BoxPixels,
     typer.Option(
-        "--box-pixels", help="Boxes on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes."
+        "--box-pixels",
+        help="Boxes, masks on photos with an EXIF orientation: as displayed, as stored, or found out by their sizes.",
     ),
 ]
 
@@ -148,6 +152,87 @@ def convert_coco_detection(
     tally = Tally("annotations", hint=_hint(images, output))
     outcomes = coco_detection(annotations, images or output.parent, tally, box_pixels)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, images or output.parent)
+
+
+@convert.command("coco-instances")
+def convert_coco_instances(
+    annotations: Annotated[Path, typer.Option(help="instances_*.json of COCO, plain or gzip.")],
+    output: OutputFile,
+    mask_codes: MaskCodesFile,
+    images: ImageFolder = None,
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each image and class: masks as <seg> tokens, with crowds left out."""
+    from paligemma.data.convert.coco_masks import coco_instances
+    from paligemma.data.convert.outcomes import Tally
+
+    tally, folder = Tally("annotations", hint=_hint(images, output)), images or output.parent
+    outcomes = coco_instances(annotations, folder, _read_codes(mask_codes), tally, box_pixels)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("coco-panoptic")
+def convert_coco_panoptic(
+    annotations: Annotated[Path, typer.Option(help="panoptic_*.json of COCO, plain or gzip.")],
+    masks: Annotated[Path, typer.Option(help="Folder of the PNG pictures in which each segment has a colour.")],
+    output: OutputFile,
+    mask_codes: MaskCodesFile,
+    images: ImageFolder = None,
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each image and class, things and stuff, with crowds left out."""
+    from paligemma.data.convert.coco_masks import coco_panoptic
+    from paligemma.data.convert.outcomes import Tally
+
+    tally, folder = Tally("segments", hint=_hint(images, output)), images or output.parent
+    outcomes = coco_panoptic(annotations, folder, masks, _read_codes(mask_codes), tally, box_pixels)
+    _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("masks")
+def convert_masks(
+    images: Annotated[Path, typer.Option(help="Folder of the photos.")],
+    masks: Annotated[Path, typer.Option(help="Folder of the PNG pictures in which a pixel's value is its class.")],
+    output: OutputFile,
+    mask_codes: MaskCodesFile,
+    mask_name: Annotated[
+        str, typer.Option(help="A mask's path; {name} stands for its photo's, up to the ending.")
+    ] = "{name}.png",
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON with names by palette index, grey level or colour: {"1": "cat", "#ff0000": "dog"}; or a list.',
+            show_default="none: --label",
+        ),
+    ] = None,
+    label: Annotated[
+        str, typer.Option(help="Instead of --classes: the name of all that is not 0.", show_default="none: --classes")
+    ] = "",
+    box_pixels: BoxPixelsFlag = "auto",
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each photo and class, from pictures of masks."""
+    from paligemma.data.convert.mask_pictures import is_name, mask_pictures, read_classes
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
+    from paligemma.errors import InputError
+
+    if (classes is None) == (not label):
+        raise InputError("Masks need names.", expected="either --classes FILE or --label NAME")
+    if label and not is_name(label):
+        raise InputError(f"{label!r} cannot name a class.", where="--label", expected="a name without ; and <")
+    if mask_name.count("{name}") != 1:
+        raise InputError(f"{mask_name!r} does not name a mask.", where="--mask-name", expected="{name}_mask.png, for example")
+    if classes is not None:
+        refuse_sources(output, [classes])
+    tally = Tally("masks", hint=_hint(images, output))
+    named = read_classes(classes) if classes is not None else label.strip()
+    outcomes = mask_pictures(images, masks, mask_name, named, _read_codes(mask_codes), tally, box_pixels, output)
+    _write(output, outcomes, tally, masks, max_reject_fraction, validation_fraction, images)
 
 
 @convert.command("boxes")
@@ -335,6 +420,13 @@ def _hint(images: Path | None, output: Path) -> str:
     if images is None or images.absolute() == output.absolute().parent:
         return ""
     return f"image names are relative to {images}: pass --images {images} to prepare_data"
+
+
+def _read_codes(path: Path):
+    from paligemma.data.convert.masks import MaskCodes
+    from paligemma.data.mask_codes import read_decoder, read_encoder
+
+    return MaskCodes(read_encoder(path), read_decoder(path))
 
 
 def _write(

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from converting import run_convert
+from mask_weights import square_weights, write_weights
 
 from components.evaluate import contenders as others_module
 from components.evaluate import decoding as decoding_module
@@ -163,6 +165,39 @@ def test_tasks_select_metrics_over_several_answers(small_data: SmallData, tmp_pa
         run(checkpoint="embedded:tiny", records=tmp_path / "records", output=tmp_path / "x", baseline=str(tmp_path / "own"))
     with pytest.raises(InputError, match="no metric 'anlss'"):
         run(checkpoint="embedded:tiny", records=tmp_path / "records", output=tmp_path / "x", metrics="anlss")
+
+
+def test_masks_are_judged_against_the_true_ones_that_their_rows_keep(small_data: SmallData, tmp_path: Path) -> None:
+    """From polygons to the metrics. Of a model that answers with the rows' suffixes, the IoU is what `convert` says of them."""
+    codes = write_weights(tmp_path / "vae-oid.npz", square_weights())
+    names = [small_data.add_image(f"{n}.png", n, 32) for n in range(2)]
+    polygon = [[2, 3, 25, 5, 20, 28, 4, 20]]
+    data = {
+        "images": [{"id": n, "file_name": name, "width": 32, "height": 32} for n, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": n, "category_id": 1, "segmentation": polygon} for n in range(2)],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    flags = ("--annotations", tmp_path / "instances.json", "--images", small_data.folder, "--mask-codes", codes)
+    done = run_convert(tmp_path / "rows.jsonl", "coco-instances", *flags)
+    ceiling = done.rows[0]["round_trip_iou"]
+    assert 0.5 < ceiling < 1
+    with (tmp_path / "rows.jsonl").open("a") as file:  # a row without true masks
+        file.write(json.dumps({key: done.rows[0][key] for key in ("image", "prefix", "suffix")} | {"prefix": "segment it"}))
+    prepare(
+        data=tmp_path / "rows.jsonl", images=str(small_data.folder), checkpoint="embedded:tiny", output=tmp_path / "records"
+    )
+    run(checkpoint="embedded:tiny", records=tmp_path / "records", output=tmp_path / "x", task="segment",
+        mask_decoder=str(codes), max_new_tokens=4)  # fmt: skip
+    metrics, predictions = read(tmp_path / "x")
+    assert list(metrics["metrics"]) == ["mask_iou", "mask_ciou", "box_f1"]
+    assert len(predictions) == 3
+    assert metrics["metrics"]["mask_iou"]["first_reference"] == pytest.approx((2 * ceiling + 1) / 3, abs=1e-4)
+    page = (tmp_path / "x/report.html").read_text()
+    shown = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert len({row["masks"]["true"] for row in shown}) == 2  # the row without true masks has those of its symbols
+    (note,) = [note for note in metrics["notes"] if note.startswith("mask_iou: ")]
+    assert "Sixteen <seg> symbols do not hold every mask" in note
 
 
 def test_the_gate_wants_a_margin_and_confidence() -> None:

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mask_weights import random_weights, write_weights
 
 from paligemma.evaluation.tasks import TASKS
 from real_data.command_line import CommandLine, parse_summary
 from real_data.conftest import Published, Run
-from real_data.mask_decoder import write_decoder
 from real_data.published import SPLITS
 from real_data.sets import SETS
 
@@ -67,7 +67,7 @@ def test_a_task_is_judged(published: Published, command_line: CommandLine, run: 
         batch_size=128,
         max_new_tokens=of.max_new_tokens,
         output=evaluation,
-        **({"mask_decoder": write_decoder(tmp_path / "decoder.npz")} if of.task == "segment" else {}),
+        **({"mask_decoder": write_weights(tmp_path / "decoder.npz", random_weights())} if of.task == "segment" else {}),
     )
     check_evaluation(evaluation, dataset["rows"])
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from conftest import REPOSITORY
 from paligemma.data.loc_boxes import Box, parse_boxes
+from paligemma.data.seg_masks import mean_iou
 from paligemma.evaluation.boxes import AveragePrecision, box_f1, iou
 from paligemma.evaluation.caption_metrics import Caption, bleu_counts, bleu_of, cider, rouge_l, words
-from paligemma.evaluation.masks import mask_ious
+from paligemma.evaluation.masks import reference_overlaps
 from paligemma.evaluation.metrics import confusion
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.significance import bootstrap_interval, paired_p_value
@@ -126,14 +127,15 @@ def test_boxes_and_masks_without_an_area_equal_themselves() -> None:
     assert box_f1(thin, thin) == 1
     assert box_f1(thin, thin.replace("line", "dot")) == 0
     masks = thin.replace("<loc0100><loc0300>", "<loc0300><loc0300>").replace(" line", "<seg000>" * 16 + " line")
-    nothing = mask_ious([masks, masks], [masks, ""], lambda codes: np.full((len(codes), 64, 64), -1.0))
-    assert nothing.tolist() == [1, 0]
+    empty = [reference_overlaps(masks, one, lambda codes: np.full((len(codes), 64, 64), -1.0)) for one in (masks, "")]
+    assert [mean_iou(one) for one in empty] == [1, 0]
 
 
 def test_boxes_are_read_and_the_rest_is_passed_over() -> None:
     text = "<loc0000><loc0010><loc0100><loc0200> cat ; <loc0001><loc0002> half; <loc9999><loc0000><loc0000><loc0000> x"
     assert parse_boxes(text) == [Box(0, 10, 100, 200, "cat")]
     assert parse_boxes("<loc0000><loc0010><loc0100><loc0200> a;<loc0001><loc0010><loc0100><loc0200> b")[1].label == "b"
+    assert parse_boxes(f"<loc0000><loc0010><loc0100><loc0200>{'<seg001>' * 16} cat") == [Box(0, 10, 100, 200, "cat")]
     assert parse_boxes("") == []
 
 

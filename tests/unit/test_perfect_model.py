@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 
 from components.evaluate.results import judge
 from conftest import REPOSITORY
-from paligemma.evaluation import metrics as metrics_module
 from paligemma.evaluation import significance
 from paligemma.evaluation.caption_metrics import words
-from paligemma.evaluation.metrics import MASK_IOU, METRICS, Metric
+from paligemma.evaluation.metrics import MASK_METRICS, METRICS, Metric
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.tasks import TASKS
 from paligemma.evaluation.text_metrics import anls, relaxed_accuracy
 from paligemma.evaluation.vqa_accuracy import normalize_answer, vqa_accuracy
 
 ORACLE = json.loads((REPOSITORY / "tests/parity/golden/metrics.json").read_text())["perfect"]
-MASKS = {MASK_IOU: Metric(partial(metrics_module._mask_iou, lambda codes: np.ones((len(codes), 64, 64)) - codes[0, 0]))}
+MASKS = {
+    name: Metric(partial(score, lambda codes: np.ones((len(codes), 64, 64)) - codes[0, 0]))
+    for name, score in MASK_METRICS.items()
+}
 BOX, MASK = "<loc0010><loc0020><loc0500><loc0600>", "".join(f"<seg{number:03d}>" for number in range(16))
 AS_USERS_WRITE_THEM = {
     "one word": [["Two"], ["Yes"], ["no"]],
@@ -61,7 +63,7 @@ def perfect(rows: Sequence[Sequence[str]]) -> list[Prediction]:
 
 
 def summary_of(rows: Sequence[Sequence[str]], task: str) -> dict:
-    found = {name: METRICS.get(name) or MASKS[name] for name in [*TASKS[task].metrics, *METRICS, MASK_IOU]}
+    found = {name: METRICS.get(name) or MASKS[name] for name in [*TASKS[task].metrics, *METRICS, *MASK_METRICS]}
     return judge("tuned", perfect(rows), task, found, 1.0, 32).summary
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mask_weights import square_weights, write_weights
+from PIL import Image
 
 from components.prepare_data.__main__ import run
 from conftest import SmallData
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.preview import make_preview, preview_page
+from paligemma.data.run_lengths import write_runs
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import DamagedError, InputError
 
@@ -34,6 +40,39 @@ def test_records_and_raw_rows_show_the_same_tokens(small_data: SmallData, tmp_pa
     assert re.findall(r'<img src="([^"]*)"', raw) == re.findall(r'<img src="([^"]*)"', prepared)
     assert "&lt;b&gt;ocr" in raw
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', raw))
+
+
+def mask_on(page: str, alt: str) -> np.ndarray:
+    """Where a picture laid over a row's picture has a colour."""
+    (data,) = re.findall(rf'<img class="mask" src="data:image/png;base64,([^"]*)" alt="{alt}">', page)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))[..., 3] > 0
+
+
+def test_masks_are_drawn_where_they_are(small_data: SmallData, tmp_path: Path) -> None:
+    """True ones of any row that keeps them; those of the symbols with the decoder."""
+    mask = np.zeros((20, 40), bool)
+    mask[5:10, 10:40] = True
+    name = small_data.add_image("a.png")
+    row = {"image": name, "prefix": "segment cat", "suffix": f"<loc0512><loc0000><loc1023><loc1023>{'<seg080>' * 16} cat"}
+    path = small_data.write([row | {"masks": [{"label": "cat", **write_runs(mask)}]}, "no row"])
+    run(data=path, checkpoint="embedded:tiny", output=tmp_path / "records", max_reject_fraction=1)
+    codes = str(write_weights(tmp_path / "vae.npz", square_weights()))
+    for source in (str(path), str(tmp_path / "records")):
+        page = make_preview(source, "embedded:tiny", mask_decoder=codes).page
+        drawn = mask_on(page, "true mask")
+        side = len(drawn)
+        expected = np.zeros((side, side), bool)
+        expected[side // 4 : side // 2, side // 4 :] = True
+        assert (drawn == expected).all()
+        expected[:] = False
+        expected[int(512 / 1023 * side) :] = True
+        assert (mask_on(page, "mask of the suffix") == expected).all()
+        assert "Green: the true masks" in page
+        page = make_preview(source, "embedded:tiny").page
+        assert "true mask" in page
+        assert "mask of the suffix" not in page
+    with pytest.raises(InputError, match="There is no mask decoder"):
+        make_preview(str(path), "embedded:tiny", mask_decoder="none.npz")
 
 
 def test_bad_rows_are_shown_with_their_reason_and_only_so_many(small_data: SmallData) -> None:

@@ -268,6 +268,15 @@ def test_any_rows_have_a_preview(small_data: SmallData) -> None:
         assert page.count('class="card row"') == len(rows)
 
 
+def test_a_data_sets_page_draws_the_boxes_of_its_rows(small_data: SmallData, tmp_path: Path) -> None:
+    suffix = f"<loc0100><loc0200><loc0300><loc0400>{'<seg001>' * 16} cat ; <loc0000><loc0000><loc1023><loc1023> a"
+    row = {"image": small_data.add_image("a.png"), "prefix": "detect", "suffix": suffix}
+    prepare(data=str(small_data.write([row])), checkpoint="embedded:tiny", output=str(tmp_path / "made"))
+    page = (tmp_path / "made/report.html").read_text()
+    assert '<rect class="box" x="200" y="100" width="200" height="200"/><text x="200" y="88">cat</text>' in page
+    assert '<rect class="box" x="0" y="0" width="1023" height="1023"/><text x="0" y="56">a</text>' in page
+
+
 def test_no_template_is_left_out() -> None:
     """A new one is to be filled in here, too."""
     templates = {path.name for path in (REPOSITORY / "shared/paligemma/reports/templates").iterdir()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def test_an_example_is_what_tensorflow_would_write(prefix: str, ids: list[int], 
     expected = tf.train.Example(features=tf.train.Features(feature=features))
     assert tf.train.Example.FromString(serialize(one)) == expected
     assert len(serialize(one)) == expected.ByteSize()
+    for name, values in (("answers", [b"a", b"b"]), ("masks", b"[1]")):
+        expected.features.feature[name].bytes_list.value.extend(values if isinstance(values, list) else [values])
+    more = serialize(dataclasses.replace(one, answers=("a", "b"), masks="[1]"))
+    assert tf.train.Example.FromString(more) == expected
+    assert len(more) == expected.ByteSize()
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])

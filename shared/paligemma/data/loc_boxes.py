@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 BINS = 1024
-_OBJECT = re.compile(r"((?:<loc\d{4}>){4})\s*([^<;]*)")
+_OBJECT = re.compile(r"((?:<loc\d{4}>){4})(?:<seg\d{3}>)*\s*([^<;]*)")
 
 
 class Box(NamedTuple):
@@ -25,7 +25,7 @@ class Box(NamedTuple):
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """The boxes in an answer such as `<loc0100><loc0200><loc0300><loc0400> cat ; ...`. Skips everything else."""
+    """The boxes in an answer such as `<loc0100><loc0200><loc0300><loc0400> cat ; ...`. Skips everything else, as `<seg>`."""
     boxes = []
     for symbols, label in _OBJECT.findall(text):
         y0, x0, y1, x1 = (int(value) for value in re.findall(r"\d{4}", symbols))

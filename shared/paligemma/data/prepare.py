@@ -308,6 +308,7 @@ class Preparer:
             row_id=row_id(picture.sha256, row.prefix, row.suffix),
             line=row.line,
             answers=row.answers,
+            masks=row.masks,
         )
         found = dict(picture.warnings)
         for where, text in (("suffix", row.suffix), ("prefix", row.prefix)):

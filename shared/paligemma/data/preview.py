@@ -15,21 +15,26 @@ from paligemma.artifacts.store import artifact_at, localize
 from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open_checkpoint import open_model
 from paligemma.data.loc_boxes import parse_boxes
+from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import open_records
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, Row, read_all_rows
+from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import fetch_images
 from paligemma.errors import InputError
-from paligemma.reports.page import image_uri, render
+from paligemma.reports.page import image_uri, mask_uri, render
 from paligemma.storage.files import exists
 from paligemma.storage.location import parse_location
 
 LOOKED_AT = 1000
 """Most rows of a JSONL file that are checked; prepare_data checks all."""
+
+TRUE_COLOUR, SUFFIX_COLOUR = (16, 124, 16), (227, 0, 140)
+"""Colours of true masks and of those that a suffix's symbols say: red, green, blue."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,13 @@ def preview_page(data: str, model: str, images: str = "", rows: int = 24, grey_r
 
 
 def make_preview(
-    data: str, model: str, images: str = "", rows: int = 24, grey_range: str = "", max_text_tokens: int = 128
+    data: str,
+    model: str,
+    images: str = "",
+    rows: int = 24,
+    grey_range: str = "",
+    max_text_tokens: int = 128,
+    mask_decoder: str = "",
 ) -> Preview:
     """Shows what the model is fed.
 
@@ -64,22 +75,24 @@ def make_preview(
         rows: number of rows to show, from the first.
         max_text_tokens: rows of a JSONL file with more tokens are rejected.
         grey_range: samples of black and white in a JSONL file's grey pictures, `LOW,HIGH`; empty: as stated in each file.
+        mask_decoder: weights that turn <seg> symbols into masks; empty: only the true masks of rows are drawn.
 
     Raises:
-        InputError: the data do not exist, or were prepared with another tokenizer.
+        InputError: the data do not exist, or were prepared with another tokenizer; or there is no such mask decoder.
     """
     opened, _ = open_model(model)
     if opened.tokenizer is None:
         raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
     tokenizer = Tokenizer(opened.tokenizer)
+    decode = read_decoder(localize(mask_decoder)) if mask_decoder else None
     source = str(data).rstrip("/").rsplit("/", 1)[-1]
     data = str(artifact_at(data))
     if exists(data, RECORD_FILE):
-        looked = _of_records(data, tokenizer, rows)
+        looked = _of_records(data, tokenizer, rows, decode)
     else:
         size = opened.config.img.image_size
         settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
-        looked = _of_rows(data, images or str(parse_location(data).parent), tokenizer, rows, *settings)
+        looked = _of_rows(data, images or str(parse_location(data).parent), tokenizer, rows, decode, *settings)
     described = describe(model, opened)
     page = render("preview.html", source=source, model=described, looked=looked, meanings={**REASONS, **WARNINGS})
     return Preview(page, described, looked.lines())
@@ -111,7 +124,7 @@ class _Looked:
         return said
 
 
-def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> _Looked:
+def _of_records(data: str, tokenizer: Tokenizer, rows: int, decode: Decode | None) -> _Looked:
     records = open_records(data)
     dataset = records.dataset
     if dataset.tokenizer_sha256 != tokenizer.sha256:
@@ -125,7 +138,8 @@ def _of_records(data: str, tokenizer: Tokenizer, rows: int) -> _Looked:
     for number in range(min(rows, len(reader))):
         row = reader.read(number)
         ids = row.tokens.tolist()
-        looked.rows.append(_shown(tokenizer, row.line, row.image, row.prefix, row.suffix, ids, row.prefix_length, ()))
+        masks = _masks(row.suffix, row.masks, len(row.image), decode)
+        looked.rows.append(_shown(tokenizer, row.line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
     return looked
 
 
@@ -134,6 +148,7 @@ def _of_rows(
     images: str,
     tokenizer: Tokenizer,
     rows: int,
+    decode: Decode | None,
     tokenizer_file: Path,
     size: int,
     max_text_tokens: int,
@@ -161,9 +176,20 @@ def _of_rows(
         else:
             ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
             one = (tokenizer, example.line, example.image, example.prefix, example.suffix, ids, cut)
-            looked.rows.append(_shown(*one, remarks))
+            masks = _masks(example.suffix, example.masks, len(example.image), decode)
+            looked.rows.append(_shown(*one, remarks, masks))
     looked.whole = next(lines, None) is None
     return looked
+
+
+def _masks(suffix: str, true: str, side: int, decode: Decode | None) -> dict[str, str]:
+    """Pictures of the true masks and of those that the suffix says, by what they are; without those that are not known."""
+    drawn = {}
+    if true:
+        drawn["true"] = mask_uri(union_of_masks(parse_masks_text(true), side), TRUE_COLOUR)
+    if decode is not None and parse_masks(suffix):
+        drawn["suffix"] = mask_uri(union_of_text(suffix, side, decode), SUFFIX_COLOUR)
+    return drawn
 
 
 def _shown(
@@ -175,6 +201,7 @@ def _shown(
     tokens: list[int],
     prefix_length: int,
     remarks: Sequence[Remark],
+    masks: dict[str, str],
 ) -> dict:
     pieces = tokenizer.pieces(tokens)
     return {
@@ -184,6 +211,7 @@ def _shown(
         "size": image.shape[0],
         "prefix": prefix,
         "suffix": suffix,
+        "masks": masks,
         "boxes": [box._asdict() for box in parse_boxes(suffix)],
         "warnings": [(remark.code, remark.message) for remark in remarks],
         "tokens": [

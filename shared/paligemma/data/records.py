@@ -40,6 +40,7 @@ class Example:
         row_id: hash of the row's contents; see `rows.row_id`.
         line: the row's line in the source, from 1.
         answers: references for evaluation; empty if the suffix is the only one.
+        masks: true masks for evaluation, as `seg_masks.masks_text` writes them; empty if the row keeps none.
     """
 
     image: np.ndarray
@@ -52,6 +53,7 @@ class Example:
     row_id: str
     line: int
     answers: tuple[str, ...] = ()
+    masks: str = ""
 
 
 class Shard(BaseModel):

@@ -18,6 +18,8 @@ import numpy as np
 
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.inline_images import inline_image
+from paligemma.data.run_lengths import MaskError
+from paligemma.data.seg_masks import masks_text, true_masks
 from paligemma.errors import DamagedError, InputError
 from paligemma.redaction import name_of_address
 from paligemma.safe_names import sha256_fault
@@ -48,7 +50,7 @@ REASONS = {
     "not_an_object": "the line is JSON, but not an object",
     "key_repeated": "a key is repeated: nobody knows which value is meant",
     "key_missing": "image, prefix or suffix is missing",
-    "type_wrong": "image, prefix or suffix is not a string, answers not a list of strings, or image_sha256 no sha256",
+    "type_wrong": "image, prefix or suffix is no text, answers no list of texts, image_sha256 no hash, or masks no run lengths",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
     "image_none": "the row has texts only: the model sees an image in every row",
     "images_several": "the row has several images: the model sees one",
@@ -111,6 +113,7 @@ class Row:
         image_sha256: what the image's sha256 has to be; empty if the row does not say.
         address: the web address of the image; empty if it is elsewhere.
         inline: the image file, if the row itself holds it.
+        masks: the true masks as `seg_masks.masks_text` writes them; empty if the row keeps none.
     """
 
     line: int
@@ -121,6 +124,7 @@ class Row:
     image_sha256: str = ""
     address: str = ""
     inline: bytes | None = None
+    masks: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,8 @@ def parse_row(line: bytes, number: int) -> Row:
         raise RowError("type_wrong", "'image_sha256' is not 64 hexadecimal digits")
     texts = (values["prefix"], values["suffix"], tuple(answers), sha256.lower())
     name, address = name_image(values["image"], inline)
-    return Row(number, name, *texts, address, inline)
+    masks = "" if values.get("masks") is None else _masks_of(values["masks"])
+    return Row(number, name, *texts, address, inline, masks)
 
 
 def name_image(image: str, inline: bytes | None) -> tuple[str, str]:
@@ -340,6 +345,17 @@ def _inline(image: object, size: int) -> bytes | None:
     if size - (0 if inline is None else len(str(image))) > MAX_LINE_BYTES:
         raise RowError("line_too_long", f"it has {size} bytes, {MAX_LINE_BYTES} at most, a picture in it not counted")
     return inline
+
+
+def _masks_of(given: object) -> str:
+    try:
+        text = masks_text(true_masks(given))
+        text.encode()
+    except MaskError as error:
+        raise RowError("type_wrong", f"'masks' are no masks with a label, a size and packed counts: {error}") from None
+    except UnicodeEncodeError:
+        raise RowError("encoding_invalid", "'masks' has half a surrogate pair") from None
+    return text
 
 
 def _kind(value: object) -> str:

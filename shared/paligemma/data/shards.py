@@ -66,12 +66,14 @@ class ShardWriter:
 def serialize(example: Example) -> bytes:
     """An example as the bytes of a `tf.train.Example`, with features sorted by name."""
     several = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
+    masks = [(b"masks", _bytes(example.masks.encode()))] if example.masks else []
     features = [
         *several,
         (b"image", _bytes(example.image.tobytes())),
         (b"image_file", _bytes(example.image_file.encode())),
         (b"image_sha256", _bytes(example.image_sha256.encode())),
         (b"line", _ints([example.line])),
+        *masks,
         (b"prefix", _bytes(example.prefix.encode())),
         (b"prefix_length", _ints([len(example.prefix_ids)])),
         (b"row_id", _bytes(example.row_id.encode())),

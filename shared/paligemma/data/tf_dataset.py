@@ -18,7 +18,8 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
 
     Returns:
         Per row: `image` (uint8 `[size, size, 3]`), `tokens` (int64 `[t]`), `prefix_length` and `suffix_length` (tokens),
-        `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty if the suffix is the only one), `line`.
+        `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty if the suffix is the only one), `masks` (a
+        JSON text of true masks, empty without any), `line`.
 
     Raises:
         InputError: TensorFlow is not installed.
@@ -34,6 +35,7 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
         "image": one_text,
         "tokens": several,
         "answers": tf.io.RaggedFeature(tf.string),
+        "masks": tf.io.FixedLenFeature((), tf.string, ""),
         **dict.fromkeys(("prefix_length", "suffix_length", "line"), one_int),
         **dict.fromkeys(("prefix", "suffix", "row_id"), one_text),
     }

@@ -44,6 +44,7 @@ class StoredRow:
     row_id: str
     line: int
     answers: tuple[str, ...] = ()
+    masks: str = ""
 
 
 class RowReader:
@@ -92,6 +93,7 @@ class RowReader:
             row_id=text("row_id"),
             line=feature["line"].int64_list.value[0],
             answers=tuple(answer.decode() for answer in feature["answers"].bytes_list.value),
+            masks=text("masks") if feature["masks"].bytes_list.value else "",
         )
 
 

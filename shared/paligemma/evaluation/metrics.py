@@ -14,10 +14,12 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from paligemma.data.mask_codes import read_decoder
+from paligemma.data.seg_masks import Decode, mean_iou
 from paligemma.errors import InputError, PaliGemmaError, did_you_mean
 from paligemma.evaluation.boxes import AveragePrecision, box_f1
 from paligemma.evaluation.caption_metrics import Caption, bleu_counts, bleu_of, cider, rouge_l, words
-from paligemma.evaluation.masks import Decode, mask_ious, read_decoder
+from paligemma.evaluation.masks import cumulative_iou, pixel_counts, row_overlaps
 from paligemma.evaluation.predict import Prediction
 from paligemma.evaluation.significance import bootstrap_interval
 from paligemma.evaluation.text_metrics import anls, exact_match, multiple_choice, relaxed_accuracy
@@ -26,7 +28,6 @@ from paligemma.evaluation.vqa_accuracy import vqa_accuracy
 ENTRY_POINTS = "paligemma.metrics"
 """Entry point group in which installed packages name their metrics."""
 
-MASK_IOU = "mask_iou"
 MOST_GROUPS = 50
 
 
@@ -134,7 +135,13 @@ def _average_precision(predictions: Sequence[Prediction]) -> Scored:
 
 
 def _mask_iou(decode: Decode, predictions: Sequence[Prediction]) -> Scored:
-    return mean_of([max(mask_ious([p.prediction] * len(p.references), p.references, decode)) for p in predictions])
+    return mean_of([mean_iou(overlaps) for overlaps in row_overlaps(predictions, decode)])
+
+
+def _mask_ciou(decode: Decode, predictions: Sequence[Prediction]) -> Scored:
+    counts = pixel_counts(row_overlaps(predictions, decode))
+    rows = cumulative_iou(counts[:, None])
+    return Scored(rows, float(cumulative_iou(counts)), lambda drawn: cumulative_iou(counts[drawn]), "mask_ciou by row")
 
 
 _SHORT_CAPTION = "a caption of fewer than four words has no 4-grams"
@@ -165,29 +172,39 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+MASK_METRICS: Mapping[str, Callable[[Decode, Sequence[Prediction]], Scored]] = {
+    "mask_iou": _mask_iou,
+    "mask_ciou": _mask_ciou,
+}
+"""Metrics that need the weights of the mask decoder."""
+
+MASK_SHORTFALL = "sixteen <seg> symbols do not hold every mask, and these rows keep their true masks"
+
+
 def find_metric(name: str, mask_decoder: str = "") -> Metric:
     """A metric by name. A user's own metric is named by entry point or as `module:function`.
 
-    `mask_iou` needs the file of a `mask_decoder`. A user's metric is a function of an answer and its references that returns a
-    number; higher is better.
+    Those of `MASK_METRICS` need the file of a `mask_decoder`. A user's metric is a function of an answer and its references
+    that returns a number; higher is better.
 
     Raises:
         InputError: the name is unknown, the function cannot be imported or called, or the mask decoder is missing.
     """
-    if name == MASK_IOU:
+    if name in MASK_METRICS:
         if not mask_decoder:
             raise InputError(
                 "Masks need the weights that turn <seg> symbols into pixels.",
                 expected="--mask-decoder vae-oid.npz",
                 fix="fetch gs://big_vision/paligemma/vae-oid.npz",
             )
-        return Metric(partial(_mask_iou, read_decoder(mask_decoder)))
+        return Metric(partial(MASK_METRICS[name], read_decoder(mask_decoder)), shortfall=MASK_SHORTFALL)
     if name in METRICS:
         return METRICS[name]
     own = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name not in own and ":" not in name:
         raise InputError(
-            f"There is no metric {name!r}.", expected=f"{did_you_mean(name, [*METRICS, MASK_IOU, *own])}, or module:function"
+            f"There is no metric {name!r}.",
+            expected=f"{did_you_mean(name, [*METRICS, *MASK_METRICS, *own])}, or module:function",
         )
     try:
         if name in own:

@@ -42,6 +42,7 @@ class Prediction:
         logprob: log-probability of the answer with its eos, in nats.
         target_logprob: log-probability of the target with its eos, in nats.
         target_tokens: number of the target's tokens with its eos.
+        masks: the row's true masks as `seg_masks.masks_text` wrote them; empty if it keeps none.
     """
 
     row_id: str
@@ -52,6 +53,7 @@ class Prediction:
     logprob: float
     target_logprob: float
     target_tokens: int
+    masks: str = ""
 
 
 def predict(
@@ -131,6 +133,7 @@ def _prediction(row: StoredRow, answer: Answer) -> Prediction:
         logprob=answer.logprob,
         target_logprob=answer.target_logprob,
         target_tokens=len(row.tokens) - row.prefix_length,
+        masks=row.masks,
     )
 
 

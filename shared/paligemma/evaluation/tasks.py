@@ -52,7 +52,7 @@ TASKS: dict[str, Task] = {
     "docvqa": Task("answer en {}", ("anls", "exact_match")),
     "chartqa": Task("answer en {}", ("relaxed_accuracy", "exact_match")),
     "detect": Task("detect {}", ("mean_average_precision", "box_f1")),
-    "segment": Task("segment {}", ("mask_iou", "box_f1")),
+    "segment": Task("segment {}", ("mask_iou", "mask_ciou", "box_f1")),
     "classify": Task("{}", ("exact_match", "multiple_choice"), lambda text: text.strip().rstrip(".").lower()),
     "ocr": Task("ocr {}", ("anls", "exact_match"), needs_text=False),
 }

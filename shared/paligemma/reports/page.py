@@ -87,6 +87,15 @@ def image_uri(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def mask_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
+    """A boolean `[height, width]` mask as a data URI of a PNG: a colour inside, transparent outside."""
+    image = Image.fromarray(mask.astype(np.uint8), "P")
+    image.putpalette([0, 0, 0, *colour])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0, bits=1)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 @functools.cache
 def _loader() -> jinja2.PackageLoader:
     return jinja2.PackageLoader("paligemma.reports")

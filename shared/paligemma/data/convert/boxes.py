@@ -75,16 +75,25 @@ def place(box: Corners, width: float, height: float, orientation: int) -> tuple[
     Raises:
         EntryError: the box is outside the image, or too small for the tokens.
     """
-    if box.x2 <= 0 or box.y2 <= 0 or box.x1 >= width or box.y1 >= height:
-        where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
-        raise EntryError("box_outside", f"the box {where} in {width:g} x {height:g}")
-    inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
-    beyond = max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > TOLERANCE
+    inside, beyond = clip(box, width, height)
     turned = turn(inside, orientation)
     text = box_text(turned.y1, turned.x1, turned.y2, turned.x2)
     if text[:9] == text[18:27] or text[9:18] == text[27:]:
         raise EntryError("box_too_small", f"{box.x2 - box.x1:g} x {box.y2 - box.y1:g} pixels in {width:g} x {height:g}")
     return text, beyond
+
+
+def clip(box: Corners, width: float, height: float) -> tuple[Corners, bool]:
+    """The part of a box inside its image, as fractions of the image, and whether it reached beyond the edge.
+
+    Raises:
+        EntryError: the box is outside the image.
+    """
+    if box.x2 <= 0 or box.y2 <= 0 or box.x1 >= width or box.y1 >= height:
+        where = f"from {box.x1:g}, {box.y1:g} to {box.x2:g}, {box.y2:g}"
+        raise EntryError("box_outside", f"the box {where} in {width:g} x {height:g}")
+    inside = Corners(max(box.x1, 0) / width, max(box.y1, 0) / height, min(box.x2 / width, 1), min(box.y2 / height, 1))
+    return inside, max(-box.x1, -box.y1, box.x2 - width, box.y2 - height) > TOLERANCE
 
 
 def reach(boxes: Sequence[Corners]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def labelled_folder(folder: Path, prefix: str, tally: Tally, output: Path | None
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
     formats: Counter[str] = Counter()
-    files = list(_files(folder, output, tally))
+    files = list(list_files(folder, output, tally))
     _expect_labels(folder, files)
     for path in files:
         entry, ending = Entry(path.relative_to(folder).as_posix()), path.suffix.lower()
@@ -66,7 +66,7 @@ def _expect_labels(folder: Path, files: Sequence[Path]) -> None:
     )
 
 
-def _files(folder: Path, output: Path | None, tally: Tally) -> Iterator[Path]:
+def list_files(folder: Path, output: Path | None, tally: Tally) -> Iterator[Path]:
     """Every file that is neither hidden nor ours, sorted by the parts of its path: the same order on every machine."""
 
     def fail(error: OSError) -> None:

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from paligemma.data.convert.reasons import NOTES, ON_PURPOSE, REASONS
 from paligemma.data.rows import MAX_INLINE_BYTES, Repeated, RowError, parse_row
 from paligemma.errors import InputError
 
-Converted = dict[str, str | list[str]]
-"""A row: image, prefix, suffix, and optionally answers."""
+Converted = dict[str, Any]
+"""A row: image, prefix, suffix, and optionally answers, masks and round_trip_iou; see `rows.Row`."""
 
 MAX_REJECT_FRACTION = 0.1
 """Default for the largest allowed share of unusable entries; the same as prepare_data's."""
@@ -80,6 +82,7 @@ class Tally:
         rows: number of rows written.
         notes: for each code of `NOTES`, a count and an example.
         facts: other counts, described in words, e.g. `images without any annotation`.
+        round_trips: for each row with masks, how much of them its codes give back (IoU).
         hint: what to do next, if unusual.
     """
 
@@ -90,6 +93,7 @@ class Tally:
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     facts: dict[str, int] = field(default_factory=dict)
+    round_trips: list[float] = field(default_factory=list)
     hint: str = ""
 
     @property
@@ -125,7 +129,18 @@ class Tally:
         for code, text in NOTES.items():
             if self.notes[code]:
                 said.append(f"{self.notes[code]} {code}: {text} ({self.examples[code]})")
-        return said
+        return said + _spread(self.round_trips)
+
+
+def _spread(ious: Sequence[float]) -> list[str]:
+    """Mean, quantiles and a histogram of IoUs, for people; nothing without any."""
+    if not ious:
+        return []
+    values = np.asarray(ious)
+    quantiles = ", ".join(f"{share:.0%} below {np.quantile(values, share):.3f}" for share in (0.05, 0.25, 0.5, 0.75, 0.95))
+    counts, edges = np.histogram(values, bins=10, range=(0, 1))
+    bars = [f"  {low:.1f} to {low + 0.1:.1f}: {count} rows" for low, count in zip(edges, counts, strict=False) if count]
+    return [f"IoU of a row's masks with those that its codes give back: mean {values.mean():.3f}; {quantiles}", *bars]
 
 
 def skipped_file(output: Path) -> Path:

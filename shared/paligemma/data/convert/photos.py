@@ -193,14 +193,15 @@ def _agreeing(image: Pictured, photo: Photo) -> list[Kind]:
     size = image.size
     if size is not None:
         return [kind for kind, actual in kinds.items() if actual == size] or [
-            kind for kind, actual in kinds.items() if _proportional(size, actual)
+            kind for kind, actual in kinds.items() if proportional(size, actual)
         ]
     (right, down) = image.reach
     fitting: list[Kind] = [kind for kind, (w, h) in kinds.items() if right <= w + TOLERANCE and down <= h + TOLERANCE]
     return fitting or list(kinds)
 
 
-def _proportional(one: Size, other: Size) -> bool:
+def proportional(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same proportions, within a pixel."""
     (width, height), (wide, high) = sorted((one, other))
     return abs(width - wide * height / high) <= 1 and abs(height - high * width / wide) <= 1
 
