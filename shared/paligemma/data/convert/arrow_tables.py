@@ -27,7 +27,7 @@ def check_columns(columns: Sequence[str], header: Sequence[str], table: Path, ho
 
 
 def parquet_rows(table: Path, columns: Sequence[str]) -> Iterator[FoundRow]:
-    """The rows of a Parquet file; only the wanted columns are read, or all if none is wanted.
+    """The rows of a Parquet file; only the wanted columns are read, a few rows at a time.
 
     Raises:
         InputError: pyarrow or a column is missing, or the file cannot be read.
@@ -43,7 +43,7 @@ def parquet_rows(table: Path, columns: Sequence[str]) -> Iterator[FoundRow]:
         schema = file.schema_arrow
         check_columns(columns, schema.names, table)
         name = named_labels(schema.metadata)
-        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns)) or None):
+        for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
             for index in range(batch.num_rows):
                 number += 1
                 yield Entry(f"row {number}"), _row(batch.slice(index, 1), name)

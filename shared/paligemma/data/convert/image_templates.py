@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paligemma.data.convert.names import exists, id_of, image_name
+from paligemma.data.convert.look_up import is_there
+from paligemma.data.convert.names import id_of, image_name
 from paligemma.data.convert.outcomes import EntryError, Tally, shown
 from paligemma.data.convert.table import Template
 
@@ -54,5 +55,5 @@ def name_image(names: Sequence[ImageTemplate], values: Mapping[str, Any], folder
 
 
 def first_there(names: Sequence[str], folder: Path) -> str:
-    """The first of some names that is in the folder; the first one if none is."""
-    return next((name for name in names if exists(folder, name)), names[0]) if len(names) > 1 else names[0]
+    """The first of some names that is a file in the folder; the first one if none is."""
+    return next((name for name in names if is_there(folder, name)), names[0]) if len(names) > 1 else names[0]

@@ -45,7 +45,7 @@ def look_up_images(
         if not isinstance(outcome.result, EntryError):
             rows += 1
             name = str(outcome.result["image"])
-            if not _is_there(folder, split_archive(name)[0] or name):
+            if not is_there(folder, split_archive(name)[0] or name):
                 missing.append(name)
             if rows == _FIRST and len(missing) == rows:
                 check()
@@ -55,7 +55,8 @@ def look_up_images(
         tally.facts[f"rows name an image that is not in {folder}, e.g. {shown(missing[0])}"] = len(missing)
 
 
-def _is_there(folder: Path, name: str) -> bool:
+def is_there(folder: Path, name: str) -> bool:
+    """Whether a file of that name is in the folder."""
     try:
         return (folder / name).is_file()
     except (OSError, ValueError):
@@ -66,15 +67,15 @@ def _remedy(name: str, folder: Path, table: Path, image: str) -> str:
     endings = sorted(decoded_suffixes())
     endings += [ending.upper() for ending in endings]  # as cameras write them
     for ending in endings:
-        if _is_there(folder, name + ending):
+        if is_there(folder, name + ending):
             return f"the names lack their ending: --image '{image if '{' in image else f'{{{image}}}'}{ending}'"
     last = Path(name).name
     for above in dict.fromkeys((table.parent, folder)):
-        if _is_there(above, name):
+        if is_there(above, name):
             return f"they are in the table's folder: --images {above}"
         for ending in ("", *endings):
             for found in above.glob("*/"):
-                if _is_there(found, last + ending):
+                if is_there(found, last + ending):
                     part = f" --image '{{{image}}}{ending}'" if ending and "{" not in image else ""
                     return f"there is one in {found}: --images {found}{part}"
     return "pass --images, the folder that they are in; or --image with a template, as --image 'photos/{id}.jpg'"

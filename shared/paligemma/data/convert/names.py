@@ -123,7 +123,7 @@ def image_name(name: str, folder: Path, tally: Tally) -> str:
         folder: the image folder.
         tally: counts the changes.
     """
-    if "\\" in name and "\0" not in name and not exists(folder, name):
+    if "\\" in name and "\0" not in name and not _exists(folder, name):
         tally.note("name_backslashes", shown(name))
         name = name.replace("\\", "/")
     if os.path.isabs(name):
@@ -135,8 +135,7 @@ def image_name(name: str, folder: Path, tally: Tally) -> str:
     return name
 
 
-def exists(folder: Path, name: str) -> bool:
-    """Whether there is something of that name in the folder."""
+def _exists(folder: Path, name: str) -> bool:
     try:
         return os.path.exists(folder / name)
     except (OSError, ValueError):

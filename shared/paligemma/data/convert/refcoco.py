@@ -27,7 +27,7 @@ from paligemma.data.convert.files import open_binary, read_list, read_lists
 from paligemma.data.convert.image_templates import first_there
 from paligemma.data.convert.names import Index, image_name, text_of
 from paligemma.data.convert.outcomes import Converted, Entry, EntryError, Outcome, Tally, object_of, shown
-from paligemma.data.convert.table import image_of
+from paligemma.data.convert.table import stored_image
 from paligemma.errors import InputError
 
 Annotation = tuple[str, ListedImage, Corners, bool]
@@ -186,7 +186,7 @@ def _of_row(
     if numbers and columns[0] == "sentences":
         bbox = [bbox[0], bbox[1], bbox[2] - bbox[0], bbox[3] - bbox[1]]
     box, _ = box_of({"bbox": bbox})
-    name = image_of(image, folder)
+    name = stored_image(image, folder)
     name = image_name(first_there([name, posixpath.basename(name)], folder), folder, tally)
     return BoxedImage(name, None, rank=rank), box, texts
 

@@ -67,7 +67,7 @@ def table_rows(
             filled = [text.fill(values) for text in texts]
             if named is None and image not in values:
                 raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
-            name = image_name(named.fill(values) if named else image_of(values[image], folder), folder, tally)
+            name = image_name(named.fill(values) if named else stored_image(values[image], folder), folder, tally)
             row: Converted = {"image": name, "prefix": filled[0], "suffix": filled[1]}
             if answers:
                 row["answers"] = usable_answers(_all_answers(values, answers), entry, tally)
@@ -174,7 +174,7 @@ class Template(string.Formatter):
         return value, first
 
 
-def image_of(value: object, folder: Path) -> str:
+def stored_image(value: object, folder: Path) -> str:
     """The name of an image; if the value holds bytes, they are written to a file in `images/`, named by their hash."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
