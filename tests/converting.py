@@ -68,7 +68,8 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["1", 1, 1.0, "5", 7])
+ODD = ["1", 1, 1.0, "5", 7, "\ud800", "\0", "..", "/", 1e308, -1e308]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(ODD)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=5
 )

@@ -351,7 +351,7 @@ QUESTIONS = [
             "images/0.png": PICTURE,
         },
         rows=(
-            ("images/letters-images-0.png.png",
+            ("images/letters-a0c4a8664d4ecc27.png",
              "answer en  what is C in the diagram? choose from: leaf \t root \t stem \t flower", "stem"),
             ("images/0.png", "answer en  What does a bee eat? choose from: honey \t iron", "honey"),
         ),

@@ -98,10 +98,10 @@ def test_any_value_anywhere_in_any_file_never_ends_in_a_traceback(
     arguments = published.write(folder)
     name = data.draw(st.sampled_from([name for name, content in published.files.items() if content is not PICTURE]))
     content = _changed(published.files[name], data, value)
-    write_one(folder / name, content)
+    write_one(folder / name, content if isinstance(published.files[name], str) else json.dumps(content))
     done = run_convert(folder / "out.jsonl", *arguments)
     entries = None
-    if name == published.document and not isinstance(content, str):
+    if name == published.document and not isinstance(published.files[name], str):
         entries = published.entries(content)
     assert_accounted(done, folder / "out.jsonl", entries, one_each=not published.joins)
 

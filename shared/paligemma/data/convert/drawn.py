@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -53,7 +54,7 @@ def with_letters(folder: Path, name: str, labels: object) -> str:
         draw.rectangle(box, fill="white")
         font = _font(letters, box[2] - box[0], box[3] - box[1])
         draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), letters, fill="black", font=font, anchor="mm")
-    return _write(folder, f"images/letters-{name.replace('/', '-')}.png", image)
+    return _write(folder, f"images/letters-{hashlib.sha256(name.encode()).hexdigest()[:16]}.png", image)
 
 
 def _label(label: object) -> tuple[Box, str]:
@@ -111,7 +112,7 @@ def with_box(folder: Path, name: str, box: Box, key: str, size: int) -> str:
 def _read(folder: Path, name: str) -> bytes:
     try:
         return read_image_file(image_path(folder, name))
-    except (RowError, InputError, OSError) as error:
+    except (RowError, InputError, OSError, ValueError) as error:
         what = error.message if isinstance(error, RowError) else error.what if isinstance(error, InputError) else str(error)
         raise EntryError("picture_unreadable", what) from None
 

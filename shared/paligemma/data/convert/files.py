@@ -15,6 +15,7 @@ from typing import IO, Any, TypeVar, cast
 
 from paligemma.data.rows import Repeated, once_each
 from paligemma.errors import DamagedError, InputError
+from paligemma.regular_files import open_regular
 
 K = TypeVar("K")
 
@@ -55,7 +56,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         DamagedError: the gzip file is cut short or altered.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(16)
             file.seek(0)
             for signature, kind in _SIGNATURES.items():

@@ -118,7 +118,7 @@ def _studio_result(
             raise image
         width, height = size or (1.0, 1.0)
         box = _studio_box(shape, value, width / 100, height / 100, entry, tally)
-        return LabelledBox(image, box, label_of(label))
+        return LabelledBox(image, box, label_of(text_of(label)))
     except EntryError as problem:
         return problem
 

@@ -5,9 +5,9 @@
   read as JSON only.
 - MDETR's form, which has no pickle: open-mmlab/mmdetection, tools/dataset_converters/refcoco2odvg.py:33-92. It is COCO's form,
   with an image for each expression, which is its `caption`.
-- Parquet as Hugging Face has it: `sentences`, `image_path` and `bbox` as x1, y1, x2, y2 (jxu124/refcoco: huggingface/cookbook,
-  notebook on fine-tuning SmolVLM2 for grounding), or `answer`, `image` and `bbox` as x, y, width, height (lmms-lab/RefCOCO:
-  EvolvingLMMs-Lab/lmms-eval 0.7.3, lmms_eval/tasks/refcoco/utils_rec.py:11-33).
+- Parquet as Hugging Face has it: `sentences`, `image_path` and `bbox` as x1, y1, x2, y2 (jxu124/refcoco: Hugging Face's
+  cookbook, fine_tuning_vlm_object_detection_grounding, section 2), or `answer`, `image` and `bbox` as x, y, width, height
+  (lmms-lab/RefCOCO: lmms-eval 0.7.3, lmms_eval/tasks/refcoco/utils_rec.py:11-33).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from paligemma.data.convert.arrow_tables import FoundRow, arrow_rows, parquet_rows
 from paligemma.data.convert.outcomes import Entry, EntryError, shown
@@ -66,13 +66,15 @@ def _arrow_files(table: Path) -> list[Path]:
         what = "The data set's rows are picked by a list of indices."
         raise InputError(what, where=table, fix="save it again: dataset.flatten_indices().save_to_disk(...)")
     listed = state.get("_data_files")
-    names = [one.get("filename") if isinstance(one, dict) else None for one in listed] if isinstance(listed, list) else []
-    for name in names:
+    files = []
+    for one in listed if isinstance(listed, list) else []:
+        name = one.get("filename") if isinstance(one, dict) else None
         if not isinstance(name, str) or not name or "/" in name or "\0" in name or name.startswith("."):
             raise InputError(f"The state of the data set names {shown(name)}.", where=table, expected="a file beside it")
-    if not names:
+        files.append(table / name)
+    if not files:
         raise InputError("The state of the data set names no files.", where=table, expected="_data_files with a filename each")
-    return [table / name for name in names]
+    return files
 
 
 def _samples(path: Path, folder: Path) -> Iterator[FoundRow]:
@@ -81,7 +83,7 @@ def _samples(path: Path, folder: Path) -> Iterator[FoundRow]:
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
             for member in tar:
-                tar.members = []  # which would hold every header
+                cast(Any, tar).members = []  # which would hold every header
                 if not member.isreg():
                     continue
                 before, slash, last = member.name.removeprefix("./").rpartition("/")
