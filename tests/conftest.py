@@ -67,6 +67,7 @@ SLOW = {
     "test_checkpoints",
     "test_cloud_setup",
     "test_compile_cache",
+    "test_convert_chat",
     "test_convert_tables",
     "test_decoding",
     "test_flops",
@@ -92,6 +93,7 @@ SLOW = {
     "test_registry",
     "test_reports",
     "test_roots",
+    "test_rows_with_pictures",
     "test_sharding",
     "test_shards",
     "test_state",
@@ -102,6 +104,7 @@ SLOW = {
     "test_terminal",
     "test_tf_dataset",
     "test_tfrecord",
+    "test_web_images",
     "test_yaml_text",
 }
 """Files of `unit` and `hostile` that took more than two seconds in a measured run: `--quick` leaves them out."""

@@ -15,6 +15,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
@@ -31,6 +32,8 @@ HOSTS_VARIABLE = "PALIGEMMA_PRIVATE_HOSTS"
 """Private hosts, separated by commas, from which files may be fetched."""
 
 _MOST_REDIRECTS = 5
+_MOST_OPEN = 4  # connections that a thread keeps
+_REST = 16 * 1024  # bytes of an answer that nobody wanted, which are read all the same
 _MOST_ADDRESSES = 8  # of one host; a name may have hundreds, of which none answers
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -69,6 +72,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     *,
     seconds: float | None = None,
+    kept: Connections | None = None,
     **options: Any,
 ) -> Iterator[requests.Response]:
     """Sends one request to a checked network address. Does not follow redirects.
@@ -80,6 +84,7 @@ def request(
         headers: of the request.
         seconds: time for all of it, until the block ends. A timeout of the client counts from one byte to the next, and who
             sends a byte now and then would be listened to for days. None: no limit.
+        kept: connections to go on with, of the same rule; this one is added.
         options: for `requests`.
 
     Raises:
@@ -88,26 +93,77 @@ def request(
         requests.RequestException: the request could not be sent, or had no answer.
     """
     failure = requests.ConnectionError("the host is not found")
-    with _Watch(seconds) as watch, requests.Session() as session:
-        for ip in checked_addresses(address, rule)[:_MOST_ADDRESSES]:
-            watch.expect_time()
-            if ip is None:
-                session.mount(f"{address.scheme}://", _Watched(watch.see))
-            else:
-                session.trust_env = False  # it would look for a proxy again
-                session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-                session.mount(f"{address.scheme}://", _Pinned(ip, session.verify, watch.see))
-            try:
-                response = session.request(method, address.url, headers=headers, allow_redirects=False, **options)
-            except requests.ConnectionError as error:
-                failure = error
-                if was_sent(error):
-                    raise
-                continue
-            with response:
-                yield response
-            return
+    with _Watch(seconds) as watch:
+        for session in _sessions(address, rule, kept):
+            with contextlib.ExitStack() as left:
+                left.callback(session.close)
+                watch.expect_time()
+                adapter = session.get_adapter(address.url)
+                assert isinstance(adapter, _Watched)
+                adapter.see = watch.see
+                try:
+                    response = session.request(method, address.url, headers=headers, allow_redirects=False, **options)
+                except requests.ConnectionError as error:
+                    failure = error
+                    if was_sent(error):
+                        raise
+                    continue
+                with response:
+                    yield response
+                    if kept is not None and _is_over(response):
+                        left.pop_all()
+                        kept.put(address, session)
+                return
     raise failure
+
+
+def _is_over(response: requests.Response) -> bool:
+    """Whether an answer has been read to its end, or nearly: only then its connection takes another request."""
+    try:
+        return len(response.raw.read(_REST, decode_content=False)) < _REST
+    except Exception:  # whatever breaks here, the answer has been used
+        return False
+
+
+class Connections:
+    """Connections that stay open after their answers, for the next requests of one thread, which need no handshake then.
+
+    They lead where they were checked to lead, whatever the host's name has become since.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[tuple[str, str, int], requests.Session] = {}
+
+    def pop(self, address: WebAddress) -> requests.Session | None:
+        """The session of a host, which is no longer here; None if there is none."""
+        return self._sessions.pop((address.scheme, address.host, address.port), None)
+
+    def put(self, address: WebAddress, session: requests.Session) -> None:
+        """Keeps the session of a host, and closes the one that was used longest ago if there are many."""
+        self._sessions[address.scheme, address.host, address.port] = session
+        if len(self._sessions) > _MOST_OPEN:
+            self._sessions.pop(next(iter(self._sessions))).close()
+
+    def close(self) -> None:
+        """Closes all."""
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+
+def _sessions(address: WebAddress, rule: Rule, kept: Connections | None) -> Iterator[requests.Session]:
+    """Sessions to send a request by: one that is kept, and then one for each network address."""
+    if kept is not None and (session := kept.pop(address)) is not None:
+        yield session
+    for ip in checked_addresses(address, rule)[:_MOST_ADDRESSES]:
+        session = requests.Session()
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # an answer depends on its request alone
+        if ip is None:
+            session.mount(f"{address.scheme}://", _Watched())
+        else:
+            session.trust_env = False  # it would look for a proxy again
+            session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            session.mount(f"{address.scheme}://", _Pinned(ip, session.verify))
+        yield session
 
 
 def checked_addresses(address: WebAddress, rule: Rule) -> list[Ip | None]:
@@ -139,7 +195,11 @@ def _is_here(address: WebAddress, ip: Ip | None) -> bool:
 
 @contextmanager
 def get_file(
-    address: WebAddress, headers: Mapping[str, str], timeout: float, seconds: float | None = None
+    address: WebAddress,
+    headers: Mapping[str, str],
+    timeout: float,
+    seconds: float | None = None,
+    kept: Connections | None = None,
 ) -> Iterator[requests.Response]:
     """Requests a file, and follows redirects after checking each like the first address. Does not read the body yet.
 
@@ -147,7 +207,7 @@ def get_file(
         address: where it is.
         headers: of each request.
         timeout: seconds without a byte.
-        seconds: for each request and its answer; see `request`.
+        seconds, kept: for each request and its answer; see `request`.
 
     Raises:
         RefusedError: the address or a redirect is refused.
@@ -155,7 +215,7 @@ def get_file(
     """
     with contextlib.ExitStack() as stack:
         for _ in range(_MOST_REDIRECTS + 1):
-            asked = request("GET", address, fetch_rule, headers, seconds=seconds, stream=True, timeout=timeout)
+            asked = request("GET", address, fetch_rule, headers, seconds=seconds, kept=kept, stream=True, timeout=timeout)
             response = stack.enter_context(asked)
             target = response.headers.get("Location") if response.status_code in _REDIRECTS else None
             if target is None:
@@ -258,12 +318,13 @@ def _trust(bundle: str) -> ssl.SSLContext:
 
 
 class _Watched(HTTPAdapter):
-    """Puts each new connection under watch, also those to a proxy."""
+    """Shows the connection of each request to `see`, also one to a proxy."""
 
-    def __init__(self, see: Callable[[socket.socket], None]) -> None:
+    def __init__(self) -> None:
+        self.see: Callable[[socket.socket], None] = lambda connected: None
         self._pools = {
-            "http": _watching(HTTPConnectionPool, HTTPConnection, see),
-            "https": _watching(HTTPSConnectionPool, HTTPSConnection, see),
+            "http": self._watching(HTTPConnectionPool, HTTPConnection),
+            "https": self._watching(HTTPSConnectionPool, HTTPSConnection),
         }
         super().__init__()
 
@@ -276,23 +337,28 @@ class _Watched(HTTPAdapter):
         manager.pool_classes_by_scheme = self._pools
         return manager
 
+    def _watching(self, pool: type, connection: type) -> Any:
+        """A class of pools whose connections are seen when they are made, and when they are used again."""
 
-def _watching(pool: type, connection: type, see: Callable[[socket.socket], None]) -> Any:
-    """A class of pools whose connections are seen as soon as they are made."""
+        def connect(used: Any) -> None:
+            connection.connect(used)
+            self.see(used.sock)
 
-    def connect(self: Any) -> None:
-        connection.connect(self)
-        see(self.sock)
+        def request(used: Any, *arguments: Any, **options: Any) -> None:
+            if used.sock is not None:
+                self.see(used.sock)
+            connection.request(used, *arguments, **options)
 
-    return type(pool.__name__, (pool,), {"ConnectionCls": type(connection.__name__, (connection,), {"connect": connect})})
+        watched = type(connection.__name__, (connection,), {"connect": connect, "request": request})
+        return type(pool.__name__, (pool,), {"ConnectionCls": watched})
 
 
 class _Pinned(_Watched):
     """Connects to one network address, whatever the name; the certificate must still match the name."""
 
-    def __init__(self, ip: Ip, verify: str | bool, see: Callable[[socket.socket], None]) -> None:
+    def __init__(self, ip: Ip, verify: str | bool) -> None:
         self._ip, self._bundle = ip, DEFAULT_CA_BUNDLE_PATH if verify is True else str(verify)
-        super().__init__(see)
+        super().__init__()
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         where, how = super().build_connection_pool_key_attributes(request, verify, cert)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import urllib.request
 from urllib.parse import quote
 
 import pytest
@@ -135,3 +136,11 @@ def test_a_long_line_is_read_if_a_picture_makes_it_long(tmp_path) -> None:
     assert [other.code for other in others if isinstance(other, RowError)] == ["line_too_long"] * 4
     assert "not by a picture in it" in str(others[2])  # it was not even parsed: two million numbers take fifty times its bytes
     assert last == Row(6, "a.png", "p", "s")
+
+
+@given(st.binary(min_size=1, max_size=200), st.sampled_from(["", "image/png", "image/jpeg;charset=utf-8", "text/plain"]))
+def test_it_is_what_pythons_own_reader_of_such_addresses_gives(data: bytes, kind: str) -> None:
+    for text in (coded(data), quote(coded(data), safe="")):
+        address = f"data:{kind};base64,{text}"
+        with urllib.request.urlopen(address) as opened:
+            assert inline_image(address) == opened.read() == data

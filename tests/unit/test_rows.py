@@ -277,6 +277,7 @@ def test_a_gzip_file_that_does_not_fit_is_refused_before_the_disk_is_full(tmp_pa
         (b"image,prefix,suffix\n", "json_invalid: Expecting value at character 1 of the line$"),
         (b"null", "not_an_object: the line is null$"),
         (b'{"image": null, "prefix": "", "suffix": "s"}', "image_none: 'image' is null: without an image"),
+        (b'{"messages": [], "images": ["a"]}', "key_missing: .*; paligemma convert chat makes rows of conversations$"),
         (b'{"prefix": "", "suffix": "s", "images": ["a"]}', "image_none: the row has 'prefix', 'suffix', 'images': without"),
         (
             b'{"image": ["a", "b"], "prefix": "", "suffix": "s"}',

@@ -167,7 +167,8 @@ def test_every_size_arrives_whole(web: Web, size: int, how: Callable[[bytes], An
     assert web.fetch("/a")[0].read() == data
 
 
-def test_a_broken_connection_and_a_busy_server_are_tried_again(web: Web) -> None:
+def test_a_broken_connection_and_a_busy_server_are_tried_again(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_images, "TRYING", 2.0)
     left = {"/broken": 2, "/busy": 2, "/short": 2}
 
     def answer(exchange: Exchange) -> None:
@@ -364,6 +365,47 @@ def test_what_a_killed_run_left_is_removed_and_what_another_writes_is_not(web: W
     web.pages["/a"] = plain(b"a")
     web.fetch("/a")
     assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_a_connection_is_used_for_many_images_and_remembers_nothing_of_them(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_images, "THREADS", 1)
+    connections: list[int] = []
+
+    def noted(answer: Answer) -> Answer:
+        return lambda exchange: (connections.append(exchange.client_address[1]), answer(exchange))
+
+    web.pages = {
+        "/a": noted(tagged(b"a" * 100_000, '"1"')),
+        "/b": noted(chunked(b"b" * 5000)),
+        "/c": noted(plain(b"c", Set_Cookie="x=1")),
+        "/d": noted(plain(b"")),
+        "/none": noted(lambda exchange: exchange.answer(404)),
+    }
+    paths = ["/a", "/none", "/b", "/c", "/d", "/none?again"]
+    first = web.fetch(*paths)
+    assert web.fetch(*paths) == first
+    assert [image.bytes for image in first] == [100_000, 0, 5000, 1, 0, 0]
+    assert len(connections) == 12
+    assert len(set(connections)) == 2  # one in each run
+    assert not any("Cookie" in headers for headers in web.headers)
+
+
+def test_a_connection_that_the_server_has_closed_is_made_anew(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_images, "THREADS", 1)
+    monkeypatch.setattr(web_images, "TRYING", 2.0)
+
+    def closes(exchange: Exchange) -> None:
+        exchange.answer(200, [], b"data")
+        exchange.close_connection = True
+
+    web.pages |= {f"/{number}": closes for number in range(8)}
+    assert [image.read() for image in web.fetch(*(f"/{number}" for number in range(8)))] == [b"data"] * 8
+
+
+def test_the_rest_of_an_answer_that_nobody_wants_is_not_read(web: Web) -> None:
+    web.pages["/long"] = lambda exchange: exchange.answer(404, [], b"x" * 5_000_000)
+    web.pages["/a"] = plain(b"a")
+    assert [image.code for image in web.fetch("/long", "/long?again", "/a")] == ["image_missing", "image_missing", ""]
 
 
 def test_no_address_is_in_the_cache(web: Web) -> None:

@@ -365,10 +365,10 @@ class Preparer:
             try:
                 found = self._read_picture(row)
             except RowError as error:
-                found = error
+                found = RowError(error.code, error.message)  # the other one holds the image file
             self._pictures[name] = found
         if isinstance(found, RowError):
-            raise found
+            raise RowError(found.code, found.message)
         return found
 
     def _read_picture(self, row: Row) -> _Picture:

@@ -444,9 +444,10 @@ def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Ro
             yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes, and not by a picture in it")
         elif line.strip():
             try:
-                yield number, parse_row(line, number)
+                row = parse_row(line, number)
             except RowError as error:
-                yield number, error
+                row = RowError(error.code, error.message)  # the other one holds the line, and all that was made of it
+            yield number, row
 
 
 def _lines(file, size: float) -> Iterator[bytes | None]:

@@ -44,7 +44,7 @@ from paligemma.storage.cache import CACHE_VARIABLE, cache_folder
 from paligemma.storage.disk_space import explain_full_disk
 from paligemma.storage.gcs import crc32c_of
 from paligemma.web_address import RefusedError, WebAddress, parse_web_address
-from paligemma.web_client import TooSlowError, get_file
+from paligemma.web_client import Connections, TooSlowError, get_file
 
 THREADS = 16
 """Images fetched at once."""
@@ -194,6 +194,7 @@ class _Fetcher:
         self._folder, self.stop = folder, threading.Event()
         self._own = secrets.token_hex(8)  # processes of two containers may share the cache, and have the same number
         self._lock = threading.Lock()
+        self._own_connections = threading.local()  # which end with their threads
         self._failures: Counter[str] = Counter()  # in a row, by host
         self._fetched, self._bytes, self._unchanged = 0, 0, 0
 
@@ -258,18 +259,22 @@ class _Fetcher:
     def _ask(self, address: WebAddress, known: _Known | None) -> _Known:
         """What the address gives: `known` itself if that has not changed."""
         headers = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "paligemma-prepare-data"}
-        with get_file(address, headers | (known.conditions if known else {}), SILENCE, WHOLE) as response:
+        kept = self._connections()
+        with get_file(address, headers | (known.conditions if known else {}), SILENCE, WHOLE, kept) as response:
             if response.status_code == 304 and known is not None:
                 return known
             if response.status_code in RETRYABLE:
                 response.raise_for_status()
-            if response.status_code in (404, 410):
-                raise RowError("image_missing", f"the server has no such file (HTTP {response.status_code})")
-            if response.status_code != 200:
-                raise RowError("image_forbidden", f"the server answers with HTTP {response.status_code}")
-            if (packed := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
-                raise RowError("image_unreadable", f"the server packs it ({packed[:40]}), which it was not asked to do")
-            return self._store(response)
+            fault = _fault_of(response)
+            if fault is None:
+                return self._store(response)
+        raise fault  # after the connection was put back: a missing image costs the next no handshake
+
+    def _connections(self) -> Connections:
+        found = getattr(self._own_connections, "found", None)
+        if found is None:
+            found = self._own_connections.found = Connections()
+        return found
 
     def _store(self, response: requests.Response) -> _Known:
         """Reads an answer into the cache, bounded in size."""
@@ -341,6 +346,17 @@ class _Fetcher:
     def _count_unchanged(self) -> None:
         with self._lock:
             self._unchanged += 1
+
+
+def _fault_of(response: requests.Response) -> RowError | None:
+    """Why an answer holds no image; None if it does, as far as its head tells."""
+    if response.status_code in (404, 410):
+        return RowError("image_missing", f"the server has no such file (HTTP {response.status_code})")
+    if response.status_code != 200:
+        return RowError("image_forbidden", f"the server answers with HTTP {response.status_code}")
+    if (packed := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
+        return RowError("image_unreadable", f"the server packs it ({packed[:40]}), which it was not asked to do")
+    return None
 
 
 def _object(sha256: str) -> Path:

@@ -66,7 +66,8 @@ REASONS = {
     "label_unknown": "the number is not that of a class of the ClassLabel",
     "turns_missing": "the entry has no conversation, or several",
     "turns_malformed": "the conversation is not of turns that say who speaks, and text or parts",
-    "turns_several": "the conversation has several questions, and later ones may need earlier ones (left out on purpose)",
+    "turns_several": "the conversation has several questions, and later ones may need earlier ones "
+    "(left out on purpose; see --first-turn)",
     "role_other": "a turn is neither of the user, nor of the assistant, nor of the system",
     "question_unasked": "no question comes before the answer",
     "answer_unlearned": "there is no answer, or one that is marked as not to be learned",
