@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import typer
 from lineage_runs import at_place, make_step, row_entry
+from mask_weights import square_weights, write_weights
 
 from conftest import REPOSITORY
 from paligemma.artifacts.recording import attempt
@@ -63,6 +64,18 @@ ASKED = {
     "paligemma convert captions": ("--form xm3600 --annotations {}/home/captions.jsonl --output {}/out.jsonl", True),
     "paligemma convert boxes": ("--form label-studio --annotations {}/home/boxes.json --output {}/out.jsonl", True),
     "paligemma convert refcoco": ("--annotations {}/home/coco.json --output {}/out.jsonl", True),
+    "paligemma convert coco-instances": (
+        "--annotations {}/home/coco.json --mask-codes {}/home/vae.npz --output {}/out.jsonl",
+        True,
+    ),
+    "paligemma convert coco-panoptic": (
+        "--annotations {}/home/coco.json --masks {}/home --mask-codes {}/home/vae.npz --output {}/out.jsonl",
+        True,
+    ),
+    "paligemma convert masks": (
+        "--images {}/home --masks {}/home/EVIL --label cat --mask-codes {}/home/vae.npz --output {}/out.jsonl",
+        True,
+    ),
     "paligemma convert vqav2": ("--questions {}/home/vqa.json --annotations {}/home/vqa.json --output {}/out.jsonl", True),
     "paligemma convert table": ("--table {}/home/table.jsonl --output {}/out.jsonl --images {}/home/EVIL", True),
     "paligemma convert folder": ("--folder {}/home/EVIL --output {}/out.jsonl", True),
@@ -121,7 +134,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (home / "table.jsonl").write_text(json.dumps({"image": f"../../{EVIL}", "prefix": "p", "suffix": EVIL, EVIL: EVIL}) + "\n")
     coco = {"images": [{"id": EVIL, "file_name": f"../{EVIL}"}], "categories": [{"id": EVIL, "name": EVIL}]}
-    coco["annotations"] = [{"image_id": EVIL, "caption": EVIL, "category_id": EVIL, "bbox": [EVIL, EVIL, 1, 1]}]
+    segments = {"segmentation": [[1, 2, 3, 4, 5, 6]], "segments_info": [{"id": EVIL, "category_id": EVIL}]}
+    coco["annotations"] = [{"image_id": EVIL, "caption": EVIL, "category_id": EVIL, "bbox": [EVIL, EVIL, 1, 1], **segments}]
+    write_weights(home / "vae.npz", square_weights())
     (home / "coco.json").write_text(json.dumps(coco))
     vqa = {"questions": [{"question_id": EVIL, "question": EVIL, "image_id": EVIL}]}
     (home / "vqa.json").write_text(
