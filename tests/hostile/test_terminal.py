@@ -78,6 +78,7 @@ ASKED = {
     ),
     "paligemma convert vqav2": ("--questions {}/home/vqa.json --annotations {}/home/vqa.json --output {}/out.jsonl", True),
     "paligemma convert table": ("--table {}/home/table.jsonl --output {}/out.jsonl --images {}/home/EVIL", True),
+    "paligemma convert chat": ("--conversations {}/home/chat.json --output {}/out.jsonl", True),
     "paligemma convert folder": ("--folder {}/home/EVIL --output {}/out.jsonl", True),
     "paligemma generate": ("--model embedded:tiny --data {}/home/rows.jsonl", True),
     "paligemma export": ("--model {}/evil --output {}/out --format big_vision", True),
@@ -130,7 +131,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("terminal")
     home = folder / "home"
     home.mkdir()
-    rows = [{"image": EVIL, "prefix": "ocr", "suffix": "s"}]
+    rows = [{"image": image, "prefix": "ocr", "suffix": "s"} for image in (EVIL, f"https://127.0.0.2/{EVIL}", f"gs://{EVIL}")]
     (home / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (home / "table.jsonl").write_text(json.dumps({"image": f"../../{EVIL}", "prefix": "p", "suffix": EVIL, EVIL: EVIL}) + "\n")
     coco = {"images": [{"id": EVIL, "file_name": f"../{EVIL}"}], "categories": [{"id": EVIL, "name": EVIL}]}
@@ -145,6 +146,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "captions.jsonl").write_text(json.dumps({"image/key": f"../{EVIL}", EVIL: {"caption": [EVIL]}}) + "\n")
     result = {"type": EVIL, "value": {EVIL: EVIL}}
     (home / "boxes.json").write_text(json.dumps([{"data": {"image": f"{EVIL}.png"}, "annotations": [{"result": [result]}]}]))
+    turns = [{"role": "user", "content": EVIL}, {"role": "assistant", "content": [{"type": "text", "text": EVIL}]}]
+    chats = [{"messages": turns, "images": [f"../{EVIL}"]}, {"messages": [{"role": EVIL}]}, {EVIL: EVIL}, {"messages": EVIL}]
+    (home / "chat.json").write_text(json.dumps(chats))
     (home / "recipe.yaml").write_text(f"{json.dumps(EVIL)}: 1\n")
     (home / EVIL).mkdir()
     (home / EVIL / "1.png").write_bytes(b"no picture")
