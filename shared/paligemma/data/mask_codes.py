@@ -21,13 +21,11 @@ from PIL import Image
 
 from paligemma.checkpoints.npz import read_npz
 from paligemma.data.pictures.strips import STRIP_PIXELS, resize_strips
-from paligemma.data.seg_masks import Decode
+from paligemma.data.seg_masks import VECTORS, Decode
 from paligemma.errors import DamagedError, InputError
 
 CODES, GRID, SIDE = 16, 4, 64
 """Number of codes of a mask, side of their grid, and side of the mask in pixels."""
-VECTORS = 128
-"""Number of vectors in the codebook."""
 
 _WEIGHTS = "big_vision's vae-oid.npz, of gs://big_vision/paligemma"
 _MOST_BYTES = 16 << 20

@@ -18,7 +18,8 @@ from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
 
 _OBJECT = re.compile(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>){16})\s*([^<;]*)")
-_VECTORS = 128
+VECTORS = 128
+"""Number of `<seg>` symbols: vectors in the codebook."""
 
 Overlaps = Mapping[str, tuple[int, int]]
 """By label, the pixels that two sides share, and those that either has."""
@@ -99,35 +100,46 @@ def parse_masks(text: str) -> list[tuple[Box, list[int]]]:
         y0, x0, y1, x1 = (int(value) for value in re.findall(r"\d{4}", locations))
         box = Box(y0, x0, y1, x1, label.strip())
         numbers = [int(value) for value in re.findall(r"\d{3}", codes)]
-        if max(box[:4]) < BINS and max(numbers) < _VECTORS and box.area:
+        if max(box[:4]) < BINS and max(numbers) < VECTORS and box.area:
             found.append((box, numbers))
     return found
 
 
+def masks_by_label(text: str) -> dict[str, list[tuple[Box, list[int]]]]:
+    """`parse_masks`, by label."""
+    labelled: dict[str, list[tuple[Box, list[int]]]] = {}
+    for box, codes in parse_masks(text):
+        labelled.setdefault(box.label, []).append((box, codes))
+    return labelled
+
+
 def paint_masks(
-    text: str, height: int, width: int, decode: Decode, to_pixel: Callable[[float], int] = int
-) -> dict[str, Bool[np.ndarray, "h w"]]:
-    """The part of a picture that each label of an answer covers.
+    objects: Sequence[tuple[Box, list[int]]],
+    height: int,
+    width: int,
+    decode: Decode,
+    to_pixel: Callable[[float], int] = int,
+) -> Bool[np.ndarray, "h w"] | None:
+    """The part of a picture that the masks of an answer cover; None if no box has a whole pixel.
 
     A box's edges are cut to whole pixels, the decoded mask is resized to the box (bilinear), and the object is where that is
     above 0 (google-research/big_vision, `big_vision/evaluators/proj/paligemma/transfers/segmentation.py`, lines 102-131).
 
     Args:
-        text: the answer.
+        objects: boxes and codes, from `parse_masks`.
         height, width: size of the picture in pixels.
         decode: maps codes to masks.
         to_pixel: how an edge becomes a whole number of pixels.
     """
-    pictures: dict[str, np.ndarray] = {}
-    objects = parse_masks(text)
+    picture = None
     masks = decode(np.array([codes for _, codes in objects], np.int32)) if objects else ()
     for (box, _), mask in zip(objects, masks, strict=True):
         y0, y1 = (to_pixel(edge / (BINS - 1) * height) for edge in (box.y0, box.y1))
         x0, x1 = (to_pixel(edge / (BINS - 1) * width) for edge in (box.x0, box.x1))
         if y1 > y0 and x1 > x0:
-            picture = pictures.setdefault(box.label, np.zeros((height, width), bool))
+            picture = np.zeros((height, width), bool) if picture is None else picture
             _paint(mask, picture[y0:y1, x0:x1])
-    return pictures
+    return picture
 
 
 def _paint(mask: Float[np.ndarray, "64 64"], part: Bool[np.ndarray, "h w"]) -> None:
@@ -148,10 +160,8 @@ def _paint(mask: Float[np.ndarray, "64 64"], part: Bool[np.ndarray, "h w"]) -> N
 
 def union_of_text(text: str, side: int, decode: Decode) -> Bool[np.ndarray, "side side"]:
     """What an answer's masks cover, in a picture that is resized to a square."""
-    covered = np.zeros((side, side), bool)
-    for mask in paint_masks(text, side, side, decode).values():
-        covered |= mask
-    return covered
+    covered = paint_masks(parse_masks(text), side, side, decode)
+    return np.zeros((side, side), bool) if covered is None else covered
 
 
 def union_of_masks(masks: Sequence[TrueMask], side: int) -> Bool[np.ndarray, "side side"]:
@@ -170,16 +180,18 @@ def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Over
         masks: the masks, at least one, all of one size.
         decode: maps codes to masks.
     """
-    found = paint_masks(text, masks[0].height, masks[0].width, decode)
+    height, width, objects = masks[0].height, masks[0].width, masks_by_label(text)
     labelled: dict[str, list[TrueMask]] = {}
     for mask in masks:
         labelled.setdefault(mask.label, []).append(mask)
     counted = {}
-    for label in sorted(labelled.keys() | found.keys()):  # one label's pixels at a time
+    for label in sorted(labelled.keys() | objects.keys()):  # one label's pixels at a time
         wanted = None
         for mask in labelled.get(label, ()):
             wanted = mask.pixels() if wanted is None else wanted | mask.pixels()
-        counted[label] = count_pixels(found.get(label), wanted)
+        found = paint_masks(objects.get(label, ()), height, width, decode)
+        if found is not None or wanted is not None:
+            counted[label] = count_pixels(found, wanted)
     return counted
 
 

@@ -12,6 +12,7 @@ from paligemma.data.seg_masks import (
     Overlaps,
     count_overlaps,
     count_pixels,
+    masks_by_label,
     mean_iou,
     paint_masks,
     parse_masks_text,
@@ -35,8 +36,13 @@ def row_overlaps(predictions: Sequence[Prediction], decode: Decode) -> list[Over
 
 def reference_overlaps(answer: str, reference: str, decode: Decode) -> Overlaps:
     """Overlaps of an answer's masks with those of a reference, both decoded, in a picture of `SIDE`."""
-    found, wanted = (paint_masks(text, SIDE, SIDE, decode, to_pixel=round) for text in (answer, reference))
-    return {label: count_pixels(found.get(label), wanted.get(label)) for label in sorted(found.keys() | wanted.keys())}
+    objects = [masks_by_label(text) for text in (answer, reference)]
+    counted = {}
+    for label in sorted(set().union(*objects)):
+        found, wanted = (paint_masks(one.get(label, ()), SIDE, SIDE, decode, to_pixel=round) for one in objects)
+        if found is not None or wanted is not None:
+            counted[label] = count_pixels(found, wanted)
+    return counted
 
 
 def pixel_counts(overlaps: Sequence[Overlaps]) -> Int[np.ndarray, "rows 2"]:
