@@ -5,8 +5,9 @@ and of the compiler, the accelerator and the options. It lacks what the processo
 a program may crash on an older one. So each image and each kind of processor has a folder of its own.
 
 What `preflight` compiles for absent hardware is not handed over. JAX 0.10 does write such a program to its cache (seen with
-libtpu 0.0.42 and a v5e that is not there), under a key with the topology. But preflight compiles with little effort, which makes
-another key, and with all of it a 3B step takes the time that is to be saved. Whether a TPU takes the entry was never tried.
+libtpu 0.0.42 and a v5e that is not there), under a key with the topology. But preflight compiles with little effort, which
+makes another key, and with all of it a 3B step takes the time that is to be saved. Whether a TPU takes the entry was never
+tried.
 
 Whoever can write there runs code in later steps. So nothing is shared where records are signed, as then nobody who writes below
 the root is trusted. On a disk, the cache folder of this machine serves all runs already.
