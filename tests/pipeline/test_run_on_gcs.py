@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec.config
+import jax
 import pytest
 
 import paligemma
@@ -189,6 +190,7 @@ def test_the_whole_dag(data: GcsLocation, google: VertexServer, tmp_path: Path, 
     assert "unless the source has changed" in str(planned[0])
     weights = [path for path in (tmp_path / "another cache").rglob("*") if path.suffix in (".npz", ".tfrecord")]
     assert weights == []  # nobody has to fetch what only counts by its hash
+    assert not str(jax.config.jax_compilation_cache_dir).startswith("gs://")  # this process would compile there from now on
     again = run_pipeline(parameters, tmp_path / "another root")
     made = {task for task, place in again.artifacts.items() if outputs.artifacts[task] != place}
     assert made == {"evaluate-2", "summarize"}

@@ -20,7 +20,7 @@ import platform
 from pathlib import Path
 
 from paligemma.artifacts.record import canonical_sha256
-from paligemma.artifacts.recording import RUN_VARIABLE, attempt_under_way
+from paligemma.artifacts.recording import RUN_VARIABLE, attempt_under_way, is_planning
 from paligemma.artifacts.signing import KEY_VARIABLE
 from paligemma.storage.location import GcsLocation
 
@@ -28,9 +28,9 @@ FOLDER = "compiled"
 
 
 def shared_programs() -> str:
-    """The prefix of compiled programs for the current attempt; empty if it shares none."""
+    """The prefix of compiled programs for the current attempt; empty if it shares none, as one that is only planned."""
     attempt = attempt_under_way()
-    if attempt is None or not isinstance(attempt.root, GcsLocation) or os.environ.get(KEY_VARIABLE):
+    if is_planning() or attempt is None or not isinstance(attempt.root, GcsLocation) or os.environ.get(KEY_VARIABLE):
         return ""
     if not (attempt.in_pipeline or os.environ.get(RUN_VARIABLE)):  # the latter on the machines of a job that a step has made
         return ""
