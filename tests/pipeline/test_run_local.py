@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+import jax
 import numpy as np
 import pytest
 from kfp import dsl
@@ -150,6 +151,13 @@ def with_other_rows(finished: Run) -> Path:
     return other
 
 
+@pytest.fixture
+def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the processes of the steps: other tests may have given this one more."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.mark.usefixtures("_one_device")
 def test_a_plan_says_which_steps_are_reused_and_why_not_the_others(finished: Run, tmp_path: Path) -> None:
     assert set(planned(finished).values()) == {""}
     assert list(in_words(plan(finished.given, str(finished.root))))[-1] == "7 of 7 steps are reused"
@@ -173,6 +181,7 @@ def test_a_plan_says_which_steps_are_reused_and_why_not_the_others(finished: Run
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.usefixtures("_one_device")
 def test_a_plan_for_a_cluster_goes_by_the_records_of_its_images(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "_versions", lambda: {"jax": "that of another machine"})
     assert planned(finished)["fetch-checkpoint"] == "its code or devices are others, or its artifact is gone or was changed"
