@@ -487,7 +487,7 @@ JSON = st.recursive(
 INSTANCE_PLACES = ["annotations", "images", "categories", *THING, "width", "height", "file_name", "name"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.sampled_from(INSTANCE_PLACES), value=JSON, form=st.sampled_from([*FORMS]), other=st.booleans())
 def test_any_value_in_any_place_of_instances_is_used_skipped_or_refused(
     tmp_path: Path, codes: Path, place: str, value: object, form: str, other: bool
@@ -510,7 +510,7 @@ def test_any_value_in_any_place_of_instances_is_used_skipped_or_refused(
 SEGMENT_PLACES = ["annotations", "segments_info", "file_name", "image_id", "id", "category_id", "bbox", "iscrowd", "segment"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.sampled_from(SEGMENT_PLACES), value=JSON)
 def test_any_value_in_any_place_of_panoptic_segments_is_used_skipped_or_refused(
     tmp_path: Path, codes: Path, place: str, value: object
