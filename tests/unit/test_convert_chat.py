@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from converting import Conversion, run_convert
+from converting import Conversion, places, run_convert, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,19 +215,6 @@ WHOLE = [
     {"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "b"}], "images": [{"path": "a.jpg"}]},
     {"conversation": [{"human": "?", "assistant": "c"}], "image": "a.jpg"},
 ]
-
-
-def places(value: object, path: tuple = ()) -> list[tuple]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
-
-
-def with_value(value: object, path: tuple, new: object) -> object:
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = with_value(value[path[0]], path[1:], new)
-    return copy
 
 
 @settings(max_examples=250)
