@@ -292,8 +292,7 @@ def parse_row(line: bytes, number: int) -> Row:
         raise RowError("type_wrong", "'image_sha256' is not 64 hexadecimal digits")
     texts = (values["prefix"], values["suffix"], tuple(answers), sha256.lower())
     name, address = name_image(values["image"], inline)
-    masks = "" if values.get("masks") is None else _masks_of(values["masks"])
-    return Row(number, name, *texts, address, inline, masks)
+    return Row(number, name, *texts, address, inline, _masks_of(values.get("masks")))
 
 
 def name_image(image: str, inline: bytes | None) -> tuple[str, str]:
@@ -348,6 +347,13 @@ def _inline(image: object, size: int) -> bytes | None:
 
 
 def _masks_of(given: object) -> str:
+    """True masks as `seg_masks.masks_text` writes them; empty if the key holds something else, such as names of files.
+
+    Raises:
+        RowError: they are run lengths, but cannot be used.
+    """
+    if not (isinstance(given, list) and any(isinstance(one, dict) and "counts" in one for one in given)):
+        return ""
     try:
         text = masks_text(true_masks(given))
         text.encode()
