@@ -21,8 +21,9 @@ from components.prepare_data.stages import (
 )
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.store import localize, produce
+from paligemma.data.jsonl_files import LineRange, is_gzip, split_lines, unpack
 from paligemma.data.merge_shards import link
-from paligemma.data.rows import LineRange, is_gzip, read_rows, split_lines, unpack
+from paligemma.data.rows import read_rows
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.errors import InputError
 from paligemma.progress import WorkProgress

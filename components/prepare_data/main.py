@@ -26,7 +26,8 @@ from paligemma.artifacts.run_date import with_run_date
 from paligemma.artifacts.store import produce
 from paligemma.command_line import say_moved
 from paligemma.data.balance import FINDINGS
-from paligemma.data.rows import read_all_rows, split_lines
+from paligemma.data.jsonl_files import split_lines
+from paligemma.data.rows import read_all_rows
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.progress import WorkProgress
 

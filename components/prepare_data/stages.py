@@ -27,11 +27,12 @@ from paligemma.choices import Compression, OverLong
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.earlier_records import TakenOver, compare_rows, read_seen, take_over
 from paligemma.data.image_source import image_marks, is_of_the_image, mark_of, open_images
+from paligemma.data.jsonl_files import LineRange, is_gzip, unpack
 from paligemma.data.merge_shards import assemble, gather_facts, stored_pictures
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job, part_file
 from paligemma.data.records import Dataset, open_records
-from paligemma.data.rows import LineRange, Row, RowError, is_gzip, read_all_rows, row_id, unpack
+from paligemma.data.rows import Row, RowError, read_all_rows, row_id
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError, PaliGemmaError, one_of

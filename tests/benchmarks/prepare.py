@@ -92,8 +92,8 @@ def cpu_seconds() -> float:
 def ours(folder: Path, output: Path, workers: int) -> None:
     """The ranges prepared by so many processes, started here; without the lineage record, as the plain loop has none."""
     from paligemma.checkpoints.open_checkpoint import resolve_embedded
+    from paligemma.data.jsonl_files import split_lines
     from paligemma.data.prepare import Job
-    from paligemma.data.rows import split_lines
     from paligemma.data.workers import prepare_parts
     from paligemma.progress import WorkProgress
 

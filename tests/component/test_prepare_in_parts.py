@@ -24,9 +24,9 @@ from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.artifacts.store import point_to
 from paligemma.checkpoints.open_checkpoint import resolve_embedded
+from paligemma.data.jsonl_files import LineRange, split_lines
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
-from paligemma.data.rows import LineRange, split_lines
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.workers import WorkerDiedError, prepare_parts

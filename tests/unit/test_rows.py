@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paligemma.data.jsonl_files import split_lines, unpack
 from paligemma.data.rows import (
     MAX_LINE_BYTES,
     REASONS,
@@ -23,8 +24,6 @@ from paligemma.data.rows import (
     read_all_rows,
     read_rows,
     row_id,
-    split_lines,
-    unpack,
 )
 from paligemma.errors import InputError
 
@@ -245,7 +244,7 @@ def test_a_long_line_at_the_end_of_a_range_leaves_the_next_range_whole(tmp_path:
 
 @pytest.mark.parametrize("read", [lambda path: unpack(path, path.with_name("rows")), lambda path: list(read_all_rows(path))])
 def test_a_gzip_file_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path, monkeypatch, read) -> None:
-    monkeypatch.setattr("paligemma.data.rows._ANY_RATIO", 1 << 20)
+    monkeypatch.setattr("paligemma.data.jsonl_files._ANY_RATIO", 1 << 20)
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(bytes(8 << 20)))
     with pytest.raises(InputError, match="250 times its own"):

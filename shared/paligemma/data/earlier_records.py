@@ -14,11 +14,12 @@ from pathlib import Path
 
 from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.image_source import split_archive
+from paligemma.data.jsonl_files import LineRange
 from paligemma.data.kept_pictures import KeptPictures, Place, Seen
 from paligemma.data.merge_shards import LIST_FILES, link
 from paligemma.data.prepare import Facts, part_file, range_sha256, write_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset
-from paligemma.data.rows import LineRange, Row, read_rows, row_id
+from paligemma.data.rows import Row, read_rows, row_id
 from paligemma.data.shards import file_crc32c
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import DOCUMENT_BYTES, parse_json, parse_model, read_model

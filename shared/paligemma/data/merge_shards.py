@@ -15,10 +15,10 @@ from jaxtyping import UInt8
 from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
+from paligemma.data.jsonl_files import LineRange
 from paligemma.data.kept_pictures import read_pixels
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
-from paligemma.data.rows import LineRange
 from paligemma.data.tfrecord import TFRecordFile
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines

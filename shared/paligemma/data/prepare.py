@@ -20,11 +20,12 @@ from pydantic import BaseModel
 from paligemma.choices import Compression, OverLong
 from paligemma.data.image_source import fault_mark, open_images
 from paligemma.data.images import ImageError, fit_image
+from paligemma.data.jsonl_files import LineRange, unreadable
 from paligemma.data.kept_pictures import KeptPictures, Seen
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
-from paligemma.data.rows import LineRange, Row, RowError, read_rows, row_id, unreadable
+from paligemma.data.rows import Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage

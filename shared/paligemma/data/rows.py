@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-import math
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.inline_images import inline_image
+from paligemma.data.jsonl_files import LineRange, read_all_lines, read_lines
 from paligemma.data.run_lengths import MaskError
 from paligemma.data.seg_masks import masks_text, true_masks
-from paligemma.errors import DamagedError, InputError
 from paligemma.redaction import name_of_address
 from paligemma.safe_names import sha256_fault
-from paligemma.storage.disk_space import check_space
 from paligemma.web_address import is_web_address
 
 MAX_LINE_BYTES = 1 << 20
@@ -35,14 +28,7 @@ MAX_INLINE_BYTES = 16 << 20
 MOST_VALUES = 10_000
 """Most lists, objects and values in a line of more than `MAX_LINE_BYTES`: each takes many times its own bytes in memory."""
 
-MAX_RATIO = 250
-"""Highest allowed compression ratio of a gzip file: rows reach 5 to 10, gzip's limit is 1,000."""
-
-_BLOCK = 1 << 20
 _CHATS = {"messages", "conversations", "conversation"}
-_ANY_RATIO = 64 << 20
-"""Unpacked bytes that are allowed at any ratio."""
-
 REASONS = {
     "line_too_long": "the line is longer than 1 MiB, or 16 MiB with a data: image",
     "encoding_invalid": "the line is not UTF-8, or has half a surrogate pair",
@@ -127,77 +113,6 @@ class Row:
     masks: str = ""
 
 
-@dataclass(frozen=True)
-class LineRange:
-    """Consecutive whole lines of a file: the unit of work. Each range becomes one shard.
-
-    Attributes:
-        number: number of the range and of its shard, from 0.
-        start, stop: its byte range in the file.
-        line: number of its first line, from 1.
-        lines: number of lines.
-    """
-
-    number: int
-    start: int
-    stop: int
-    line: int
-    lines: int
-
-
-def split_lines(path: Path, lines: int) -> list[LineRange]:
-    """Cuts a file after every `lines` lines. Reads it once, and parses nothing.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    cuts, seen, position, last = [0], 0, 0, b"\n"
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + position + 1
-                cuts += ends[lines - 1 - seen % lines :: lines].tolist()
-                seen, position, last = seen + len(ends), position + len(block), block[-1:]
-    except OSError as error:
-        raise unreadable(path, error) from None
-    seen += last != b"\n"
-    if cuts[-1] < position:
-        cuts.append(position)
-    firsts = range(1, seen + 1, lines)
-    return [
-        LineRange(number, start, stop, first, min(lines, seen + 1 - first))
-        for number, (start, stop, first) in enumerate(zip(cuts[:-1], cuts[1:], firsts, strict=True))
-    ]
-
-
-def is_gzip(path: Path) -> bool:
-    """Whether a file is gzip by its first bytes, whatever its name."""
-    try:
-        with path.open("rb") as file:
-            return file.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise unreadable(path, error) from None
-
-
-def unpack(path: Path, target: Path) -> None:
-    """Unpacks a gzip file, so that its lines can be read from any position.
-
-    Raises:
-        DamagedError: the file is cut short, or its checksum is wrong.
-        InputError: it unpacks to more than rows plausibly do, or to more than the disk has room for.
-    """
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        with _open_gzip(path) as packed, partial.open("wb") as file:
-            for number, block in enumerate(iter(lambda: packed.read(_BLOCK), b"")):
-                if number % 64 == 0:
-                    check_space(target.parent, 64 * _BLOCK)
-                file.write(block)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged_gzip(path, error) from None
-    partial.replace(target)
-
-
 def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple[int, Row | RowError]]:
     """Yields every line that is not blank, numbered from 1, as a row or an error. Streams; skips a BOM.
 
@@ -208,35 +123,17 @@ def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        with Path(path).open("rb") as file:
-            size = math.inf
-            if part is not None:
-                file.seek(part.start)
-                size = part.stop - part.start
-            yield from _parsed(_lines(file, size), part.line if part else 1)
-    except OSError as error:
-        raise unreadable(path, error) from None
+    return _parsed(read_lines(path, MAX_INLINE_BYTES, part), part.line if part else 1)
 
 
 def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
     """`read_rows` for a whole file that may be gzip. Unpacks no more than is consumed.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or unpacks to more than rows plausibly do.
         DamagedError: the gzip file is cut short, or its checksum is wrong.
-        InputError: the gzip file unpacks to more than rows plausibly do.
     """
-    if not is_gzip(path):
-        yield from read_rows(path)
-        return
-    try:
-        with _open_gzip(path) as file:
-            yield from _parsed(_lines(file, math.inf), 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged_gzip(path, error) from None
-    except OSError as error:
-        raise unreadable(path, error) from None
+    return _parsed(read_all_lines(path, MAX_INLINE_BYTES), 1)
 
 
 def parse_row(line: bytes, number: int) -> Row:
@@ -411,37 +308,6 @@ def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
     return digest.hexdigest()
 
 
-class _Unpacked(io.RawIOBase):
-    """The contents of a gzip file, as long as they are not implausibly larger than the file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, gzip.open(path)  # noqa: SIM115
-        self._most, self._seen = max(_ANY_RATIO, MAX_RATIO * path.stat().st_size), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        count = self._file.readinto(buffer)
-        self._seen += count
-        if self._seen > self._most:
-            raise InputError(
-                f"The gzip file unpacks to more than {self._most:,} bytes, {MAX_RATIO} times its own.",
-                where=self._path,
-                expected="rows of text, which do not pack as tightly",
-                fix="look at what is in it, and unpack it yourself if it is right",
-            )
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _open_gzip(path: Path) -> io.BufferedReader:
-    return io.BufferedReader(_Unpacked(path), _BLOCK)
-
-
 def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Row | RowError]]:
     for number, line in enumerate(lines, start=first):
         if line is None:
@@ -454,25 +320,3 @@ def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Ro
             except RowError as error:
                 row = RowError(error.code, error.message)  # the other one holds the line, and all that was made of it
             yield number, row
-
-
-def _lines(file, size: float) -> Iterator[bytes | None]:
-    """Lines of a binary file from its current position, up to `size` bytes; None for a line that is too long."""
-    while size > 0 and (line := file.readline(MAX_INLINE_BYTES + 1)):
-        size -= len(line)
-        if len(line) > MAX_INLINE_BYTES and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_INLINE_BYTES)) and not rest.endswith(b"\n"):
-                size -= len(rest)
-            size -= len(rest)
-            yield None
-        else:
-            yield line
-
-
-def unreadable(path: str | Path, error: OSError) -> InputError:
-    """The error of a data file that cannot be read."""
-    return InputError(f"The data cannot be read: {error.strerror}.", where=path, expected="a JSONL file")
-
-
-def _damaged_gzip(path: Path, error: Exception) -> DamagedError:
-    return DamagedError(f"The gzip file cannot be unpacked: {error}.", where=path, fix="fetch or pack it again")

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paligemma.data.image_source import ImageSource, open_images
-from paligemma.data.rows import Row, RowError, is_gzip, read_rows, unpack
+from paligemma.data.jsonl_files import is_gzip, unpack
+from paligemma.data.rows import Row, RowError, read_rows
 from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError
 from paligemma.storage.atomic import write_file

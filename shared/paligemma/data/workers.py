@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from paligemma.artifacts.record import file_sha256
+from paligemma.data.jsonl_files import LineRange
 from paligemma.data.kept_pictures import KeptPictures
 from paligemma.data.prepare import Job, Preparer, part_file, read_facts
-from paligemma.data.rows import LineRange
 from paligemma.errors import PaliGemmaError
 from paligemma.progress import WorkProgress
 
