@@ -138,7 +138,7 @@ def check_augmentation(augmentation: Augmentation, records: Records) -> None:
 
 def _all_rows(reader: RowReader, pool: ThreadPoolExecutor) -> Iterator[StoredRow]:
     for start in range(0, len(reader), READ_AHEAD):
-        yield from pool.map(reader.read, range(start, min(start + READ_AHEAD, len(reader))))
+        yield from pool.map(reader.read_texts, range(start, min(start + READ_AHEAD, len(reader))))
 
 
 def _contradiction(augmentation: Augmentation, row: StoredRow) -> tuple[str, str, str]:

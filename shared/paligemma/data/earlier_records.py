@@ -66,7 +66,7 @@ def take_over(file_of: FileOf, data: Path, parts: Sequence[LineRange], marks: Ma
         taken = {number: lines for number, lines, _ in facts if lines is not None}
         rest = [part for part in parts if part.number not in taken]
         kept, pictures = KeptPictures(), 0
-        if rest and dataset.compression == "none":  # a packed shard cannot be read from the middle
+        if rest and dataset.compression != "gzip":  # a packed shard cannot be read from the middle
             names = [row.image for part in rest for _, row in read_rows(data, part) if isinstance(row, Row)]
             kept = _pictures(file_of, dataset, set(names), marks, sum(warnings for _, _, warnings in facts))
             pictures = sum(kept.without_reading(name) is not None for name in names)

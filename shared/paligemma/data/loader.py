@@ -66,7 +66,7 @@ def training_batches(
         tokens, suffix = np.zeros((2, len(rows), planned.bucket.text_width + 1), np.int32)
         images = np.empty((len(rows), size, size, 3) if with_images else (len(rows), 0), np.uint8)
         for place, number in enumerate(rows.tolist()):
-            row = reader.read(number)
+            row = reader.read(number) if with_images else reader.read_texts(number)
             length = len(row.tokens)
             if (row.prefix_length, length - row.prefix_length) != (prefix_tokens[number], suffix_tokens[number]):
                 raise DamagedError(

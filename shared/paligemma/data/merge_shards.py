@@ -16,9 +16,10 @@ from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
 from paligemma.data.jsonl_files import LineRange
-from paligemma.data.kept_pictures import read_pixels
+from paligemma.data.kept_pictures import read_picture
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import TFRecordFile
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
@@ -114,7 +115,7 @@ def stored_pictures(
         parts, folder, job: the ranges.
         lines: a line of a kept row by the name of its picture.
     """
-    if job.compression != "none":
+    if job.compression == "gzip":
         return {}
     names: dict[int, dict[int, list[str]]] = {}
     for name, line in lines.items():
@@ -125,7 +126,7 @@ def stored_pictures(
         shard = TFRecordFile(part_file(folder, parts[number], "tfrecord"), len(rows), "prepare them again")
         for row, line in enumerate(rows):
             for name in wanted.get(line, ()):
-                found[name], _ = read_pixels(shard, row, job.image_size)
+                found[name] = unpack_picture(read_picture(shard, row)[0], job.image_size, job.compression)
     return found
 
 

@@ -27,6 +27,7 @@ from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
 from paligemma.data.rows import Row, RowError, read_rows, row_id
 from paligemma.data.shards import ShardWriter
+from paligemma.data.stored_pictures import pack_picture
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage
 from paligemma.errors import DamagedError
@@ -299,7 +300,7 @@ class Preparer:
         )
         facts.truncated += cut
         example = Example(
-            image=picture.image,
+            image=picture.stored,
             prefix_ids=prefix_ids,
             suffix_ids=suffix_ids,
             prefix=row.prefix,
@@ -395,10 +396,10 @@ class Preparer:
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
         warnings, pixels = [*image_warnings(image, width, height), *odd], np.asarray(image)
-        return _Picture(pixels, sha256, difference_hash(pixels), warnings)
+        return _Picture(pack_picture(pixels, self._job.compression), sha256, difference_hash(pixels), warnings)
 
     def _kept_picture(self, sha256: str) -> _Picture | None:
-        found = self._kept.find(sha256, self._job.image_size)
+        found = self._kept.find(sha256)
         return None if found is None else _Picture(found[0], sha256, found[1], [])
 
     def _identity(self, row: Row | RowError) -> str | None:
@@ -411,7 +412,7 @@ class Preparer:
 
 @dataclass(frozen=True)
 class _Picture:
-    image: np.ndarray
+    stored: bytes
     sha256: str
     dhash: int
     warnings: list[tuple[str, str]]

@@ -34,7 +34,7 @@ class Example:
     """One record: the model's input, and its origin.
 
     Attributes:
-        image: uint8 `[size, size, 3]`, already resized.
+        image: the picture, already resized, as `stored_pictures.pack_picture` stores it.
         prefix_ids: `[bos] prefix "\\n"`.
         suffix_ids: `suffix [eos]`.
         row_id: hash of the row's contents; see `rows.row_id`.
@@ -43,7 +43,7 @@ class Example:
         masks: true masks for evaluation, as `seg_masks.masks_text` writes them; empty if the row keeps none.
     """
 
-    image: np.ndarray
+    image: bytes
     prefix_ids: list[int]
     suffix_ids: list[int]
     prefix: str
@@ -72,6 +72,7 @@ class Dataset(BaseModel):
 
     Attributes:
         warnings: number of rows with a warning, by code of `row_warnings.WARNINGS`.
+        compression: how pictures are stored; see `stored_pictures`.
         images: number of different images, by their bytes.
         frequent_suffixes: the most frequent suffixes, and the number of rows of each.
         grey_range: samples of black and white in grey pictures, `LOW,HIGH`; empty: as stated in each file.

@@ -69,7 +69,7 @@ def serialize(example: Example) -> bytes:
     masks = [(b"masks", _bytes(example.masks.encode()))] if example.masks else []
     features = [
         *several,
-        (b"image", _bytes(example.image.tobytes())),
+        (b"image", _bytes(example.image)),
         (b"image_file", _bytes(example.image_file.encode())),
         (b"image_sha256", _bytes(example.image_sha256.encode())),
         (b"line", _ints([example.line])),

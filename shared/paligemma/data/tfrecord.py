@@ -18,10 +18,12 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+from google.protobuf.message import DecodeError
 from jaxtyping import Int, UInt8
 
 from paligemma.artifacts.record import file_sha256
 from paligemma.data.records import Records, Shard
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
 from paligemma.progress import WorkProgress
@@ -34,7 +36,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row as stored in a record; see `records.Example`."""
+    """A row of a record; see `records.Example`. Its picture is unpacked, or `[0, 0, 3]` if only the texts were asked for."""
 
     image: UInt8[np.ndarray, "size size 3"]
     tokens: Int[np.ndarray, " t"]
@@ -62,7 +64,7 @@ class RowReader:
         fix = "remove this file: it is unpacked again" if packed else "run prepare_data again"
         self._files = [TFRecordFile(path, shard.rows, fix) for path, shard in zip(paths, shards, strict=True)]
         self._ends = list(accumulate(shard.rows for shard in shards))
-        self._size = records.dataset.image_size
+        self._size, self._compression = records.dataset.image_size, records.dataset.compression
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -74,27 +76,42 @@ class RowReader:
             IndexError: there is no such row.
             DamagedError: its record, or the shard, is damaged.
         """
+        return self._parse(row, with_image=True)
+
+    def read_texts(self, row: int) -> StoredRow:
+        """`read` without the picture, whose unpacking takes most of the time."""
+        return self._parse(row, with_image=False)
+
+    def _parse(self, row: int, *, with_image: bool) -> StoredRow:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         shard = bisect_right(self._ends, row)
         file = self._files[shard]
         position = row - (self._ends[shard] - file.rows)
-        feature = TFExample.FromString(file.read(position)).features.feature
+        payload = file.read(position)
+        try:
+            feature = TFExample.FromString(payload).features.feature
+            stored = feature["image"].bytes_list.value[0]
+            pixels = unpack_picture(stored, self._size, self._compression) if with_image else np.empty((0, 0, 3), np.uint8)
 
-        def text(name: str) -> str:
-            return feature[name].bytes_list.value[0].decode()
+            def text(name: str) -> str:
+                return feature[name].bytes_list.value[0].decode()
 
-        return StoredRow(
-            image=np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(self._size, self._size, 3),
-            tokens=np.array(feature["tokens"].int64_list.value, np.int32),
-            prefix_length=feature["prefix_length"].int64_list.value[0],
-            prefix=text("prefix"),
-            suffix=text("suffix"),
-            row_id=text("row_id"),
-            line=feature["line"].int64_list.value[0],
-            answers=tuple(answer.decode() for answer in feature["answers"].bytes_list.value),
-            masks=text("masks") if feature["masks"].bytes_list.value else "",
-        )
+            return StoredRow(
+                image=pixels,
+                tokens=np.array(feature["tokens"].int64_list.value, np.int32),
+                prefix_length=feature["prefix_length"].int64_list.value[0],
+                prefix=text("prefix"),
+                suffix=text("suffix"),
+                row_id=text("row_id"),
+                line=feature["line"].int64_list.value[0],
+                answers=tuple(answer.decode() for answer in feature["answers"].bytes_list.value),
+                masks=text("masks") if feature["masks"].bytes_list.value else "",
+            )
+        except (DecodeError, ValueError, IndexError, OverflowError) as error:
+            raise DamagedError(
+                f"A record is not a row: {error}.", where=f"{file.path}, row {position}", fix="run prepare_data again"
+            ) from None
 
 
 class TFRecordFile:
