@@ -235,8 +235,9 @@ class Preparer:
                     facts.show(facts.rejects, remark)
                     rejected.write(remark.model_dump_json() + "\n")
                     continue
-                rows.write(json.dumps(_index_entry(example, picture.dhash, part.number, facts.rows)) + "\n")
-                shard.write(example)
+                size, checksum = shard.write(example)
+                entry = _index_entry(example, picture.dhash, part.number, facts.rows)
+                rows.write(json.dumps({**entry, "bytes": size, "crc32c": checksum}) + "\n")
                 _count(facts, example)
                 for remark in remarks:
                     facts.warnings[remark.code] += 1

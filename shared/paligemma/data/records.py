@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 
 from paligemma.artifacts.record import ROWS_FILE, MadeRecord
-from paligemma.artifacts.store import artifact_at, localize_recorded, record_of, small_files
+from paligemma.artifacts.store import artifact_at, file_of, localize_recorded, record_of, small_files
 from paligemma.choices import Compression
-from paligemma.errors import DamagedError
+from paligemma.data.row_cache import Slot
+from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.safe_names import RelativePath, Sha256
-from paligemma.storage.location import Location
+from paligemma.storage.location import GcsLocation, Location
 
 DATASET_FILE = "dataset.json"
 WARNINGS_FILE = "warnings.jsonl"
@@ -27,6 +28,8 @@ IMAGES_FILE = "images.jsonl"
 PARTS_FILE = "parts.jsonl"
 """The facts of each range (`prepare.Facts`), in order."""
 ARTIFACT_TYPE = "records"
+RECORD_MARKS = 16
+"""Bytes of a TFRecord besides its payload: length and two checksums."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,19 @@ class Dataset(BaseModel):
 
 @dataclass(frozen=True)
 class Records:
-    """An opened records artifact. On `gs://`, its shards are fetched when one is first asked for.
+    """An opened records artifact. On `gs://`, its shards are fetched when one is first asked for, unless it is streamed.
 
     Attributes:
         location: where it is.
         record: its lineage record.
+        disk_budget: bytes that an artifact on `gs://` may take of this machine's disk, as its rows are then fetched one by one
+            (see `row_stream`); None: the whole artifact is fetched.
     """
 
     location: Location
     record: MadeRecord
     dataset: Dataset
+    disk_budget: int | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -122,6 +128,25 @@ class Records:
             DamagedError: the artifact was replaced since it was opened, or is damaged.
         """
         return localize_recorded(self.location, self.record)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are fetched one by one."""
+        return self.disk_budget is not None and isinstance(self.location, GcsLocation)
+
+    @cached_property
+    def slot(self) -> Slot:
+        """Where streamed records have what is fetched of them."""
+        return Slot(self.record.artifact.tree_sha256)
+
+    @cached_property
+    def rows_file(self) -> Path:
+        """The local `rows.jsonl`; of streamed records, no other file is fetched.
+
+        Raises:
+            DamagedError: it is not what was recorded, or the artifact was replaced.
+        """
+        return file_of(self.record, ROWS_FILE, self.slot.folder) if self.streamed else self.folder / ROWS_FILE
 
     @property
     def shard_paths(self) -> list[Path]:
@@ -140,6 +165,73 @@ def open_records(folder: str | Path) -> Records:
     record = record_of(location, ARTIFACT_TYPE)
     described = location if isinstance(location, Path) else small_files(location, record, [DATASET_FILE])
     return Records(location, record, read_model(described / DATASET_FILE, Dataset, DATASET_FILE, fix="run prepare_data again"))
+
+
+def stream(records: Records, disk_budget: int) -> Records:
+    """The records with a bound on the disk that they take; see `Records.disk_budget`. Local ones take none.
+
+    Raises:
+        InputError: their lists alone take more, or they cannot be streamed.
+    """
+    bounded = replace(records, disk_budget=disk_budget)
+    if not bounded.streamed:
+        return records
+    if records.dataset.compression == "gzip":
+        raise InputError(
+            "Shards that gzip packs whole cannot be streamed.",
+            where=records.location,
+            fix="run prepare_data again with --compression webp, or leave out --disk-budget",
+        )
+    if (room := bytes_for_rows(bounded)) < 0:
+        raise InputError(
+            f"The lists of the records take more than the disk budget of {disk_budget:,} bytes.",
+            where=records.location,
+            expected=f"at least {disk_budget - room:,} bytes",
+            fix="raise --disk-budget",
+        )
+    return bounded
+
+
+def bytes_for_rows(records: Records) -> int:
+    """What the budget of streamed records leaves for their rows, besides their lists."""
+    lists = (records.record.artifact.file(name) for name in (DATASET_FILE, ROWS_FILE))
+    places = 8 * records.dataset.rows
+    return (records.disk_budget or 0) - sum(one.bytes for one in lists if one is not None) - places
+
+
+class Places(NamedTuple):
+    """Of every row's payload: its size in bytes, and its crc32c. Payloads follow one another, shard by shard."""
+
+    sizes: Int[np.ndarray, " rows"]
+    checksums: Int[np.ndarray, " rows"]
+
+
+def read_places(records: Records) -> Places:
+    """Where the payload of every row is.
+
+    Raises:
+        InputError: an earlier version prepared the records, and listed no sizes.
+        DamagedError: `rows.jsonl` is damaged, or of other shards.
+    """
+    kind = np.dtype([("bytes", np.int64), ("crc32c", np.int64)])
+    try:
+        table = np.fromiter(((entry["bytes"], int(entry["crc32c"], 16)) for entry in _rows(records)), kind)
+    except KeyError:
+        raise InputError(
+            f"An earlier version prepared the records: {ROWS_FILE} does not list how long each row is.",
+            where=records.location,
+            fix="run prepare_data again, or leave out --disk-budget",
+        ) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _damaged_index(records, f"it cannot be read: {error!r}") from None
+    ends = np.cumsum([shard.rows for shard in records.dataset.shards])
+    wanted = [shard.bytes for shard in records.dataset.shards]
+    if len(table) != records.dataset.rows or len(table) != ends[-1] or (table["bytes"] < 0).any():
+        raise _damaged_index(records, f"it lists {len(table)} rows of {records.dataset.rows}, or a wrong size")
+    sums = np.concatenate([[0], np.cumsum(table["bytes"] + RECORD_MARKS)])
+    if np.diff(sums[np.concatenate([[0], ends])]).tolist() != wanted:
+        raise _damaged_index(records, "its rows are not as long as the shards")
+    return Places(table["bytes"].copy(), table["crc32c"].copy())
 
 
 def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
@@ -196,7 +288,7 @@ def row_ids(records: Records, rows: Iterable[int]) -> list[str]:
 
 
 def _rows(records: Records) -> Iterator[dict]:
-    return read_json_lines(records.folder / ROWS_FILE, ROWS_FILE, fix="run prepare_data again")
+    return read_json_lines(records.rows_file, ROWS_FILE, fix="run prepare_data again")
 
 
 def _damaged_index(records: Records, why: str) -> DamagedError:

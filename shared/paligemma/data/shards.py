@@ -14,7 +14,7 @@ import google_crc32c
 
 from paligemma.choices import Compression
 from paligemma.data.records import Example, Shard
-from paligemma.data.tfrecord import FOOTER, HEADER, masked_crc32c
+from paligemma.data.tfrecord import FOOTER, HEADER, mask
 from paligemma.regular_files import open_regular
 
 _BLOCK = 1 << 20
@@ -53,14 +53,16 @@ class ShardWriter:
         finally:
             self._file.close()
 
-    def write(self, example: Example) -> None:
-        """Appends an example."""
+    def write(self, example: Example) -> tuple[int, str]:
+        """Appends an example. Returns the size of its payload in bytes, and the payload's crc32c in hexadecimal."""
         payload = serialize(example)
         length = HEADER.pack(len(payload), 0)[:8]
-        self._out.write(HEADER.pack(len(payload), masked_crc32c(length)))
+        checksum = google_crc32c.value(payload)
+        self._out.write(HEADER.pack(len(payload), mask(google_crc32c.value(length))))
         self._out.write(payload)
-        self._out.write(FOOTER.pack(masked_crc32c(payload)))
+        self._out.write(FOOTER.pack(mask(checksum)))
         self._rows += 1
+        return len(payload), f"{checksum:08x}"
 
 
 def serialize(example: Example) -> bytes:
