@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +171,7 @@ def test_of_a_set_that_does_not_fit_the_rows_that_came_first_stay(place: Place, 
     list(itertools.islice(batches, 40))  # four epochs, and up to eight batches ahead
     batches.close()
     wait_for_threads()
-    assert 2.3 < bytes_of(place.fetched()) / place.size < 3.1  # of the later epochs half; without keeping any, 4 to 4.8
+    assert 1.9 < bytes_of(place.fetched()) / place.size < 3.1  # of the later epochs half; without keeping any, 4 to 4.8
 
 
 def test_nothing_is_fetched_but_lists_and_rows_that_are_needed_soon(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,8 +295,9 @@ def lists_of(edit: Callable[[dict], object], place: Place, monkeypatch: pytest.M
     [
         (lambda row: row.pop("bytes"), InputError, "An earlier version prepared the records(.|\n)*leave out --disk-budget"),
         (lambda row: row.update(bytes=row["bytes"] + 1), DamagedError, "not as long as the shards"),
-        (lambda row: row.update(bytes=-1), DamagedError, "wrong size"),
-        (lambda row: row.update(bytes=10**30), DamagedError, "cannot be read"),
+        (lambda row: row.update(bytes=-1), DamagedError, "longer than a shard"),
+        (lambda row: row.update(bytes=2**62), DamagedError, "longer than a shard"),
+        (lambda row: row.update(bytes=2**63), DamagedError, "cannot be read"),
         (lambda row: row.update(bytes="x"), DamagedError, "cannot be read"),
         (lambda row: row.update(crc32c="no"), DamagedError, "cannot be read"),
         (lambda row: row.update(crc32c=1), DamagedError, "cannot be read"),
@@ -307,6 +308,15 @@ def test_a_list_of_rows_that_is_not_of_the_shards_is_refused_in_words(
 ) -> None:
     with pytest.raises(error, match=words):
         RowStream(lists_of(edit, place, monkeypatch, tmp_path))
+
+
+@pytest.mark.parametrize("rows", [[], [60], [-1, 61, 0, 0, 0], [2**62, 2**62, 2**62, 2**62, 60], [13, 13, 13, 13, 9]])
+def test_shards_that_do_not_have_the_rows_are_refused_in_words(place: Place, rows: list[int]) -> None:
+    records = place.streamed()
+    shards = [shard.model_copy(update={"rows": count}) for shard, count in zip(records.dataset.shards, rows, strict=False)]
+    wrong = replace(records, dataset=records.dataset.model_copy(update={"shards": shards}))
+    with pytest.raises(DamagedError, match=r"rows\.jsonl is damaged"):
+        RowStream(wrong)
 
 
 def test_a_list_of_rows_that_was_altered_is_not_used(place: Place) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, features
 
 from paligemma.choices import Compression
+from paligemma.data import stored_pictures
 from paligemma.data.records import Dataset, Example, open_records
 from paligemma.data.shards import ShardWriter
 from paligemma.data.stored_pictures import encoder_version, pack_picture, unpack_picture
@@ -26,6 +27,14 @@ def webp(width: int, height: int, mode: str = "RGB", **how) -> bytes:
     file = io.BytesIO()
     Image.new(mode, (width, height)).save(file, "WEBP", **{"lossless": True, **how})
     return file.getvalue()
+
+
+@pytest.fixture(params=["libwebp", "Pillow"])
+def either_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes as where Pillow's library is found, or as where it is not."""
+    assert stored_pictures._libwebp() is not None
+    if request.param == "Pillow":
+        monkeypatch.setattr(stored_pictures, "_libwebp", lambda: None)
 
 
 def shape_of(stored: bytes, size: int, compression: Compression) -> tuple[int, ...] | None:
@@ -52,6 +61,15 @@ def test_tensorflow_decodes_the_same_levels() -> None:
     np.testing.assert_array_equal(decoded, pixels[None])
 
 
+def test_both_decoders_give_the_same_levels() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (56, 56, 3), np.uint8)
+    stored = pack_picture(pixels, "webp")
+    decode = stored_pictures._libwebp()
+    assert decode is not None
+    for one in (decode, stored_pictures._by_pillow):
+        np.testing.assert_array_equal(one(stored, 56), pixels)
+
+
 def test_a_packed_picture_of_few_colours_takes_a_fraction() -> None:
     pixels = np.kron(np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
     assert len(pack_picture(pixels, "webp")) < pixels.nbytes / 50
@@ -66,10 +84,12 @@ def test_a_packed_picture_of_few_colours_takes_a_fraction() -> None:
         (webp(4, 4, lossless=False), "not lossless WebP"),
         (webp(5, 4), "5 x 4 pixels, not 4 x 4"),
         (webp(16383, 1), "16383 x 1 pixels, not 4 x 4"),
+        (webp(4, 4, "RGBA"), "is transparent"),
         (webp(4, 4)[:26], "cannot be decoded"),
         (webp(4, 4)[:25] + bytes(30), "cannot be decoded"),
     ],
 )
+@pytest.mark.usefixtures("either_decoder")
 def test_what_is_no_picture_of_the_size_is_an_error_in_words(stored: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         unpack_picture(stored, 4, "webp")
@@ -90,6 +110,8 @@ def test_any_bytes_are_a_picture_or_an_error_in_words(compression: Compression, 
     assert shape_of(stored, 3, compression) in ((3, 3, 3), None)
 
 
+@pytest.mark.usefixtures("either_decoder")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 500), value=st.integers(0, 255))
 def test_a_changed_byte_gives_a_picture_of_the_size_or_an_error_in_words(place: int, value: int) -> None:
     stored = bytearray(pack_picture(np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3), "webp"))

@@ -214,8 +214,11 @@ def read_places(records: Records) -> Places:
         DamagedError: `rows.jsonl` is damaged, or of other shards.
     """
     kind = np.dtype([("bytes", np.int64), ("crc32c", np.int64)])
+    shards = records.dataset.shards
     try:
         table = np.fromiter(((entry["bytes"], int(entry["crc32c"], 16)) for entry in _rows(records)), kind)
+        counts = np.array([shard.rows for shard in shards], np.int64)
+        wanted = np.array([shard.bytes for shard in shards], np.int64)
     except KeyError:
         raise InputError(
             f"An earlier version prepared the records: {ROWS_FILE} does not list how long each row is.",
@@ -224,12 +227,13 @@ def read_places(records: Records) -> Places:
         ) from None
     except (ValueError, TypeError, OverflowError) as error:
         raise _damaged_index(records, f"it cannot be read: {error!r}") from None
-    ends = np.cumsum([shard.rows for shard in records.dataset.shards])
-    wanted = [shard.bytes for shard in records.dataset.shards]
-    if len(table) != records.dataset.rows or len(table) != ends[-1] or (table["bytes"] < 0).any():
-        raise _damaged_index(records, f"it lists {len(table)} rows of {records.dataset.rows}, or a wrong size")
+    if (counts < 0).any() or not len(table) == counts.sum() == records.dataset.rows:
+        raise _damaged_index(records, f"it lists {len(table)} rows of {records.dataset.rows}")
+    if (table["bytes"] < 0).any() or (table["bytes"] > wanted.max(initial=0)).any():
+        raise _damaged_index(records, "a row is longer than a shard")
+    ends = np.concatenate([[0], np.cumsum(counts)])
     sums = np.concatenate([[0], np.cumsum(table["bytes"] + RECORD_MARKS)])
-    if np.diff(sums[np.concatenate([[0], ends])]).tolist() != wanted:
+    if (np.diff(sums[ends]) != wanted).any():
         raise _damaged_index(records, "its rows are not as long as the shards")
     return Places(table["bytes"].copy(), table["crc32c"].copy())
 

@@ -7,8 +7,12 @@ determines records; see `encoder_version`.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import importlib
 import io
 import struct
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -49,13 +53,40 @@ def unpack_picture(stored: bytes, size: int, compression: Compression) -> UInt8[
     width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if (width, height) != (size, size):
         raise ValueError(f"its picture has {width} x {height} pixels, not {size} x {size}")
+    if bits >> 28:
+        raise ValueError("its picture is transparent, or of a later version of the format")
+    return (_libwebp() or _by_pillow)(stored, size)
+
+
+def _by_pillow(stored: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
     try:
-        pixels = np.asarray(Image.open(io.BytesIO(stored), formats=("WEBP",)))
+        return np.asarray(Image.open(io.BytesIO(stored), formats=("WEBP",)))
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise ValueError(f"its picture cannot be decoded: {error}") from None
-    if pixels.shape != (size, size, 3):
-        raise ValueError(f"its picture has the shape {pixels.shape}")
-    return pixels
+
+
+@functools.cache
+def _libwebp() -> Callable[[bytes, int], UInt8[np.ndarray, "size size 3"]] | None:
+    """Decodes with the libwebp that Pillow has loaded; None where the system does not find it by its user.
+
+    Pillow's own decoder holds Python's lock, so that threads of a loader would take turns, and the training with them: eight
+    fast accelerators at one process would wait. A call by ctypes does not hold it.
+    """
+    try:
+        decode = ctypes.CDLL(importlib.import_module("PIL._webp").__file__).WebPDecodeRGBInto
+    except (ImportError, OSError, AttributeError):
+        return None
+    # uint8_t* WebPDecodeRGBInto(const uint8_t* data, size_t size, uint8_t* output, size_t output_size, int stride)
+    decode.restype = ctypes.c_void_p
+    decode.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def unpack(stored: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        pixels = np.empty((size, size, 3), np.uint8)
+        if not decode(stored, len(stored), pixels.ctypes.data, pixels.nbytes, 3 * size):
+            raise ValueError("its picture cannot be decoded")
+        return pixels
+
+    return unpack
 
 
 def encoder_version(compression: Compression) -> str:
