@@ -40,6 +40,14 @@ RowsFor = Annotated[
 MaskCodesFile = Annotated[
     Path, typer.Option(help="Weights between masks and <seg> symbols: big_vision's vae-oid.npz, of gs://big_vision/paligemma.")
 ]
+MasksWanted = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask-codes",
+        help="Masks instead of boxes, as <seg> tokens too: big_vision's vae-oid.npz, of gs://big_vision/paligemma.",
+        show_default="none: boxes",
+    ),
+]
 BoxPixelsFlag = Annotated[
     BoxPixels,
     typer.Option(
@@ -250,11 +258,12 @@ def convert_boxes(
         str,
         typer.Option(help="Split to take, of yolo and voc: train, val, ...", show_default="yolo: train; voc: every image"),
     ] = "",
+    mask_codes: MasksWanted = None,
     box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each image: the boxes of an annotation tool as <loc> tokens."""
+    """One row for each image: the boxes of an annotation tool as <loc> tokens; or for each image and class: its masks."""
     from paligemma.data.convert.box_forms import FORMS
     from paligemma.data.convert.box_shapes import Export
     from paligemma.data.convert.detection import detection_rows
@@ -265,7 +274,13 @@ def convert_boxes(
         raise InputError("--split has no meaning for this form.", expected="no --split")
     folder = images or output.parent
     tally = Tally("boxes", hint=_hint(images, output))
-    outcomes = detection_rows(FORMS[form](Export(annotations, folder, split), tally), folder, box_pixels, tally)
+    found = FORMS[form](Export(annotations, folder, split, mask_codes is not None), tally)
+    if mask_codes is None:
+        outcomes = detection_rows(found, folder, box_pixels, tally)
+    else:
+        from paligemma.data.convert.segmentation import mask_rows
+
+        outcomes = mask_rows(found, folder, box_pixels, _read_codes(mask_codes), tally)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 
@@ -279,18 +294,25 @@ def convert_refcoco(
     refs: Annotated[Path | None, typer.Option(help="The refs, as JSON, for instances.json.", show_default="none")] = None,
     images: ImageFolder = None,
     split: Annotated[str, typer.Option(help="Split to take: train, val, test, testA, testB.", show_default="all")] = "",
+    mask_codes: MasksWanted = None,
     box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each referring expression of RefCOCO, RefCOCO+ or RefCOCOg: its box as <loc> tokens."""
+    """One row for each referring expression of RefCOCO, RefCOCO+ or RefCOCOg: its box as <loc> tokens, or its mask."""
     from paligemma.data.convert.outcomes import Tally, refuse_sources
-    from paligemma.data.convert.refcoco import expression_rows
+    from paligemma.data.convert.refcoco import expression_rows, expression_wording, read_expressions
 
     folder = images or output.parent
     tally = Tally("expressions", hint=_hint(images, output))
     refuse_sources(output, [refs] if refs else [])
-    outcomes = expression_rows(annotations, refs, split, folder, tally, box_pixels)
+    if mask_codes is None:
+        outcomes = expression_rows(annotations, refs, split, folder, tally, box_pixels)
+    else:
+        from paligemma.data.convert.segmentation import mask_rows
+
+        codes, found = _read_codes(mask_codes), read_expressions(annotations, refs, split, folder, True, tally)
+        outcomes = mask_rows(found, folder, box_pixels, codes, tally, expression_wording, together=False)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 

@@ -263,7 +263,7 @@ BOXES = [
     ("label-studio", studio("rectanglelabels", RECTANGLE, original_width=...), [CAT], [], "1 used"),
     ("label-studio", studio("rectanglelabels", but(RECTANGLE, width=...)), [], ["box_malformed"], "width is nothing"),
     ("label-studio", studio("rectanglelabels", but(RECTANGLE, rectanglelabels=[])), [], ["category_unnamed"], "None"),
-    ("label-studio", studio("brushlabels", {"rle": [1], "brushlabels": ["cat"]}), [], ["shape_other"], "'brushlabels'"),
+    ("label-studio", studio("brushlabels", {"rle": [1], "brushlabels": ["cat"]}), [], ["mask_malformed"], "a list of 1"),
     ("label-studio", [{"data": {"image": "1.png"}, "annotations": [{"was_cancelled": True, "result": [1]}]}], [], [],
      "no boxes in it"),
     ("label-studio", [{"data": {}, "annotations": []}], [], ["image_unnamed"], "has no address of an image"),

@@ -142,7 +142,7 @@ def _objects(pictures: LabelPictures, mask: str, values: list[int], classes: Cla
     """What a picture shows, and the values that are skipped."""
     if isinstance(classes, str):
         if values != [BACKGROUND]:
-            yield MaskedObject(Entry(mask), classes, None, lambda frame: ~pictures.mask(mask, BACKGROUND, frame))
+            yield MaskedObject(Entry(mask), classes, None, partial(pictures.mask, mask, BACKGROUND, other=True))
         return
     unnamed = [value for value in values if value not in classes and value != BACKGROUND]
     if len(unnamed) > _MOST_VALUES:

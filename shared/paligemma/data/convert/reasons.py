@@ -45,6 +45,7 @@ REASONS = {
     "mask_missing": "the annotation has no segmentation",
     "mask_malformed": "the segmentation is neither polygons x, y, x, y, ... of three points and more, nor run lengths",
     "mask_too_large": "the mask has more than 64 Mi pixels, or a longer outline than is read",
+    "mask_too_costly": "the masks of its image take too long: they are too many, each as large as the picture",
     "mask_size": "the mask has another size, or other proportions, than its image",
     "mask_empty": "no pixel of the mask is inside its box, or none at all",
     "mask_too_small": "the box is less than half a pixel of the mask wide or high",
