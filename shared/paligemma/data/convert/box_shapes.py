@@ -9,8 +9,8 @@ from pathlib import Path
 
 from paligemma.data.convert.boxes import Corners
 from paligemma.data.convert.detection import BoxedImage, LabelledBox, label_of
-from paligemma.data.convert.image_templates import first_there
-from paligemma.data.convert.names import image_name, number_of, text_of
+from paligemma.data.convert.image_templates import name_or_address
+from paligemma.data.convert.names import number_of, text_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally, shown
 from paligemma.data.convert.outlines import ReadMask, polygon_mask
 from paligemma.data.convert.photos import Size
@@ -35,11 +35,11 @@ class Export:
 def image_of(
     export: Export, names: Sequence[str], size: Size | None, rank: int, tally: Tally, fractions: bool = False
 ) -> BoxedImage | EntryError:
-    """The image of the first name that is there."""
+    """The image of the first name that is there; if none is, of the address that one of them is, or of the first name."""
     usable = [name for name in names if name.strip("/") and "\0" not in name]
     if not usable:
         return EntryError("image_unnamed", f"the image's name is {shown(names[0] if names else None)}")
-    return BoxedImage(image_name(first_there(usable, export.folder), export.folder, tally), size, fractions, rank)
+    return BoxedImage(name_or_address(usable, export.folder, tally), size, fractions, rank)
 
 
 Shape = tuple[Corners, object, ReadMask | None]

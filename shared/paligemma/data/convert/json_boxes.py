@@ -12,8 +12,9 @@ import math
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -31,11 +32,12 @@ from paligemma.data.convert.box_shapes import (
 )
 from paligemma.data.convert.boxes import Corners
 from paligemma.data.convert.brush_runs import read_brush
-from paligemma.data.convert.detection import FoundBox, LabelledBox
+from paligemma.data.convert.detection import BoxedImage, FoundBox, LabelledBox
 from paligemma.data.convert.files import read_list
 from paligemma.data.convert.label_pictures import read_values
+from paligemma.data.convert.look_up import is_there
 from paligemma.data.convert.names import number_of, text_of
-from paligemma.data.convert.outcomes import Entry, EntryError, Tally, object_of, shown
+from paligemma.data.convert.outcomes import Entry, EntryError, Tally, is_read_from, object_of, shown
 from paligemma.data.convert.outlines import ReadMask, Work, ellipse_mask, frame_pixels, part_mask, rectangle_mask
 from paligemma.data.convert.photos import Frame, Size
 from paligemma.data.convert.vqa_entries import json_files, read_small
@@ -44,6 +46,9 @@ from paligemma.data.run_lengths import Runs
 
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")
 """Label Studio puts eight digits before the names of files that are uploaded."""
+
+Image = BoxedImage | EntryError
+"""An image, or why there is none."""
 
 _SHAPES = {"rectanglelabels": "rectangle", "polygonlabels": "polygon", "ellipselabels": "ellipse", "brushlabels": "brush"}
 _KEYS = {"width": "rectangle", "points": "polygon", "radiusX": "ellipse", "rle": "brush"}
@@ -124,7 +129,7 @@ def label_studio(export: Export, tally: Tally) -> Iterator[FoundBox]:
         place = f"[{rank}]"
         try:
             task = object_of(value)
-            image_names = _studio_names(task.get("data"), tally)
+            image_names = _studio_names(task.get("data"), export.folder, tally)
             given = task.get("annotations")
             if not isinstance(given, list):
                 raise EntryError("box_missing", f"annotations is {shown(given)}")
@@ -135,18 +140,27 @@ def label_studio(export: Export, tally: Tally) -> Iterator[FoundBox]:
         others += max(len(annotations) - 1, 0)
         chosen = next((one for one in annotations if one.get("ground_truth")), annotations[0] if annotations else {})
         results = chosen.get("result")
-        known = task.get("id")
+        known, images = task.get("id"), {}
         if not isinstance(results, list) or not results:
             tally.note("image_without_box", place)
             continue
         for number, result in enumerate(results):
             entry = Entry(f"{place}, result {number + 1}", known)
-            yield entry, _studio_result(export, image_names, result, rank, entry, tally)
+            yield entry, _studio_result(partial(_studio_image, export, image_names, rank, tally, images), result, entry, tally)
     tally.facts["annotations of tasks that have another one"] = others
 
 
+def _studio_image(
+    export: Export, names: Sequence[str], rank: int, tally: Tally, known: dict[Size | None, Image], size: Size | None
+) -> Image:
+    """The image of a task, as large as a result says; each is looked for once."""
+    if size not in known:
+        known[size] = image_of(export, names, size, rank, tally, fractions=size is None)
+    return known[size]
+
+
 def _studio_result(
-    export: Export, names: Sequence[str], result: object, rank: int, entry: Entry, tally: Tally
+    image: Callable[[Size | None], Image], result: object, entry: Entry, tally: Tally
 ) -> LabelledBox | EntryError:
     try:
         said = object_of(result)
@@ -157,10 +171,9 @@ def _studio_result(
         labels = value.get(kind, value.get("labels"))
         label = labels[0] if isinstance(labels, list) and labels else None
         size = size_of(said.get("original_width"), said.get("original_height"))
-        image = image_of(export, names, size, rank, tally, fractions=size is None)
     except EntryError as problem:
         return problem
-    return labelled(image, lambda: _studio_shape(shape, value, label, size, entry, tally))
+    return labelled(image(size), lambda: _studio_shape(shape, value, label, size, entry, tally))
 
 
 def _studio_shape(kind: str, value: Mapping[str, Any], label: object, size: Size | None, entry: Entry, tally: Tally) -> Shape:
@@ -204,8 +217,11 @@ def _studio_brush(value: Mapping[str, Any], label: object, size: Size | None, en
     return Corners(box[1], box[0], box[3], box[2]), label, part_mask(runs, 0, 0)
 
 
-def _studio_names(data: object, tally: Tally) -> list[str]:
-    """Names that a task's image may have in the image folder, from its address."""
+def _studio_names(data: object, folder: Path, tally: Tally) -> list[str]:
+    """Names that a task's image may have in the image folder, from its address; or the address, if none of them is there.
+
+    What Label Studio itself serves (`/data/upload/...`, `/data/local-files/?d=...`) needs an account, and keeps a name.
+    """
     values = [value for value in object_of(data).values() if isinstance(value, str)]
     address = next((value for value in values if is_image_name(_path_of(value))), values[0] if len(values) == 1 else None)
     if not address:
@@ -217,9 +233,12 @@ def _studio_names(data: object, tally: Tally) -> list[str]:
         raise EntryError("image_unnamed", f"the image's address is {shown(address)}") from None
     path = local or unquote(parts.path)
     last = posixpath.basename(path)
-    tally.note("name_from_address", shown(address))
     shorter = _UPLOAD.fullmatch(last)
-    return [name for name in (local.lstrip("/"), last, shorter[1] if shorter else "") if name]
+    names = [name for name in (local.lstrip("/"), last, shorter[1] if shorter else "") if name]
+    if is_read_from(address) and not parts.path.startswith("/data/") and not any(is_there(folder, name) for name in names):
+        return [address]
+    tally.note("name_from_address", shown(address))
+    return names
 
 
 def _path_of(address: str) -> str:

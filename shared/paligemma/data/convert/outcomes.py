@@ -254,13 +254,18 @@ def row_line(row: Converted) -> bytes:
     for key, text in (("image", parsed.image), ("prefix", parsed.prefix), ("suffix", parsed.suffix)):
         if "\0" in text:
             raise EntryError("text_nul", f"{key!r} is {shown(text)}")
-    if parsed.inline is not None or _READ.match(parsed.image):
+    if parsed.inline is not None or is_read_from(parsed.image):
         return line
     if _DRIVE_OR_SCHEME.match(parsed.image) or os.path.isabs(parsed.image):
         raise EntryError("image_path_unsafe", f"{shown(parsed.image)} is not relative to the image folder")
     if os.path.normpath(parsed.image).split("/")[0] == "..":
         raise EntryError("image_path_unsafe", f"{shown(parsed.image)} leads out of the image folder")
     return line
+
+
+def is_read_from(address: str) -> bool:
+    """Whether an image's name is an address that prepare_data reads: `gs://` or `https://`."""
+    return _READ.match(address) is not None
 
 
 def _list(file: IO[bytes], entry: Entry, problem: EntryError) -> None:

@@ -130,6 +130,7 @@ NOTES = {
     "name_absolute": "image names are absolute and inside the image folder: they are relative to it now",
     "name_from_url": "images have no file_name: the last two parts of their coco_url were taken, as for LVIS",
     "name_from_address": "images are named by an address: its last part, or the file that it leads to, was taken",
+    "address_kept": "images are not in the folder: they keep the address that the annotations have",
     "answer_dropped": "answers are empty, or neither text nor numbers, and were dropped beside others that can be used",
     "answer_in_order": "answers have more parts than are listed in every order: only the published order counts",
     "labels_replaced": "diagrams were copied to images/ with letters in place of labels, as their questions name them",
