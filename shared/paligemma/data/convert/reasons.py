@@ -75,7 +75,7 @@ REASONS = {
     "image_in_answer": "the answer has an image: the model answers with text",
     "marks_disagree": "there are more places for images than images",
     "media_other": "the conversation has a video, or sound (left out on purpose)",
-    "boxes_apart": "boxes are apart from the text, which has <bbox> or <ref-object> in their place",
+    "boxes_apart": "the text has another number of <bbox> or <ref-object> than `objects` has boxes or names",
     "text_nul": "image, prefix or suffix has a NUL character",
     "format_other": "the file's format is not one that prepare_data reads (left out on purpose)",
     "label_missing": "the picture is in no label's folder (left out on purpose)",
