@@ -26,6 +26,8 @@ from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
 from paligemma.data.rows import Row, RowError, read_rows, row_id
+from paligemma.data.run_lengths import Runs
+from paligemma.data.seg_masks import parse_masks_text, union_of_masks
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage
@@ -37,6 +39,7 @@ Report = Callable[[int, int], None]
 """Called with the number of the next line, and the number of rows of the range rejected so far."""
 
 SAMPLE_SIZE = 48
+SAMPLED_SIDE = 224
 SHOWN_OF_A_CODE = 12
 MOST_SUFFIXES = 10_000
 LONGEST_SUFFIX = 200
@@ -81,7 +84,10 @@ class Remark(BaseModel):
 
 
 class Sampled(BaseModel):
-    """A row for the report."""
+    """A row for the report.
+
+    `masks` is what its true masks cover of a square of `SAMPLED_SIDE` pixels, as packed run lengths; empty without any.
+    """
 
     row_id: str
     line: int
@@ -89,6 +95,7 @@ class Sampled(BaseModel):
     prefix: str
     suffix: str
     tokens: int
+    masks: str = ""
 
 
 class Facts(BaseModel):
@@ -435,9 +442,13 @@ def _count(facts: Facts, example: Example) -> None:
     facts.count_suffix(example.suffix)
     if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
         row = Sampled(row_id=example.row_id, line=example.line, image=example.image_file, prefix=example.prefix,
-                      suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
+                      suffix=example.suffix, tokens=prefix + suffix, masks=_covered(example.masks))  # fmt: skip
         insort(facts.sample, row, key=lambda row: (row.row_id, row.line))
         del facts.sample[SAMPLE_SIZE:]
+
+
+def _covered(masks: str) -> str:
+    return Runs.of_pixels(union_of_masks(parse_masks_text(masks), SAMPLED_SIDE)).text if masks else ""
 
 
 def _index_entry(example: Example, dhash: int, shard: int, position: int) -> dict:

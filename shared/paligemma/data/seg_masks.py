@@ -169,10 +169,9 @@ def union_of_text(text: str, side: int, decode: Decode) -> Bool[np.ndarray, "sid
 
 def union_of_masks(masks: Sequence[TrueMask], side: int) -> Bool[np.ndarray, "side side"]:
     """What true masks cover, in a picture that is resized to a square."""
-    covered = np.zeros((side, side), bool)
-    for mask in masks:
-        covered |= np.asarray(Image.fromarray(mask.pixels()).resize((side, side), Image.Resampling.NEAREST))
-    return covered
+    if not masks:
+        return np.zeros((side, side), bool)
+    return np.asarray(Image.fromarray(_union(masks).pixels()).resize((side, side), Image.Resampling.NEAREST))
 
 
 def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Overlaps:
