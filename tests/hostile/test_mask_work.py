@@ -142,8 +142,8 @@ def test_a_picture_of_masks_is_not_read_for_every_annotation(
     (tmp_path / "x.json").write_text(json.dumps(data))
     flags = ("--annotations", tmp_path / "x.json", "--masks", tmp_path, "--mask-codes", codes)
     done = run_convert(tmp_path / "out.jsonl", "coco-panoptic", *flags)
-    assert (len(done.rows), {*done.codes}) == (8, {"mask_too_costly"})
-    assert reads == {"a.png": 4, "b.png": 4}
+    assert (len(done.rows), {*done.codes}) == (32, {"mask_too_costly"})
+    assert reads == {"a.png": 16, "b.png": 16}
 
 
 def test_masks_of_a_class_are_compared_with_their_codes_once(looked_at: Counter) -> None:

@@ -19,7 +19,7 @@ from paligemma.data.rows import RowError, image_path
 from paligemma.data.run_lengths import Runs
 
 _KEPT = ("1", "L", "P", "I", "I;16")
-_MOST_READS = 4
+_MOST_READS = 16
 """Times that a picture is read at most. Annotations that name pictures in turn would have each read for every object."""
 
 
