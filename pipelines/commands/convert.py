@@ -369,8 +369,8 @@ def convert_table(
     masks: Annotated[
         str,
         typer.Option(
-            help="Instead of prefix and suffix: column of a PNG picture in which a pixel's value is its class; or a path, as of "
-            "the image. Needs --mask-codes, and --classes or --label.",
+            help="Instead of prefix and suffix: column of a PNG picture in which a pixel's value is its class; or a path, as "
+            "of the image. Needs --mask-codes, and --classes or --label.",
             show_default="none",
         ),
     ] = "",

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from converting import Conversion, run_convert
-from mask_weights import square_weights, write_weights
 from PIL import Image
 
 from paligemma.data import seg_masks
@@ -23,11 +22,6 @@ SIDE = 8000
 WHOLE = [0, 0, SIDE, 0, SIDE, SIDE, 0, SIDE]
 MOST = 1 << 24
 """In place of `MOST_WORK`, so that the tests take a moment: 64 times as little."""
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_weights(tmp_path_factory.mktemp("codes") / "vae-oid.npz", square_weights())
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 from converting import VALUES, Conversion, assert_accounted, places, run_convert, with_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mask_weights import square_weights, write_weights
 from PIL import Image, ImageDraw
-from published_forms import BOXES, PICTURE, Published, write_one
+from published_boxes import BOXES
+from published_forms import PICTURE, Published, write_one
 from pyarrow import parquet
 from pycocotools import mask as coco
 
@@ -27,11 +27,6 @@ from paligemma.data.run_lengths import read_runs, write_runs
 WIDTH, HEIGHT = 40, 30
 BOX = (10, 6, 30, 24)
 POLYGON = [(10, 6), (30, 8), (26, 24), (12, 20)]
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_weights(tmp_path_factory.mktemp("codes") / "vae-oid.npz", square_weights())
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:

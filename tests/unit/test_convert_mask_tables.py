@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow
 import pytest
 from converting import Conversion, run_convert
-from mask_weights import square_weights, write_weights
 from PIL import Image
 from published_forms import PICTURE, write_one
 from pyarrow import parquet
@@ -20,11 +19,6 @@ from paligemma.data.run_lengths import read_runs
 VALUES = np.zeros((30, 40), np.uint8)
 VALUES[6:24, 10:20], VALUES[6:24, 20:30], VALUES[0, :] = 1, 2, 255
 CLASSES = {"1": "cat", "2": "dog"}
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_weights(tmp_path_factory.mktemp("codes") / "vae-oid.npz", square_weights())
 
 
 def png(values: np.ndarray, kind: str = "PNG") -> bytes:

@@ -12,7 +12,9 @@ import pytest
 from converting import COMMAND, VALUES, Conversion, assert_accounted, places, run_convert, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_forms import BOXES, CAPTIONS, PICTURE, QUESTIONS, Published, write_one
+from published_boxes import BOXES
+from published_captions import CAPTIONS
+from published_forms import PICTURE, QUESTIONS, Published, write_one
 
 from components.prepare_data.__main__ import run as prepare
 from components.presets import FOLDER
