@@ -323,6 +323,15 @@ def test_boxes_in_fractions_may_be_on_photos_as_they_are_stored(tmp_path: Path) 
     assert [row["suffix"] for row in done.rows] == ["<loc0000><loc0767><loc0512><loc1023> cat"]
 
 
+def test_the_folder_of_a_yolo_set_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its paths then begin with `images`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/1.txt").write_text("0 0.5 0.5 0.5 0.6\n")
+    done = convert(Path(), "boxes --form yolo", "train: images\nnames: [cat]\n", name="data.yaml", images=("images/1.png",))
+    assert [(row["image"], row["suffix"]) for row in done.rows] == [("images/1.png", CAT)]
+
+
 IMAGES = [{"id": 1, "file_name": "1.png", "width": 40, "height": 30}]
 ANNOTATION = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [10, 6, 20, 18]}
 REF = {"ref_id": 3, "ann_id": 7, "split": "train", "sentences": [{"sent": "the cat"}]}

@@ -94,8 +94,10 @@ def _yolo_pictures(export: Export, base: str, place: str) -> list[Path]:
 
 
 def _yolo_labels(picture: Path) -> Path:
-    before, images, after = str(picture.with_suffix(".txt")).rpartition(f"{os.sep}images{os.sep}")
-    return Path(f"{before}{os.sep}labels{os.sep}{after}") if images else picture.with_suffix(".txt")
+    """The file of a picture's labels: the last folder `images` of its path is `labels` there."""
+    parts = list(picture.with_suffix(".txt").parts)
+    folders = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    return Path(*parts[: folders[-1]], "labels", *parts[folders[-1] + 1 :]) if folders else picture.with_suffix(".txt")
 
 
 def _yolo_box(line: str, names: Mapping[int, str], entry: Entry, tally: Tally) -> Shape:
