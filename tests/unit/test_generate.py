@@ -32,8 +32,8 @@ def lines(path: Path) -> list[dict]:
 def test_a_run_that_was_cut_off_goes_on_where_it_ended(model, small_data: SmallData, tmp_path: Path) -> None:
     for number in range(5):
         small_data.add_image(f"{number}.png", number)
-    questions = find_questions(small_data.folder, None, "caption en", str)
-    assert [question.name for question in questions] == [f"{number}.png" for number in range(5)]
+    questions = find_questions([small_data.folder], None, "caption en", str)
+    assert [question.names for question in questions] == [[f"{number}.png"] for number in range(5)]
     settings = DecodeSettings(4, temperature=1.0)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     answer_all(model, questions, settings, 2, whole)
@@ -52,7 +52,7 @@ def test_an_unreadable_image_has_an_error_and_is_tried_again(model, small_data: 
     rows = [{"image": small_data.add_image("a.png"), "prefix": "ocr"}, {"image": "b.png", "prefix": "ocr"}]
     output = tmp_path / "x.jsonl"
     for unread, expected in ((1, ["answer", "error"]), (0, ["answer", "error", "answer"])):
-        questions = find_questions(None, small_data.write(rows), "", str)
+        questions = find_questions([], small_data.write(rows), "", str)
         assert answer_all(model, questions, DecodeSettings(2), 8, output) == unread
         assert [next(key for key in ("answer", "error") if key in line) for line in lines(output)] == expected
         small_data.add_image("b.png", 1)
@@ -87,8 +87,8 @@ def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: Sma
         (small_data.folder / name).touch()
     (small_data.folder / "folder.png").mkdir()
     (small_data.folder / "gone.png").symlink_to("nowhere.png")
-    questions = find_questions(small_data.folder, None, "ocr", str, small_data.folder / "answers.jsonl")
-    assert [question.name for question in questions] == ["B.JPG", "a.png", "c.pgm", "sub/d.webp"]
+    questions = find_questions([small_data.folder], None, "ocr", str, small_data.folder / "answers.jsonl")
+    assert [question.names for question in questions] == [["B.JPG"], ["a.png"], ["c.pgm"], ["sub/d.webp"]]
     (line,) = caplog.messages
     assert line.startswith(f"7 entries of {small_data.folder} are no images by their names, and passed over (")
     assert line.endswith("): .hidden.png, .ipynb_checkpoints, e.heic, g, gone.png, notes.txt, sub/f.svg")
@@ -99,12 +99,12 @@ def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: Sma
 def test_photos_of_phones_are_images_where_they_are_decoded(small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> None:
     (small_data.folder / "e.heic").touch()
     with pytest.raises(InputError) as without:
-        find_questions(small_data.folder, None, "ocr", str)
+        find_questions([small_data.folder], None, "ocr", str)
     monkeypatch.setattr(image_suffixes, "heif_is_read", lambda: True)
-    assert [question.name for question in find_questions(small_data.folder, None, "ocr", str)] == ["e.heic"]
+    assert [question.names for question in find_questions([small_data.folder], None, "ocr", str)] == [["e.heic"]]
     (small_data.folder / "e.heic").unlink()
     with pytest.raises(InputError) as with_heif:
-        find_questions(small_data.folder, None, "ocr", str)
+        find_questions([small_data.folder], None, "ocr", str)
     assert ".heic" not in str(without.value)
     assert ".heic" in str(with_heif.value)
 
@@ -112,14 +112,14 @@ def test_photos_of_phones_are_images_where_they_are_decoded(small_data: SmallDat
 def test_a_file_whose_name_is_no_text_is_passed_over(small_data: SmallData, caplog) -> None:
     small_data.add_image("a.png")
     (small_data.folder / "b\udcff.png").write_bytes((small_data.folder / "a.png").read_bytes())
-    assert [question.name for question in find_questions(small_data.folder, None, "ocr", str)] == ["a.png"]
+    assert [question.names for question in find_questions([small_data.folder], None, "ocr", str)] == [["a.png"]]
     assert "1 entries" in caplog.text
     caplog.text.encode()  # a log that is no text cannot be written to a file, nor sent to where logs are collected
 
 
 def test_a_folder_of_images_alone_needs_no_words(small_data: SmallData, caplog) -> None:
     small_data.add_image("a.png")
-    assert len(find_questions(small_data.folder, None, "ocr", str)) == 1
+    assert len(find_questions([small_data.folder], None, "ocr", str)) == 1
     assert caplog.messages == []
 
 
@@ -127,7 +127,7 @@ def test_of_many_files_that_are_passed_over_ten_are_named(small_data: SmallData,
     small_data.add_image("a.png")
     for number in range(25):
         (small_data.folder / f"{number:02d}.txt").touch()
-    find_questions(small_data.folder, None, "ocr", str)
+    find_questions([small_data.folder], None, "ocr", str)
     assert "25 entries" in caplog.text
     assert "(25 .txt)" in caplog.text
     assert "09.txt and 15 more" in caplog.text
@@ -135,20 +135,20 @@ def test_of_many_files_that_are_passed_over_ten_are_named(small_data: SmallData,
 
 def test_questions_that_cannot_be_asked_are_refused(small_data: SmallData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to ask about"):
-        find_questions(None, None, "x", str)
+        find_questions([], None, "x", str)
     with pytest.raises(InputError, match="no images"):
-        find_questions(small_data.folder, None, "x", str)
+        find_questions([small_data.folder], None, "x", str)
     with pytest.raises(InputError, match="Row 2 is not a question"):
-        find_questions(None, small_data.write([{"image": "a", "prefix": "b"}, {"prefix": "b"}]), "", str)
+        find_questions([], small_data.write([{"image": "a", "prefix": "b"}, {"prefix": "b"}]), "", str)
 
 
 def test_what_a_prompt_needs_is_the_tasks_to_say(small_data: SmallData) -> None:
     image = small_data.folder / small_data.add_image("a.png")
     for task, prompt in (("caption", "caption en"), ("ocr", "ocr")):
-        assert find_questions(image, None, " ", TASKS[task].ask)[0].prompt == prompt
+        assert find_questions([image], None, " ", TASKS[task].ask)[0].prompt == prompt
     for task in ("", "vqa", "detect", "segment", "docvqa"):
         with pytest.raises(InputError, match="There is no prompt"):
-            find_questions(image, None, " ", TASKS[task].ask)
+            find_questions([image], None, " ", TASKS[task].ask)
 
 
 def test_a_folder_of_runs_lists_the_tuned_models_below_it(tmp_path: Path) -> None:

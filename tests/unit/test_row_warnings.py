@@ -110,7 +110,7 @@ def is_near(difference: int) -> bool:
 
 def listing(rows: list[int], images: list[int], looks: list[int], names: list[int]) -> Listing:
     hashes = (np.array(values, np.uint64) for values in (rows, images))
-    return Listing(np.arange(1, len(rows) + 1), *hashes, halves(looks), np.array(names, np.uint64))
+    return Listing(np.arange(1, len(rows) + 1), *hashes, halves(looks), np.array(names, np.uint64), np.arange(len(rows)))
 
 
 def test_a_row_is_told_how_it_repeats_an_earlier_one() -> None:

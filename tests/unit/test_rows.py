@@ -19,6 +19,7 @@ from paligemma.data.rows import (
     REASONS,
     Row,
     RowError,
+    RowImage,
     image_path,
     parse_row,
     read_all_rows,
@@ -28,6 +29,7 @@ from paligemma.data.rows import (
 from paligemma.errors import InputError
 
 GOOD = {"image": "a.png", "prefix": "p", "suffix": "s"}
+ONE = (RowImage("a.png"),)
 
 
 def code_of(line: bytes) -> str:
@@ -70,20 +72,20 @@ def test_what_is_wrong_has_a_code(line: bytes, code: str) -> None:
 
 def test_an_empty_prefix_and_further_keys_are_fine() -> None:
     row = parse_row(json.dumps({**GOOD, "prefix": "", "source": 7}).encode(), 3)
-    assert row == Row(3, "a.png", "", "s")
+    assert row == Row(3, ONE, "", "s")
 
 
 def test_a_key_that_is_there_twice_is_named_and_one_that_is_ignored_may_hold_anything() -> None:
     with pytest.raises(RowError, match=r"^'suffix' is there twice$"):
         parse_row(b'{"image": "a.png", "suffix": "s", "prefix": "p", "suffix": "other"}', 3)
     row = parse_row(b'{"image": "a.png", "prefix": "p", "suffix": "s", "source": {"id": 1, "id": 2}, "score": NaN}', 3)
-    assert row == Row(3, "a.png", "p", "s")
+    assert row == Row(3, ONE, "p", "s")
 
 
 def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
     line = json.dumps(GOOD).encode()
     (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line)
-    assert list(read_rows(tmp_path / "x.jsonl")) == [(1, Row(1, "a.png", "p", "s")), (4, Row(4, "a.png", "p", "s"))]
+    assert list(read_rows(tmp_path / "x.jsonl")) == [(1, Row(1, ONE, "p", "s")), (4, Row(4, ONE, "p", "s"))]
 
 
 def test_a_long_line_is_rejected_and_the_next_is_read(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_arbitrary_bytes_are_a_row_or_a_documented_reason(tmp_path_factory, data
 def test_any_text_survives(image: str, prefix: str, suffix: str) -> None:
     (row,) = read_rows_of(json.dumps({"image": image, "prefix": prefix, "suffix": suffix}).encode())
     if isinstance(row, Row):
-        assert (row.image, row.prefix, row.suffix) == (image, prefix, suffix)
+        assert (row.names, row.prefix, row.suffix) == ([image], prefix, suffix)
     else:
         surrogates = any("\ud800" <= character <= "\udfff" for character in image + prefix + suffix)
         assert row.code == ("encoding_invalid" if surrogates else "suffix_empty")
@@ -239,7 +241,7 @@ def test_a_long_line_at_the_end_of_a_range_leaves_the_next_range_whole(tmp_path:
     (tmp_path / "x.jsonl").write_bytes(good + b"a" * (2 * MAX_LINE_BYTES) + b"\n" + good)
     first, second = split_lines(tmp_path / "x.jsonl", 2)
     assert [number for number, _ in read_rows(tmp_path / "x.jsonl", first)] == [1, 2]
-    assert list(read_rows(tmp_path / "x.jsonl", second)) == [(3, Row(3, "a.png", "p", "s"))]
+    assert list(read_rows(tmp_path / "x.jsonl", second)) == [(3, Row(3, ONE, "p", "s"))]
 
 
 @pytest.mark.parametrize("read", [lambda path: unpack(path, path.with_name("rows")), lambda path: list(read_all_rows(path))])
@@ -281,7 +283,8 @@ def test_a_gzip_file_that_does_not_fit_is_refused_before_the_disk_is_full(tmp_pa
             "images_several: 'image' is an array of 2; write a row",
         ),
         (b'{"image": 7, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is a number, not a string"),
-        (b'{"image": ["a"], "prefix": "", "suffix": "s"}', "type_wrong: 'image' is an array, not a string"),
+        (b'{"image": [["a"]], "prefix": "", "suffix": "s"}', "type_wrong: 'image' has an array, not a string"),
+        (b'{"image": {"path": "a"}, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is an object, not a string"),
     ],
 )
 def test_a_file_of_another_kind_is_told_in_words_of_json(tmp_path: Path, contents: bytes, said: str) -> None:
