@@ -78,7 +78,7 @@ def test_a_conversion_splits_what_it_writes(small_data: SmallData, tmp_path: Pat
 
 def test_a_run_with_one_file_splits_it(small_data: SmallData, tmp_path: Path) -> None:
     rows = [{"image": small_data.add_image(f"{n}.png", n), "prefix": "p", "suffix": "s"} for n in range(4)]
-    given = {"train_data": str(small_data.write(rows)), "images": ""}
+    given = {"train_data": str(small_data.write(rows)), "images": "", "images_per_example": 1}
     changed = split_data(given, tmp_path, 0.25)
     assert changed["images"] == str(small_data.folder)
     assert [len(images_of(Path(changed[name]))) for name in ("train_data", "validation_data")] == [3, 1]

@@ -21,7 +21,7 @@ from paligemma.storage.location import SCHEME
 
 
 def split_rows(
-    data: Path, images: Path | None, fraction: float, train: Path, validation: Path, images_per_example: int = 1
+    data: Path, images: Path | None, fraction: float, train: Path, validation: Path, images_per_example: int | None = 1
 ) -> tuple[int, int]:
     """Writes every line of a JSONL file, in order, to one of two files. The images' bytes alone decide which.
 
@@ -33,7 +33,7 @@ def split_rows(
             in Cloud Storage or outside the folder is identified by its name. Those on the web are fetched.
         fraction: share of the images for validation; each side gets at least one image.
         train, validation: the files to write.
-        images_per_example: number of images in every row.
+        images_per_example: number of images in every row; None: any.
 
     Returns:
         Number of rows in each file.
