@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from prepare_runs import Weeks, files_of
 
 from components.evaluate.__main__ import run as evaluate
 from components.finetune.__main__ import run as finetune
 from components.preflight.__main__ import run as preflight
 from components.prepare_data.__main__ import run as prepare
+from components.prepare_data.distributed import join_groups, list_groups, prepare_group
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.checkpoints.tuned import read_tuned
+from paligemma.data import prepare as prepare_module
+from paligemma.data.augment import Augmentation
 from paligemma.data.images import fit_image
-from paligemma.data.records import image_numbers, open_records
+from paligemma.data.loader import training_batches
+from paligemma.data.records import Dataset, image_numbers, open_records
 from paligemma.data.rows import row_id
+from paligemma.data.tf_dataset import tf_dataset
 from paligemma.data.tfrecord import RowReader
 from paligemma.decoding.settings import DecodeSettings
-from paligemma.errors import InputError
+from paligemma.errors import DamagedError, InputError
+from paligemma.lineage.impact import impact
+from paligemma.lineage.index import Index
 from paligemma.model import load
 
 TINY = "embedded:tiny"
@@ -163,6 +174,92 @@ def test_preflight_counts_the_tokens_of_all_images(tmp_path: Path) -> None:
         (found[images],) = json.loads((output / "preflight.json").read_text())["reports"]
     assert found[2]["flops"] > 1.1 * found[1]["flops"]
     assert found[2]["peak"] > found[1]["peak"]
+
+
+def test_records_are_the_same_however_they_are_made(data: SmallData, two: Path, tmp_path: Path) -> None:
+    """By one process or two, on one machine or in parts of many, plain or packed, read by our reader or TensorFlow's."""
+    given = {"data": str(data.jsonl), "checkpoint": TINY, "images_per_example": 2, "rows_per_shard": 3}
+    for workers in (1, 2):
+        prepare(output=str(tmp_path / f"{workers}"), workers=workers, **given)
+    settings = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 3, "compression": "none", "grey_range": "",
+                "images_per_example": 2}  # fmt: skip
+    groups = list_groups(str(data.jsonl), 3, 2)
+    for number, group in enumerate(groups):
+        prepare_group(group, str(data.jsonl), TINY, "", tmp_path / f"part-{number}", settings, 1)
+    folders = [tmp_path / f"part-{number}" for number in range(len(groups))]
+    join_groups(folders, str(data.jsonl), TINY, "", str(tmp_path / "joined"), settings, "train", 0.1, "")
+    hashes = [files_of(str(tmp_path / name)) for name in ("1", "2", "joined")]
+    assert hashes[0] == hashes[1] == hashes[2]
+    prepare(output=str(tmp_path / "packed"), compression="gzip", **given)
+    expected = RowReader(open_records(two))
+    for name in ("1", "packed"):
+        opened = open_records(tmp_path / name)
+        reader, read_by_tensorflow = RowReader(opened), list(tf_dataset(opened).as_numpy_iterator())
+        for number in range(10):
+            np.testing.assert_array_equal(reader.read(number).image, expected.read(number).image)
+            np.testing.assert_array_equal(read_by_tensorflow[number]["image"], expected.read(number).image)
+
+
+def test_pictures_that_are_the_same_are_taken_from_an_earlier_run(
+    small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, decoded, fit = pairs(small_data), [], prepare_module.fit_image
+
+    def counted(data: bytes, size: int, name: str, *more: object):
+        decoded.append(name)
+        return fit(data, size, name, *more)
+
+    monkeypatch.setattr(prepare_module, "fit_image", counted)
+    weeks = Weeks(str(small_data.jsonl), str(tmp_path / "root"), str(tmp_path / "fresh"))
+    small_data.write(list(rows))
+    weeks.run(images_per_example=2)
+    changes = [rows[1:], [rows[3], *rows], [{**rows[0], "image": rows[0]["image"][::-1]}, *rows[1:]]]
+    changes.append([{"image": [small_data.add_image("new.png", 77), "4.png"], "prefix": "p", "suffix": "s"}, *rows])
+    changes.append([{"image": ["new.png", "gone.png"], "prefix": "p", "suffix": "s"}, *rows])
+    for number, changed in enumerate(changes):
+        small_data.write(list(changed))
+        decoded.clear()
+        made = weeks.run(images_per_example=2)
+        assert set(decoded) <= {"new.png"}
+        assert ("new.png" in decoded) == (number == 3)
+        assert files_of(made) == files_of(weeks.run(weeks.fresh, reuse=False, images_per_example=2))
+    assert weeks.run(images_per_example=2) == made
+
+
+def test_both_images_lead_to_the_model(small_data: SmallData, tmp_path: Path) -> None:
+    weeks = Weeks(str(small_data.write(list(pairs(small_data)))), str(tmp_path / "root"), "")
+    made = weeks.run(images_per_example=2)
+    with Index(str(tmp_path / "root")) as index:
+        for name in ("0.png", str(small_data.folder / "1.png")):
+            found = impact(index, name)
+            assert (found["kind"], len(found["rows"])) == ("image", 4)
+            assert [one["output"] for one in found["others"]] == [made]
+
+
+def test_all_images_of_a_row_are_changed_alike(small_data: SmallData, tmp_path: Path) -> None:
+    names = [small_data.add_image(f"{number}.png", number) for number in range(4)]
+    rows = [{"image": [name, name], "prefix": "p", "suffix": "s"} for name in names]
+    prepare(data=str(small_data.write(list(rows))), checkpoint=TINY, output=str(tmp_path / "r"), images_per_example=2)
+    batches = training_batches(open_records(tmp_path / "r"), 4, 0, augment=Augmentation(flip=True, crop=0.5, colour=0.5))
+    plain = training_batches(open_records(tmp_path / "r"), 4, 0)
+    for (_, changed), (_, batch) in islice(zip(batches, plain, strict=True), 3):
+        assert changed.images.shape == (4, 2, 32, 32, 3)
+        np.testing.assert_array_equal(changed.images[:, 0], changed.images[:, 1])
+        assert (changed.images != batch.images).any(axis=(1, 2, 3, 4)).all()
+
+
+def test_a_record_with_fewer_images_than_the_others_is_damaged(records: Path, two: Path, tmp_path: Path) -> None:
+    for source, images in ((records, 2), (two, 1)):
+        folder = tmp_path / str(images)
+        shutil.copytree(source, folder)
+        described = json.loads((folder / "dataset.json").read_text()) | {"images_per_example": images}
+        opened = open_records(source)
+        changed = dataclasses.replace(opened, dataset=Dataset.model_validate(described))
+        with pytest.raises(DamagedError, match=r"A record has \d images, each has \d"):
+            RowReader(changed).read(0)
+        with pytest.raises(DamagedError, match="it lists"):
+            image_numbers(changed)
+    assert "images_per_example" not in json.loads((records / "dataset.json").read_text())
 
 
 def test_what_is_wrong_with_one_of_several_is_told_of_it(small_data: SmallData, tmp_path: Path) -> None:

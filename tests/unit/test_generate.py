@@ -48,6 +48,39 @@ def test_a_run_that_was_cut_off_goes_on_where_it_ended(model, small_data: SmallD
     assert cut.read_bytes() == before
 
 
+def test_questions_about_one_and_about_two_images_may_be_mixed(model, small_data: SmallData, tmp_path: Path) -> None:
+    a, b = (small_data.add_image(f"{name}.png", number) for number, name in enumerate("ab"))
+    asked = [a, [a, b], [b, a], [a], [a, "none.png"], [b]]
+    rows = [{"image": images, "prefix": "ocr"} for images in asked]
+    questions = find_questions([], small_data.write(rows), "", str)
+    output = tmp_path / "x.jsonl"
+    assert answer_all(model, questions, DecodeSettings(3), 2, output) == 1
+    found = lines(output)
+    assert [line["image"] for line in found] == [a, [a, b], [b, a], a, [a, "none.png"], b]
+    assert ["none.png" in line.get("error", "") for line in found] == [False] * 4 + [True, False]
+    assert found[0]["logprob"] == found[3]["logprob"]
+    assert len({found[number]["logprob"] for number in (0, 1, 2)}) == 3
+    (small_data.folder / "none.png").write_bytes((small_data.folder / b).read_bytes())
+    assert answer_all(model, questions, DecodeSettings(3), 8, output) == 0  # only the one that was not answered
+    again = lines(output)[len(found) :]
+    assert [line["image"] for line in again] == [[a, "none.png"]]
+    assert again[0]["logprob"] == pytest.approx(found[1]["logprob"], abs=1e-3)
+
+
+def test_the_images_of_one_question_are_files_and_no_folder(small_data: SmallData) -> None:
+    a, b = (small_data.folder / small_data.add_image(f"{name}.png", number) for number, name in enumerate("ab"))
+    (question,) = find_questions([b, a], None, "ocr", str)
+    assert question.names == [str(b), str(a)]
+    assert [image.read() for image in question.images] == [b.read_bytes(), a.read_bytes()]
+    with pytest.raises(InputError, match="is a folder, and one question is about all images"):
+        find_questions([a, small_data.folder], None, "ocr", str)
+    with pytest.raises(InputError, match="There is no image"):
+        find_questions([a, small_data.folder / "none.png"], None, "ocr", str)
+    for wrong in ([], [a.name] * 33, [a.name, 7], [[a.name]]):
+        with pytest.raises(InputError, match="Row 1 is not a question"):
+            find_questions([], small_data.write([{"image": wrong, "prefix": "p"}]), "", str)
+
+
 def test_an_unreadable_image_has_an_error_and_is_tried_again(model, small_data: SmallData, tmp_path: Path) -> None:
     rows = [{"image": small_data.add_image("a.png"), "prefix": "ocr"}, {"image": "b.png", "prefix": "ocr"}]
     output = tmp_path / "x.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from paligemma.data.jsonl_files import split_lines, unpack
 from paligemma.data.rows import (
     MAX_LINE_BYTES,
+    MOST_IMAGES,
     REASONS,
     Row,
     RowError,
@@ -118,9 +120,54 @@ def test_any_text_survives(image: str, prefix: str, suffix: str) -> None:
         assert surrogates or not suffix.strip()
 
 
-def read_rows_of(line: bytes) -> list[Row | RowError]:
+IMAGES = st.sampled_from(["a.png", "gs://b/c.png", "https://h.org/d.png?key", "data:image/png;base64,iVBORw0KGgo="])
+
+
+@given(st.lists(IMAGES, max_size=MOST_IMAGES + 2), st.integers(1, MOST_IMAGES), st.booleans())
+def test_a_row_has_as_many_images_as_wanted_or_is_refused(names: list[str], wanted: int, alone: bool) -> None:
+    given = names[0] if alone and len(names) == 1 else names
+    line = json.dumps({"image": given, "prefix": "p", "suffix": "s"}).encode()
+    (row,) = read_rows_of(line, wanted)
+    if isinstance(row, RowError):
+        assert row.code == ("images_several" if names else "image_none")
+        assert len(names) != wanted
+        return
+    assert len(names) == wanted
+    assert row == parse_row(line, 2, images=None)
+    alike = [parse_row(json.dumps({**GOOD, "image": name}).encode(), 2).images[0] for name in names]
+    assert list(row.images) == alike
+
+
+@given(st.lists(st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()), max_size=3))
+def test_any_list_of_images_is_a_row_or_a_reason(images: list) -> None:
+    for wanted in (1, 2, None):
+        (row,) = read_rows_of(json.dumps({"image": images, "prefix": "p", "suffix": "s"}).encode(), wanted)
+        assert row.code in REASONS if isinstance(row, RowError) else row.names == images
+
+
+def test_hashes_of_several_images_are_as_many() -> None:
+    two, digest = {**GOOD, "image": ["a.png", "b.png"]}, "A" * 64
+    row = parse_row(json.dumps(two | {"image_sha256": [digest, ""]}).encode(), 2, 2)
+    assert [image.sha256 for image in row.images] == ["a" * 64, ""]
+    for wrong in (digest, [digest], [digest] * 3, [digest, 7], [digest, "x"], None, {}):
+        with pytest.raises(RowError, match="'image_sha256'") as caught:
+            parse_row(json.dumps(two | {"image_sha256": wrong}).encode(), 2, 2)
+        assert caught.value.code == "type_wrong"
+    assert parse_row(json.dumps(GOOD | {"image_sha256": [digest]}).encode(), 2).images[0].sha256 == "a" * 64
+
+
+def test_pictures_in_a_row_are_not_counted_in_its_length(tmp_path: Path) -> None:
+    coded = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(MAX_LINE_BYTES)).decode()
+    both = {**GOOD, "image": [f"data:image/png;base64,{coded}"] * 2}
+    row = parse_row(json.dumps(both).encode(), 2, 2)
+    assert len({image.name for image in row.images}) == 1
+    with pytest.raises(RowError, match="not counted"):
+        parse_row(json.dumps(both | {"note": "x" * MAX_LINE_BYTES}).encode(), 2, 2)
+
+
+def read_rows_of(line: bytes, images: int | None = 1) -> list[Row | RowError]:
     try:
-        return [parse_row(line, 2)]
+        return [parse_row(line, 2, images)]
     except RowError as error:
         return [error]
 
@@ -207,6 +254,9 @@ def test_any_image_name_is_answered_with_a_documented_reason(tmp_path_factory, n
 
 def test_row_identity_tells_prefix_from_suffix() -> None:
     assert row_id("0", "a", "bc") != row_id("0", "ab", "c")
+    assert row_id("0", "a", "b") == row_id(["0"], "a", "b")
+    assert len({row_id(images, "a", "b") for images in (["0", "1"], ["1", "0"], ["0"], ["0", "0"], ["01"])}) == 5
+    assert row_id(["0", "1"], "a", "b") != row_id(["0"], "1", "ab")
 
 
 def test_answers_are_optional_and_must_be_strings() -> None:
