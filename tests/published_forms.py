@@ -37,7 +37,7 @@ class Published:
     form: str
     command: tuple[str, ...]
     files: Mapping[str, object]
-    rows: tuple[tuple[str, str, str], ...]
+    rows: tuple[tuple[str | list[str], str, str], ...]
     answers: tuple[tuple[str, ...], ...] = ()
     skips: tuple[str, ...] = ()
     words: str = ""
@@ -204,6 +204,32 @@ QUESTIONS = [
         },
         files={"images/2354786.jpg": PICTURE},
         rows=(("images/2354786.jpg", "answer en Is the sky dark?", "yes"),), answers=(("yes",),),
+    ),
+    # lil-lab/nlvr at commit 1892484, nlvr2/README.md:13-31: lines; photos for training are in one of 100 folders
+    _vqa(
+        "nlvr2",
+        _lines(
+            {"validation": {"61": "True"}, "sentence": "There are exactly six bottles in the right image.", "label": "True",
+             "left_url": "https://example.org/a.jpg", "right_url": "https://example.org/b.jpg", "writer": "103",
+             "synset": "beer bottle", "query": "row of beer bottle0", "identifier": "train-896-0-1", "directory": 47},
+            {"validation": {"28": "False"}, "sentence": "There is an empty glass.", "label": "False",
+             "left_url": "https://example.org/c.jpg", "right_url": "https://example.org/d.jpg", "writer": "103",
+             "synset": "beer bottle", "query": "group of beer bottles41", "identifier": "test1-0-1-0",
+             "extra_validations": {"56": "False"}},
+            {"sentence": "There is an empty glass.", "label": "False", "identifier": "../../etc-0-1-0"},
+        ),
+        preset="nlvr2",
+        files={
+            f"images/{name}-img{number}.png": PICTURE
+            for name in ("train/47/train-896-0", "test1/test1-0-1") for number in range(2)
+        },
+        rows=(
+            (["images/train/47/train-896-0-img0.png", "images/train/47/train-896-0-img1.png"],
+             "answer en There are exactly six bottles in the right image.", "True"),
+            (["images/test1/test1-0-1-img0.png", "images/test1/test1-0-1-img1.png"],
+             "answer en There is an empty glass.", "False"),
+        ),
+        answers=(("True",), ("False",)), skips=("image_id_missing",),
     ),
     # textvqa/textvqa.py:117-142: ids of images are hexadecimal, some only digits
     _vqa(

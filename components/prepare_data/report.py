@@ -38,7 +38,7 @@ def render_report(
     """
     source, size = open_images(job.images, job.web), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
-    images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
+    images = {name for shown in (*facts.sample, *remarks) for name in shown.images}
     small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}
     small |= _pictures(source, images - small.keys(), size, job.grey_range)
     return render(
@@ -48,8 +48,11 @@ def render_report(
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),
         pictures=small,
-        boxes={row.line: [box._asdict() for box in parse_boxes(row.suffix)] for row in facts.sample},
-        masks={row.line: _mask(row.masks) for row in facts.sample if row.masks},
+        # Of several images, nobody says which one a box or a mask is in.
+        boxes={
+            row.line: [box._asdict() for box in parse_boxes(row.suffix)] if len(row.images) == 1 else [] for row in facts.sample
+        },
+        masks={row.line: _mask(row.masks) for row in facts.sample if row.masks and len(row.images) == 1},
         frequent=dataset.frequent_suffixes.items(),
         warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
         rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
@@ -66,9 +69,7 @@ def _mask(packed: str) -> str:
 
 def lines_shown(facts: Facts) -> dict[str, int]:
     """Of every picture on the page whose row is kept: a line that has it, by its name."""
-    return {row.image: row.line for row in facts.sample} | {
-        remark.image: remark.line for remark in facts.warned if remark.image
-    }
+    return {name: shown.line for shown in (*facts.sample, *facts.warned) for name in shown.images}
 
 
 def _smaller(pixels: np.ndarray, size: int) -> np.ndarray:

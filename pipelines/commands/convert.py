@@ -504,5 +504,5 @@ def _write(
     for line in tally.lines(output):
         say(line)
     if validation_fraction:
-        kept, held = split_rows(output, images, validation_fraction, output, validation)
+        kept, held = split_rows(output, images, validation_fraction, output, validation, None)
         say(f"split by image: {kept} rows in {output}, {held} rows in {validation}")

@@ -26,6 +26,7 @@ VqaFormName = Literal[
     "aokvqa-da",
     "aokvqa-mc",
     "gqa",
+    "nlvr2",
     "textvqa",
     "stvqa",
     "ocrvqa",

@@ -35,7 +35,9 @@ def make_records(folder: Path, rows: int, size: int) -> Records:
         for first in range(0, rows, 500):
             with ShardWriter(draft.folder / f"train-{first}.tfrecord", "none") as shard:
                 for row in range(first, min(rows, first + 500)):
-                    shard.write(Example(pictures[row % 16], [5] * 10, [6] * 4, "p", "s", "a.png", "0" * 64, f"{row:064}", row))
+                    shard.write(
+                        Example(pictures[row % 16], [5] * 10, [6] * 4, "p", "s", ("a.png",), ("0" * 64,), f"{row:064}", row)
+                    )
             shards.append(shard.shard)
         (draft.folder / ROWS_FILE).write_text((json.dumps({"prefix_tokens": 10, "suffix_tokens": 4}) + "\n") * rows)
         histograms = {"prefix_tokens": {10: rows}, "suffix_tokens": {4: rows}, "text_tokens": {14: rows}}

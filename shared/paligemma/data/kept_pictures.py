@@ -63,10 +63,11 @@ class Seen:
 
 
 class Place(NamedTuple):
-    """Where the pixels of an image are: shard and row in it, from 0; and their difference hash."""
+    """Where the pixels of an image are: shard, row in it and image of it, from 0; and their difference hash."""
 
     shard: int
     row: int
+    image: int
     dhash: int
 
 
@@ -98,14 +99,22 @@ class KeptPictures:
         if place.shard not in self._open:
             self._open[place.shard] = TFRecordFile(*self.shards[place.shard], "run prepare_data again")
         try:
-            pixels, stored = read_pixels(self._open[place.shard], place.row, size)
+            picture = read_pictures(self._open[place.shard], place.row, size)[place.image]
         except (DamagedError, IndexError):
             return None
-        return (pixels, place.dhash) if stored == sha256 else None
+        return (picture.pixels, place.dhash) if picture.sha256 == sha256 else None
 
 
-def read_pixels(shard: TFRecordFile, row: int, size: int) -> tuple[UInt8[np.ndarray, "size size 3"], str]:
-    """The pixels of a stored row, and the sha256 of its image file.
+class StoredPicture(NamedTuple):
+    """A picture of a stored row: its pixels, and the name and sha256 of the image file."""
+
+    pixels: UInt8[np.ndarray, "size size 3"]
+    name: str
+    sha256: str
+
+
+def read_pictures(shard: TFRecordFile, row: int, size: int) -> list[StoredPicture]:
+    """The pictures of a stored row.
 
     Raises:
         DamagedError: the record is damaged, or of another size.
@@ -113,7 +122,10 @@ def read_pixels(shard: TFRecordFile, row: int, size: int) -> tuple[UInt8[np.ndar
     payload = shard.read(row)
     try:
         feature = TFExample.FromString(payload).features.feature
-        pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(size, size, 3)
-        return pixels, feature["image_sha256"].bytes_list.value[0].decode()
+        values = (feature[name].bytes_list.value for name in ("image", "image_file", "image_sha256"))
+        return [
+            StoredPicture(np.frombuffer(pixels, np.uint8).reshape(size, size, 3), name.decode(), sha256.decode())
+            for pixels, name, sha256 in zip(*values, strict=True)
+        ]
     except (DecodeError, ValueError, IndexError) as error:
         raise DamagedError(f"A record is not a row: {error}.", where=shard.path) from None

@@ -16,7 +16,7 @@ from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
 from paligemma.data.jsonl_files import LineRange
-from paligemma.data.kept_pictures import read_pixels
+from paligemma.data.kept_pictures import read_pictures
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
 from paligemma.data.tfrecord import TFRecordFile
@@ -92,6 +92,7 @@ def assemble(
         tokenizer_sha256=tokenizer_sha256,
         compression=job.compression,
         grey_range=str(job.grey_range or ""),
+        images_per_example=job.images_per_example,
         prefix_tokens=dict(sorted(facts.prefix_tokens.items())),
         suffix_tokens=dict(sorted(facts.suffix_tokens.items())),
         text_tokens=dict(sorted(facts.text_tokens.items())),
@@ -101,7 +102,7 @@ def assemble(
         frequent_suffixes=dict(facts.suffixes.most_common(FREQUENT_SUFFIXES)),
         findings=balance_findings(facts.rows, facts.suffixes),
     )
-    (output / DATASET_FILE).write_text(json.dumps(dataset.model_dump(), indent=2) + "\n")
+    (output / DATASET_FILE).write_text(json.dumps(dataset.as_json(), indent=2) + "\n")
     return dataset
 
 
@@ -119,13 +120,14 @@ def stored_pictures(
     names: dict[int, dict[int, list[str]]] = {}
     for name, line in lines.items():
         names.setdefault(bisect_right(parts, line, key=lambda part: part.line) - 1, {}).setdefault(line, []).append(name)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for number, wanted in names.items():
         rows = [entry["line"] for entry in read_json_lines(part_file(folder, parts[number], "rows"), "The list of rows")]
         shard = TFRecordFile(part_file(folder, parts[number], "tfrecord"), len(rows), "prepare them again")
         for row, line in enumerate(rows):
-            for name in wanted.get(line, ()):
-                found[name], _ = read_pixels(shard, row, job.image_size)
+            if line in wanted:
+                pictures = read_pictures(shard, row, job.image_size)
+                found |= {picture.name: picture.pixels for picture in pictures if picture.name in wanted[line]}
     return found
 
 

@@ -7,6 +7,7 @@ tensorflow/core/lib/io/record_writer.h.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
 import struct
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from paligemma.artifacts.record import file_sha256
-from paligemma.data.records import Records, Shard
+from paligemma.data.records import Records, Shard, as_image
 from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
 from paligemma.progress import WorkProgress
@@ -36,7 +37,7 @@ _PIECE = 1 << 20
 class StoredRow:
     """A row as stored in a record; see `records.Example`."""
 
-    image: UInt8[np.ndarray, "size size 3"]
+    image: UInt8[np.ndarray, "*n size size 3"]
     tokens: Int[np.ndarray, " t"]
     prefix_length: int
     prefix: str
@@ -62,7 +63,7 @@ class RowReader:
         fix = "remove this file: it is unpacked again" if packed else "run prepare_data again"
         self._files = [TFRecordFile(path, shard.rows, fix) for path, shard in zip(paths, shards, strict=True)]
         self._ends = list(accumulate(shard.rows for shard in shards))
-        self._size = records.dataset.image_size
+        self._size, self._images = records.dataset.image_size, records.dataset.images_per_example
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -80,12 +81,19 @@ class RowReader:
         file = self._files[shard]
         position = row - (self._ends[shard] - file.rows)
         feature = TFExample.FromString(file.read(position)).features.feature
+        stored = feature["image"].bytes_list.value
+        if len(stored) != self._images:
+            raise DamagedError(
+                f"A record has {len(stored)} images, each has {self._images}.",
+                where=f"{file.path}, row {position}",
+                fix="run prepare_data again",
+            )
 
         def text(name: str) -> str:
             return feature[name].bytes_list.value[0].decode()
 
         return StoredRow(
-            image=np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(self._size, self._size, 3),
+            image=as_image([np.frombuffer(one, np.uint8).reshape(self._size, self._size, 3) for one in stored]),
             tokens=np.array(feature["tokens"].int64_list.value, np.int32),
             prefix_length=feature["prefix_length"].int64_list.value[0],
             prefix=text("prefix"),
@@ -182,14 +190,14 @@ def masked_crc32c(data: bytes) -> int:
 
 def _unpack(records: Records) -> list[Path]:
     """Unpacks gzip shards into the cache folder, named by the sha256 of the shards."""
-    shards, size = records.dataset.shards, records.dataset.image_size
+    shards, row_bytes = records.dataset.shards, math.prod(records.dataset.image_shape)
     folder = cache_folder() / "shards"
     paths = [folder / f"{shard.sha256}.tfrecord" for shard in shards]
     missing = [unpack for unpack in zip(records.shard_paths, shards, paths, strict=True) if not unpack[-1].is_file()]
     if missing:
         rows = sum(shard.rows for _, shard, _ in missing)
         folder.mkdir(parents=True, exist_ok=True)
-        check_space(folder, rows * size * size * 3)  # the images, which make up nearly all of the size
+        check_space(folder, rows * row_bytes)  # the images, which make up nearly all of the size
         with WorkProgress("unpacking shards", "rows", rows) as progress:
             for source, shard, path in missing:
                 with exclusive(path):

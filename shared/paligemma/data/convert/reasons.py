@@ -88,10 +88,10 @@ REASONS = {
             "key_repeated",
             "suffix_empty",
             "image_none",
-            "images_several",
             "image_unreadable",
         )
     },
+    "images_several": "the question is about several images; rows are made of those about one (left out on purpose)",
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
