@@ -208,7 +208,7 @@ QUESTIONS = [
     # lil-lab/nlvr at commit 1892484, nlvr2/README.md:13-31: lines; photos for training are in one of 100 folders
     _vqa(
         "nlvr2",
-        _lines(
+        lines_of(
             {"validation": {"61": "True"}, "sentence": "There are exactly six bottles in the right image.", "label": "True",
              "left_url": "https://example.org/a.jpg", "right_url": "https://example.org/b.jpg", "writer": "103",
              "synset": "beer bottle", "query": "row of beer bottle0", "identifier": "train-896-0-1", "directory": 47},

@@ -24,12 +24,13 @@ from paligemma.data.images import ImageError, fit_image
 from paligemma.data.jsonl_files import LineRange, unreadable
 from paligemma.data.kept_pictures import KeptPictures, Seen
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.records import Example, Shard, as_image
+from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
 from paligemma.data.rows import Row, RowError, RowImage, read_rows, row_id
 from paligemma.data.run_lengths import Runs
 from paligemma.data.seg_masks import parse_masks_text, union_of_masks
 from paligemma.data.shards import ShardWriter
+from paligemma.data.stored_pictures import pack_picture
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage
 from paligemma.errors import DamagedError
@@ -259,8 +260,9 @@ class Preparer:
                     rejected.write(remark.model_dump_json() + "\n")
                     continue
                 looks = [picture.dhash for picture in pictures]
-                rows.write(json.dumps(_index_entry(example, looks, part.number, facts.rows)) + "\n")
-                shard.write(example)
+                size, checksum = shard.write(example)
+                entry = _index_entry(example, looks, part.number, facts.rows)
+                rows.write(json.dumps({**entry, "bytes": size, "crc32c": checksum}) + "\n")
                 _count(facts, example)
                 for remark in remarks:
                     facts.warnings[remark.code] += 1
@@ -330,7 +332,7 @@ class Preparer:
         facts.truncated += cut
         hashes = tuple(picture.sha256 for picture in pictures)
         example = Example(
-            image=as_image([picture.image for picture in pictures]),
+            images=tuple(picture.stored for picture in pictures),
             prefix_ids=prefix_ids,
             suffix_ids=suffix_ids,
             prefix=row.prefix,
@@ -442,10 +444,10 @@ class Preparer:
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
         warnings, pixels = [*image_warnings(fitted, width, height), *odd], np.asarray(fitted)
-        return _Picture(pixels, sha256, difference_hash(pixels), warnings)
+        return _Picture(pack_picture(pixels, self._job.compression), sha256, difference_hash(pixels), warnings)
 
     def _kept_picture(self, sha256: str) -> _Picture | None:
-        found = self._kept.find(sha256, self._job.image_size)
+        found = self._kept.find(sha256)
         return None if found is None else _Picture(found[0], sha256, found[1], [])
 
     def _identity(self, row: Row | RowError) -> str | None:
@@ -459,7 +461,7 @@ class Preparer:
 
 @dataclass(frozen=True)
 class _Picture:
-    image: np.ndarray
+    stored: bytes
     sha256: str
     dhash: int
     warnings: list[tuple[str, str]]
