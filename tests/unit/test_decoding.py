@@ -211,10 +211,10 @@ def test_accelerators_hold_weights_as_they_multiply_them_unless_a_dtype_is_asked
     monkeypatch.setattr("paligemma.precision._fast_dtype", lambda: "bfloat16")
     checkpoint = open_checkpoint("embedded:tiny")
     stored = checkpoint.arrays["llm/embedder/input_embedding"].dtype
-    asked_for = {"as stored": lambda name, stored: stored, "float32": lambda name, stored: np.dtype("float32")}
+    asked_for = {"as stored": lambda name, array: array.dtype, "float32": lambda name, array: np.dtype("float32")}
     held = {}
-    for what, dtype_of in asked_for.items():
-        module = build_decoding_module(checkpoint.config, checkpoint.arrays, dtype_of, platform=platform)
+    for what, held_in in asked_for.items():
+        module = build_decoding_module(checkpoint.config, checkpoint.arrays, held_in, platform=platform)
         leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module))
         held[what] = {jax.tree_util.keystr(path, simple=True, separator="/"): str(leaf.dtype) for path, leaf in leaves}
     assert set(held["float32"].values()) == {"float32"}

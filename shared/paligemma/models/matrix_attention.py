@@ -38,14 +38,14 @@ class MatrixAttention(Attention):
         self, x: Float[Array, "b t d"], at: Int[Array, "b q"] | None = None
     ) -> tuple[Float[Array, "b q n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
         """See `gemma.Attention`."""
-        every = product("btd,df->btf", x, self.qkv[...], self.dtype).reshape(*x.shape[:2], -1, self.head_dim)
+        every = product("btd,df->btf", x, self.qkv.get_value(), self.dtype).reshape(*x.shape[:2], -1, self.head_dim)
         query = every[:, :, : self.heads]
         key, value = jnp.split(every[:, :, self.heads :], 2, axis=2)
         return query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1), key, value
 
     def output(self, attended: Float[Array, "b q n h"]) -> Float[Array, "b q d"]:
         """See `gemma.Attention`."""
-        return product("btf,fd->btd", attended.reshape(*attended.shape[:2], -1), self.attn_vec[...], self.dtype)
+        return product("btf,fd->btd", attended.reshape(*attended.shape[:2], -1), self.attn_vec.get_value(), self.dtype)
 
 
 def as_matrix(name: str, weights: Sequence[Float[np.ndarray, ...]]) -> Float[np.ndarray, "i o"]:

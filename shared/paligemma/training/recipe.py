@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from paligemma.choices import ComputeDtype, StoredDtype
+from paligemma.choices import ComputeDtype, FrozenDtype, QuantizedDtype, StoredDtype
 from paligemma.data.augment import Augmentation
 from paligemma.errors import InputError
 from paligemma.models.config import describe_validation_error
 from paligemma.models.layers import LayerPlan, Remat
 from paligemma.models.lora_factors import LoraConfig
+from paligemma.models.weight_formats import QuantizeConfig, WeightFormat, weight_format
 from paligemma.training.trainable import compile_pattern
 from paligemma.yaml_text import parse_yaml
 
@@ -81,7 +82,13 @@ class Recipe(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout rate on what the decoder's attention and MLP add.")
     augment: Augmentation = Field(default=Augmentation(), description="Random changes of images: keys flip, crop, colour.")
 
-    frozen_dtype: StoredDtype = Field(default="float16", description="Dtype of frozen parameters; trained ones are float32.")
+    frozen_dtype: FrozenDtype = Field(
+        default="float16",
+        description="Dtype of frozen parameters: a float, or int8 or nf4 (quantized); trained ones are float32.",
+    )
+    quantize: QuantizeConfig = Field(
+        default=QuantizeConfig(), description="For a quantized frozen_dtype. Keys groups, block (of nf4), others."
+    )
     compute_dtype: ComputeDtype = Field(
         default="auto",
         description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32.",
@@ -130,10 +137,23 @@ class Recipe(BaseModel):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.vision_cache != "none" and self.augment != Augmentation():
             raise ValueError("vision_cache keeps one embedding of an image, augment makes new ones each time; give one")
+        if self.quantize != QuantizeConfig() and not self.is_quantized:
+            raise ValueError(f"quantize is for frozen_dtype int8 or nf4, which is {self.frozen_dtype}; leave it out")
         for key in ("patience", "select"):
             if self.validate_every is None and getattr(self, key) not in (None, "last"):
                 raise ValueError(f"{key} needs validate_every")
         return self
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether frozen weights are quantized."""
+        return self.frozen_dtype in get_args(QuantizedDtype)
+
+    def frozen_in(self, name: str, shape: tuple[int, ...]) -> StoredDtype | WeightFormat:
+        """What a frozen parameter is held in, by its name and shape."""
+        if self.frozen_dtype == "int8" or self.frozen_dtype == "nf4":
+            return weight_format(name, shape, self.frozen_dtype, self.quantize) or self.quantize.others
+        return self.frozen_dtype
 
     @property
     def layer_plan(self) -> LayerPlan:
@@ -148,7 +168,8 @@ class Recipe(BaseModel):
 
     def determining(self) -> dict:
         """The values that determine the trained parameters."""
-        return self.model_dump(mode="json", exclude=OPERATIONAL)
+        without_meaning = set() if self.is_quantized else {"quantize"}
+        return self.model_dump(mode="json", exclude=OPERATIONAL | without_meaning)
 
 
 def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = "the recipe") -> Recipe:
