@@ -31,6 +31,7 @@ from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.models.config import VARIANTS, PaliGemmaConfig
 from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.models.weight_formats import WeightFormat
 from paligemma.runtime.sharding import make_mesh, shard_batch
 from paligemma.storage.cache import cache_folder
 from paligemma.training.flops import step_flops

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from paligemma.checkpoints.lazy import LazyArray, read, verify
 from paligemma.checkpoints.quantize import place_quantized
-from paligemma.choices import ComputeDtype
+from paligemma.choices import ComputeDtype, QuantizedDtype
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.gemma import Block
 from paligemma.models.layers import apart
@@ -22,7 +22,7 @@ from paligemma.models.lora_factors import LoraConfig, initial_factor, is_adapter
 from paligemma.models.matrix_attention import MATRICES, MatrixAttention, as_matrix
 from paligemma.models.paligemma import PaliGemma, abstract_model
 from paligemma.models.quantized import Quantized
-from paligemma.models.weight_formats import WeightFormat
+from paligemma.models.weight_formats import QuantizeConfig, WeightFormat, weight_format
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import fsdp_sharding
 
@@ -141,7 +141,7 @@ def build_decoding_module(
         for variable, weights in zip(variables, by_layer, strict=True):
             value, dtype = (as_matrix(matrix[1], weights) if matrix else weights[0]), decodes_in(parts[0])
             if matrix and isinstance(dtype, WeightFormat):
-                dtype = dtype._replace(inputs=(-2,))  # a matrix has its inputs there
+                dtype = dtype._replace(inputs=(-2,))  # see `decoding_format`
             in_parts = isinstance(variable.get_value(), tuple)
             pieces = [_placed(part, dtype, mesh) for part in (value if in_parts else [value])]
             variable.set_value(tuple(pieces) if in_parts else pieces[0])
@@ -174,6 +174,17 @@ def abstract_decoding_model(config: PaliGemmaConfig, precision: Precision, platf
             block.attn = MatrixAttention(block.attn)
         model.llm.layers = cast(Block, nnx.List(blocks))  # what runs layers asks whether they are a list
     return model
+
+
+def decoding_format(name: str, shape: tuple[int, ...], kind: QuantizedDtype, config: QuantizeConfig) -> WeightFormat | None:
+    """`weight_format` of a parameter, or of a part of one, of `build_decoding_module`."""
+    own = _ONE_LAYERS.fullmatch(name)
+    stacked = f"llm/layers/{own[1]}" if own else name
+    if matrix := _MATRIX.fullmatch(stacked):
+        weight = next(iter(MATRICES[matrix[1]]))
+        form = weight_format(f"llm/layers/attn/{weight}/w", (1, 1, *shape), kind, config)
+        return form._replace(inputs=(-2,)) if form else None
+    return weight_format(stacked, shape, kind, config)
 
 
 def decoding_dtype(name: str, stored: np.dtype, precision: Precision, platform: str) -> np.dtype:

@@ -57,7 +57,8 @@ def place_quantized(array: LazyArray, form: WeightFormat, mesh: Mesh | None) -> 
         else:
             sharding = fsdp_sharding(mesh, values.shape)
             placed.append(jax.make_array_from_callback(values.shape, sharding, values.__getitem__))
-    return Quantized(*(one.block_until_ready() for one in placed), form)
+    codes, scales = (one.block_until_ready() for one in placed)
+    return Quantized(codes, scales, form)
 
 
 def _read_at_once(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[slice, ...]]:

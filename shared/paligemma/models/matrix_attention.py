@@ -7,6 +7,7 @@ token, and weights that multiply the same input are written side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,12 @@ class MatrixAttention(Attention):
         self.heads, self.head_dim, width = attention.attn_vec_einsum.w.get_value().shape
         weights = [getattr(attention, part).w.get_value() for part in MATRICES["qkv"] if hasattr(attention, part)]
         columns = sum(weight.size for weight in weights) // width
-        self.qkv = nnx.Param(jax.ShapeDtypeStruct((width, columns), weights[0].dtype))
-        self.attn_vec = nnx.Param(jax.ShapeDtypeStruct((self.heads * self.head_dim, width), weights[0].dtype))
+
+        def shape(*sizes: int) -> nnx.Param[Array]:
+            return nnx.Param(cast(Array, jax.ShapeDtypeStruct(sizes, weights[0].dtype)))
+
+        self.qkv = shape(width, columns)
+        self.attn_vec = shape(self.heads * self.head_dim, width)
         self.dtype = attention.attn_vec_einsum.dtype
         self.scale, self.softcap = attention.scale, attention.softcap
 

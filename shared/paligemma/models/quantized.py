@@ -78,7 +78,10 @@ class Quantized:
 
 def _levels(codes: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """The levels of nf4 by their codes, chosen by four bits: TPUs take far longer to look up single elements of a table."""
-    levels: list[Any] = [jnp.float32(level) for level in NF4_LEVELS]
+    # Added to each level, so that it depends on the codes: JAX takes what does not out of a loop over layers, where 16 levels
+    # would be 16 arrays of the weight's size in float32. XLA removes the sums.
+    nothing = (codes & 0).astype(jnp.float32)
+    levels = [nothing + level for level in NF4_LEVELS]
     for bit in range(4):
         is_set = (codes >> bit & 1) != 0
         levels = [jnp.where(is_set, odd, even) for even, odd in zip(levels[::2], levels[1::2], strict=True)]
