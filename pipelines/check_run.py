@@ -27,7 +27,7 @@ from paligemma.storage.files import is_file
 from paligemma.storage.folders import is_folder, kind_of
 from paligemma.storage.location import SCHEME, Location, parse_location
 from paligemma.training.open_recipe import parse_open_recipe
-from paligemma.training.recipe import Recipe
+from paligemma.training.recipe import Recipe, check_images
 
 _LOOKED_AT = 100
 """Rows of each file whose form and image are checked; prepare_data checks all."""
@@ -48,6 +48,7 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     """
     given = {name: str(value) for name, value in parameters.items()}
     recipe = parse_open_recipe(given["recipe"]).recipe
+    check_images(recipe, int(given["images_per_example"]), "the parameter images_per_example")
     parse_settings(given["decoding"], "the parameter decoding")
     find_target(given["target"])
     parse_grey_range(given["grey_range"])
@@ -94,7 +95,8 @@ def split_data(parameters: Mapping[str, object], root: Path, fraction: float) ->
     rows, place = localize(data), parse_location(images)
     folder = root.absolute() / "data" / f"{Path(data).name.split('.')[0]}-{file_sha256(rows)[:12]}-{fraction:g}"
     train, validation = folder / "train.jsonl", folder / "validation.jsonl"
-    split_rows(rows, place if isinstance(place, Path) else None, fraction, train, validation)
+    several = int(str(parameters["images_per_example"]))
+    split_rows(rows, place if isinstance(place, Path) else None, fraction, train, validation, several)
     return {"train_data": str(train), "validation_data": str(validation), "images": images}
 
 
@@ -131,7 +133,7 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
         else:
             _expect(images, "--images", "a prefix with images")
         seen, faults = 0, []
-        for number, row in read_all_rows(localize(data)):
+        for number, row in read_all_rows(localize(data), int(given["images_per_example"])):
             seen += 1
             if (fault := _fault(row, folder)) is not None:
                 faults.append(f"line {number}: {fault}")
@@ -155,11 +157,12 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
 def _fault(row: Row | RowError, folder: Location) -> str | None:
     if isinstance(row, RowError):
         return f"{row.code}, {row.message}"
-    # prepare_data looks into archives. On gs:// and the web, a request per image would take longer than the whole step.
-    if row.address or row.inline is not None or row.image.startswith(SCHEME):
-        return None
-    if isinstance(folder, Path) and not (folder / (split_archive(row.image)[0] or row.image)).is_file():
-        return f"image_missing, there is no {row.image!r}"
+    for image in row.images:
+        # prepare_data looks into archives. On gs:// and the web, a request per image would take longer than the whole step.
+        if image.address or image.inline is not None or image.name.startswith(SCHEME):
+            continue
+        if isinstance(folder, Path) and not (folder / (split_archive(image.name)[0] or image.name)).is_file():
+            return f"image_missing, there is no {image.name!r}"
     return None
 
 

@@ -63,12 +63,13 @@ def demo(
 @with_flag_groups
 def generate(
     image: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="Image to ask about, a file or an address (gs://, https://), or a folder of them.",
+            help="Image to ask about, a file or an address (gs://, https://), or a folder of them. Given several times, one "
+            "question is about all of them, in this order.",
             show_default="those that --data names",
         ),
-    ] = "",
+    ] = None,
     prompt: Annotated[
         str, typer.Option(help="What to ask, as in the prefix of the training data.", show_default="each row's prefix")
     ] = "",
@@ -99,10 +100,9 @@ def generate(
         ),
     ] = "",
 ) -> None:
-    """Answer a prompt about an image; about many, as JSON lines."""
+    """Answer a prompt about an image, or about several together; many prompts as JSON lines."""
     from paligemma.checkpoints.describe import describe, named, parameter_count
     from paligemma.checkpoints.open_checkpoint import open_model
-    from paligemma.data.images import decode_image
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.data.rows import leads_elsewhere
     from paligemma.evaluation.tasks import TASKS
@@ -114,18 +114,18 @@ def generate(
     model = named(model, "--model")
     expect_accelerator()
     settings = decoding.settings()
-    file = None if not image or leads_elsewhere(image) else Path(image)
-    questions = find_questions(file or image or None, data, prompt, TASKS[task].ask, output)
+    asked = [one if leads_elsewhere(one) else Path(one) for one in image or () if one]
+    questions = find_questions(asked, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)
     say(f"model: {describe(model, opened)}", error=True)
     use_compile_cache()
     unread = 0
     with compiled_quickly(len(questions) == 1 and parameter_count(opened) < _SMALL):
-        loaded = build_model(opened, tuned)
+        loaded = build_model(opened, tuned, settings.loaded_as)
         loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
-        if data is None and output is None and (file is None or file.is_file()):
-            picture = decode_image(questions[0].read(), questions[0].name, loaded.grey_range)
-            say(loaded.answer([picture], questions[0].prompt, settings)[0].text, lines=True)
+        if data is None and output is None and not (isinstance(asked[0], Path) and asked[0].is_dir()):
+            (question,) = questions
+            say(loaded.answer([question.decoded(loaded.grey_range)], question.prompt, settings)[0].text, lines=True)
         else:
             unread = answer_all(loaded, questions, settings, batch_size, output)
     if unread:
@@ -184,13 +184,17 @@ def preflight(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Examples in a step, several with commas.", show_default="the recipe's")] = "",
+    frozen_dtype: Annotated[
+        str,
+        typer.Option(help="Dtype of frozen parameters, several with commas: float16, int8, ...", show_default="the recipe's"),
+    ] = "",
     max_text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
     rows: Annotated[
         int | None, typer.Option(help="Training rows, for a recipe that has epochs.", min=1, show_default="none")
     ] = None,
     sweep: Annotated[
         bool,
-        typer.Option(help="Tabulate variants, batches and targets, several with commas; does not fail."),
+        typer.Option(help="Tabulate variants, batches, dtypes and targets, several with commas; does not fail."),
     ] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table of --sweep as Markdown.")] = False,
     output: Annotated[
@@ -217,6 +221,7 @@ def preflight(
         recipe,
         tuple(set_ or ()),
         batch_size,
+        frozen_dtype,
         max_text_tokens,
         rows,
         prices,
@@ -261,12 +266,16 @@ def preview(
             show_default="none",
         ),
     ] = "",
+    images_per_example: Annotated[
+        int, typer.Option(help="Images in every row of a JSONL file; rows with another number are rejected.", min=1)
+    ] = 1,
 ) -> None:
     """Show what the model is fed for each row (image, boxes, tokens, masks), and which rows would be rejected, on one page."""
     from paligemma.checkpoints.describe import named
     from paligemma.data.preview import make_preview
 
-    made = make_preview(data, named(model, "--model"), images, rows, grey_range, max_text_tokens, mask_decoder)
+    settings = (images, rows, grey_range, max_text_tokens, mask_decoder, images_per_example)
+    made = make_preview(data, named(model, "--model"), *settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(made.page, encoding="utf-8")
     say(f"model: {made.model}")

@@ -42,6 +42,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
         grey_range: str = "",
+        images_per_example: int = 1,
         task: str = "",
         metrics: str = "",
         margin: float = 0.0,
@@ -72,6 +73,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
+            images_per_example: Images in every row; rows with another number are rejected. The recipe has the same number.
             task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
             metrics: Metrics in place of the task's, with commas, the deciding one first.
             margin: By how much the first metric must surely be better than the base's and the champion's to be published.
@@ -98,7 +100,14 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **made_at
             )
             checkpoint = _made("checkpoint", fetched, "checkpoint")
-            fits = preflight(**checkpoint, recipe=recipe, target=target, max_text_tokens=max_text_tokens, **made_at)
+            fits = preflight(
+                **checkpoint,
+                recipe=recipe,
+                target=target,
+                max_text_tokens=max_text_tokens,
+                images_per_example=images_per_example,
+                **made_at,
+            )
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
                 splits[split] = prepare_data(
@@ -109,6 +118,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     max_text_tokens=max_text_tokens,
                     max_reject_fraction=max_reject_fraction,
                     grey_range=grey_range,
+                    images_per_example=images_per_example,
                     **made_at,
                 )
                 splits[split].set_display_name(f"prepare {split} data")

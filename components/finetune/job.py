@@ -19,7 +19,7 @@ from paligemma.runtime.sharding import check_batch_size, make_mesh
 from paligemma.storage.disk_space import parse_bytes
 from paligemma.storage.location import GcsLocation
 from paligemma.training.open_recipe import OpenRecipe
-from paligemma.training.recipe import Recipe
+from paligemma.training.recipe import Recipe, check_images
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def open_job(
         InputError: something does not fit the rest; says what.
     """
     base, data = open_checkpoint(checkpoint), open_records(records)
-    check_compatible(base, data)
+    check_compatible(base, data, recipe.recipe)
     # Below a root, a state is found by the recipe that was settled, so it has no say in it.
     choice = settle(recipe, preflight, "" if state_root and not state else state or beside(output))
     settled = recipe.settled(choice.settings) if choice else recipe.recipe
@@ -80,7 +80,7 @@ def open_job(
         raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
     validated_on = None if settled.validate_every is None else open_records(validation)
     if validated_on is not None:
-        check_compatible(base, validated_on)
+        check_compatible(base, validated_on, settled)
     if disk_budget:
         data = within_budget(data, validated_on, parse_bytes(disk_budget, "--disk-budget"))
     if settled.augment != Augmentation():
@@ -102,8 +102,9 @@ def recorded_parameters(job: Job) -> dict:
     return values if job.choice is None else values | {"chosen": dict(job.choice.settings), "chosen_by": job.choice.by}
 
 
-def check_compatible(base: Checkpoint, data: Records) -> None:
-    """Confirms that the records were prepared for this checkpoint's image size and tokenizer."""
+def check_compatible(base: Checkpoint, data: Records, recipe: Recipe) -> None:
+    """Confirms that the records were prepared for this checkpoint's image size and tokenizer, and the recipe's images."""
+    check_images(recipe, data.dataset.images_per_example, data.location)
     size = base.config.img.image_size
     if data.dataset.image_size != size:
         raise InputError(

@@ -51,6 +51,9 @@ def run(
             show_default="as each file states",
         ),
     ] = "",
+    images_per_example: Annotated[
+        int, typer.Option(help="Images in every row; rows with another number are rejected.", min=1)
+    ] = 1,
 ) -> None:
     """Prepares one split of a data set. Bad rows are counted by reason and listed in rejected.jsonl."""
     arguments = locals()  # before anything else has a name here

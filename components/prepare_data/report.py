@@ -1,4 +1,4 @@
-"""The page that shows a prepared split: pictures with boxes as the model sees them, lengths, answers, warnings and rejects."""
+"""The page that shows a prepared split: pictures with boxes and masks, lengths, answers, warnings and rejects."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.prepare import Facts, Job
+from paligemma.data.prepare import SAMPLED_SIDE, Facts, Job
+from paligemma.data.preview import TRUE_COLOUR
 from paligemma.data.records import Dataset
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
-from paligemma.reports.page import image_uri, render
+from paligemma.data.run_lengths import read_runs
+from paligemma.reports.page import image_uri, mask_uri, render
 
-THUMBNAIL_SIZE = 224
+THUMBNAIL_SIZE = SAMPLED_SIDE
 """Maximum side of the pictures in pixels."""
 
 _WINDOW = 32  # files held at once
@@ -36,7 +38,7 @@ def render_report(
     """
     source, size = open_images(job.images, job.web), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
-    images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
+    images = {name for shown in (*facts.sample, *remarks) for name in shown.images}
     small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}
     small |= _pictures(source, images - small.keys(), size, job.grey_range)
     return render(
@@ -46,7 +48,11 @@ def render_report(
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),
         pictures=small,
-        boxes={row.line: [box._asdict() for box in parse_boxes(row.suffix)] for row in facts.sample},
+        # Of several images, nobody says which one a box or a mask is in.
+        boxes={
+            row.line: [box._asdict() for box in parse_boxes(row.suffix)] if len(row.images) == 1 else [] for row in facts.sample
+        },
+        masks={row.line: _mask(row.masks) for row in facts.sample if row.masks and len(row.images) == 1},
         frequent=dataset.frequent_suffixes.items(),
         warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
         rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
@@ -56,11 +62,14 @@ def render_report(
     )
 
 
+def _mask(packed: str) -> str:
+    """A picture of what a row's true masks cover."""
+    return mask_uri(read_runs({"size": [SAMPLED_SIDE, SAMPLED_SIDE], "counts": packed}), TRUE_COLOUR)
+
+
 def lines_shown(facts: Facts) -> dict[str, int]:
     """Of every picture on the page whose row is kept: a line that has it, by its name."""
-    return {row.image: row.line for row in facts.sample} | {
-        remark.image: remark.line for remark in facts.warned if remark.image
-    }
+    return {name: shown.line for shown in (*facts.sample, *facts.warned) for name in shown.images}
 
 
 def _smaller(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -279,6 +279,7 @@ def run(
         "max_text_tokens": max_text_tokens,
         "max_reject_fraction": max_reject_fraction,
         "grey_range": grey_range,
+        "images_per_example": asked.recipe.images_per_example,
         "task": task,
         "metrics": metrics,
         "margin": margin,

@@ -42,7 +42,8 @@ def make_records(folder: Path, rows: int, size: int, compression: Compression = 
         for first in range(0, rows, 500):
             with ShardWriter(draft.folder / f"train-{first}.tfrecord", compression) as shard:
                 for row in range(first, min(rows, first + 500)):
-                    shard.write(Example(stored[row % 16], [5] * 10, [6] * 4, "p", "s", "a.png", "0" * 64, f"{row:064}", row))
+                    names = (("a.png",), ("0" * 64,))
+                    shard.write(Example((stored[row % 16],), [5] * 10, [6] * 4, "p", "s", *names, f"{row:064}", row))
             shards.append(shard.shard)
         (draft.folder / ROWS_FILE).write_text((json.dumps({"prefix_tokens": 10, "suffix_tokens": 4}) + "\n") * rows)
         histograms = {"prefix_tokens": {10: rows}, "suffix_tokens": {4: rows}, "text_tokens": {14: rows}}

@@ -329,15 +329,15 @@ def test_questions_may_be_about_pictures_anywhere(
     site.files["/1.png?key=hunter2"] = pictures[1]
     small_data.write([row(place) for place in [*places, "http://example.com/x", f"{site.url}/none", f"gs://{BUCKET}/none"]])
     for place in places[1:]:
-        (question,) = find_questions(place, None, "ocr", str)
-        assert (question.read(), question.prompt) == (pictures[1], "ocr")
-    (question,) = find_questions("https://10.0.0.1/a.png", None, "ocr", str)
+        (question,) = find_questions([place], None, "ocr", str)
+        assert (question.images[0].read(), question.prompt) == (pictures[1], "ocr")
+    (question,) = find_questions(["https://10.0.0.1/a.png"], None, "ocr", str)
     with pytest.raises(ImageError, match="not on the internet"):
-        question.read()
+        question.images[0].read()
     with pytest.raises(InputError, match="is not in base64"):
-        find_questions("data:image/png,x", None, "ocr", str)
-    questions = find_questions(None, small_data.jsonl, "", str)
-    assert [question.read() for question in questions[:5]] == [pictures[1]] * 5
+        find_questions(["data:image/png,x"], None, "ocr", str)
+    questions = find_questions([], small_data.jsonl, "", str)
+    assert [question.images[0].read() for question in questions[:5]] == [pictures[1]] * 5
     assert answer_all(paligemma.load("embedded:tiny"), questions, DecodeSettings(2), 8, tmp_path / "answers") == 3
     answers = [json.loads(line) for line in (tmp_path / "answers").read_text().splitlines()]
     assert len({answer["answer"] for answer in answers[:5]}) == 1

@@ -27,13 +27,13 @@ def table() -> dict[str, dict[str, str]]:
 
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-PUBLISHED = [name for name in NAMES if name not in ("auto", "default", "demo", "lora")]
+PUBLISHED = [name for name in NAMES if name not in ("auto", "default", "demo", "lora", "qlora", "qlora-8gb")]
 
 
 def test_the_table_has_every_preset_once_and_no_other() -> None:
     lines = re.findall(r"^\| `([^`]+)`", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert sorted(lines) == NAMES
-    assert len(PUBLISHED) == 24  # as the README says
+    assert len(PUBLISHED) == 25  # as the README says
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,6 +70,7 @@ def test_what_all_published_presets_share(name: str) -> None:
     recipe = parse_recipe(read_preset(name))
     assert recipe == Recipe(
         trainable="llm" if name == "scienceqa" else "all",
+        images_per_example=2 if name == "nlvr2" else 1,
         optimizer="adamw",
         second_moment=0.999,
         weight_decay_on=".*/kernel",
@@ -84,7 +85,7 @@ def test_what_all_published_presets_share(name: str) -> None:
 
 def test_what_comments_give_for_other_resolutions_can_be_set() -> None:
     found = {(name, *other) for name in PUBLISHED for other in re.findall(r"or (\d+) px: ([^;.]+)", read_preset(name))}
-    assert len(found) == 13
+    assert len(found) == 14
     assert ("refcoco-seg", "896", "batch_size 64, learning_rate 1e-5, dropout 0") in found
     for name, _, values in found:
         overrides = [value.replace(" ", "=") for value in values.split(", ")]
@@ -98,7 +99,7 @@ def test_only_the_vision_towers_and_projections_weights_have_the_name_that_decay
     assert not any(name.startswith("llm/") for name in decayed)
 
 
-@pytest.mark.parametrize("name", ["demo", "lora"])
+@pytest.mark.parametrize("name", ["demo", "lora", "qlora", "qlora-8gb"])
 def test_a_preset_that_was_not_published_says_so(name: str) -> None:
     assert read_preset(name).startswith("# Ours")
     assert table()[name]["source"] == "ours"

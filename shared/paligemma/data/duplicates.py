@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
+from paligemma.artifacts.record import each
 from paligemma.data.prepare import Remark
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
@@ -24,18 +25,26 @@ _BAND = 64
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of rows.jsonl as the first 8 bytes of hashes: 48 bytes a row, however long the texts."""
+    """The contents of rows.jsonl as the first 8 bytes of hashes: 48 bytes an image, however long the texts.
+
+    There is one entry for each image of each row. `of_row` is the number of its row, from 0.
+    """
 
     lines: Int[np.ndarray, " rows"]
     rows: UInt64[np.ndarray, " rows"]
-    images: UInt64[np.ndarray, " rows"]
-    looks: UInt64[np.ndarray, "rows 2"]
-    names: UInt64[np.ndarray, " rows"]
+    images: UInt64[np.ndarray, " images"]
+    looks: UInt64[np.ndarray, "images 2"]
+    names: UInt64[np.ndarray, " images"]
+    of_row: Int[np.ndarray, " images"]
 
     @property
     def image_count(self) -> int:
         """Number of different images."""
         return len(np.unique(self.images))
+
+    def line_of(self, image: int) -> int:
+        """The line of an entry's row."""
+        return int(self.lines[self.of_row[image]])
 
 
 def read_listing(rows: Path) -> Listing:
@@ -44,26 +53,32 @@ def read_listing(rows: Path) -> Listing:
     Raises:
         DamagedError: a needed field is missing, e.g. because an older version wrote the file.
     """
-    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
+    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64),
+                     ("first", np.bool_)])  # fmt: skip
     try:
         table = np.fromiter(_entries(rows), kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
-    return Listing(table["line"], table["row"], table["image"], table["look"], table["name"])
+    rows = table[table["first"]]
+    return Listing(
+        rows["line"], rows["row"], table["image"], table["look"], table["name"], np.cumsum(table["first"], dtype=np.int64) - 1
+    )
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
     """Row number, code and message of every row that repeats an earlier one; only the strongest kind of repetition."""
     first_row, first_image = _first_places(listing.rows), _first_places(listing.images)
     repeated = first_row < np.arange(len(first_row))
-    other_name = ~repeated & (listing.names != listing.names[first_image])
+    other_name = ~repeated[listing.of_row] & (listing.names != listing.names[first_image])
     for row in np.flatnonzero(repeated):
         yield int(row), "row_duplicate", f"as line {listing.lines[first_row[row]]}"
-    for row in np.flatnonzero(other_name & _first_of(listing.names)):
-        yield int(row), "image_duplicate", f"the same bytes as the image of line {listing.lines[first_image[row]]}"
+    for image in np.flatnonzero(other_name & _first_of(listing.names)):
+        line = listing.line_of(first_image[image])
+        yield int(listing.of_row[image]), "image_duplicate", f"the same bytes as the image of line {line}"
     images = np.flatnonzero(_first_of(listing.images))
     for later, earlier in near_pairs(listing.looks[images]):
-        yield int(images[later]), "image_near_duplicate", f"looks like the image of line {listing.lines[images[earlier]]}"
+        line = listing.line_of(images[earlier])
+        yield int(listing.of_row[images[later]]), "image_near_duplicate", f"looks like the image of line {line}"
 
 
 def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
@@ -71,13 +86,13 @@ def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
     row_at, image_at = _find(listing.rows, other.rows), _find(listing.images, other.images)
     for row in np.flatnonzero(row_at >= 0):
         yield int(row), "row_leaked", f"as line {other.lines[row_at[row]]} there"
-    for row in np.flatnonzero((image_at >= 0) & (row_at < 0)):
-        yield int(row), "image_leaked", f"as line {other.lines[image_at[row]]} there"
+    for image in np.flatnonzero((image_at >= 0) & (row_at < 0)[listing.of_row]):
+        yield int(listing.of_row[image]), "image_leaked", f"as line {other.line_of(image_at[image])} there"
     images, others = np.flatnonzero(_first_of(listing.images) & (image_at < 0)), np.flatnonzero(_first_of(other.images))
     for later, earlier in near_pairs(np.concatenate([other.looks[others], listing.looks[images]])):
         if earlier < len(others) <= later:
-            line = other.lines[others[earlier]]
-            yield int(images[later - len(others)]), "image_near_leaked", f"looks like the image of line {line} there"
+            line, image = other.line_of(others[earlier]), images[later - len(others)]
+            yield int(listing.of_row[image]), "image_near_leaked", f"looks like the image of line {line} there"
 
 
 def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
@@ -120,11 +135,13 @@ def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remar
                 yield Remark(line=entry["line"], row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
 
 
-def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int]]:
+def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int, bool]]:
     for entry in read_json_lines(rows, "The list of rows", fix="run prepare_data again"):
-        row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
-        look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
-        yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode())
+        line, row = entry["line"], int(entry["row_id"][:16], 16)
+        listed = zip(*(each(entry[key]) for key in ("image_sha256", "image_dhash", "image_file")), strict=True)
+        for number, (sha256, looks, name) in enumerate(listed):
+            image, look = int(sha256[:16], 16), (int(looks[:16], 16), int(looks[16:], 16))
+            yield line, row, image, look, zlib.crc32(name.encode()), number == 0
 
 
 def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:

@@ -61,10 +61,11 @@ class Seen:
 
 
 class Place(NamedTuple):
-    """Where the pixels of an image are: shard and row in it, from 0; and their difference hash."""
+    """Where the pixels of an image are: shard, row in it and image of it, from 0; and their difference hash."""
 
     shard: int
     row: int
+    image: int
     dhash: int
 
 
@@ -96,14 +97,22 @@ class KeptPictures:
         if place.shard not in self._open:
             self._open[place.shard] = TFRecordFile(*self.shards[place.shard], "run prepare_data again")
         try:
-            picture, stored_of = read_picture(self._open[place.shard], place.row)
+            picture = read_pictures(self._open[place.shard], place.row)[place.image]
         except (DamagedError, IndexError):
             return None
-        return (picture, place.dhash) if stored_of == sha256 else None
+        return (picture.stored, place.dhash) if picture.sha256 == sha256 else None
 
 
-def read_picture(shard: TFRecordFile, row: int) -> tuple[bytes, str]:
-    """The picture of a row as stored, and the sha256 of its image file.
+class StoredPicture(NamedTuple):
+    """A picture of a row as stored, and the name and sha256 of the image file."""
+
+    stored: bytes
+    name: str
+    sha256: str
+
+
+def read_pictures(shard: TFRecordFile, row: int) -> list[StoredPicture]:
+    """The pictures of a row.
 
     Raises:
         DamagedError: the record is damaged.
@@ -111,6 +120,7 @@ def read_picture(shard: TFRecordFile, row: int) -> tuple[bytes, str]:
     payload = shard.read(row)
     try:
         feature = TFExample.FromString(payload).features.feature
-        return feature["image"].bytes_list.value[0], feature["image_sha256"].bytes_list.value[0].decode()
+        values = (feature[name].bytes_list.value for name in ("image", "image_file", "image_sha256"))
+        return [StoredPicture(stored, name.decode(), sha256.decode()) for stored, name, sha256 in zip(*values, strict=True)]
     except (DecodeError, ValueError, IndexError) as error:
         raise DamagedError(f"A record is not a row: {error}.", where=shard.path) from None

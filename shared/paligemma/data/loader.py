@@ -14,7 +14,7 @@ from paligemma.data.augment import Augmentation
 from paligemma.data.augment import augment as augmented
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.data.batch_order import LOSS_MULTIPLE, TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
-from paligemma.data.records import Records, read_lengths
+from paligemma.data.records import Records, as_image, pictures_of, read_lengths
 from paligemma.data.row_stream import open_rows
 from paligemma.errors import DamagedError, InputError
 
@@ -59,12 +59,12 @@ def training_batches(
     share = process_share(batch_size, process_index, process_count)
     prefix_tokens, suffix_tokens = read_lengths(records)
     plan = Plan(prefix_tokens + suffix_tokens, suffix_tokens, batch_size, seed, buckets)
-    reader, size = open_rows(records), records.dataset.image_size
+    reader, shape = open_rows(records), records.dataset.image_shape
 
     def assemble(planned: PlannedBatch) -> tuple[np.ndarray, TrainBatch]:
         rows = planned.rows[share]
         tokens, suffix = np.zeros((2, len(rows), planned.bucket.text_width + 1), np.int32)
-        images = np.empty((len(rows), size, size, 3) if with_images else (len(rows), 0), np.uint8)
+        images = np.empty((len(rows), *shape) if with_images else (len(rows), 0), np.uint8)
         for place, number in enumerate(rows.tolist()):
             row = reader.read(number) if with_images else reader.read_texts(number)
             length = len(row.tokens)
@@ -77,8 +77,10 @@ def training_batches(
             tokens[place, :length] = row.tokens
             suffix[place, row.prefix_length : length] = 1
             if with_images and augment is not None:
-                # Keyed by position in the whole batch: the number of processes must not change the training data.
-                images[place] = augmented(row.image, augment, (seed, planned.step, share.start + place))
+                # Keyed by position in the whole batch: the number of processes must not change the training data. All images
+                # of a row have one key: the frames of a video are mirrored and cropped alike.
+                key = seed, planned.step, share.start + place
+                images[place] = as_image([augmented(picture, augment, key) for picture in pictures_of(row.image)])
             elif with_images:
                 images[place] = row.image
         return rows, train_batch(images, tokens, suffix, suffix, planned.bucket.loss_width)

@@ -16,7 +16,7 @@ from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
 from paligemma.data.jsonl_files import LineRange
-from paligemma.data.kept_pictures import read_picture
+from paligemma.data.kept_pictures import read_pictures
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
 from paligemma.data.stored_pictures import unpack_picture
@@ -93,6 +93,7 @@ def assemble(
         tokenizer_sha256=tokenizer_sha256,
         compression=job.compression,
         grey_range=str(job.grey_range or ""),
+        images_per_example=job.images_per_example,
         prefix_tokens=dict(sorted(facts.prefix_tokens.items())),
         suffix_tokens=dict(sorted(facts.suffix_tokens.items())),
         text_tokens=dict(sorted(facts.text_tokens.items())),
@@ -102,7 +103,7 @@ def assemble(
         frequent_suffixes=dict(facts.suffixes.most_common(FREQUENT_SUFFIXES)),
         findings=balance_findings(facts.rows, facts.suffixes),
     )
-    (output / DATASET_FILE).write_text(json.dumps(dataset.model_dump(), indent=2) + "\n")
+    (output / DATASET_FILE).write_text(json.dumps(dataset.as_json(), indent=2) + "\n")
     return dataset
 
 
@@ -120,13 +121,14 @@ def stored_pictures(
     names: dict[int, dict[int, list[str]]] = {}
     for name, line in lines.items():
         names.setdefault(bisect_right(parts, line, key=lambda part: part.line) - 1, {}).setdefault(line, []).append(name)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for number, wanted in names.items():
         rows = [entry["line"] for entry in read_json_lines(part_file(folder, parts[number], "rows"), "The list of rows")]
         shard = TFRecordFile(part_file(folder, parts[number], "tfrecord"), len(rows), "prepare them again")
         for row, line in enumerate(rows):
-            for name in wanted.get(line, ()):
-                found[name] = unpack_picture(read_picture(shard, row)[0], job.image_size, job.compression)
+            for picture in read_pictures(shard, row) if line in wanted else ():
+                if picture.name in wanted[line]:
+                    found[picture.name] = unpack_picture(picture.stored, job.image_size, job.compression)
     return found
 
 

@@ -18,7 +18,7 @@ from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
-from paligemma.data.records import open_records
+from paligemma.data.records import as_image, open_records, pictures_of
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, Row, read_all_rows
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
@@ -66,6 +66,7 @@ def make_preview(
     grey_range: str = "",
     max_text_tokens: int = 128,
     mask_decoder: str = "",
+    images_per_example: int = 1,
 ) -> Preview:
     """Shows what the model is fed.
 
@@ -77,6 +78,7 @@ def make_preview(
         max_text_tokens: rows of a JSONL file with more tokens are rejected.
         grey_range: samples of black and white in a JSONL file's grey pictures, `LOW,HIGH`; empty: as stated in each file.
         mask_decoder: weights that turn <seg> symbols into masks; empty: only the true masks of rows are drawn.
+        images_per_example: number of images in every row of a JSONL file; others are rejected.
 
     Raises:
         InputError: the data do not exist, or were prepared with another tokenizer; or there is no such mask decoder.
@@ -92,7 +94,7 @@ def make_preview(
         looked = _of_records(data, tokenizer, rows, decode)
     else:
         size = opened.config.img.image_size
-        settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
+        settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range), images_per_example)
         looked = _of_rows(data, images or str(parse_location(data).parent), tokenizer, rows, decode, *settings)
     described = describe(model, opened)
     page = render("preview.html", source=source, model=described, looked=looked, meanings={**REASONS, **WARNINGS})
@@ -139,7 +141,7 @@ def _of_records(data: str, tokenizer: Tokenizer, rows: int, decode: Decode | Non
     for number in range(min(rows, len(reader))):
         row = reader.read(number)
         ids = row.tokens.tolist()
-        masks = _masks(row.suffix, row.masks, len(row.image), decode)
+        masks = _masks(row.suffix, row.masks, row.image, decode)
         looked.rows.append(_shown(tokenizer, row.line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
     return looked
 
@@ -154,15 +156,17 @@ def _of_rows(
     size: int,
     max_text_tokens: int,
     grey_range: GreyRange | None,
+    images_per_example: int,
 ) -> _Looked:
     """Checks rows like prepare_data."""
     path = localize(data)
     if not path.is_file():
         raise InputError(f"There is no data {data}.", where="--data", expected="records, or a JSONL file", fix="check the path")
-    web = fetch_images(row for _, row in islice(read_all_rows(path), LOOKED_AT) if isinstance(row, Row))
-    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web)
+    first = islice(read_all_rows(path, images_per_example), LOOKED_AT)
+    web = fetch_images(row for _, row in first if isinstance(row, Row))
+    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web, images_per_example)
     looked, facts = _Looked(), Facts()
-    lines = read_all_rows(path)
+    lines = read_all_rows(path, images_per_example)
     judged = Preparer(job).judge(islice(lines, LOOKED_AT), facts, lambda line, rejected: None)
     for example, _, remarks in judged:
         for remark in remarks:
@@ -176,17 +180,20 @@ def _of_rows(
             looked.rows.append({"line": remark.line, "code": remark.code, "message": remark.message})
         else:
             ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
-            image = unpack_picture(example.image, size, job.compression)
+            image = as_image([unpack_picture(one, size, job.compression) for one in example.images])
             one = (tokenizer, example.line, image, example.prefix, example.suffix, ids, cut)
-            masks = _masks(example.suffix, example.masks, size, decode)
+            masks = _masks(example.suffix, example.masks, image, decode)
             looked.rows.append(_shown(*one, remarks, masks))
     looked.whole = next(lines, None) is None
     return looked
 
 
-def _masks(suffix: str, true: str, side: int, decode: Decode | None) -> dict[str, str]:
+def _masks(suffix: str, true: str, image: np.ndarray, decode: Decode | None) -> dict[str, str]:
     """Pictures of the true masks and of those that the suffix says, by what they are; without those that are not known."""
     drawn = {}
+    if len(pictures_of(image)) > 1:  # nobody says which one a mask is of
+        return drawn
+    side = len(image)
     if true:
         drawn["true"] = mask_uri(union_of_masks(parse_masks_text(true), side), TRUE_COLOUR)
     if decode is not None and parse_masks(suffix):
@@ -205,16 +212,16 @@ def _shown(
     remarks: Sequence[Remark],
     masks: dict[str, str],
 ) -> dict:
-    pieces = tokenizer.pieces(tokens)
+    pieces, pictures = tokenizer.pieces(tokens), pictures_of(image)
     return {
         "line": line,
         "code": None,
-        "image": image_uri(image),
-        "size": image.shape[0],
+        "images": [image_uri(picture) for picture in pictures],
+        "size": len(pictures[0]),
         "prefix": prefix,
         "suffix": suffix,
         "masks": masks,
-        "boxes": [box._asdict() for box in parse_boxes(suffix)],
+        "boxes": [box._asdict() for box in parse_boxes(suffix)] if len(pictures) == 1 else [],
         "warnings": [(remark.code, remark.message) for remark in remarks],
         "tokens": [
             {"id": token, "piece": piece.replace("\n", "\\n"), "suffix": int(place >= prefix_length)}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict
+from jaxtyping import Int, UInt8
+from pydantic import BaseModel, ConfigDict, Field
 
-from paligemma.artifacts.record import ROWS_FILE, MadeRecord
+from paligemma.artifacts.record import ROWS_FILE, MadeRecord, each
 from paligemma.artifacts.store import artifact_at, file_of, localize_recorded, record_of, small_files
 from paligemma.choices import Compression
 from paligemma.data.row_cache import Slot
+from paligemma.data.rows import MOST_IMAGES
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.safe_names import RelativePath, Sha256
@@ -39,22 +40,23 @@ class Example:
     """One record: the model's input, and its origin.
 
     Attributes:
-        image: the picture, already resized, as `stored_pictures.pack_picture` stores it.
+        images: the pictures, already resized, as `stored_pictures.pack_picture` stores each.
         prefix_ids: `[bos] prefix "\\n"`.
         suffix_ids: `suffix [eos]`.
+        image_files, image_sha256s: name and hash of each image.
         row_id: hash of the row's contents; see `rows.row_id`.
         line: the row's line in the source, from 1.
         answers: references for evaluation; empty if the suffix is the only one.
         masks: true masks for evaluation, as `seg_masks.masks_text` writes them; empty if the row keeps none.
     """
 
-    image: bytes
+    images: tuple[bytes, ...]
     prefix_ids: list[int]
     suffix_ids: list[int]
     prefix: str
     suffix: str
-    image_file: str
-    image_sha256: str
+    image_files: tuple[str, ...]
+    image_sha256s: tuple[str, ...]
     row_id: str
     line: int
     answers: tuple[str, ...] = ()
@@ -81,6 +83,7 @@ class Dataset(BaseModel):
         images: number of different images, by their bytes.
         frequent_suffixes: the most frequent suffixes, and the number of rows of each.
         grey_range: samples of black and white in grey pictures, `LOW,HIGH`; empty: as stated in each file.
+        images_per_example: number of images in every row; not in the file if it is 1.
         findings: details of oddities of the whole split, by code of `balance.FINDINGS`.
     """
 
@@ -104,6 +107,27 @@ class Dataset(BaseModel):
     frequent_suffixes: dict[str, int] = {}
     findings: dict[str, str] = {}
     grey_range: str = ""
+    images_per_example: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of a row's `image`: `(size, size, 3)`, or `(n, size, size, 3)` if every row has several."""
+        several = () if self.images_per_example == 1 else (self.images_per_example,)
+        return (*several, self.image_size, self.image_size, 3)
+
+    def as_json(self) -> dict:
+        """The file's JSON value."""
+        return self.model_dump(exclude={"images_per_example"} if self.images_per_example == 1 else None)
+
+
+def as_image(pictures: Sequence[UInt8[np.ndarray, "size size 3"]]) -> UInt8[np.ndarray, "*n size size 3"]:
+    """A row's `image`, of its pictures."""
+    return pictures[0] if len(pictures) == 1 else np.stack(pictures)
+
+
+def pictures_of(image: UInt8[np.ndarray, "*n size size 3"]) -> list[UInt8[np.ndarray, "size size 3"]]:
+    """The pictures of a row's `image`: undoes `as_image`."""
+    return [image] if image.ndim == 3 else list(image)
 
 
 @dataclass(frozen=True)
@@ -257,21 +281,22 @@ def read_lengths(records: Records) -> tuple[Int[np.ndarray, " rows"], Int[np.nda
     return lengths["prefix"], lengths["suffix"]
 
 
-def image_numbers(records: Records) -> Int[np.ndarray, " rows"]:
-    """An image number for every row, from 0: rows with the same image have the same number.
+def image_numbers(records: Records) -> Int[np.ndarray, "rows images"]:
+    """A number for every image of every row, from 0: the same images have the same number.
 
     Raises:
         DamagedError: `rows.jsonl` lacks them.
     """
     numbers: dict[str, int] = {}
+    wanted = records.dataset.rows * records.dataset.images_per_example
     try:
-        hashes = (entry["image_sha256"] for entry in _rows(records))
+        hashes = (image for entry in _rows(records) for image in each(entry["image_sha256"]))
         found = np.fromiter((numbers.setdefault(image, len(numbers)) for image in hashes), np.int64)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged_index(records, f"it cannot be read: {error!r}") from None
-    if len(found) != records.dataset.rows:
-        raise _damaged_index(records, f"it lists {len(found)} rows of {records.dataset.rows}")
-    return found
+    if len(found) != wanted:
+        raise _damaged_index(records, f"it lists {len(found)} images of {wanted}")
+    return found.reshape(records.dataset.rows, records.dataset.images_per_example)
 
 
 def row_ids(records: Records, rows: Iterable[int]) -> list[str]:

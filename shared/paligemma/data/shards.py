@@ -67,13 +67,13 @@ class ShardWriter:
 
 def serialize(example: Example) -> bytes:
     """An example as the bytes of a `tf.train.Example`, with features sorted by name."""
-    several = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
+    answers = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
     masks = [(b"masks", _bytes(example.masks.encode()))] if example.masks else []
     features = [
-        *several,
-        (b"image", _bytes(example.image)),
-        (b"image_file", _bytes(example.image_file.encode())),
-        (b"image_sha256", _bytes(example.image_sha256.encode())),
+        *answers,
+        (b"image", _bytes(*example.images)),
+        (b"image_file", _bytes(*(name.encode() for name in example.image_files))),
+        (b"image_sha256", _bytes(*(sha256.encode() for sha256 in example.image_sha256s))),
         (b"line", _ints([example.line])),
         *masks,
         (b"prefix", _bytes(example.prefix.encode())),

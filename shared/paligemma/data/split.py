@@ -1,24 +1,29 @@
-"""Splits rows into training and validation data, by image, so that no picture is in both."""
+"""Splits rows into training and validation data, by image, so that no picture is in both.
+
+Rows that share a picture belong together, and so do the rows that share one with these, and so on.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.jsonl_files import is_gzip, unpack
-from paligemma.data.rows import Row, RowError, read_rows
+from paligemma.data.rows import Row, RowError, RowImage, read_rows
 from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError
 from paligemma.storage.atomic import write_file
 from paligemma.storage.location import SCHEME
 
 
-def split_rows(data: Path, images: Path | None, fraction: float, train: Path, validation: Path) -> tuple[int, int]:
-    """Writes every line of a JSONL file, in order, to one of two files. The image's bytes alone decide which.
+def split_rows(
+    data: Path, images: Path | None, fraction: float, train: Path, validation: Path, images_per_example: int | None = 1
+) -> tuple[int, int]:
+    """Writes every line of a JSONL file, in order, to one of two files. The images' bytes alone decide which.
 
     Lines that are not rows go to the training data, where prepare_data counts them.
 
@@ -28,36 +33,41 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
             in Cloud Storage or outside the folder is identified by its name. Those on the web are fetched.
         fraction: share of the images for validation; each side gets at least one image.
         train, validation: the files to write.
+        images_per_example: number of images in every row; None: any.
 
     Returns:
         Number of rows in each file.
 
     Raises:
-        InputError: there are fewer than two images.
+        InputError: there are fewer than two images; or every picture is in a row with another one, directly or over others.
     """
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         plain = data
         if is_gzip(data):
             plain = Path(folder) / "rows"
             unpack(data, plain)
-        web = fetch_images(row for _, row in read_rows(plain) if isinstance(row, Row))
+        web = fetch_images(row for _, row in read_rows(plain, images=images_per_example) if isinstance(row, Row))
         source = None if images is None else open_images(images)
-        names: dict[int, str] = {}
+        first: dict[int, str] = {}
         keys: dict[str, str] = {}
-        for number, row in read_rows(plain):
+        groups: dict[str, set[str]] = {}
+        for number, row in read_rows(plain, images=images_per_example):
             if isinstance(row, Row):
-                names[number] = row.image
-                keys[row.image] = keys.get(row.image) or _key(row, web, source)
-        ordered = sorted(set(keys.values()))
-        if len(ordered) < 2:
+                for image in row.images:
+                    keys[image.name] = keys.get(image.name) or _key(image, web, source)
+                first[number] = keys[row.images[0].name]
+                _join(groups, [keys[name] for name in row.names])
+        held = _held(groups, fraction)
+        if not held:
+            what = f"{len(groups)} different images cannot be split by image"
+            together = ": rows that share one belong together, and all rows do" if len(groups) > 1 else ""
             raise InputError(
-                f"{len(ordered)} different images cannot be split by image.",
+                f"{what}{together}.",
                 where=data,
-                expected="two at least",
+                expected="two at least" if not together else "rows of which some share no image with the others",
                 fix="add rows, or name a file of its own with --validation-data",
             )
-        held = set(ordered[: min(max(1, round(fraction * len(ordered))), len(ordered) - 1)])
-        chosen = {number for number, name in names.items() if keys[name] in held}
+        chosen = {number for number, key in first.items() if key in held}
         with plain.open("rb") as file:
             lines = file.read().split(b"\n")
     parts: tuple[list[bytes], list[bytes]] = ([], [])
@@ -70,12 +80,35 @@ def split_rows(data: Path, images: Path | None, fraction: float, train: Path, va
     return len(parts[0]), len(parts[1])
 
 
-def _key(row: Row, web: Mapping[str, WebImage], images: ImageSource | None) -> str:
+def _join(groups: dict[str, set[str]], keys: Sequence[str]) -> None:
+    """Joins the groups of images that a row has. `groups` has each image's group, the same set for all images in it."""
+    joined = max((groups.setdefault(key, {key}) for key in keys), key=len)
+    for key in keys:
+        if (other := groups[key]) is not joined:
+            joined |= other
+            groups.update(dict.fromkeys(other, joined))
+
+
+def _held(groups: Mapping[str, set[str]], fraction: float) -> set[str]:
+    """The keys of about this share of the images, in whole groups: at least one group, not all. Empty if there is but one."""
+    distinct = list({id(group): group for group in groups.values()}.values())
+    if len(distinct) < 2:
+        return set()
+    most = min(max(1, round(fraction * len(groups))), len(groups) - 1)
+    held: set[str] = set()
+    for group in sorted(distinct, key=min):
+        if len(held) + len(group) <= most:
+            held |= group
+    return held or min(distinct, key=lambda group: (len(group), min(group)))
+
+
+def _key(image: RowImage, web: Mapping[str, WebImage], images: ImageSource | None) -> str:
     """Key of an image. Hashed, so that the order of keys is independent of the order of names."""
-    if row.image in web:
-        return web[row.image].sha256 or hashlib.sha256(row.image.encode()).hexdigest()
-    content = row.inline or row.image.encode()
-    if images is not None and row.inline is None and not row.image.startswith(SCHEME):
+    name = image.name
+    if name in web:
+        return web[name].sha256 or hashlib.sha256(name.encode()).hexdigest()
+    content = image.inline or name.encode()
+    if images is not None and image.inline is None and not name.startswith(SCHEME):
         with contextlib.suppress(RowError):
-            content = images.read(row.image)
+            content = images.read(name)
     return hashlib.sha256(content).hexdigest()

@@ -7,6 +7,7 @@ tensorflow/core/lib/io/record_writer.h.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
 import struct
@@ -24,7 +25,7 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Int, UInt8
 
 from paligemma.artifacts.record import file_sha256
-from paligemma.data.records import Records, Shard
+from paligemma.data.records import Records, Shard, as_image
 from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
@@ -35,6 +36,8 @@ from paligemma.storage.disk_space import check_space
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _PIECE = 1 << 20
 
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
+
 Item = TypeVar("Item")
 
 
@@ -42,7 +45,7 @@ Item = TypeVar("Item")
 class StoredRow:
     """A row of a record; see `records.Example`. Its picture is unpacked, or `[0, 0, 3]` if only the texts were asked for."""
 
-    image: UInt8[np.ndarray, "size size 3"]
+    image: UInt8[np.ndarray, "*n size size 3"]
     tokens: Int[np.ndarray, " t"]
     prefix_length: int
     prefix: str
@@ -89,7 +92,7 @@ class RowReader:
             DamagedError: a gzip shard is damaged.
         """
         self._payloads = ShardFiles(records) if payloads is None else payloads
-        self._size, self._compression = records.dataset.image_size, records.dataset.compression
+        self._dataset = records.dataset
 
     def __len__(self) -> int:
         return len(self._payloads)
@@ -121,14 +124,17 @@ class RowReader:
         payload = self._payloads.payload(row)
         try:
             feature = TFExample.FromString(payload).features.feature
-            stored = feature["image"].bytes_list.value[0]
-            pixels = unpack_picture(stored, self._size, self._compression) if with_image else np.empty((0, 0, 3), np.uint8)
+            stored, wanted = feature["image"].bytes_list.value, self._dataset.images_per_example
+            if len(stored) != wanted:
+                raise ValueError(f"it has {len(stored)} images, each has {wanted}")
+            size, compression = self._dataset.image_size, self._dataset.compression
+            pixels = [unpack_picture(one, size, compression) for one in stored] if with_image else [_NO_IMAGE]
 
             def text(name: str) -> str:
                 return feature[name].bytes_list.value[0].decode()
 
             return StoredRow(
-                image=pixels,
+                image=as_image(pixels),
                 tokens=np.array(feature["tokens"].int64_list.value, np.int32),
                 prefix_length=feature["prefix_length"].int64_list.value[0],
                 prefix=text("prefix"),
@@ -268,14 +274,14 @@ def mask(crc32c: int) -> int:
 
 def _unpack(records: Records) -> list[Path]:
     """Unpacks gzip shards into the cache folder, named by the sha256 of the shards."""
-    shards, size = records.dataset.shards, records.dataset.image_size
+    shards, row_bytes = records.dataset.shards, math.prod(records.dataset.image_shape)
     folder = cache_folder() / "shards"
     paths = [folder / f"{shard.sha256}.tfrecord" for shard in shards]
     missing = [unpack for unpack in zip(records.shard_paths, shards, paths, strict=True) if not unpack[-1].is_file()]
     if missing:
         rows = sum(shard.rows for _, shard, _ in missing)
         folder.mkdir(parents=True, exist_ok=True)
-        check_space(folder, rows * size * size * 3)  # the images, which make up nearly all of the size
+        check_space(folder, rows * row_bytes)  # the images, which make up nearly all of the size
         with WorkProgress("unpacking shards", "rows", rows) as progress:
             for source, shard, path in missing:
                 with exclusive(path):
