@@ -5,6 +5,8 @@ Tests count the pixels that are made, not seconds.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -138,6 +140,22 @@ def test_a_picture_of_masks_is_not_read_for_every_annotation(
     done = run_convert(tmp_path / "out.jsonl", "coco-panoptic", *flags)
     assert (len(done.rows), {*done.codes}) == (32, {"mask_too_costly"})
     assert reads == {"a.png": 16, "b.png": 16}
+
+
+def test_packed_pictures_in_a_label_file_are_counted_before_they_are_unpacked(
+    tmp_path: Path, codes: Path, looked_at: Counter
+) -> None:
+    """LabelMe's masks are PNG files in base64: one of 2,000 x 2,000 pixels takes a kilobyte."""
+    packed = io.BytesIO()
+    Image.new("1", (2000, 2000), 1).save(packed, "PNG")
+    mask = base64.b64encode(packed.getvalue()).decode()
+    shape = {"label": "cat", "shape_type": "mask", "points": [[0, 0], [1999, 1999]], "mask": mask}
+    labels = {"imagePath": "a.jpg", "imageWidth": 100, "imageHeight": 100, "shapes": [shape] * 500}
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.json").write_text(json.dumps(labels))
+    flags = ("--form", "labelme", "--annotations", tmp_path / "labels", "--mask-codes", codes)
+    done = run_convert(tmp_path / "out.jsonl", "boxes", *flags)
+    assert (len(done.rows[0]["masks"]), {*done.codes}) == (4, {"mask_too_costly"})
 
 
 def test_masks_of_a_class_are_compared_with_their_codes_once(looked_at: Counter) -> None:
