@@ -18,7 +18,7 @@ from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
-from paligemma.data.records import open_records, pictures_of
+from paligemma.data.records import as_image, open_records, pictures_of
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, Row, read_all_rows
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError, did_you_mean
@@ -27,12 +27,17 @@ def parse_settings(text: str, where: object = "the decoding settings") -> Decode
     for name, value in values.items():
         if name not in _TYPES:
             raise InputError(f"There is no decoding setting {name!r}.", where=where, fix=did_you_mean(str(name), _TYPES))
-        # A boolean is an integer to Python; a whole number is a number to a user.
+        if isinstance(getattr(DecodeSettings, name), str):
+            if not isinstance(value, str):
+                raise InputError(f"{name} is {value!r}.", where=where, expected=", ".join(get_args(_TYPES[name])))
+            continue
+        # A boolean is an integer to Python.
         if isinstance(value, bool) or not isinstance(value, int if _TYPES[name] is int else int | float):
             expected = "a whole number" if _TYPES[name] is int else "a number"
             raise InputError(f"{name} is {value!r}.", where=where, expected=expected)
     try:
-        return DecodeSettings(**{name: _TYPES[name](value) for name, value in values.items()})
+        # A whole number is a number to a user.
+        return DecodeSettings(**{name: float(value) if _TYPES[name] is float else value for name, value in values.items()})
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, fix=error.fix) from None
 
