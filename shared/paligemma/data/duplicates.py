@@ -59,10 +59,9 @@ def read_listing(rows: Path) -> Listing:
         table = np.fromiter(_entries(rows), kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
-    rows = table[table["first"]]
-    return Listing(
-        rows["line"], rows["row"], table["image"], table["look"], table["name"], np.cumsum(table["first"], dtype=np.int64) - 1
-    )
+    first = table[table["first"]]
+    of_row = np.cumsum(table["first"], dtype=np.int64) - 1
+    return Listing(first["line"], first["row"], table["image"], table["look"], table["name"], of_row)
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
