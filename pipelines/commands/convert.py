@@ -327,12 +327,13 @@ def convert_table(
     ],
     output: OutputFile,
     image: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Column of the image's path, or of its bytes, which are written out; or a path in which {name} stands for a "
-            "column, as 'photos/{id}.jpg'."
+            "column, as 'photos/{id}.jpg'. Given several times, each row has all of these images, in this order.",
+            show_default="image",
         ),
-    ] = "image",
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
     suffix: Annotated[
         str,
@@ -366,8 +367,9 @@ def convert_table(
     tally = Tally("rows", hint=_hint(images, output))
     folder = images or output.parent
     suffix = suffix or ("" if answers else "{suffix}")
-    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
-    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
+    wanted = image or ["image"]
+    outcomes = table_rows(table, folder, wanted, prefix, suffix, tally, encoding, delimiter, answers or ())
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, wanted[0])
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 
 
