@@ -442,7 +442,9 @@ def test_a_row_has_the_images_of_all_columns_that_are_named(tmp_path: Path) -> N
     done = convert_table(tmp_path, "t.csv", "left,right,id,suffix\nl.png,r.png,7,x\n", *flags)
     assert [row["image"] for row in done.rows] == [["r.png", "l.png", "photos/7.png"]]
     assert "1 used, 0 skipped" in done.words
-    assert "below" in convert_table(tmp_path, "t.csv", "left,suffix\nl.png,x\n", *flags, "--image", "below").words
+    assert (
+        "no column 'below'" in convert_table(tmp_path, "t.csv", "left,suffix\nl.png,x\n", *flags[2:4], "--image", "below").words
+    )
 
 
 def test_an_image_is_a_column_or_a_template(tmp_path: Path) -> None:
