@@ -22,6 +22,7 @@ from paligemma.evaluation.tasks import TASKS
 from paligemma.preflight.targets import find_target
 from paligemma.registry.releases import read_champion
 from paligemma.safe_names import parse_sha256
+from paligemma.storage.disk_space import parse_bytes
 from paligemma.storage.files import is_file
 from paligemma.storage.folders import is_folder, kind_of
 from paligemma.storage.location import SCHEME, Location, parse_location
@@ -52,6 +53,8 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     find_target(given["target"])
     parse_grey_range(given["grey_range"])
     parse_formats(given["formats"])
+    if given["disk_budget"]:
+        parse_bytes(given["disk_budget"], "--disk-budget")
     if given["sha256"]:
         parse_sha256(given["sha256"].lower(), "The expected hash", where="--sha256")
     for flag in ("train_data", "validation_data"):

@@ -38,6 +38,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         images: str = "",
         recipe: str = "",
         target: str = "cpu",
+        disk_budget: str = "",
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
         grey_range: str = "",
@@ -68,6 +69,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as in train_data.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
             target: Hardware that fine-tuning must fit, e.g. l4 or v5e-4; preflight compiles the training step for it.
+            disk_budget: Most bytes that fine-tuning's records on gs:// may take of its disk, e.g. 1GB; empty: all are fetched.
             max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
@@ -124,7 +126,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             # The verdict of preflight holds fine-tuning back, and settings that are auto come from it.
             judged_fit = _made("preflight", fits, "preflight")
             validated = _made("validation", validation, "records")
-            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, recipe=recipe, **made_at)
+            trained = {"recipe": recipe, "disk_budget": disk_budget}
+            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, **trained, **made_at)
             judged = {**checkpoint, **_made("records", validation, "records"), "task": task, "metrics": metrics}
             judged |= {"mask_decoder": mask_decoder, "batch_size": batch_size, "decoding": decoding, **made_at}
             # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.

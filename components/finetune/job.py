@@ -11,11 +11,13 @@ from paligemma.artifacts.record import Input, canonical_sha256
 from paligemma.artifacts.store import input_of
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
 from paligemma.data.augment import Augmentation, check_augmentation
-from paligemma.data.records import Records, open_records
+from paligemma.data.records import Records, open_records, stream
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.preflight.choice import Choice
 from paligemma.runtime.sharding import check_batch_size, make_mesh
+from paligemma.storage.disk_space import parse_bytes
+from paligemma.storage.location import GcsLocation
 from paligemma.training.open_recipe import OpenRecipe
 from paligemma.training.recipe import Recipe, check_images
 
@@ -58,11 +60,13 @@ def open_job(
     state: str = "",
     state_root: str = "",
     preflight: str = "",
+    disk_budget: str = "",
 ) -> Job:
     """Opens everything that a run needs, and confirms that it fits together.
 
     Args:
-        checkpoint, records, output, recipe, validation, state, state_root, preflight: as the command line has them.
+        checkpoint, records, output, recipe, validation, state, state_root, preflight, disk_budget: as the command line has
+            them.
 
     Raises:
         InputError: something does not fit the rest; says what.
@@ -77,6 +81,8 @@ def open_job(
     validated_on = None if settled.validate_every is None else open_records(validation)
     if validated_on is not None:
         check_compatible(base, validated_on, settled)
+    if disk_budget:
+        data = within_budget(data, validated_on, parse_bytes(disk_budget, "--disk-budget"))
     if settled.augment != Augmentation():
         check_augmentation(settled.augment, data)
     mesh = make_mesh(copies=settled.data_parallel)
@@ -112,6 +118,27 @@ def check_compatible(base: Checkpoint, data: Records, recipe: Recipe) -> None:
             where=data.location,
             fix="run prepare_data with this checkpoint",
         )
+
+
+def within_budget(data: Records, validation: Records | None, disk_budget: int) -> Records:
+    """The training records as they are read when no more than this many bytes of all records may be on the disk.
+
+    Validation records are read as a whole again and again, so they are fetched, and the rest of the budget is for training.
+
+    Raises:
+        InputError: the budget is too small.
+    """
+    whole = 0
+    if validation is not None and isinstance(validation.location, GcsLocation):
+        whole = validation.record.artifact.bytes
+        if whole > disk_budget:
+            raise InputError(
+                f"The validation records have {whole:,} bytes, and are fetched as a whole.",
+                where=validation.location,
+                expected=f"at most the disk budget of {disk_budget:,} bytes",
+                fix="raise --disk-budget, or validate on fewer rows",
+            )
+    return stream(data, disk_budget - whole)
 
 
 def fingerprint(base: Checkpoint, data: Records, validation: Records | None, recipe: Recipe, steps: int) -> dict:

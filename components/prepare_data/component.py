@@ -22,7 +22,7 @@ def prepare_data(
     over_long: str = "reject",
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
-    compression: str = "none",
+    compression: str = "webp",
     against: str = "",
     workers: int = 0,
     grey_range: str = "",
@@ -43,7 +43,7 @@ def prepare_data(
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Lines of the JSONL file that make up a shard.
-        compression: Compression of the shards: none or gzip.
+        compression: How records store pictures: webp (losslessly packed), none (raw), or gzip (raw, in packed shards).
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.

@@ -1,4 +1,4 @@
-"""The page that shows a prepared split: pictures with boxes as the model sees them, lengths, answers, warnings and rejects."""
+"""The page that shows a prepared split: pictures with boxes and masks, lengths, answers, warnings and rejects."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.prepare import Facts, Job
+from paligemma.data.prepare import SAMPLED_SIDE, Facts, Job
+from paligemma.data.preview import TRUE_COLOUR
 from paligemma.data.records import Dataset
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
-from paligemma.reports.page import image_uri, render
+from paligemma.data.run_lengths import read_runs
+from paligemma.reports.page import image_uri, mask_uri, render
 
-THUMBNAIL_SIZE = 224
+THUMBNAIL_SIZE = SAMPLED_SIDE
 """Maximum side of the pictures in pixels."""
 
 _WINDOW = 32  # files held at once
@@ -46,10 +48,11 @@ def render_report(
         source=str(data).rsplit("/", 1)[-1],
         sample=sorted(facts.sample, key=lambda row: row.line),
         pictures=small,
-        # Of several images, nobody says which one a box is in.
+        # Of several images, nobody says which one a box or a mask is in.
         boxes={
             row.line: [box._asdict() for box in parse_boxes(row.suffix)] if len(row.images) == 1 else [] for row in facts.sample
         },
+        masks={row.line: _mask(row.masks) for row in facts.sample if row.masks and len(row.images) == 1},
         frequent=dataset.frequent_suffixes.items(),
         warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
         rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
@@ -57,6 +60,11 @@ def render_report(
         meanings=WARNINGS,
         findings=[(code, FINDINGS[code], particulars) for code, particulars in dataset.findings.items()],
     )
+
+
+def _mask(packed: str) -> str:
+    """A picture of what a row's true masks cover."""
+    return mask_uri(read_runs({"size": [SAMPLED_SIDE, SAMPLED_SIDE], "counts": packed}), TRUE_COLOUR)
 
 
 def lines_shown(facts: Facts) -> dict[str, int]:

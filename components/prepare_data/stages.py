@@ -33,6 +33,7 @@ from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job, part_file
 from paligemma.data.records import Dataset, open_records
 from paligemma.data.rows import MOST_IMAGES, Row, RowError, read_all_rows, row_id
+from paligemma.data.stored_pictures import encoder_version
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError, PaliGemmaError, one_of
@@ -172,8 +173,8 @@ def result_of(inputs: Inputs, parameters: Mapping[str, Any], marks: Mapping[str,
     """
     if not in_pipeline() or (inputs.against and not exists(inputs.against, RECORD_FILE)):
         return Result.none("prepare_data")
-    images = canonical_sha256(list(marks.values()))
-    return Result.of("prepare_data", Path(__file__).parent, parameters, inputs.records(), images=images)
+    also = {"images": canonical_sha256(list(marks.values())), "encoder": encoder_version(parameters["compression"])}
+    return Result.of("prepare_data", Path(__file__).parent, parameters, inputs.records(), **also)
 
 
 def latest_of(inputs: Inputs, split: str, settings: Mapping[str, Any], data: str) -> list[Result]:
@@ -188,7 +189,8 @@ def latest_of(inputs: Inputs, split: str, settings: Mapping[str, Any], data: str
     if not in_pipeline():
         return []
     determined_by = {"split": split, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
-    return [Result.latest_of("prepare_data", Path(__file__).parent, determined_by, data=name) for name in (data, "")]
+    of = ("prepare_data", Path(__file__).parent, determined_by)
+    return [Result.latest_of(*of, data=name, encoder=encoder_version(settings["compression"])) for name in (data, "")]
 
 
 def take_from_earlier(
@@ -265,7 +267,8 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Pat
 def fingerprint(inputs: Inputs, settings: Mapping[str, Any]) -> str:
     """A hash of all that decides what becomes of a line, except image contents. Ranges with equal hashes belong together."""
     facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
-    return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256()})
+    encoder = encoder_version(settings["compression"])
+    return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256(), "encoder": encoder})
 
 
 def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path, web: Mapping[str, WebImage] | None = None) -> Job:

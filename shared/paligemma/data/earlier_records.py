@@ -69,7 +69,7 @@ def take_over(
         taken = {number: lines for number, lines, _ in facts if lines is not None}
         rest = [part for part in parts if part.number not in taken]
         kept, pictures = KeptPictures(), 0
-        if rest and dataset.compression == "none":  # a packed shard cannot be read from the middle
+        if rest and dataset.compression != "gzip":  # a packed shard cannot be read from the middle
             rows = [row.names for part in rest for _, row in read_rows(data, part, images) if isinstance(row, Row)]
             names = {name for row in rows for name in row}
             kept = _pictures(file_of, dataset, names, marks, sum(warnings for _, _, warnings in facts))

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from google.protobuf.message import DecodeError
-from jaxtyping import UInt8
 
 from paligemma.data.tf_example import TFExample
 from paligemma.data.tfrecord import TFRecordFile
@@ -91,41 +89,38 @@ class KeptPictures:
         seen = self.known.get(name)
         return seen if seen is not None and seen.image_sha256 in self.places else None
 
-    def find(self, sha256: str, size: int) -> tuple[UInt8[np.ndarray, "size size 3"], int] | None:
-        """The pixels and the difference hash of an image; None if they are not kept, or damaged."""
+    def find(self, sha256: str) -> tuple[bytes, int] | None:
+        """An image as stored, and its difference hash; None if it is not kept, or damaged."""
         place = self.places.get(sha256)
         if place is None:
             return None
         if place.shard not in self._open:
             self._open[place.shard] = TFRecordFile(*self.shards[place.shard], "run prepare_data again")
         try:
-            picture = read_pictures(self._open[place.shard], place.row, size)[place.image]
+            picture = read_pictures(self._open[place.shard], place.row)[place.image]
         except (DamagedError, IndexError):
             return None
-        return (picture.pixels, place.dhash) if picture.sha256 == sha256 else None
+        return (picture.stored, place.dhash) if picture.sha256 == sha256 else None
 
 
 class StoredPicture(NamedTuple):
-    """A picture of a stored row: its pixels, and the name and sha256 of the image file."""
+    """A picture of a row as stored, and the name and sha256 of the image file."""
 
-    pixels: UInt8[np.ndarray, "size size 3"]
+    stored: bytes
     name: str
     sha256: str
 
 
-def read_pictures(shard: TFRecordFile, row: int, size: int) -> list[StoredPicture]:
-    """The pictures of a stored row.
+def read_pictures(shard: TFRecordFile, row: int) -> list[StoredPicture]:
+    """The pictures of a row.
 
     Raises:
-        DamagedError: the record is damaged, or of another size.
+        DamagedError: the record is damaged.
     """
     payload = shard.read(row)
     try:
         feature = TFExample.FromString(payload).features.feature
         values = (feature[name].bytes_list.value for name in ("image", "image_file", "image_sha256"))
-        return [
-            StoredPicture(np.frombuffer(pixels, np.uint8).reshape(size, size, 3), name.decode(), sha256.decode())
-            for pixels, name, sha256 in zip(*values, strict=True)
-        ]
+        return [StoredPicture(stored, name.decode(), sha256.decode()) for stored, name, sha256 in zip(*values, strict=True)]
     except (DecodeError, ValueError, IndexError) as error:
         raise DamagedError(f"A record is not a row: {error}.", where=shard.path) from None

@@ -19,6 +19,7 @@ from paligemma.data.jsonl_files import LineRange
 from paligemma.data.kept_pictures import read_pictures
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import TFRecordFile
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
@@ -115,7 +116,7 @@ def stored_pictures(
         parts, folder, job: the ranges.
         lines: a line of a kept row by the name of its picture.
     """
-    if job.compression != "none":
+    if job.compression == "gzip":
         return {}
     names: dict[int, dict[int, list[str]]] = {}
     for name, line in lines.items():
@@ -125,9 +126,9 @@ def stored_pictures(
         rows = [entry["line"] for entry in read_json_lines(part_file(folder, parts[number], "rows"), "The list of rows")]
         shard = TFRecordFile(part_file(folder, parts[number], "tfrecord"), len(rows), "prepare them again")
         for row, line in enumerate(rows):
-            if line in wanted:
-                pictures = read_pictures(shard, row, job.image_size)
-                found |= {picture.name: picture.pixels for picture in pictures if picture.name in wanted[line]}
+            for picture in read_pictures(shard, row) if line in wanted else ():
+                if picture.name in wanted[line]:
+                    found[picture.name] = unpack_picture(picture.stored, job.image_size, job.compression)
     return found
 
 

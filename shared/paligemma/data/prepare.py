@@ -24,10 +24,13 @@ from paligemma.data.images import ImageError, fit_image
 from paligemma.data.jsonl_files import LineRange, unreadable
 from paligemma.data.kept_pictures import KeptPictures, Seen
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.records import Example, Shard, as_image
+from paligemma.data.records import Example, Shard
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
 from paligemma.data.rows import Row, RowError, RowImage, read_rows, row_id
+from paligemma.data.run_lengths import Runs
+from paligemma.data.seg_masks import parse_masks_text, union_of_masks
 from paligemma.data.shards import ShardWriter
+from paligemma.data.stored_pictures import pack_picture
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage
 from paligemma.errors import DamagedError
@@ -38,6 +41,7 @@ Report = Callable[[int, int], None]
 """Called with the number of the next line, and the number of rows of the range rejected so far."""
 
 SAMPLE_SIZE = 48
+SAMPLED_SIDE = 224
 SHOWN_OF_A_CODE = 12
 MOST_SUFFIXES = 10_000
 LONGEST_SUFFIX = 200
@@ -92,7 +96,10 @@ class Remark(BaseModel):
 
 
 class Sampled(BaseModel):
-    """A row for the report; `image` as in `Remark`."""
+    """A row for the report; `image` as in `Remark`.
+
+    `masks` is what its true masks cover of a square of `SAMPLED_SIDE` pixels, as packed run lengths; empty without any.
+    """
 
     row_id: str
     line: int
@@ -100,6 +107,7 @@ class Sampled(BaseModel):
     prefix: str
     suffix: str
     tokens: int
+    masks: str = ""
 
     @property
     def images(self) -> list[str]:
@@ -252,8 +260,9 @@ class Preparer:
                     rejected.write(remark.model_dump_json() + "\n")
                     continue
                 looks = [picture.dhash for picture in pictures]
-                rows.write(json.dumps(_index_entry(example, looks, part.number, facts.rows)) + "\n")
-                shard.write(example)
+                size, checksum = shard.write(example)
+                entry = _index_entry(example, looks, part.number, facts.rows)
+                rows.write(json.dumps({**entry, "bytes": size, "crc32c": checksum}) + "\n")
                 _count(facts, example)
                 for remark in remarks:
                     facts.warnings[remark.code] += 1
@@ -323,7 +332,7 @@ class Preparer:
         facts.truncated += cut
         hashes = tuple(picture.sha256 for picture in pictures)
         example = Example(
-            image=as_image([picture.image for picture in pictures]),
+            images=tuple(picture.stored for picture in pictures),
             prefix_ids=prefix_ids,
             suffix_ids=suffix_ids,
             prefix=row.prefix,
@@ -435,10 +444,10 @@ class Preparer:
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
         warnings, pixels = [*image_warnings(fitted, width, height), *odd], np.asarray(fitted)
-        return _Picture(pixels, sha256, difference_hash(pixels), warnings)
+        return _Picture(pack_picture(pixels, self._job.compression), sha256, difference_hash(pixels), warnings)
 
     def _kept_picture(self, sha256: str) -> _Picture | None:
-        found = self._kept.find(sha256, self._job.image_size)
+        found = self._kept.find(sha256)
         return None if found is None else _Picture(found[0], sha256, found[1], [])
 
     def _identity(self, row: Row | RowError) -> str | None:
@@ -452,7 +461,7 @@ class Preparer:
 
 @dataclass(frozen=True)
 class _Picture:
-    image: np.ndarray
+    stored: bytes
     sha256: str
     dhash: int
     warnings: list[tuple[str, str]]
@@ -475,10 +484,14 @@ def _count(facts: Facts, example: Example) -> None:
     facts.text_tokens[prefix + suffix] += 1
     facts.count_suffix(example.suffix)
     if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
-        row = Sampled(row_id=example.row_id, line=example.line, image=one_or_all(example.image_files),
-                      prefix=example.prefix, suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
+        row = Sampled(row_id=example.row_id, line=example.line, image=one_or_all(example.image_files), prefix=example.prefix,
+                      suffix=example.suffix, tokens=prefix + suffix, masks=_covered(example.masks))  # fmt: skip
         insort(facts.sample, row, key=lambda row: (row.row_id, row.line))
         del facts.sample[SAMPLE_SIZE:]
+
+
+def _covered(masks: str) -> str:
+    return Runs.of_pixels(union_of_masks(parse_masks_text(masks), SAMPLED_SIDE)).text if masks else ""
 
 
 def _index_entry(example: Example, looks: Sequence[int], shard: int, position: int) -> dict:

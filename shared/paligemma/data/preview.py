@@ -18,10 +18,11 @@ from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
-from paligemma.data.records import open_records, pictures_of
+from paligemma.data.records import as_image, open_records, pictures_of
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, Row, read_all_rows
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import fetch_images
@@ -179,8 +180,9 @@ def _of_rows(
             looked.rows.append({"line": remark.line, "code": remark.code, "message": remark.message})
         else:
             ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
-            one = (tokenizer, example.line, example.image, example.prefix, example.suffix, ids, cut)
-            masks = _masks(example.suffix, example.masks, example.image, decode)
+            image = as_image([unpack_picture(one, size, job.compression) for one in example.images])
+            one = (tokenizer, example.line, image, example.prefix, example.suffix, ids, cut)
+            masks = _masks(example.suffix, example.masks, image, decode)
             looked.rows.append(_shown(*one, remarks, masks))
     looked.whole = next(lines, None) is None
     return looked

@@ -13,8 +13,8 @@ from types import TracebackType
 import google_crc32c
 
 from paligemma.choices import Compression
-from paligemma.data.records import Example, Shard, pictures_of
-from paligemma.data.tfrecord import FOOTER, HEADER, masked_crc32c
+from paligemma.data.records import Example, Shard
+from paligemma.data.tfrecord import FOOTER, HEADER, mask
 from paligemma.regular_files import open_regular
 
 _BLOCK = 1 << 20
@@ -53,14 +53,16 @@ class ShardWriter:
         finally:
             self._file.close()
 
-    def write(self, example: Example) -> None:
-        """Appends an example."""
+    def write(self, example: Example) -> tuple[int, str]:
+        """Appends an example. Returns the size of its payload in bytes, and the payload's crc32c in hexadecimal."""
         payload = serialize(example)
         length = HEADER.pack(len(payload), 0)[:8]
-        self._out.write(HEADER.pack(len(payload), masked_crc32c(length)))
+        checksum = google_crc32c.value(payload)
+        self._out.write(HEADER.pack(len(payload), mask(google_crc32c.value(length))))
         self._out.write(payload)
-        self._out.write(FOOTER.pack(masked_crc32c(payload)))
+        self._out.write(FOOTER.pack(mask(checksum)))
         self._rows += 1
+        return len(payload), f"{checksum:08x}"
 
 
 def serialize(example: Example) -> bytes:
@@ -69,7 +71,7 @@ def serialize(example: Example) -> bytes:
     masks = [(b"masks", _bytes(example.masks.encode()))] if example.masks else []
     features = [
         *answers,
-        (b"image", _bytes(*(picture.tobytes() for picture in pictures_of(example.image)))),
+        (b"image", _bytes(*example.images)),
         (b"image_file", _bytes(*(name.encode() for name in example.image_files))),
         (b"image_sha256", _bytes(*(sha256.encode() for sha256 in example.image_sha256s))),
         (b"line", _ints([example.line])),

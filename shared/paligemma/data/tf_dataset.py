@@ -42,7 +42,13 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
 
     def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
         row = tf.io.parse_single_example(record, spec)
-        return {**row, "image": tf.reshape(tf.io.decode_raw(row["image"], tf.uint8), shape)}
+        pictures = tf.stack([unpack(row["image"][number]) for number in range(count)])
+        return {**row, "image": tf.reshape(pictures, shape)}
+
+    def unpack(stored: tf.Tensor) -> tf.Tensor:
+        if records.dataset.compression == "webp":
+            return tf.io.decode_webp(stored, channels=3)  # of an animation's frames, of which there is one
+        return tf.io.decode_raw(stored, tf.uint8)
 
     compression = "GZIP" if records.dataset.compression == "gzip" else None
     return tf.data.TFRecordDataset([str(path) for path in records.shard_paths], compression).map(parse)

@@ -255,13 +255,18 @@ def row_line(row: Converted) -> bytes:
         if "\0" in text:
             raise EntryError("text_nul", f"{key!r} is {shown(text)}")
     for image in parsed.images:
-        if image.inline is not None or _READ.match(image.name):
+        if image.inline is not None or is_read_from(image.name):
             continue
         if _DRIVE_OR_SCHEME.match(image.name) or os.path.isabs(image.name):
             raise EntryError("image_path_unsafe", f"{shown(image.name)} is not relative to the image folder")
         if os.path.normpath(image.name).split("/")[0] == "..":
             raise EntryError("image_path_unsafe", f"{shown(image.name)} leads out of the image folder")
     return line
+
+
+def is_read_from(address: str) -> bool:
+    """Whether an image's name is an address that prepare_data reads: `gs://` or `https://`."""
+    return _READ.match(address) is not None
 
 
 def _list(file: IO[bytes], entry: Entry, problem: EntryError) -> None:
