@@ -14,10 +14,11 @@ from paligemma import retry
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError, BackendUnavailableError
 from paligemma.google.vertex import ENDPOINT_VARIABLE
-from pipelines.backends.job import canonical
+from pipelines.backends.job import canonical, check_parameters
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
 from pipelines.backends.vertex import Vertex
 from pipelines.cli import app
+from pipelines.finetune import finetune_pipeline
 from servers.gcs import GcsServer
 from servers.kubeflow import KubeflowServer
 from servers.vertex import VertexServer
@@ -58,6 +59,21 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
     with VertexServer() as server:
         monkeypatch.setenv(ENDPOINT_VARIABLE, server.url)
         yield server
+
+
+def test_a_recipe_of_several_images_says_so_to_the_steps(folder: Path) -> None:
+    inputs, path = finetune_pipeline.component_spec.inputs or {}, folder / "parameters.yaml"
+
+    def checked(**more: object) -> dict[str, object]:
+        path.write_text(yaml.safe_dump(PARAMETERS | more, sort_keys=False))
+        return check_parameters(path, inputs)
+
+    assert "images_per_example" not in checked()
+    assert checked(recipe="nlvr2")["images_per_example"] == 2
+    assert checked(recipe={"images_per_example": 3}, images_per_example=3)["images_per_example"] == 3
+    for recipe, images in (("nlvr2", 1), ({"steps": 1}, 2)):
+        with pytest.raises(InputError, match="Every row of the records has"):
+            checked(recipe=recipe, images_per_example=images)
 
 
 ARGO_NODES = [

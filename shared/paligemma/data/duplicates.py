@@ -59,10 +59,9 @@ def read_listing(rows: Path) -> Listing:
         table = np.fromiter(_entries(rows), kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
-    rows = table[table["first"]]
-    return Listing(
-        rows["line"], rows["row"], table["image"], table["look"], table["name"], np.cumsum(table["first"], dtype=np.int64) - 1
-    )
+    first = table[table["first"]]
+    of_row = np.cumsum(table["first"], dtype=np.int64) - 1
+    return Listing(first["line"], first["row"], table["image"], table["look"], table["name"], of_row)
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
@@ -125,8 +124,14 @@ def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
 
 
 def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remark]:
-    """The findings as warnings in row order, with each row's facts from `rows.jsonl`."""
-    pending = sorted(found, reverse=True)
+    """The findings as warnings in row order, with each row's facts from `rows.jsonl`.
+
+    If a code was found of several images of a row, the first counts.
+    """
+    of_row: dict[tuple[int, str], str] = {}
+    for row, code, message in found:
+        of_row.setdefault((row, code), message)
+    pending = sorted(((row, code, message) for (row, code), message in of_row.items()), reverse=True)
     with rows.open("rb") as file:
         for number, line in enumerate(file):
             while pending and pending[-1][0] == number:
