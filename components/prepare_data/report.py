@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data.balance import FINDINGS
-from paligemma.data.image_source import ImageSource, open_images
+from paligemma.data.image_source import ImageSource
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.prepare import Facts, Job
+from paligemma.data.prepare import Facts, Job, Remark
 from paligemma.data.records import Dataset
+from paligemma.data.row_sources import open_folders
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
 from paligemma.reports.page import image_uri, render
@@ -25,16 +26,15 @@ _WINDOW = 32  # files held at once
 
 
 def render_report(
-    dataset: Dataset, facts: Facts, job: Job, data: str, model: str = "", stored: Mapping[str, np.ndarray] | None = None
+    dataset: Dataset, facts: Facts, job: Job, model: str = "", stored: Mapping[str, np.ndarray] | None = None
 ) -> str:
     """The page as HTML.
 
     Args:
         dataset, facts, job, model: what to show.
-        data: the JSONL file.
         stored: pictures as in the records, by their names; all others are read from the source.
     """
-    source, size = open_images(job.images, job.web), min(job.image_size, THUMBNAIL_SIZE)
+    source, size = open_folders(job.sources, job.web), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
     images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
     small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}
@@ -43,24 +43,39 @@ def render_report(
         "dataset.html",
         model=model,
         dataset=dataset,
-        source=str(data).rsplit("/", 1)[-1],
-        sample=sorted(facts.sample, key=lambda row: row.line),
+        source=", ".join(source.name or source.data.rsplit("/", 1)[-1] for source in job.sources),
+        sources=_sources(dataset),
+        sample=sorted(facts.sample, key=lambda row: (row.source, row.line)),
         pictures=small,
-        boxes={row.line: [box._asdict() for box in parse_boxes(row.suffix)] for row in facts.sample},
+        boxes={row.row_id: [box._asdict() for box in parse_boxes(row.suffix)] for row in facts.sample},
         frequent=dataset.frequent_suffixes.items(),
-        warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
-        rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
+        warned=sorted(facts.warned, key=_order),
+        rejects=sorted(facts.rejects, key=_order),
         reasons=REASONS,
         meanings=WARNINGS,
         findings=[(code, FINDINGS[code], particulars) for code, particulars in dataset.findings.items()],
     )
 
 
-def lines_shown(facts: Facts) -> dict[str, int]:
-    """Of every picture on the page whose row is kept: a line that has it, by its name."""
-    return {row.image: row.line for row in facts.sample} | {
-        remark.image: remark.line for remark in facts.warned if remark.image
+def lines_shown(facts: Facts) -> dict[str, tuple[str, int]]:
+    """Of every picture on the page whose row is kept: file and line of a row that has it, by its name."""
+    return {row.image: (row.source, row.line) for row in facts.sample} | {
+        remark.image: (remark.source, remark.line) for remark in facts.warned if remark.image
     }
+
+
+def _order(remark: Remark) -> tuple[str, str, int]:
+    return remark.code, remark.source, remark.line
+
+
+def _sources(dataset: Dataset) -> list[dict]:
+    """Of each file of a mixture: what became of it, its share of the training examples, and how often an epoch sees a row."""
+    weights = [source.rows if source.weight is None else source.weight for source in dataset.sources]
+    shares = [weight / sum(weights) for weight in weights]
+    return [
+        {**source.model_dump(), "share": share, "times": share * dataset.rows / source.rows}
+        for source, share in zip(dataset.sources, shares, strict=True)
+    ]
 
 
 def _smaller(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -23,9 +23,10 @@ PREPARE = """
 import json, re, resource, sys
 from pathlib import Path
 from paligemma.data.prepare import Facts, Job, Preparer
+from paligemma.data.row_sources import RowSource
 from paligemma.data.rows import read_rows
 data, tokenizer = map(Path, sys.argv[1:])
-preparer = Preparer(Job(data, str(data.parent), tokenizer, 32, 128, "reject", "none"))
+preparer = Preparer(Job([RowSource(data, str(data.parent))], tokenizer, 32, 128, "reject", "none"))
 codes = []
 for example, _, remarks in preparer.judge(read_rows(data), Facts(), lambda line, rejected: None):
     codes.append("" if example is not None else remarks[0].code)

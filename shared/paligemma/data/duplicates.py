@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,23 @@ _BAND = 64
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of rows.jsonl as the first 8 bytes of hashes: 48 bytes a row, however long the texts."""
+    """The contents of rows.jsonl as the first 8 bytes of hashes: 50 bytes a row, however long the texts.
+
+    Attributes:
+        files: number of each row's file in `file_names`; None if all rows are of one file.
+    """
 
     lines: Int[np.ndarray, " rows"]
     rows: UInt64[np.ndarray, " rows"]
     images: UInt64[np.ndarray, " rows"]
     looks: UInt64[np.ndarray, "rows 2"]
     names: UInt64[np.ndarray, " rows"]
+    files: Int[np.ndarray, " rows"] | None = None
+    file_names: Sequence[str] = ()
+
+    def place(self, row: int) -> str:
+        """Where a row is in its source, in words."""
+        return f"line {self.lines[row]}" + (f" of {self.file_names[self.files[row]]}" if self.files is not None else "")
 
     @property
     def image_count(self) -> int:
@@ -44,12 +54,15 @@ def read_listing(rows: Path) -> Listing:
     Raises:
         DamagedError: a needed field is missing, e.g. because an older version wrote the file.
     """
-    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64)])
+    kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64),
+                     ("file", np.uint16)])  # fmt: skip
+    files: dict[str, int] = {}
     try:
-        table = np.fromiter(_entries(rows), kind)
+        table = np.fromiter(_entries(rows, files), kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
-    return Listing(table["line"], table["row"], table["image"], table["look"], table["name"])
+    of_files = (table["file"], list(files)) if files.keys() - {""} else (None, ())
+    return Listing(table["line"], table["row"], table["image"], table["look"], table["name"], *of_files)
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
@@ -58,26 +71,26 @@ def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
     repeated = first_row < np.arange(len(first_row))
     other_name = ~repeated & (listing.names != listing.names[first_image])
     for row in np.flatnonzero(repeated):
-        yield int(row), "row_duplicate", f"as line {listing.lines[first_row[row]]}"
+        yield int(row), "row_duplicate", f"as {listing.place(first_row[row])}"
     for row in np.flatnonzero(other_name & _first_of(listing.names)):
-        yield int(row), "image_duplicate", f"the same bytes as the image of line {listing.lines[first_image[row]]}"
+        yield int(row), "image_duplicate", f"the same bytes as the image of {listing.place(first_image[row])}"
     images = np.flatnonzero(_first_of(listing.images))
     for later, earlier in near_pairs(listing.looks[images]):
-        yield int(images[later]), "image_near_duplicate", f"looks like the image of line {listing.lines[images[earlier]]}"
+        yield int(images[later]), "image_near_duplicate", f"looks like the image of {listing.place(images[earlier])}"
 
 
 def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
     """Row number, code and message of every row that shares its contents or image with another data set; only the strongest."""
     row_at, image_at = _find(listing.rows, other.rows), _find(listing.images, other.images)
     for row in np.flatnonzero(row_at >= 0):
-        yield int(row), "row_leaked", f"as line {other.lines[row_at[row]]} there"
+        yield int(row), "row_leaked", f"as {other.place(row_at[row])} there"
     for row in np.flatnonzero((image_at >= 0) & (row_at < 0)):
-        yield int(row), "image_leaked", f"as line {other.lines[image_at[row]]} there"
+        yield int(row), "image_leaked", f"as {other.place(image_at[row])} there"
     images, others = np.flatnonzero(_first_of(listing.images) & (image_at < 0)), np.flatnonzero(_first_of(other.images))
     for later, earlier in near_pairs(np.concatenate([other.looks[others], listing.looks[images]])):
         if earlier < len(others) <= later:
-            line = other.lines[others[earlier]]
-            yield int(images[later - len(others)]), "image_near_leaked", f"looks like the image of line {line} there"
+            there = other.place(others[earlier])
+            yield int(images[later - len(others)]), "image_near_leaked", f"looks like the image of {there} there"
 
 
 def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
@@ -117,14 +130,17 @@ def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remar
             while pending and pending[-1][0] == number:
                 _, code, message = pending.pop()
                 entry = json.loads(line)
-                yield Remark(line=entry["line"], row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
+                found_at = {"source": entry.get("source", ""), "line": entry["line"]}
+                yield Remark(**found_at, row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
 
 
-def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int]]:
+def _entries(rows: Path, files: dict[str, int]) -> Iterator[tuple[int, int, int, tuple[int, int], int, int]]:
+    """The fields of each row. Adds the names of the rows' files to `files`, with their numbers."""
     for entry in read_json_lines(rows, "The list of rows", fix="run prepare_data again"):
         row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
         look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
-        yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode())
+        file = files.setdefault(entry.get("source", ""), len(files))
+        yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode()), file
 
 
 def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:

@@ -10,22 +10,23 @@ import heapq
 import json
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from paligemma.choices import Compression, OverLong
-from paligemma.data.image_source import fault_mark, open_images
+from paligemma.data.image_source import fault_mark
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.jsonl_files import LineRange, unreadable
 from paligemma.data.kept_pictures import KeptPictures, Seen
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Example, Shard
+from paligemma.data.row_sources import RowSource, open_folders, read_part
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
-from paligemma.data.rows import Row, RowError, read_rows, row_id
+from paligemma.data.rows import Row, RowError, row_id
 from paligemma.data.shards import ShardWriter
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage
@@ -52,15 +53,13 @@ class Job:
     """Everything that decides what becomes of a line.
 
     Attributes:
-        data: the JSONL file, uncompressed.
-        images: the folder or `gs://` prefix that image names are relative to.
+        sources: the JSONL files, uncompressed: one, or those of a mixture.
         tokenizer: the SentencePiece model.
         grey_range: samples of black and white in grey pictures; None: as stated in each file.
         web: what the web addresses in the rows gave, by the images' names.
     """
 
-    data: Path
-    images: str
+    sources: Sequence[RowSource]
     tokenizer: Path
     image_size: int
     max_text_tokens: int
@@ -70,9 +69,19 @@ class Job:
     web: Mapping[str, WebImage] = field(default_factory=dict)
 
 
-class Remark(BaseModel):
-    """A line of `rejected.jsonl` or `warnings.jsonl`. The row's identity is null if its image could not be read."""
+def is_empty(value: object) -> bool:
+    """Whether a field has nothing to say: it is left out then, so that lists of one file are as they always were."""
+    return not value
 
+
+class Remark(BaseModel):
+    """A line of `rejected.jsonl` or `warnings.jsonl`. The row's identity is null if its image could not be read.
+
+    Attributes:
+        source: name of the file that the line is in; left out if there is one file.
+    """
+
+    source: str = Field(default="", exclude_if=is_empty)
     line: int
     row_id: str | None
     code: str
@@ -83,6 +92,7 @@ class Remark(BaseModel):
 class Sampled(BaseModel):
     """A row for the report."""
 
+    source: str = Field(default="", exclude_if=is_empty)
     row_id: str
     line: int
     image: str
@@ -103,6 +113,8 @@ class Facts(BaseModel):
         sample: the rows with the smallest identities: as good as random, and the same for any split into ranges.
         rejects, warned: the first remarks of each code.
         shards: the shards.
+        source: name of one range's file; left out if there is one file.
+        first_line: number of one range's first line; left out if there is one file, where it follows from the range's number.
         source_sha256: hash of one range's bytes in the JSONL file.
         shard_crc32c: checksum of one range's shard.
         bytes: sizes of one range's lists.
@@ -121,6 +133,8 @@ class Facts(BaseModel):
     rejects: list[Remark] = []
     warned: list[Remark] = []
     shards: list[Shard] = []
+    source: str = Field(default="", exclude_if=is_empty)
+    first_line: int = Field(default=0, exclude_if=is_empty)
     source_sha256: str = ""
     shard_crc32c: str = ""
     bytes: dict[str, int] = {}
@@ -139,7 +153,7 @@ class Facts(BaseModel):
             getattr(self, name).update(getattr(other, name))
         for suffix, count in other.suffixes.items():
             self.count_suffix(suffix, count)
-        self.sample = heapq.nsmallest(SAMPLE_SIZE, self.sample + other.sample, key=lambda row: (row.row_id, row.line))
+        self.sample = heapq.nsmallest(SAMPLE_SIZE, self.sample + other.sample, key=_place)
         for mine, others in ((self.rejects, other.rejects), (self.warned, other.warned)):
             for remark in others:
                 self.show(mine, remark)
@@ -154,6 +168,10 @@ class Facts(BaseModel):
         """Keeps a remark for the report if it is among the first of its code."""
         if sum(other.code == remark.code for other in shown) < SHOWN_OF_A_CODE:
             shown.append(remark)
+
+
+def _place(row: Sampled) -> tuple[str, str, int]:
+    return row.row_id, row.source, row.line
 
 
 def part_file(folder: Path, part: LineRange, kind: str) -> Path:
@@ -213,13 +231,16 @@ class Preparer:
         """
         self._job, self._kept = job, kept or KeptPictures()
         self._tokenizer = Tokenizer(job.tokenizer)
-        self._images = open_images(job.images, job.web)
+        self._images = open_folders(job.sources, job.web)
         self._pictures: dict[str, _Picture | RowError] = {}
         self._seen: dict[Seen, None] = {}  # in order
 
     def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:
         """Writes a range's shard, its lists of rows, rejects, warnings and images, and last its facts."""
-        facts = Facts(source_sha256=range_sha256(self._job.data, part))
+        source = self._job.sources[part.source]
+        facts = Facts(
+            source=source.name, first_line=part.line if source.name else 0, source_sha256=range_sha256(source.file, part)
+        )
         self._seen.clear()
         with (
             part_file(folder, part, "rows").open("w", encoding="utf-8") as rows,
@@ -227,14 +248,15 @@ class Preparer:
             part_file(folder, part, "warnings").open("w", encoding="utf-8") as warnings,
             ShardWriter(part_file(folder, part, "tfrecord"), self._job.compression) as shard,
         ):
-            for example, picture, remarks in self.judge(read_rows(self._job.data, part), facts, report):
+            for example, picture, remarks in self.judge(read_part(self._job.sources, part), facts, report):
                 if example is None or picture is None:
                     (remark,) = remarks
                     facts.rejected[remark.code] += 1
                     facts.show(facts.rejects, remark)
                     rejected.write(remark.model_dump_json() + "\n")
                     continue
-                rows.write(json.dumps(_index_entry(example, picture.dhash, part.number, facts.rows)) + "\n")
+                entry = _index_entry(example, picture.dhash, part.number, facts.rows)
+                rows.write(json.dumps(entry | ({"source": source.name} if source.name else {})) + "\n")
                 shard.write(example)
                 _count(facts, example)
                 for remark in remarks:
@@ -268,10 +290,10 @@ class Preparer:
                     yield self._example(row, *ids[number], facts)
                 except RowError as error:
                     image = row.image if isinstance(row, Row) else None
-                    yield None, None, [Remark(line=number, row_id=self._identity(row), code=error.code,
+                    yield None, None, [Remark(source=facts.source, line=number, row_id=self._identity(row), code=error.code,
                                               message=error.message, image=image)]  # fmt: skip
                 except Exception as error:  # any error propagates unchanged, with a note of its line
-                    error.add_note(f"This happened at line {number} of {self._job.data}.")
+                    error.add_note(f"This happened at line {number} of {facts.source or self._job.sources[0].file}.")
                     raise
             window = following
         self._pictures.clear()
@@ -320,7 +342,7 @@ class Preparer:
                 f"{len(prefix_ids) + len(suffix) + 1}, --max-text-tokens is {self._job.max_text_tokens}"
             )
         remarks = [
-            Remark(line=row.line, row_id=example.row_id, code=code, message=message, image=row.image)
+            Remark(source=facts.source, line=row.line, row_id=example.row_id, code=code, message=message, image=row.image)
             for code, message in found.items()
         ]
         return example, picture, remarks
@@ -434,9 +456,9 @@ def _count(facts: Facts, example: Example) -> None:
     facts.text_tokens[prefix + suffix] += 1
     facts.count_suffix(example.suffix)
     if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
-        row = Sampled(row_id=example.row_id, line=example.line, image=example.image_file, prefix=example.prefix,
-                      suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
-        insort(facts.sample, row, key=lambda row: (row.row_id, row.line))
+        row = Sampled(source=facts.source, row_id=example.row_id, line=example.line, image=example.image_file,
+                      prefix=example.prefix, suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
+        insort(facts.sample, row, key=_place)
         del facts.sample[SAMPLE_SIZE:]
 
 

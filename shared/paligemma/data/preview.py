@@ -19,16 +19,17 @@ from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import open_records
+from paligemma.data.row_sources import RowSource, open_sources, read_source
 from paligemma.data.row_warnings import WARNINGS
-from paligemma.data.rows import REASONS, Row, read_all_rows
+from paligemma.data.rows import REASONS, Row
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
+from paligemma.data.source_list import parse_sources
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import fetch_images
 from paligemma.errors import InputError
 from paligemma.reports.page import image_uri, mask_uri, render
 from paligemma.storage.files import exists
-from paligemma.storage.location import parse_location
 
 LOOKED_AT = 1000
 """Most rows of a JSONL file that are checked; prepare_data checks all."""
@@ -69,7 +70,7 @@ def make_preview(
     """Shows what the model is fed.
 
     Args:
-        data: records, or a JSONL file (plain or gzip); local or `gs://`.
+        data: records, or a JSONL file (plain or gzip); local or `gs://`. Or the sources of a mixture; see `source_list`.
         model: the checkpoint or tuned model whose tokenizer and image size are used.
         images: folder or prefix that a JSONL file's image paths are relative to; empty: the file's folder.
         rows: number of rows to show, from the first.
@@ -85,14 +86,14 @@ def make_preview(
         raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
     tokenizer = Tokenizer(opened.tokenizer)
     decode = read_decoder(localize(mask_decoder)) if mask_decoder else None
-    source = str(data).rstrip("/").rsplit("/", 1)[-1]
-    data = str(artifact_at(data))
-    if exists(data, RECORD_FILE):
-        looked = _of_records(data, tokenizer, rows, decode)
+    sources = parse_sources(str(data), "--data")
+    if len(sources) == 1 and exists(artifact_at(sources[0].data), RECORD_FILE):
+        looked = _of_records(str(artifact_at(sources[0].data)), tokenizer, rows, decode)
     else:
         size = opened.config.img.image_size
         settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
-        looked = _of_rows(data, images or str(parse_location(data).parent), tokenizer, rows, decode, *settings)
+        looked = _of_rows(open_sources(str(data), images), tokenizer, rows, decode, *settings)
+    source = ", ".join(one.data.rstrip("/").rsplit("/", 1)[-1] for one in sources)
     described = describe(model, opened)
     page = render("preview.html", source=source, model=described, looked=looked, meanings={**REASONS, **WARNINGS})
     return Preview(page, described, looked.lines())
@@ -106,7 +107,7 @@ class _Looked:
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     warned: Counter[str] = field(default_factory=Counter)
-    first: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
 
     @property
@@ -139,13 +140,13 @@ def _of_records(data: str, tokenizer: Tokenizer, rows: int, decode: Decode | Non
         row = reader.read(number)
         ids = row.tokens.tolist()
         masks = _masks(row.suffix, row.masks, len(row.image), decode)
-        looked.rows.append(_shown(tokenizer, row.line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
+        line = _line(dataset.source_of(number), row.line)
+        looked.rows.append(_shown(tokenizer, line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
     return looked
 
 
 def _of_rows(
-    data: str,
-    images: str,
+    sources: Sequence[RowSource],
     tokenizer: Tokenizer,
     rows: int,
     decode: Decode | None,
@@ -155,31 +156,38 @@ def _of_rows(
     grey_range: GreyRange | None,
 ) -> _Looked:
     """Checks rows like prepare_data."""
-    path = localize(data)
-    if not path.is_file():
-        raise InputError(f"There is no data {data}.", where="--data", expected="records, or a JSONL file", fix="check the path")
-    web = fetch_images(row for _, row in islice(read_all_rows(path), LOOKED_AT) if isinstance(row, Row))
-    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web)
-    looked, facts = _Looked(), Facts()
-    lines = read_all_rows(path)
-    judged = Preparer(job).judge(islice(lines, LOOKED_AT), facts, lambda line, rejected: None)
-    for example, _, remarks in judged:
-        for remark in remarks:
-            (looked.rejected if example is None else looked.warned)[remark.code] += 1
-            looked.first.setdefault(remark.code, remark.line)
-        looked.kept += example is not None
-        if len(looked.rows) == rows:
-            continue
-        if example is None:
-            (remark,) = remarks
-            looked.rows.append({"line": remark.line, "code": remark.code, "message": remark.message})
-        else:
-            ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
-            one = (tokenizer, example.line, example.image, example.prefix, example.suffix, ids, cut)
-            masks = _masks(example.suffix, example.masks, len(example.image), decode)
-            looked.rows.append(_shown(*one, remarks, masks))
-    looked.whole = next(lines, None) is None
+    most = -(-LOOKED_AT // len(sources))
+    first = [line for source in sources for line in islice(read_source(source), most)]
+    web = fetch_images(row for _, row in first if isinstance(row, Row))
+    job = Job(sources, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web)
+    looked, preparer = _Looked(), Preparer(job)
+    for number, source in enumerate(sources):
+        shown = len(looked.rows) + (rows - len(looked.rows)) // (len(sources) - number)
+        lines, facts = read_source(source), Facts(source=source.name)
+        for example, _, remarks in preparer.judge(islice(lines, most), facts, lambda line, rejected: None):
+            for remark in remarks:
+                (looked.rejected if example is None else looked.warned)[remark.code] += 1
+                looked.first.setdefault(remark.code, _line(remark.source, remark.line))
+            looked.kept += example is not None
+            if len(looked.rows) == shown:
+                continue
+            if example is None:
+                (remark,) = remarks
+                line = _line(remark.source, remark.line)
+                looked.rows.append({"line": line, "code": remark.code, "message": remark.message})
+            else:
+                ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
+                line = _line(source.name, example.line)
+                one = (tokenizer, line, example.image, example.prefix, example.suffix, ids, cut)
+                masks = _masks(example.suffix, example.masks, len(example.image), decode)
+                looked.rows.append(_shown(*one, remarks, masks))
+        looked.whole &= next(lines, None) is None
     return looked
+
+
+def _line(source: str, line: int) -> str:
+    """A line, with its file if there are several."""
+    return f"{line} of {source}" if source else str(line)
 
 
 def _masks(suffix: str, true: str, side: int, decode: Decode | None) -> dict[str, str]:
@@ -194,7 +202,7 @@ def _masks(suffix: str, true: str, side: int, decode: Decode | None) -> dict[str
 
 def _shown(
     tokenizer: Tokenizer,
-    line: int,
+    line: str,
     image: np.ndarray,
     prefix: str,
     suffix: str,

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from paligemma.artifacts.record import ROWS_FILE, MadeRecord
 from paligemma.artifacts.store import artifact_at, localize_recorded, record_of, small_files
 from paligemma.choices import Compression
+from paligemma.data.source_list import LEAST_WEIGHT, MOST_WEIGHT
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.safe_names import RelativePath, Sha256
@@ -67,6 +68,23 @@ class Shard(BaseModel):
     sha256: Sha256
 
 
+class SourceRows(BaseModel):
+    """What became of one file of a mixture. Its rows follow those of the files before it.
+
+    Attributes:
+        name: what tells it from the others, also in `rows.jsonl`, `rejected.jsonl` and `warnings.jsonl`.
+        rows, rejected: number of its rows that were kept, and that were not.
+        weight: its share of the training examples, relative to the others'; None: each row counts once.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: Annotated[int, Field(ge=0)]
+    rejected: int
+    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)] | None = None
+
+
 class Dataset(BaseModel):
     """Contents of `dataset.json`. Histograms map a number of tokens (with bos, separator, eos) to a number of rows.
 
@@ -76,6 +94,7 @@ class Dataset(BaseModel):
         frequent_suffixes: the most frequent suffixes, and the number of rows of each.
         grey_range: samples of black and white in grey pictures, `LOW,HIGH`; empty: as stated in each file.
         findings: details of oddities of the whole split, by code of `balance.FINDINGS`.
+        sources: the files of a mixture, in the order of their rows; left out if there is one file.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,6 +117,29 @@ class Dataset(BaseModel):
     frequent_suffixes: dict[str, int] = {}
     findings: dict[str, str] = {}
     grey_range: str = ""
+    sources: list[SourceRows] = Field(default=[], exclude_if=lambda sources: not sources)
+
+    @model_validator(mode="after")
+    def _sources_have_all_rows(self) -> Dataset:
+        weighted = {source.weight is not None for source in self.sources}
+        if self.sources and (sum(source.rows for source in self.sources) != self.rows or len(weighted) > 1):
+            raise ValueError("the sources do not have all rows, or some have no weight")
+        if weighted == {True} and not all(source.rows for source in self.sources):
+            raise ValueError("a source with a weight has no rows")
+        return self
+
+    @property
+    def shares(self) -> list[tuple[int, float]]:
+        """Number of rows and weight of each source, for `batch_order.Plan`; none if each row counts once."""
+        return [(source.rows, source.weight) for source in self.sources if source.weight is not None]
+
+    def source_of(self, row: int) -> str:
+        """The name of a row's source, by the row's number; empty if there is one file."""
+        for source in self.sources:
+            if row < source.rows:
+                return source.name
+            row -= source.rows
+        return ""
 
 
 @dataclass(frozen=True)
