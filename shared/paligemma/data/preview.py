@@ -90,6 +90,10 @@ def make_preview(
     if len(sources) == 1 and exists(artifact_at(sources[0].data), RECORD_FILE):
         looked = _of_records(str(artifact_at(sources[0].data)), tokenizer, rows, decode)
     else:
+        for one in sources:
+            if not localize(one.data).is_file():
+                expected = "records, or a JSONL file"
+                raise InputError(f"There is no data {one.data}.", where="--data", expected=expected, fix="check the path")
         size = opened.config.img.image_size
         settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
         looked = _of_rows(open_sources(str(data), images), tokenizer, rows, decode, *settings)
