@@ -17,13 +17,14 @@ import PIL
 
 import paligemma.data
 from components.prepare_data.report import lines_shown, render_report
-from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, MadeRecord, canonical_sha256, file_sha256
+from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, MadeRecord, canonical_sha256, file_sha256, list_files
 from paligemma.artifacts.recording import in_pipeline
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import Draft, artifact_at, file_of, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
+from paligemma.data.croissant import write_croissant
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.earlier_records import TakenOver, compare_rows, read_seen, take_over
 from paligemma.data.image_source import is_of_the_image, mark_of, open_images
@@ -128,8 +129,8 @@ def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_r
         for source in inputs.sources
         if source.name
     ]
-    given = {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
-    return given | ({"sources": mixture} if mixture else {})
+    also: dict[str, object] = {"sources": mixture} if mixture else {}
+    return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction, **also}
 
 
 def fetch_web_images(rows: Iterable[tuple[int, Row | RowError]]) -> dict[str, WebImage]:
@@ -341,6 +342,7 @@ def finish(
         return render_report(dataset, facts, job, inputs.model, stored)
 
     write_page(draft.folder / "report.html", page)
+    write_croissant(draft.folder, dataset, list_files(draft.folder, draft.hashes))
     return dataset
 
 

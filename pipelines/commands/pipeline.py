@@ -253,6 +253,7 @@ def run(
     from components.presets import read_recipe
     from paligemma.artifacts.run_date import today, with_date
     from paligemma.checkpoints.describe import describe_source, named
+    from paligemma.data.source_list import parse_sources
     from paligemma.decoding.settings_yaml import settings_yaml
     from paligemma.runtime.accelerator import idle_gpu
     from pipelines.check_run import check_run, split_data
@@ -295,7 +296,8 @@ def run(
     if not validation:
         split = split_data(parameters, root, validation_fraction)
         parameters |= split
-        say(f"split by image: {split['train_data']}, {split['validation_data']}")
+        both = [*parse_sources(split["train_data"], "--train-data"), *parse_sources(split["validation_data"], "--train-data")]
+        say(f"split by image: {', '.join(source.data for source in both)}")
         oddities = check_run(parameters)
     for oddity in [*oddities, *filter(None, [idle_gpu()])]:
         say(f"warning: {oddity}", error=True)

@@ -243,7 +243,7 @@ def test_other_weights_are_other_records_of_the_same_shards(two: tuple[SmallData
     second = weeks.check()
     assert open_records(second).dataset.shares == [(9, 1.0), (5, 2.0)]
     of_both = [{name: sha256 for name, sha256 in files_of(made).items() if name != "dataset.json"} for made in (first, second)]
-    assert {name for name in of_both[0] if of_both[0][name] != of_both[1].get(name)} == {"report.html"}
+    assert {name for name in of_both[0] if of_both[0][name] != of_both[1].get(name)} == {"report.html", "croissant.json"}
     swapped = yaml.safe_dump(list(reversed(yaml.safe_load(weeks.data))))
     weeks.data = swapped
     assert [source.rows for source in open_records(weeks.check()).dataset.sources] == [5, 9]
