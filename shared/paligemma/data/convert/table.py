@@ -6,14 +6,14 @@ import ast
 import hashlib
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import Converted, EntryError, Outcome, Tally, shown
-from paligemma.data.convert.table_files import read_table
+from paligemma.data.convert.table_files import TableRow, read_table
 from paligemma.data.convert.table_folders import read_folder
 from paligemma.data.images import MAX_BYTES
 from paligemma.data.rows import Repeated
@@ -51,12 +51,36 @@ def table_rows(
     Raises:
         InputError: the table cannot be read, lacks a column, or a text without `{name}` equals a column's name.
     """
+    columns = named_columns(table, image, prefix, suffix, answers)
+    rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
+    return filled_rows(rows, table, folder, image, prefix, suffix, tally, answers)
+
+
+def named_columns(where: Path, image: str, prefix: str, suffix: str, answers: Sequence[str]) -> list[str]:
+    """The columns that a conversion needs; see `table_rows`.
+
+    Raises:
+        InputError: a text is not a valid template.
+    """
+    texts = [*([Template(image, where)] if "{" in image else []), Template(prefix, where), Template(suffix, where)]
+    columns = [*([] if "{" in image else [image]), *(column for text in texts for column in text.columns), *answers]
+    return list(dict.fromkeys(columns))
+
+
+def filled_rows(
+    rows: Iterable[TableRow],
+    table: Path,
+    folder: Path,
+    image: str,
+    prefix: str,
+    suffix: str,
+    tally: Tally,
+    answers: Sequence[str] = (),
+) -> Iterator[Outcome]:
+    """A row for every row of a table that is read already; see `table_rows`."""
     texts = [Template(prefix, table), Template(suffix, table)]
     named = Template(image, table) if "{" in image else None
-    columns = [*(named.columns if named else [image]), *(column for text in texts for column in text.columns), *answers]
-    columns = list(dict.fromkeys(columns))
     constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
-    rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
     for entry, values in rows:
         try:
             if isinstance(values, EntryError):
