@@ -342,7 +342,9 @@ def finish(
         return render_report(dataset, facts, job, inputs.model, stored)
 
     write_page(draft.folder / "report.html", page)
-    write_croissant(draft.folder, dataset, list_files(draft.folder, draft.hashes))
+    files = list_files(draft.folder, draft.hashes)
+    draft.hashes |= {file.path: file.sha256 for file in files}
+    write_croissant(draft.folder, dataset, files)
     return dataset
 
 

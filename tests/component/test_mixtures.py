@@ -19,6 +19,9 @@ from components.prepare_data.distributed import join_groups, list_groups, prepar
 from conftest import SmallData
 from paligemma.artifacts.record import read_record
 from paligemma.data.batch_order import Plan
+from paligemma.data.convert.croissant_files import Distribution
+from paligemma.data.convert.croissant_records import Description, read_records
+from paligemma.data.convert.outcomes import Tally
 from paligemma.data.loader import training_batches
 from paligemma.data.preview import make_preview
 from paligemma.data.records import open_records, read_lengths
@@ -87,6 +90,25 @@ def test_records_know_the_source_of_each_row(prepare: Callable[..., Path], two: 
     page = (made / "report.html").read_text()
     assert '<td dir="auto">captions/rows.jsonl</td><td class="number">5</td><td class="number">0</td>' in page
     assert '<td class="number">75.0 %</td><td class="number">2.1</td>' in page  # 0.75 x 14 / 5
+
+
+def test_croissant_lists_the_files_and_the_rows(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    made = prepare()
+    described = json.loads((made / "croissant.json").read_text())
+    files = {one["contentUrl"]: (one["contentSize"], one["sha256"]) for one in described["distribution"]}
+    recorded = {file.path: (f"{file.bytes} B", file.sha256) for file in read_record(made).artifact.files}
+    assert files == {path: facts for path, facts in recorded.items() if path != "croissant.json"}
+    assert "croissant.json" in recorded
+    names = [field["name"] for field in described["recordSet"][0]["field"]]
+    rows = [values for _, values in read_records(*of_description(made / "croissant.json", names, tmp_path))]
+    assert rows == json_lines(made / "rows.jsonl")
+    assert [list(row) for row in rows] == [names] * 14
+
+
+def of_description(path: Path, fields: list[str], scratch: Path) -> tuple:
+    described = Description(path)
+    files = Distribution(described.nodes, path.parent, {}, scratch)
+    return described.sets["rows"], fields, files, scratch, path, Tally("rows")
 
 
 def test_one_file_gives_what_it_always_gave(two: tuple[SmallData, SmallData], tmp_path: Path) -> None:
