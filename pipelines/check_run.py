@@ -24,11 +24,12 @@ from paligemma.evaluation.tasks import TASKS
 from paligemma.preflight.targets import find_target
 from paligemma.registry.releases import read_champion
 from paligemma.safe_names import parse_sha256
+from paligemma.storage.disk_space import parse_bytes
 from paligemma.storage.files import is_file
 from paligemma.storage.folders import is_folder, kind_of
 from paligemma.storage.location import SCHEME, Location, parse_location
 from paligemma.training.open_recipe import parse_open_recipe
-from paligemma.training.recipe import Recipe
+from paligemma.training.recipe import Recipe, check_images
 
 _LOOKED_AT = 100
 """Rows of each file whose form and image are checked; prepare_data checks all."""
@@ -49,10 +50,13 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     """
     given = {name: str(value) for name, value in parameters.items()}
     recipe = parse_open_recipe(given["recipe"]).recipe
+    check_images(recipe, int(given["images_per_example"]), "the parameter images_per_example")
     parse_settings(given["decoding"], "the parameter decoding")
     find_target(given["target"])
     parse_grey_range(given["grey_range"])
     parse_formats(given["formats"])
+    if given["disk_budget"]:
+        parse_bytes(given["disk_budget"], "--disk-budget")
     if given["sha256"]:
         parse_sha256(given["sha256"].lower(), "The expected hash", where="--sha256")
     for flag in ("train_data", "validation_data"):
@@ -99,7 +103,7 @@ def split_data(parameters: Mapping[str, object], root: Path, fraction: float) ->
         SplitFile(file, place if isinstance(place := parse_location(images), Path) else None, *_split_into(folder, name))
         for file, images, name in zip(files, folders, short_names([source.data for source in sources]), strict=True)
     ]
-    counts = split_files(split, fraction)
+    counts = split_files(split, fraction, int(str(parameters["images_per_example"])))
     if len(sources) == 1:
         return {"train_data": str(split[0].train), "validation_data": str(split[0].validation), "images": folders[0]}
     train, validation = [], []
@@ -153,7 +157,7 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
         else:
             _expect(images, "--images", "a prefix with images")
         seen, faults = 0, []
-        for number, row in read_all_rows(localize(data)):
+        for number, row in read_all_rows(localize(data), int(given["images_per_example"])):
             seen += 1
             if (fault := _fault(row, folder)) is not None:
                 faults.append(f"line {number}: {fault}")
@@ -178,11 +182,12 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
 def _fault(row: Row | RowError, folder: Location) -> str | None:
     if isinstance(row, RowError):
         return f"{row.code}, {row.message}"
-    # prepare_data looks into archives. On gs:// and the web, a request per image would take longer than the whole step.
-    if row.address or row.inline is not None or row.image.startswith(SCHEME):
-        return None
-    if isinstance(folder, Path) and not (folder / (split_archive(row.image)[0] or row.image)).is_file():
-        return f"image_missing, there is no {row.image!r}"
+    for image in row.images:
+        # prepare_data looks into archives. On gs:// and the web, a request per image would take longer than the whole step.
+        if image.address or image.inline is not None or image.name.startswith(SCHEME):
+            continue
+        if isinstance(folder, Path) and not (folder / (split_archive(image.name)[0] or image.name)).is_file():
+            return f"image_missing, there is no {image.name!r}"
     return None
 
 

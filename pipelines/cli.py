@@ -63,12 +63,13 @@ def demo(
 @with_flag_groups
 def generate(
     image: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="Image to ask about, a file or an address (gs://, https://), or a folder of them.",
+            help="Image to ask about, a file or an address (gs://, https://), or a folder of them. Given several times, one "
+            "question is about all of them, in this order.",
             show_default="those that --data names",
         ),
-    ] = "",
+    ] = None,
     prompt: Annotated[
         str, typer.Option(help="What to ask, as in the prefix of the training data.", show_default="each row's prefix")
     ] = "",
@@ -99,10 +100,9 @@ def generate(
         ),
     ] = "",
 ) -> None:
-    """Answer a prompt about an image; about many, as JSON lines."""
+    """Answer a prompt about an image, or about several together; many prompts as JSON lines."""
     from paligemma.checkpoints.describe import describe, named, parameter_count
     from paligemma.checkpoints.open_checkpoint import open_model
-    from paligemma.data.images import decode_image
     from paligemma.data.pictures.levels import parse_grey_range
     from paligemma.data.rows import leads_elsewhere
     from paligemma.evaluation.tasks import TASKS
@@ -114,8 +114,8 @@ def generate(
     model = named(model, "--model")
     expect_accelerator()
     settings = decoding.settings()
-    file = None if not image or leads_elsewhere(image) else Path(image)
-    questions = find_questions(file or image or None, data, prompt, TASKS[task].ask, output)
+    asked = [one if leads_elsewhere(one) else Path(one) for one in image or () if one]
+    questions = find_questions(asked, data, prompt, TASKS[task].ask, output)
     opened, tuned = open_model(model, base=base or None)
     say(f"model: {describe(model, opened)}", error=True)
     use_compile_cache()
@@ -123,9 +123,9 @@ def generate(
     with compiled_quickly(len(questions) == 1 and parameter_count(opened) < _SMALL):
         loaded = build_model(opened, tuned)
         loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
-        if data is None and output is None and (file is None or file.is_file()):
-            picture = decode_image(questions[0].read(), questions[0].name, loaded.grey_range)
-            say(loaded.answer([picture], questions[0].prompt, settings)[0].text, lines=True)
+        if data is None and output is None and not (isinstance(asked[0], Path) and asked[0].is_dir()):
+            (question,) = questions
+            say(loaded.answer([question.decoded(loaded.grey_range)], question.prompt, settings)[0].text, lines=True)
         else:
             unread = answer_all(loaded, questions, settings, batch_size, output)
     if unread:
@@ -264,14 +264,17 @@ def preview(
             show_default="none",
         ),
     ] = "",
+    images_per_example: Annotated[
+        int, typer.Option(help="Images in every row of a JSONL file; rows with another number are rejected.", min=1)
+    ] = 1,
 ) -> None:
     """Show what the model is fed for each row (image, boxes, tokens, masks), and which rows would be rejected, on one page."""
     from paligemma.checkpoints.describe import named
     from paligemma.data.preview import make_preview
     from paligemma.data.source_list import parse_flags, sources_text
 
-    sources = sources_text(parse_flags(data, "--data"))
-    made = make_preview(sources, named(model, "--model"), images, rows, grey_range, max_text_tokens, mask_decoder)
+    settings = (images, rows, grey_range, max_text_tokens, mask_decoder, images_per_example)
+    made = make_preview(sources_text(parse_flags(data, "--data")), named(model, "--model"), *settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(made.page, encoding="utf-8")
     say(f"model: {made.model}")

@@ -38,9 +38,11 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
         images: str = "",
         recipe: str = "",
         target: str = "cpu",
+        disk_budget: str = "",
         max_text_tokens: int = 128,
         max_reject_fraction: float = 0.1,
         grey_range: str = "",
+        images_per_example: int = 1,
         task: str = "",
         metrics: str = "",
         margin: float = 0.0,
@@ -68,9 +70,11 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             images: Folder that image paths are relative to; empty: each JSONL file's folder; {date} as in train_data.
             recipe: Training recipe, as YAML text; empty: the reference recipe.
             target: Hardware that fine-tuning must fit, e.g. l4 or v5e-4; preflight compiles the training step for it.
+            disk_budget: Most bytes that fine-tuning's records on gs:// may take of its disk, e.g. 1GB; empty: all are fetched.
             max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
             max_reject_fraction: Fail when a larger share of a split's rows is rejected.
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
+            images_per_example: Images in every row; rows with another number are rejected. The recipe has the same number.
             task: What the rows ask, which selects the metrics: vqa, caption, docvqa, chartqa, detect, segment, classify, ocr.
             metrics: Metrics in place of the task's, with commas, the deciding one first.
             margin: By how much the first metric must surely be better than the base's and the champion's to be published.
@@ -97,7 +101,14 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                 source=source, sha256=sha256, tokenizer=tokenizer, precision=precision, image_size=image_size, **made_at
             )
             checkpoint = _made("checkpoint", fetched, "checkpoint")
-            fits = preflight(**checkpoint, recipe=recipe, target=target, max_text_tokens=max_text_tokens, **made_at)
+            fits = preflight(
+                **checkpoint,
+                recipe=recipe,
+                target=target,
+                max_text_tokens=max_text_tokens,
+                images_per_example=images_per_example,
+                **made_at,
+            )
             splits = {}
             for split, data in (("train", train_data), ("validation", validation_data)):
                 splits[split] = prepare_data(
@@ -108,6 +119,7 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
                     max_text_tokens=max_text_tokens,
                     max_reject_fraction=max_reject_fraction,
                     grey_range=grey_range,
+                    images_per_example=images_per_example,
                     **made_at,
                 )
                 splits[split].set_display_name(f"prepare {split} data")
@@ -115,7 +127,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
             # The verdict of preflight holds fine-tuning back, and settings that are auto come from it.
             judged_fit = _made("preflight", fits, "preflight")
             validated = _made("validation", validation, "records")
-            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, recipe=recipe, **made_at)
+            trained = {"recipe": recipe, "disk_budget": disk_budget}
+            tuned = finetune(**checkpoint, **train, **validated, **judged_fit, **trained, **made_at)
             judged = {**checkpoint, **_made("records", validation, "records"), "task": task, "metrics": metrics}
             judged |= {"mask_decoder": mask_decoder, "batch_size": batch_size, "decoding": decoding, **made_at}
             # The base is evaluated while fine-tuning runs, so waiting for it costs nothing.

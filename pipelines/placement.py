@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +15,8 @@ from paligemma.foreign_json import SMALL_BYTES, read_json
 from paligemma.launch.watch import LAUNCH_VARIABLE
 from paligemma.runtime.accelerator import ACCELERATOR_VARIABLE
 from paligemma.storage.disk_space import DISK_VARIABLE
+from paligemma.web_address import RefusedError, is_nobodys, parse_web_address
+from paligemma.web_client import HOSTS_VARIABLE
 from pipelines.job_specs import custom_job, train_job
 from pipelines.profiles import ACCELERATED, ROBUSTNESS, SMALL, Machine, find_profile
 
@@ -24,6 +28,8 @@ PlaceTask = Callable[[str, "dsl.PipelineTask"], None]
 _SCRATCH_FOLDER = "/tmp"
 """Folder for everything that a step writes to a disk, including caches."""
 _SIGNING_FOLDER = "/etc/paligemma/signing"
+_FETCHING = ("fetch_checkpoint", "prepare_data")
+"""Steps that read addresses which a checkpoint's source or a row names."""
 
 _PAUSES: dict[str, dict] = {
     # Argo's maxDuration limits the time from the first attempt's start to the end of the last; here it is too long to matter.
@@ -60,6 +66,7 @@ def placer(
     kaggle_secret: str = "",
     webhook_secret: str = "",
     signing_secret: str = "",
+    private_hosts: str = "",
     project: str = "",
     location: str = "",
     service_account: str = "",
@@ -73,14 +80,16 @@ def placer(
         kaggle_secret: name of the Secret Manager secret with `kaggle.json`, which `fetch_checkpoint` reads itself.
         webhook_secret: name of the Secret Manager secret with the address to which `summarize` posts a run's result.
         signing_secret: name of the Kubernetes secret with `key.pem`, mounted in `publish` to sign releases.
+        private_hosts: names of hosts, separated by commas, that steps which fetch from the web may reach although they are
+            private; empty: none.
         project: project of custom jobs on Vertex AI; empty: the project of the step that creates them.
         location: region of custom jobs; empty: the region of the step that creates them.
         service_account: service account of custom jobs; empty: Vertex AI's default.
 
     Raises:
-        InputError: the profile is unknown, or has no image.
+        InputError: the profile is unknown, or has no image; or a name is that of no host that may be reached.
     """
-    profile = find_profile(name)
+    profile, hosts = find_profile(name), _hosts(private_hosts)
     if profile.backend == "local":
         return lambda step, task: None
     if spot and profile.backend == "vertex" and not profile.accelerated.is_launched:
@@ -128,6 +137,8 @@ def placer(
         task.set_env_variable("PALIGEMMA_IMAGE", pinned[machine.image])  # for the lineage record
         if step == "fetch_checkpoint" and kaggle_secret:
             task.set_env_variable("PALIGEMMA_KAGGLE_SECRET", kaggle_secret)
+        if step in _FETCHING and hosts:
+            task.set_env_variable(HOSTS_VARIABLE, hosts)
         if step == "summarize" and webhook_secret:
             task.set_env_variable("PALIGEMMA_WEBHOOK_SECRET", webhook_secret)
         if step == "publish" and signing_secret:
@@ -139,6 +150,29 @@ def placer(
             _place_on_kubernetes(task, machine, robustness.timeout, tolerations, selectors)
 
     return place_task
+
+
+def _hosts(names: str) -> str:
+    """Names of hosts in the form in which steps compare them.
+
+    Raises:
+        InputError: one is none, or is never reached.
+    """
+    hosts = []
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        try:
+            host = parse_web_address(f"https://{f'[{name}]' if ':' in name else name}/").host
+        except RefusedError:
+            host = ""
+        if not host or "/" in name or "*" in name:
+            what = f"{name!r} is not the name of a host."
+            raise InputError(what, where="--private-hosts", expected="names or addresses without port: images.corp,10.1.2.3")
+        with contextlib.suppress(ValueError):
+            if is_nobodys(ipaddress.ip_address(host)):
+                what = f"{name} is link-local, or nobody's address, which is refused always."
+                raise InputError(what, where="--private-hosts", expected="a host of your own network")
+        hosts.append(host)
+    return ",".join(hosts)
 
 
 def _nodes(machine: Machine, spot: bool) -> tuple[list[dict[str, str]], dict[str, str]]:

@@ -31,8 +31,9 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
         over_long: str = "reject",
         max_reject_fraction: float = 0.1,
         rows_per_shard: int = 2000,
-        compression: str = "none",
+        compression: str = "webp",
         grey_range: str = "",
+        images_per_example: int = 1,
         against: str = "",
         artifact_root: str = "",
     ) -> dsl.Dataset:
@@ -48,8 +49,9 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
             over_long: Over-long rows: reject, or truncate the suffix before its eos.
             max_reject_fraction: Fail when a larger share of the rows is rejected.
             rows_per_shard: Lines of the JSONL file that make up a shard.
-            compression: Compression of the shards: none or gzip.
+            compression: How records store pictures: webp (losslessly packed), none (raw), or gzip (raw, in packed shards).
             grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
+            images_per_example: Images in every row; rows with another number are rejected.
             against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
             artifact_root: Folder or gs:// prefix for artifacts; empty: the runner's own location.
         """
@@ -67,6 +69,7 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
             "rows_per_shard": rows_per_shard,
             "compression": compression,
             "grey_range": grey_range,
+            "images_per_example": images_per_example,
         }
         fetched = fetch_checkpoint(source=source, **place)
         checkpoint = fetched.outputs["checkpoint"]

@@ -11,7 +11,7 @@ from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.image_source import split_archive
-from paligemma.data.rows import Row, read_all_rows
+from paligemma.data.rows import Row, RowImage, read_all_rows
 from paligemma.data.source_list import parse_sources
 from paligemma.foreign_json import read_json
 from paligemma.storage.location import SCHEME, parse_location
@@ -44,17 +44,24 @@ def end_of_run(outputs: RunOutputs, parameters: Mapping[str, object]) -> Iterato
 
 def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
     """The command that asks a tuned model the first question of the validation data."""
-    image, prompt = "IMAGE", "PROMPT"
+    images_asked, prompt = ["IMAGE"], "PROMPT"
     first = parse_sources(str(parameters["validation_data"]), "validation_data")[0]
     images = first.images or str(parameters.get("images") or parse_location(first.data).parent)
-    for _, row in read_all_rows(localize(first.data)):
+    for _, row in read_all_rows(localize(first.data), int(str(parameters.get("images_per_example", 1)))):
         if isinstance(row, Row):
             prompt = row.prefix
-            elsewhere = row.address or row.inline is not None or row.image.startswith(SCHEME)
-            if not elsewhere and not images.startswith(SCHEME) and not split_archive(row.image)[0]:
-                image = str(Path(images) / row.image)
+            images_asked = [_file_of(image, images) or "IMAGE" for image in row.images]
             break
-    return f"{COMMAND} generate --model {_word(tuned)} --image {_word(image)} --prompt {shlex.quote(prompt)}"
+    asked = " ".join(f"--image {_word(image)}" for image in images_asked)
+    return f"{COMMAND} generate --model {_word(tuned)} {asked} --prompt {shlex.quote(prompt)}"
+
+
+def _file_of(image: RowImage, folder: str) -> str:
+    """The file of a row's image; empty if it is not a file on this machine."""
+    elsewhere = image.address or image.inline is not None or image.name.startswith(SCHEME)
+    if elsewhere or folder.startswith(SCHEME) or split_archive(image.name)[0]:
+        return ""
+    return str(Path(folder) / image.name)
 
 
 def short(location: str) -> str:

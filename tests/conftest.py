@@ -14,6 +14,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from mask_weights import square_weights, write_weights
 from PIL import Image
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -157,6 +158,12 @@ def small_data(tmp_path: Path) -> SmallData:
     folder = tmp_path / "data"
     folder.mkdir()
     return SmallData(folder)
+
+
+@pytest.fixture(scope="session")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the VQ-VAE behind `<seg>`, with which a mask comes back as the coverage of 8 x 8 squares."""
+    return write_weights(tmp_path_factory.mktemp("codes") / "vae-oid.npz", square_weights())
 
 
 @pytest.fixture(scope="session")

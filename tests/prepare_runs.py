@@ -17,7 +17,7 @@ SETTINGS = {
     "over_long": "reject",
     "max_reject_fraction": 0.9,
     "rows_per_shard": 4,
-    "compression": "none",
+    "compression": "webp",
     "against": "",
     "workers": 1,
     "grey_range": "",

@@ -37,7 +37,7 @@ class Published:
     form: str
     command: tuple[str, ...]
     files: Mapping[str, object]
-    rows: tuple[tuple[str, str, str], ...]
+    rows: tuple[tuple[str | list[str], str, str], ...]
     answers: tuple[tuple[str, ...], ...] = ()
     skips: tuple[str, ...] = ()
     words: str = ""
@@ -81,7 +81,7 @@ def _vqa(form: str, annotations: object, *more: str, preset: str = "", name: str
     return Published(preset or f"vqa-{form}", form, command, files, document=others.pop("document", name), **others)
 
 
-def _lines(*values: object) -> str:
+def lines_of(*values: object) -> str:
     return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
@@ -204,6 +204,32 @@ QUESTIONS = [
         },
         files={"images/2354786.jpg": PICTURE},
         rows=(("images/2354786.jpg", "answer en Is the sky dark?", "yes"),), answers=(("yes",),),
+    ),
+    # lil-lab/nlvr at commit 1892484, nlvr2/README.md:13-31: lines; photos for training are in one of 100 folders
+    _vqa(
+        "nlvr2",
+        lines_of(
+            {"validation": {"61": "True"}, "sentence": "There are exactly six bottles in the right image.", "label": "True",
+             "left_url": "https://example.org/a.jpg", "right_url": "https://example.org/b.jpg", "writer": "103",
+             "synset": "beer bottle", "query": "row of beer bottle0", "identifier": "train-896-0-1", "directory": 47},
+            {"validation": {"28": "False"}, "sentence": "There is an empty glass.", "label": "False",
+             "left_url": "https://example.org/c.jpg", "right_url": "https://example.org/d.jpg", "writer": "103",
+             "synset": "beer bottle", "query": "group of beer bottles41", "identifier": "test1-0-1-0",
+             "extra_validations": {"56": "False"}},
+            {"sentence": "There is an empty glass.", "label": "False", "identifier": "../../etc-0-1-0"},
+        ),
+        preset="nlvr2",
+        files={
+            f"images/{name}-img{number}.png": PICTURE
+            for name in ("train/47/train-896-0", "test1/test1-0-1") for number in range(2)
+        },
+        rows=(
+            (["images/train/47/train-896-0-img0.png", "images/train/47/train-896-0-img1.png"],
+             "answer en There are exactly six bottles in the right image.", "True"),
+            (["images/test1/test1-0-1-img0.png", "images/test1/test1-0-1-img1.png"],
+             "answer en There is an empty glass.", "False"),
+        ),
+        answers=(("True",), ("False",)), skips=("image_id_missing",),
     ),
     # textvqa/textvqa.py:117-142: ids of images are hexadecimal, some only digits
     _vqa(
@@ -388,307 +414,3 @@ QUESTIONS = [
     _rsvqa("rsvqa-hr", "Data/7.png", 4),
 ]  # fmt: skip
 """A data set for each form of questions."""
-
-
-def _captions(
-    form: str, annotations: object, *more: str, name: str = "annotations.json", preset: str = "", **others
-) -> Published:
-    annotated = name.rpartition("/")[0] or name  # a file, or the folder of such files
-    command = ("captions", "--form", form, "--annotations", f"{{}}/{annotated}", "--images", "{}", *more)
-    files = {name: annotations, **others.pop("files")}
-    return Published(preset, form, command, files, document=others.pop("document", name), **others)
-
-
-_CAPTIONS = {
-    "info": {"description": "COCO 2014 Dataset"},
-    "images": [{"license": 5, "file_name": "COCO_train2014_000000057870.jpg", "height": 480, "width": 640, "id": 57870}],
-    "annotations": [
-        {"image_id": 57870, "id": 787980, "caption": "A restaurant has modern wooden tables and chairs."},
-        {"image_id": 57870, "id": 789366, "caption": "A long restaurant table with rattan rounded back chairs."},
-    ],
-}
-_SCREENS = {"37.jpg": PICTURE, "24.jpg": PICTURE, "train.txt": "37\n"}
-_WIDGET = {"bounds": [0, 0, 1440, 2560], "children": [{"bounds": [144, 256, 720, 1280], "class": "android.widget.Button"}]}
-
-CAPTIONS = [
-    # coco35l/coco35l.py:118-154: English was what the German was made from
-    _captions(
-        "coco35l",
-        _lines(
-            {"image_id": "57870_0", "caption_tokenized": "A restaurant .", "trg_lang": "de",
-             "translation_tokenized": "Ein Restaurant ."},
-            {"image_id": "57870_0", "caption_tokenized": "A restaurant .", "trg_lang": "zh",
-             "translation_tokenized": "餐厅 。"},
-        ),
-        name="coco_mt_train.jsonl", preset="caption-coco35l", files={"train2014/COCO_train2014_000000057870.jpg": PICTURE},
-        rows=(
-            ("train2014/COCO_train2014_000000057870.jpg", "caption de", "Ein Restaurant ."),
-            ("train2014/COCO_train2014_000000057870.jpg", "caption en", "A restaurant ."),
-            ("train2014/COCO_train2014_000000057870.jpg", "caption zh", "餐厅 。"),
-        ),
-    ),
-    # xm3600/xm3600.py:114-136: what the same preset is judged by
-    _captions(
-        "xm3600",
-        _lines({"image/key": "000411001ff7dd4f", "image/locale": "ar",
-                "fi": {"caption": ["Kivi", "Iso kivi"], "caption/tokenized": ["Kivi", "Iso kivi"]}}),
-        "--language", "fi", "--rows-for", "image",
-        name="captions.jsonl", files={"images/000411001ff7dd4f.jpg": PICTURE},
-        rows=(("images/000411001ff7dd4f.jpg", "caption fi", "Kivi"),), answers=(("Kivi", "Iso kivi"),),
-    ),
-    # textcaps/textcaps.py:102-124, transfers/textcaps.py:58: lower case
-    _captions(
-        "textcaps",
-        {
-            "dataset_type": "train", "dataset_name": "textcaps", "dataset_version": "0.1",
-            "data": [
-                {"caption_str": "A sign that says STOP", "caption_id": 1, "image_id": "0054c91397f2fe05", "image_classes": [],
-                 "flickr_original_url": "https://x/y.jpg", "image_width": 1024, "image_height": 768, "set_name": "train",
-                 "image_name": "0054c91397f2fe05", "image_path": "train/0054c91397f2fe05.jpg", "caption_tokens": [],
-                 "reference_strs": ["A sign that says STOP"], "reference_tokens": []}
-            ],
-        },
-        preset="caption-textcaps", files={"train_images/0054c91397f2fe05.jpg": PICTURE},
-        rows=(("train_images/0054c91397f2fe05.jpg", "caption en", "a sign that says stop"),),
-    ),
-    # scicap/scicap.py:94-205, transfers/scicap.py:23: a file for each figure, and a list of those without subfigures
-    _captions(
-        "scicap",
-        {
-            "contains-subfigure": False, "paper-ID": "1001.0025v1", "figure-ID": "1001.0025v1-Figure2-1.png",
-            "figure-type": "Graph Plot",
-            "0-originally-extracted": "Figure 2: Energy over TIME.",
-            "1-lowercase-and-token-and-remove-figure-index": {"caption": "energy over time .",
-            "sentence": ["energy over time ."]},
-            "2-normalized": {"2-1-basic-num": {"caption": "energy over time ."}},
-        },
-        "--ids", "{}/file_idx.json",
-        name="captions/1001.0025v1-Figure2-1.json", preset="caption-scicap",
-        files={"file_idx.json": ["1001.0025v1-Figure2-1.png"], "1001.0025v1-Figure2-1.png": PICTURE},
-        rows=(("1001.0025v1-Figure2-1.png", "caption en", "energy over time ."),),
-    ),
-    # screen2words/screen2words.py:99-120: a table, and a list of a split's screens
-    _captions(
-        "screen2words", "screenId,summary\n37,page of the news app\n37,display of news\n24,another\n",
-        "--ids", "{}/train.txt",
-        name="screen_summaries.csv", preset="caption-screen2words", files=_SCREENS,
-        rows=(("37.jpg", "caption en", "page of the news app"), ("37.jpg", "caption en", "display of news")),
-    ),
-    # widgetcap/widgetcap.py:101-151: the box is at the node's place in the screen's view, in units of a canvas 2560 high
-    _captions(
-        "widgetcap", "screenId,nodeId,captions\n37,0.0,go back|back to the list\n24,0.0,another\n",
-        "--ids", "{}/train.txt", "--size", "32",
-        name="widget_captions.csv", preset="caption-widgetcap", files={**_SCREENS,
-         "37.json": {"activity": {"root": _WIDGET}}},
-        rows=(
-            ("images/box-37_0.0-32.png", "caption en", "go back"),
-            ("images/box-37_0.0-32.png", "caption en", "back to the list"),
-        ),
-    ),
-    # cocodataset.org/#format-data
-    Published(
-        "caption-cococap", "coco", ("coco-captions", "--annotations", "{}/annotations.json", "--images", "{}"),
-        {"annotations.json": _CAPTIONS, "COCO_train2014_000000057870.jpg": PICTURE},
-        tuple(("COCO_train2014_000000057870.jpg", "caption en", one["caption"]) for one in _CAPTIONS["annotations"]),
-    ),
-    # nocaps/nocaps.py:104-131: the same form; what the same preset is judged by too
-    Published(
-        "", "nocaps", ("coco-captions", "--annotations", "{}/annotations.json", "--images", "{}", "--rows-for", "image"),
-        {
-            "annotations.json": {
-                **_CAPTIONS,
-                "images": [
-                    {"license": 0, "file_name": "0013ea2087020901.jpg", "width": 1024,
-                     "coco_url": "https://x/0013ea2087020901.jpg",
-                     "height": 732, "id": 57870, "open_images_id": "0013ea2087020901", "domain": "in-domain"}
-                ],
-            },
-            "0013ea2087020901.jpg": PICTURE,
-        },
-        (("0013ea2087020901.jpg", "caption en", "A restaurant has modern wooden tables and chairs."),),
-        (tuple(one["caption"] for one in _CAPTIONS["annotations"]),),
-    ),
-]  # fmt: skip
-"""A data set for each form of captions."""
-
-_CAT_AND_DOG = (
-    "detect cat ; dog",
-    "<loc0000><loc0512><loc1023><loc1023> dog ; <loc0205><loc0256><loc0818><loc0767> cat",
-)
-_BOXED = {"images/train/1.jpg": PICTURE}
-
-
-def _boxes(form: str, files: Mapping[str, object], *more: str, **others) -> Published:
-    name = next(iter(files))
-    command = ("boxes", "--form", form, "--annotations", f"{{}}/{others.pop('annotations', name)}", "--images", "{}", *more)
-    return Published("", form, command, files, document=name, **others)
-
-
-def _studio(kind: str, value: dict, **more: object) -> dict:
-    size = {"original_width": 40, "original_height": 30, "image_rotation": 0}
-    return {"id": "X_12fGk", "from_name": "label", "to_name": "image", "type": kind, "value": value, **size, **more}
-
-
-BOXES = [
-    # ultralytics/ultralytics at commit 02121a5, docs/en/datasets/detect/index.md:17-37: a box, a polygon; an image without
-    # labels
-    _boxes(
-        "yolo",
-        {
-            "data.yaml": "path: ../datasets/pets\ntrain: images/train\nval: images/val\ntest:\nnames:\n  0: cat\n  1: dog\n",
-            "labels/train/1.txt": "0 0.5 0.5 0.5 0.6\n1 0.5 0 1 0 1 1 0.5 1\n7 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5 0.9\n",
-            "images/train/2.jpg": PICTURE, **_BOXED,
-        },
-        rows=(("images/train/1.jpg", *_CAT_AND_DOG),), skips=("category_unlisted", "box_malformed"),
-         words="1 images without boxes",
-    ),
-    # facebookresearch/detectron2 at commit 0a07b6b, detectron2/data/datasets/pascal_voc.py:27-71: pixels are counted from 1
-    _boxes(
-        "voc",
-        {
-            "Annotations/1.xml": "<annotation><folder>VOC2007</folder><filename>1.jpg</filename>"
-            "<size><width>40</width><height>30</height><depth>3</depth></size><segmented>0</segmented>"
-            "<object><name>cat</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>"
-            "<bndbox><xmin>11</xmin><ymin>7</ymin><xmax>30</xmax><ymax>24</ymax></bndbox></object>"
-            "<object><name>dog</name><bndbox><xmin>21</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>"
-            "</annotation>",
-            "Annotations/2.xml": "<annotation><filename>2.jpg</filename></annotation>",
-            "ImageSets/Main/train.txt": "1\n", "JPEGImages/1.jpg": PICTURE,
-        },
-        "--split", "train", annotations="Annotations", rows=(("JPEGImages/1.jpg", *_CAT_AND_DOG),),
-        words="2 boxes in pixels that are counted from 1",
-    ),
-    # cvat-ai/cvat at commit 2eaa89c, site/content/en/docs/dataset_management/formats/format-xml.md:82-149
-    _boxes(
-        "cvat",
-        {
-            "annotations.xml": '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>'
-            "<meta><task><id>4</id><labels><label><name>cat</name></label></labels></task></meta>"
-            '<image id="0" name="train/1.jpg" width="40" height="30">'
-            '<box label="cat" occluded="0" source="manual" xtl="10.00" ytl="6.00" xbr="30.00" ybr="24.00" z_order="0">'
-            '<attribute name="a">b</attribute></box>'
-            '<polygon label="dog" points="20.00,0.00;40.00,0.00;40.00,30.00;20.00,30.00" z_order="1"></polygon>'
-            '<tag label="good_frame" source="manual"></tag></image>'
-            '<image id="1" name="train/2.jpg" width="40" height="30"></image></annotations>',
-            **_BOXED,
-        },
-        rows=(("images/train/1.jpg", *_CAT_AND_DOG),), skips=("shape_other",), words="1 image_without_box",
-    ),
-    # wkentaro/labelme at commit 00385ce, labelme/_label_file.py:41-77 and 145-160: names are relative to the file
-    _boxes(
-        "labelme",
-        {
-            "labels/1.json": {
-                "version": "5.5.0", "flags": {}, "imagePath": "..\\images\\train\\1.jpg", "imageData": None,
-                "imageHeight": 30, "imageWidth": 40,
-                "shapes": [
-                    {"label": "cat", "points": [[30.0, 24.0], [10.0, 6.0]], "group_id": None, "shape_type": "rectangle",
-                     "flags": {}},
-                    {"label": "dog", "points": [[20, 0], [40, 0], [40, 30], [20, 30]], "shape_type": "polygon", "flags": {}},
-                    {"label": "nose", "points": [[3, 4]], "shape_type": "point", "flags": {}},
-                ],
-            },
-            **_BOXED,
-        },
-        annotations="labels", rows=(("images/train/1.jpg", *_CAT_AND_DOG),), skips=("shape_other",),
-    ),
-    # HumanSignal/label-studio at commit 0f38ca1, docs/source/includes/result_format.md:1-133: percent, and names of uploads
-    _boxes(
-        "label-studio",
-        {
-            "annotations.json": [
-                {
-                    "id": 12, "data": {"image": "/data/upload/1/0a1b2c3d-1.jpg"}, "predictions": [], "project": 1,
-                    "annotations": [
-                        {"id": 3, "completed_by": 1, "was_cancelled": True, "result": []},
-                        {
-                            "id": 4, "completed_by": 2, "was_cancelled": False, "ground_truth": False,
-                            "result": [
-                                _studio("rectanglelabels", {"x": 25, "y": 20, "width": 50, "height": 60, "rotation": 0,
-                                                            "rectanglelabels": ["cat"]}),
-                                _studio("polygonlabels", {"points": [[50, 0], [100, 0], [100, 100]],
-                                 "polygonlabels": ["dog"]}),
-                                {"id": "a", "type": "choices", "value": {"choices": ["indoor"]}},
-                            ],
-                        },
-                    ],
-                }
-            ],
-            "1.jpg": PICTURE,
-        },
-        rows=(("1.jpg", *_CAT_AND_DOG),), skips=("shape_other",), words="1 name_from_address",
-    ),
-    # roboflow's export of COCO, _annotations.coco.json beside the images: category 0 is the name of all, and has no box
-    Published(
-        "", "roboflow-coco", ("coco-detection", "--annotations", "{}/train/_annotations.coco.json", "--images", "{}/train"),
-        {
-            "train/_annotations.coco.json": {
-                "info": {"year": "2024", "version": "1", "description": "Exported from roboflow.com"},
-                "licenses": [{"id": 1, "url": "https://creativecommons.org/licenses/by/4.0/", "name": "CC BY 4.0"}],
-                "categories": [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 1, "name": "cat",
-                "supercategory": "pets"},
-                               {"id": 2, "name": "dog", "supercategory": "pets"}],
-                "images": [{"id": 0, "license": 1, "file_name": "1_jpg.rf.0a1b.jpg", "height": 30, "width": 40}],
-                "annotations": [
-                    {"id": 0, "image_id": 0, "category_id": 1, "bbox": [10, 6, 20, 18], "area": 360, "segmentation": [],
-                     "iscrowd": 0},
-                    {"id": 1, "image_id": 0, "category_id": 2, "bbox": [20, 0, 20, 30], "area": 600, "segmentation": [],
-                     "iscrowd": 0},
-                ],
-            },
-            "train/1_jpg.rf.0a1b.jpg": PICTURE,
-        },
-        (("1_jpg.rf.0a1b.jpg", *_CAT_AND_DOG),), document="train/_annotations.coco.json",
-    ),
-    # lichengunc/refer at commit 2fe1dfe, refer.py:64-75 and 100-131; refs as JSON
-    Published(
-        "refcoco-seg", "refcoco",
-        ("refcoco", "--annotations", "{}/instances.json", "--refs", "{}/refs.json", "--split", "train", "--images", "{}"),
-        {
-            "refs.json": [
-                {"sent_ids": [0, 1], "file_name": "COCO_train2014_000000581857_16.jpg", "ann_id": 1719310, "ref_id": 0,
-                 "image_id": 581857, "split": "train", "category_id": 1,
-                 "sentences": [
-                     {"tokens": ["lady"], "raw": "the lady with the blue shirt", "sent_id": 0,
-                      "sent": "the lady with the blue shirt"},
-                     {"tokens": ["lady"], "raw": "lady w back to us", "sent_id": 1, "sent": "lady w back to us"},
-                 ]},
-                {"sent_ids": [2], "ann_id": 1719310, "ref_id": 1, "image_id": 581857, "split": "testA", "category_id": 1,
-                 "sentences": [{"tokens": ["she"], "raw": "she", "sent_id": 2, "sent": "she"}]},
-            ],
-            "instances.json": {
-                "images": [{"id": 581857, "file_name": "COCO_train2014_000000581857.jpg", "height": 30, "width": 40}],
-                "annotations": [{"id": 1719310, "image_id": 581857, "category_id": 1, "bbox": [10, 6, 20, 18], "iscrowd": 0,
-                                 "segmentation": [[10, 6, 30, 6, 30, 24]], "area": 180}],
-                "categories": [{"id": 1, "name": "person", "supercategory": "person"}],
-            },
-            "COCO_train2014_000000581857.jpg": PICTURE,
-        },
-        tuple(
-            ("COCO_train2014_000000581857.jpg", f"detect {text}", f"<loc0205><loc0256><loc0818><loc0767> {text}")
-            for text in ("the lady with the blue shirt", "lady w back to us")
-        ),
-        skips=("left_out",), document="refs.json",
-    ),
-    # open-mmlab/mmdetection, tools/dataset_converters/refcoco2odvg.py:33-92: MDETR's files have an image for each expression
-    Published(
-        "", "refcoco-mdetr", ("refcoco", "--annotations", "{}/annotations.json", "--images", "{}"),
-        {
-            "annotations.json": {
-                "info": [], "licenses": [],
-                "images": [{"file_name": "COCO_train2014_000000581857.jpg", "height": 30, "width": 40, "id": 0,
-                "original_id": 581857,
-                            "caption": "the lady with the blue shirt", "dataset_name": "refcoco"}],
-                "annotations": [{"area": 180, "iscrowd": 0, "image_id": 0, "category_id": 1, "id": 0, "bbox": [10, 6, 20, 18],
-                                 "original_id": 1719310, "tokens_positive": [[0, 28]], "segmentation": []}],
-                "categories": [{"supercategory": "person", "id": 1, "name": "person"}],
-            },
-            "COCO_train2014_000000581857.jpg": PICTURE,
-        },
-        (
-            ("COCO_train2014_000000581857.jpg", "detect the lady with the blue shirt",
-             "<loc0205><loc0256><loc0818><loc0767> the lady with the blue shirt"),
-        ),
-    ),
-]  # fmt: skip
-"""A data set for each form of boxes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from components.evaluate.decoding import check_compatible
+from components.evaluate.decoding import check_compatible, check_images
 from paligemma.artifacts.record import Input
 from paligemma.artifacts.store import input_of, localize
 from paligemma.checkpoints.open_checkpoint import Checkpoint, check_base, open_checkpoint
@@ -52,7 +52,7 @@ def open_candidate(checkpoint: str, records: str, tuned: str) -> Candidate:
     """Opens a model and the rows to ask it.
 
     Raises:
-        InputError: the records are of another image size, or the tuned model is of another base.
+        InputError: the records have another image size, or number of images, or the tuned model is of another base.
     """
     base, data = open_checkpoint(checkpoint), open_records(records)
     check_compatible(base, data)
@@ -62,4 +62,5 @@ def open_candidate(checkpoint: str, records: str, tuned: str) -> Candidate:
         tuned_model = read_tuned(localize(tuned))
         inputs.append(input_of("tuned model", tuned))
         check_base(tuned_model, base)
+        check_images(tuned_model, data)
     return Candidate(base, tuned_model, data, str(records).rstrip("/").rsplit("/", 1)[-1], inputs)

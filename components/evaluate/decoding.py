@@ -52,6 +52,17 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
         )
 
 
+def check_images(tuned: TunedModel, data: Records) -> None:
+    """Confirms that the records have as many images in every row as a model was tuned for."""
+    images, wanted = data.dataset.images_per_example, tuned.description.images_per_example
+    if images != wanted:
+        raise InputError(
+            f"The model was tuned for {wanted} image{'s' if wanted > 1 else ''} in a row, the records have {images}.",
+            where=data.location,
+            fix=f"run prepare_data with --images-per-example {wanted}",
+        )
+
+
 def kept_predictions(
     place: str, state_root: str, base: Checkpoint, inputs: Sequence[Input], decoding: Decoding
 ) -> KeptPredictions:

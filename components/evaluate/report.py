@@ -19,6 +19,7 @@ from paligemma.artifacts.store import localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.mask_codes import read_decoder
+from paligemma.data.records import pictures_of
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
 from paligemma.data.tfrecord import RowReader
 from paligemma.evaluation.gate import Decision
@@ -26,7 +27,7 @@ from paligemma.evaluation.predict import Prediction
 from paligemma.reports.page import image_uri, mask_uri, render, write_page
 
 REPORT_ROWS = 5000
-"""Most rows in the report, worst first. With a picture each, a page of 5,000 rows has about 30 MB."""
+"""Most pictures in the report, of the worst rows first. With a picture each, a page of 5,000 rows has about 30 MB."""
 
 THUMBNAIL_SIZE = 192
 """Maximum side of the pictures in pixels."""
@@ -34,7 +35,7 @@ THUMBNAIL_SIZE = 192
 MASK_COLOURS = {"true": (16, 124, 16), "predicted": (196, 49, 75)}
 """Colours of masks: red, green, blue."""
 
-PictureOf = Callable[[int], UInt8[np.ndarray, "size size 3"]]
+ImageOf = Callable[[int], UInt8[np.ndarray, "*n size size 3"]]
 
 
 def write_report(
@@ -50,7 +51,9 @@ def write_report(
 
     def page() -> str:
         decode = read_decoder(localize(mask_decoder)) if mask_decoder else None
-        return render_report(judgement, baseline, decision, lambda row: reader.read(row).image, candidate.source, model, decode)
+        most = REPORT_ROWS // candidate.data.dataset.images_per_example
+        image_of = lambda row: reader.read(row).image  # noqa: E731
+        return render_report(judgement, baseline, decision, image_of, candidate.source, model, decode, most)
 
     write_page(folder / "report.html", page)
 
@@ -59,24 +62,26 @@ def render_report(
     judgement: Judgement,
     baseline: Evaluation | None,
     decision: Decision | None,
-    picture_of: PictureOf,
+    image_of: ImageOf,
     source: str,
     model: str = "",
     decode: Decode | None = None,
+    most: int = REPORT_ROWS,
 ) -> str:
     """The page as HTML.
 
     Args:
-        judgement: what the page shows, up to `REPORT_ROWS` rows.
+        judgement: what the page shows.
         baseline: the base's evaluation, shown beside; None for none.
         decision: the gate's decision; None for none.
-        picture_of: returns a row's image by number.
+        image_of: returns a row's image by number, or its images.
         source: name of the data.
         model: a line that describes the base.
         decode: maps codes of masks to masks; None: only the true masks of rows are drawn.
+        most: most rows to show.
     """
     summary = judgement.summary
-    worst = np.argsort(judgement.scores[judgement.primary].rows, kind="stable")[:REPORT_ROWS].tolist()
+    worst = np.argsort(judgement.scores[judgement.primary].rows, kind="stable")[:most].tolist()
     other = baseline.summary if baseline else None
     by_prefix = {question["prefix"]: question["exact_match"] for question in other["by_question"]} if other else {}
     return render(
@@ -91,15 +96,16 @@ def render_report(
         baseline_name=other["model"] if other else "",
         questions=[{**q, "baseline": by_prefix.get(q["prefix"])} for q in summary["by_question"]],
         decision=decision,
-        rows=[_row(judgement, number, baseline, picture_of, decode) for number in worst],
+        rows=[_row(judgement, number, baseline, image_of, decode) for number in worst],
     )
 
 
-def _row(judgement: Judgement, number: int, baseline: Evaluation | None, picture_of: PictureOf, decode: Decode | None) -> dict:
-    p = judgement.predictions[number]
+def _row(judgement: Judgement, number: int, baseline: Evaluation | None, image_of: ImageOf, decode: Decode | None) -> dict:
+    p, pictures = judgement.predictions[number], pictures_of(image_of(number))
     boxes = {key: [list(box) for box in parse_boxes(text)] for key, text in (("true", p.target), ("predicted", p.prediction))}
+    alone = len(pictures) == 1  # of several, nobody says which one a box or a mask is in
     return {
-        "image": image_uri(_thumbnail(picture_of(number))),
+        "images": [image_uri(_thumbnail(picture)) for picture in pictures],
         "id": p.row_id,
         "prompt": p.prefix,
         "target": p.target,
@@ -108,8 +114,8 @@ def _row(judgement: Judgement, number: int, baseline: Evaluation | None, picture
         "logprob": p.logprob if math.isfinite(p.logprob) else None,
         "scores": finite({metric: float(scores.rows[number]) for metric, scores in judgement.scores.items()}),
         "baseline": baseline.answers[number] if baseline else None,
-        "boxes": boxes if any(boxes.values()) else None,
-        "masks": _masks(p, decode),
+        "boxes": boxes if any(boxes.values()) and alone else None,
+        "masks": _masks(p, decode) if alone else {},
     }
 
 

@@ -47,6 +47,13 @@ def run(
             show_default="none: the default of the devices",
         ),
     ] = "",
+    disk_budget: Annotated[
+        str,
+        typer.Option(
+            help="Most bytes that records on gs:// may take of the disk, e.g. 1GB: rows are then fetched as they are needed.",
+            show_default="none: all are fetched first",
+        ),
+    ] = "",
 ) -> None:
     """Trains the recipe's parameters and writes them, with metrics.jsonl, training.html and summary.json."""
     from components.finetune.main import fine_tune
@@ -54,7 +61,8 @@ def run(
     from paligemma.launch.heartbeat import end_when_abandoned
 
     end_when_abandoned()
-    fine_tune(checkpoint, records, output, read_recipe(recipe, set_ or []), validation, state, state_root, preflight)
+    asked = read_recipe(recipe, set_ or [])
+    fine_tune(checkpoint, records, output, asked, validation, state, state_root, preflight, disk_budget)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ def finetune(
     preflight: dsl.Input[dsl.Artifact] = None,
     recipe: str = "",
     state: str = "",
+    disk_budget: str = "",
     checkpoint_sha256: str = "",
     records_sha256: str = "",
     validation_sha256: str = "",
@@ -37,6 +38,7 @@ def finetune(
         preflight: A preflight of this recipe, whose choice its auto settings take.
         state: Folder or gs:// prefix for the training state, from which an interrupted task resumes. Empty: a subfolder of
             artifact_root named by a hash of recipe, data and checkpoint; without artifact_root, beside the output.
+        disk_budget: Most bytes that records on gs:// may take of the disk, e.g. 1GB; empty: they are fetched as a whole.
     """
     import json
 
@@ -53,12 +55,13 @@ def finetune(
     if machines := launched():
         flags = dict(zip(("checkpoint", "records", "output"), trained_on, strict=True))
         flags |= {"validation": input_location(validation, validation_sha256), "state": state, "state-root": state_root}
-        flags |= {"preflight": chosen if asked.open else ""}
+        flags |= {"preflight": chosen if asked.open else "", "disk-budget": disk_budget}
         flags["set"] = [f"{key}={json.dumps(value)}" for key, value in asked.values(only_given=True).items()]
         run_elsewhere(machines, "components.finetune", flags, output)
         made = output
     else:
-        made = fine_tune(*trained_on, asked, input_location(validation, validation_sha256), state, state_root, chosen)
+        validated_on = input_location(validation, validation_sha256)
+        made = fine_tune(*trained_on, asked, validated_on, state, state_root, chosen, disk_budget)
     mirror_record(tuned, made, tree_sha256)
     copy_file(made, "training.html", report.path)
     # A Metrics artifact with only logged values has no file, and stores that expect a file report it as missing.

@@ -11,13 +11,15 @@ from paligemma.artifacts.record import Input, canonical_sha256
 from paligemma.artifacts.store import input_of
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_checkpoint
 from paligemma.data.augment import Augmentation, check_augmentation
-from paligemma.data.records import Records, open_records
+from paligemma.data.records import Records, open_records, stream
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.errors import InputError
 from paligemma.preflight.choice import Choice
 from paligemma.runtime.sharding import check_batch_size, make_mesh
+from paligemma.storage.disk_space import parse_bytes
+from paligemma.storage.location import GcsLocation
 from paligemma.training.open_recipe import OpenRecipe
-from paligemma.training.recipe import Recipe
+from paligemma.training.recipe import Recipe, check_images
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,19 @@ def open_job(
     state: str = "",
     state_root: str = "",
     preflight: str = "",
+    disk_budget: str = "",
 ) -> Job:
     """Opens everything that a run needs, and confirms that it fits together.
 
     Args:
-        checkpoint, records, output, recipe, validation, state, state_root, preflight: as the command line has them.
+        checkpoint, records, output, recipe, validation, state, state_root, preflight, disk_budget: as the command line has
+            them.
 
     Raises:
         InputError: something does not fit the rest; says what.
     """
     base, data = open_checkpoint(checkpoint), open_records(records)
-    check_compatible(base, data)
+    check_compatible(base, data, recipe.recipe)
     # Below a root, a state is found by the recipe that was settled, so it has no say in it.
     choice = settle(recipe, preflight, "" if state_root and not state else state or beside(output))
     settled = recipe.settled(choice.settings) if choice else recipe.recipe
@@ -76,7 +80,9 @@ def open_job(
         raise InputError("The recipe has validate_every, but there are no validation records.", fix="pass --validation")
     validated_on = None if settled.validate_every is None else open_records(validation)
     if validated_on is not None:
-        check_compatible(base, validated_on)
+        check_compatible(base, validated_on, settled)
+    if disk_budget:
+        data = within_budget(data, validated_on, parse_bytes(disk_budget, "--disk-budget"))
     if settled.augment != Augmentation():
         check_augmentation(settled.augment, data)
     mesh = make_mesh(copies=settled.data_parallel)
@@ -96,8 +102,9 @@ def recorded_parameters(job: Job) -> dict:
     return values if job.choice is None else values | {"chosen": dict(job.choice.settings), "chosen_by": job.choice.by}
 
 
-def check_compatible(base: Checkpoint, data: Records) -> None:
-    """Confirms that the records were prepared for this checkpoint's image size and tokenizer."""
+def check_compatible(base: Checkpoint, data: Records, recipe: Recipe) -> None:
+    """Confirms that the records were prepared for this checkpoint's image size and tokenizer, and the recipe's images."""
+    check_images(recipe, data.dataset.images_per_example, data.location)
     size = base.config.img.image_size
     if data.dataset.image_size != size:
         raise InputError(
@@ -111,6 +118,27 @@ def check_compatible(base: Checkpoint, data: Records) -> None:
             where=data.location,
             fix="run prepare_data with this checkpoint",
         )
+
+
+def within_budget(data: Records, validation: Records | None, disk_budget: int) -> Records:
+    """The training records as they are read when no more than this many bytes of all records may be on the disk.
+
+    Validation records are read as a whole again and again, so they are fetched, and the rest of the budget is for training.
+
+    Raises:
+        InputError: the budget is too small.
+    """
+    whole = 0
+    if validation is not None and isinstance(validation.location, GcsLocation):
+        whole = validation.record.artifact.bytes
+        if whole > disk_budget:
+            raise InputError(
+                f"The validation records have {whole:,} bytes, and are fetched as a whole.",
+                where=validation.location,
+                expected=f"at most the disk budget of {disk_budget:,} bytes",
+                fix="raise --disk-budget, or validate on fewer rows",
+            )
+    return stream(data, disk_budget - whole)
 
 
 def fingerprint(base: Checkpoint, data: Records, validation: Records | None, recipe: Recipe, steps: int) -> dict:

@@ -64,12 +64,13 @@ def fine_tune(
     state: str = "",
     state_root: str = "",
     preflight: str = "",
+    disk_budget: str = "",
 ) -> str:
     """Trains and writes a tuned model.
 
     Args:
-        checkpoint, records, output, validation, state, state_root, preflight: as the command line has them. By `state_root`, a
-            task that is started again, by whatever runner and with whatever output, goes on.
+        checkpoint, records, output, validation, state, state_root, preflight, disk_budget: as the command line has them. By
+            `state_root`, a task that is started again, by whatever runner and with whatever output, goes on.
         recipe: the recipe, whose open settings are settled for the devices of this run.
 
     Returns:
@@ -79,7 +80,7 @@ def fine_tune(
     expect_accelerator()
     use_compile_cache(shared_programs())
     trim_after_compiling()
-    job = open_job(checkpoint, records, output, recipe, validation, state, state_root, preflight)
+    job = open_job(checkpoint, records, output, recipe, validation, state, state_root, preflight, disk_budget)
     result = result_of(job)
     if (made := result.find()) is not None:
         return made

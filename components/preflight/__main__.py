@@ -23,12 +23,27 @@ def run(
     max_text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
     warn_only: Annotated[bool, typer.Option("--warn-only", help="Go on when it does not fit.", show_default="no")] = False,
     decode_batch: Annotated[int, typer.Option(help="Prompts decoded at once; above 0, decoding is compiled too.", min=0)] = 0,
+    images_per_example: Annotated[
+        int,
+        typer.Option(
+            help="Images in every row of the records, which the recipe has to agree with.", min=0, show_default="the recipe's"
+        ),
+    ] = 0,
 ) -> None:
     """Writes preflight.json and preflight.html; fails when the target cannot hold the job."""
     from components.preflight.main import check
     from components.presets import read_recipe
 
-    check(checkpoint, output, read_recipe(recipe, set_ or []), target, max_text_tokens, warn_only, decode_batch)
+    check(
+        checkpoint,
+        output,
+        read_recipe(recipe, set_ or []),
+        target,
+        max_text_tokens,
+        warn_only,
+        decode_batch,
+        images_per_example,
+    )
 
 
 def main() -> None:

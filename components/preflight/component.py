@@ -19,6 +19,7 @@ def preflight(
     max_text_tokens: int = 128,
     warn_only: bool = False,
     decode_batch: int = 0,
+    images_per_example: int = 0,
     checkpoint_sha256: str = "",
     fresh: bool = False,
     artifact_root: str = "",
@@ -33,6 +34,7 @@ def preflight(
         max_text_tokens: Maximum tokens of a row's prefix and suffix.
         warn_only: Go on when it does not fit.
         decode_batch: Prompts decoded at once; above 0, decoding is compiled too.
+        images_per_example: Images in every row of the records, which the recipe has to agree with; 0: the recipe's.
     """
     from components.artifacts import copy_file, input_location, mirror_record, output_location
     from components.preflight.main import check
@@ -40,6 +42,7 @@ def preflight(
 
     output = output_location(preflight, artifact_root, run, run_task, fresh)
     base = input_location(checkpoint, checkpoint_sha256)
-    made = check(base, output, parse_open_recipe(recipe), target, max_text_tokens, warn_only, decode_batch)
+    settings = (target, max_text_tokens, warn_only, decode_batch, images_per_example)
+    made = check(base, output, parse_open_recipe(recipe), *settings)
     mirror_record(preflight, made, tree_sha256)
     copy_file(made, "preflight.html", report.path)

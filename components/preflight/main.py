@@ -22,6 +22,7 @@ from paligemma.preflight.render import write, write_choice
 from paligemma.preflight.search import find_fitting
 from paligemma.preflight.targets import find_target
 from paligemma.training.open_recipe import OpenRecipe
+from paligemma.training.recipe import check_images
 
 log = logging.getLogger("paligemma.preflight")
 
@@ -30,7 +31,14 @@ ARTIFACT_TYPE = "preflight"
 
 @recorded("preflight")
 def check(
-    checkpoint: str, output: str, recipe: OpenRecipe, target: str, max_text_tokens: int, warn_only: bool, decode_batch: int = 0
+    checkpoint: str,
+    output: str,
+    recipe: OpenRecipe,
+    target: str,
+    max_text_tokens: int,
+    warn_only: bool,
+    decode_batch: int = 0,
+    images_per_example: int = 0,
 ) -> str:
     """As `run`, with the recipe read.
 
@@ -39,7 +47,10 @@ def check(
 
     Raises:
         DoesNotFitError: the target cannot hold the job; says what it can.
+        InputError: the records will have other numbers of images than the recipe.
     """
+    if images_per_example:
+        check_images(recipe.recipe, images_per_example, "--images-per-example")
     base, (as_of, prices) = open_checkpoint(checkpoint), read_prices()
     disk = examine_disk(base, recipe.recipe)
     parameters = {"recipe": recipe.values(), "target": target, "text_tokens": max_text_tokens}

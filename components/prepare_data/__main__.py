@@ -36,7 +36,9 @@ def run(
         float, typer.Option(help="Fail when a larger share of the rows is rejected.", min=0, max=1)
     ] = 0.1,
     rows_per_shard: Annotated[int, typer.Option(help="Lines of the JSONL file that make up a shard.", min=1)] = 2000,
-    compression: Annotated[Compression, typer.Option(help="Compression of the shards.")] = "none",
+    compression: Annotated[
+        Compression, typer.Option(help="How records store pictures: losslessly packed, raw, or raw in packed shards.")
+    ] = "webp",
     against: Annotated[
         str,
         typer.Option(
@@ -51,6 +53,9 @@ def run(
             show_default="as each file states",
         ),
     ] = "",
+    images_per_example: Annotated[
+        int, typer.Option(help="Images in every row; rows with another number are rejected.", min=1)
+    ] = 1,
 ) -> None:
     """Prepares one split of a data set. Bad rows are counted by reason and listed in rejected.jsonl."""
     arguments = locals()  # before anything else has a name here

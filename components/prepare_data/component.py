@@ -22,10 +22,11 @@ def prepare_data(
     over_long: str = "reject",
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
-    compression: str = "none",
+    compression: str = "webp",
     against: str = "",
     workers: int = 0,
     grey_range: str = "",
+    images_per_example: int = 1,
     checkpoint_sha256: str = "",
     fresh: bool = False,
     artifact_root: str = "",
@@ -42,10 +43,11 @@ def prepare_data(
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Lines of the JSONL file that make up a shard.
-        compression: Compression of the shards: none or gzip.
+        compression: How records store pictures: webp (losslessly packed), none (raw), or gzip (raw, in packed shards).
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
         workers: Processes; 0 is one for each core.
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
+        images_per_example: Images in every row; rows with another number are rejected.
     """
     from components.artifacts import copy_file, input_location, mirror_record, output_location
     from components.prepare_data.main import prepare_data as run_step
@@ -65,6 +67,7 @@ def prepare_data(
         against=against,
         workers=workers,
         grey_range=grey_range,
+        images_per_example=images_per_example,
     )
     mirror_record(records, made, tree_sha256)
     copy_file(made, "report.html", report.path)

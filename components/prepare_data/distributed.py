@@ -50,7 +50,8 @@ def prepare_group(
     with explain_full_disk(output), tempfile.TemporaryDirectory() as folder:
         job = job_of(inputs, settings, Path(folder))
         parts = split_sources(job.sources, settings["rows_per_shard"])[first:stop]
-        job = replace(job, web=fetch_web_images(line for part in parts for line in read_part(job.sources, part)))
+        lines = (line for part in parts for line in read_part(job.sources, part, job.images_per_example))
+        job = replace(job, web=fetch_web_images(lines))
         with WorkProgress(f"preparing shards {group}", "rows", sum(part.lines for part in parts)) as progress:
             prepare_parts(job, parts, output, workers or core_count(), progress)
     write_file(output / FINGERPRINT_FILE, fingerprint(inputs, settings).encode())

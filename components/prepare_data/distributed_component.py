@@ -31,8 +31,9 @@ def prepare_group(
     max_text_tokens: int = 128,
     over_long: str = "reject",
     rows_per_shard: int = 2000,
-    compression: str = "none",
+    compression: str = "webp",
     grey_range: str = "",
+    images_per_example: int = 1,
     workers: int = 0,
 ):
     """Prepares one group of line ranges, with as many processes as the pod has cores.
@@ -44,8 +45,9 @@ def prepare_group(
         max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         rows_per_shard: Lines of the JSONL file that make up a shard.
-        compression: Compression of the shards: none or gzip.
+        compression: How records store pictures: webp (losslessly packed), none (raw), or gzip (raw, in packed shards).
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
+        images_per_example: Images in every row; rows with another number are rejected.
         workers: Processes; 0 is one for each core.
     """
     from pathlib import Path
@@ -54,7 +56,7 @@ def prepare_group(
     from components.prepare_data.distributed import prepare_group
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
-                "compression": compression, "grey_range": grey_range}  # fmt: skip
+                "compression": compression, "grey_range": grey_range, "images_per_example": images_per_example}  # fmt: skip
     prepare_group(group, data, input_location(checkpoint), images, Path(part.path), settings, workers)
 
 
@@ -71,8 +73,9 @@ def join_groups(
     over_long: str = "reject",
     max_reject_fraction: float = 0.1,
     rows_per_shard: int = 2000,
-    compression: str = "none",
+    compression: str = "webp",
     grey_range: str = "",
+    images_per_example: int = 1,
     against: str = "",
     artifact_root: str = "",
     run: str = "",
@@ -89,8 +92,9 @@ def join_groups(
         over_long: Over-long rows: reject, or truncate the suffix before its eos.
         max_reject_fraction: Fail when a larger share of the rows is rejected.
         rows_per_shard: Lines of the JSONL file that make up a shard.
-        compression: Compression of the shards: none or gzip.
+        compression: How records store pictures: webp (losslessly packed), none (raw), or gzip (raw, in packed shards).
         grey_range: Samples that are black and white in grey pictures, LOW,HIGH; empty: as each file states.
+        images_per_example: Images in every row; rows with another number are rejected.
         against: Another split, records or JSONL: rows and images found there too are warned of; empty: none.
     """
     from pathlib import Path
@@ -99,7 +103,7 @@ def join_groups(
     from components.prepare_data.distributed import join_groups
 
     settings = {"max_text_tokens": max_text_tokens, "over_long": over_long, "rows_per_shard": rows_per_shard,
-                "compression": compression, "grey_range": grey_range}  # fmt: skip
+                "compression": compression, "grey_range": grey_range, "images_per_example": images_per_example}  # fmt: skip
     output = output_location(records, artifact_root, run, run_task)
     join_groups([Path(part.path) for part in parts], data, input_location(checkpoint), images, output, settings, split,
                 max_reject_fraction, against)  # fmt: skip

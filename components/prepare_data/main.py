@@ -49,6 +49,7 @@ def prepare_data(
     against: str,
     workers: int,
     grey_range: str,
+    images_per_example: int = 1,
 ) -> str:
     """Prepares one split; see the command line. Rejected rows are counted by reason and listed.
 
@@ -61,14 +62,15 @@ def prepare_data(
         "rows_per_shard": rows_per_shard,
         "compression": compression,
         "grey_range": grey_range,
+        "images_per_example": images_per_example,
     })  # fmt: skip
     named, (data, images, against) = str(data), (with_run_date(place) for place in (data, images, against))
     inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
-    web = fetch_web_images(read_sources(inputs.sources))
-    marks = marks_of(inputs, web)
+    web = fetch_web_images(read_sources(inputs.sources, images_per_example))
+    marks = marks_of(inputs, web, images_per_example)
     result, latest = result_of(inputs, parameters, marks), latest_of(inputs, split, settings, named)
-    if (made := result.find(lambda record: what_changed(record, inputs, marks))) is not None:
+    if (made := result.find(lambda record: what_changed(record, inputs, marks, images_per_example))) is not None:
         return made
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)

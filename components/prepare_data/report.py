@@ -1,4 +1,4 @@
-"""The page that shows a prepared split: pictures with boxes as the model sees them, lengths, answers, warnings and rejects."""
+"""The page that shows a prepared split: pictures with boxes and masks, lengths, answers, warnings and rejects."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from paligemma.data.image_source import ImageSource
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.prepare import Facts, Job, Remark
+from paligemma.data.prepare import SAMPLED_SIDE, Facts, Job, Remark
+from paligemma.data.preview import TRUE_COLOUR
 from paligemma.data.records import Dataset
 from paligemma.data.row_sources import open_folders
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
-from paligemma.reports.page import image_uri, render
+from paligemma.data.run_lengths import read_runs
+from paligemma.reports.page import image_uri, mask_uri, render
 
-THUMBNAIL_SIZE = 224
+THUMBNAIL_SIZE = SAMPLED_SIDE
 """Maximum side of the pictures in pixels."""
 
 _WINDOW = 32  # files held at once
@@ -36,7 +38,7 @@ def render_report(
     """
     source, size = open_folders(job.sources, job.web), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
-    images = {row.image for row in facts.sample} | {remark.image for remark in remarks if remark.image}
+    images = {name for shown in (*facts.sample, *remarks) for name in shown.images}
     small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}
     small |= _pictures(source, images - small.keys(), size, job.grey_range)
     return render(
@@ -47,7 +49,12 @@ def render_report(
         sources=_sources(dataset),
         sample=sorted(facts.sample, key=lambda row: (row.source, row.line)),
         pictures=small,
-        boxes={row.row_id: [box._asdict() for box in parse_boxes(row.suffix)] for row in facts.sample},
+        # Of several images, nobody says which one a box or a mask is in.
+        boxes={
+            row.row_id: [box._asdict() for box in parse_boxes(row.suffix)] if len(row.images) == 1 else []
+            for row in facts.sample
+        },
+        masks={row.row_id: _mask(row.masks) for row in facts.sample if row.masks and len(row.images) == 1},
         frequent=dataset.frequent_suffixes.items(),
         warned=sorted(facts.warned, key=_order),
         rejects=sorted(facts.rejects, key=_order),
@@ -57,11 +64,14 @@ def render_report(
     )
 
 
+def _mask(packed: str) -> str:
+    """A picture of what a row's true masks cover."""
+    return mask_uri(read_runs({"size": [SAMPLED_SIDE, SAMPLED_SIDE], "counts": packed}), TRUE_COLOUR)
+
+
 def lines_shown(facts: Facts) -> dict[str, tuple[str, int]]:
     """Of every picture on the page whose row is kept: file and line of a row that has it, by its name."""
-    return {row.image: (row.source, row.line) for row in facts.sample} | {
-        remark.image: (remark.source, remark.line) for remark in facts.warned if remark.image
-    }
+    return {name: (shown.source, shown.line) for shown in (*facts.sample, *facts.warned) for name in shown.images}
 
 
 def _order(remark: Remark) -> tuple[str, str, int]:

@@ -34,7 +34,8 @@ from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job, part_file
 from paligemma.data.records import Dataset, SourceRows, open_records
 from paligemma.data.row_sources import RowSource, folder_marks, open_folders, open_sources, read_sources
-from paligemma.data.rows import Row, RowError, read_all_rows, row_id
+from paligemma.data.rows import MOST_IMAGES, Row, RowError, read_all_rows, row_id
+from paligemma.data.stored_pictures import encoder_version
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.errors import InputError, PaliGemmaError, one_of
@@ -111,15 +112,26 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
 def checked_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what becomes of a line; a grey range is normalized, and left out if empty.
 
+    The number of images is left out if it is 1.
+
     Raises:
-        InputError: the grey range is invalid, or a choice is none of the choices.
+        InputError: the grey range or the number of images is invalid, or a choice is none of the choices.
     """
     one_of(given["over_long"], get_args(OverLong), "--over-long")
     one_of(given["compression"], get_args(Compression), "--compression")
     grey_range = parse_grey_range(str(given.get("grey_range", "")))
-    return {name: value for name, value in given.items() if name != "grey_range"} | (
-        {"grey_range": str(grey_range)} if grey_range else {}
-    )
+    images = given.get("images_per_example", 1)
+    if not 1 <= images <= MOST_IMAGES:
+        expected = f"1 to {MOST_IMAGES}"
+        raise InputError(f"A row cannot have {images} images.", where="--images-per-example", expected=expected)
+    settings = {name: value for name, value in given.items() if name not in ("grey_range", "images_per_example")}
+    settings |= {"grey_range": str(grey_range)} if grey_range else {}
+    return settings | ({"images_per_example": images} if images > 1 else {})
+
+
+def images_of(settings: Mapping[str, Any]) -> int:
+    """The number of images in every row, by settings from `checked_settings`."""
+    return settings.get("images_per_example", 1)
 
 
 def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_reject_fraction: float) -> dict[str, object]:
@@ -138,16 +150,17 @@ def fetch_web_images(rows: Iterable[tuple[int, Row | RowError]]) -> dict[str, We
     return fetch_images(row for _, row in rows if isinstance(row, Row))
 
 
-def marks_of(inputs: Inputs, web: Mapping[str, WebImage]) -> dict[str, str]:
+def marks_of(inputs: Inputs, web: Mapping[str, WebImage], images: int) -> dict[str, str]:
     """What each image is, by its name in the rows; empty outside a pipeline, where nobody compares it with earlier ones."""
     if not in_pipeline():
         return {}
     names, marks = set(), {}
-    for row in (row for _, row in read_sources(inputs.sources) if isinstance(row, Row)):
-        if row.inline is None:
-            names.add(row.image)
+    rows = (row for _, row in read_sources(inputs.sources, images) if isinstance(row, Row))
+    for image in (image for row in rows for image in row.images):
+        if image.inline is None:
+            names.add(image.name)
         else:
-            marks[row.image] = mark_of(row.inline)
+            marks[image.name] = mark_of(image.inline)
     marks |= folder_marks(inputs.sources, names, web)
     return dict(sorted(marks.items()))
 
@@ -159,8 +172,8 @@ def result_of(inputs: Inputs, parameters: Mapping[str, Any], marks: Mapping[str,
     """
     if not in_pipeline() or (inputs.against and not exists(inputs.against, RECORD_FILE)):
         return Result.none("prepare_data")
-    images = canonical_sha256(list(marks.values()))
-    return Result.of("prepare_data", Path(__file__).parent, parameters, inputs.records(), images=images)
+    also = {"images": canonical_sha256(list(marks.values())), "encoder": encoder_version(parameters["compression"])}
+    return Result.of("prepare_data", Path(__file__).parent, parameters, inputs.records(), **also)
 
 
 def latest_of(inputs: Inputs, split: str, settings: Mapping[str, Any], data: str) -> list[Result]:
@@ -175,7 +188,8 @@ def latest_of(inputs: Inputs, split: str, settings: Mapping[str, Any], data: str
     if not in_pipeline():
         return []
     determined_by = {"split": split, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
-    return [Result.latest_of("prepare_data", Path(__file__).parent, determined_by, data=name) for name in (data, "")]
+    of = ("prepare_data", Path(__file__).parent, determined_by)
+    return [Result.latest_of(*of, data=name, encoder=encoder_version(settings["compression"])) for name in (data, "")]
 
 
 def take_from_earlier(
@@ -186,7 +200,8 @@ def take_from_earlier(
     if record is None:
         return TakenOver()
     try:
-        taken = take_over(lambda path: file_of(record, path, folder / EARLIER_FOLDER), job.sources, parts, marks, folder)
+        files = lambda path: file_of(record, path, folder / EARLIER_FOLDER)  # noqa: E731
+        taken = take_over(files, job.sources, parts, marks, folder, job.images_per_example)
     except PaliGemmaError as error:
         log.warning("nothing is taken over from run %s: %s", record.run, error.what)
         return TakenOver()
@@ -199,9 +214,9 @@ def take_from_earlier(
     return taken
 
 
-def what_changed(record: MadeRecord, inputs: Inputs, marks: Mapping[str, str]) -> str:
+def what_changed(record: MadeRecord, inputs: Inputs, marks: Mapping[str, str], images: int) -> str:
     """How the rows differ from those of earlier records, in words; empty if they are the same."""
-    rows = [row for _, row in read_sources(inputs.sources) if isinstance(row, Row)]
+    rows = [row for _, row in read_sources(inputs.sources, images) if isinstance(row, Row)]
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         try:
             return compare_rows(rows, lambda path: file_of(record, path, Path(folder)), marks)
@@ -252,7 +267,8 @@ def fingerprint(inputs: Inputs, settings: Mapping[str, Any]) -> str:
     """A hash of all that decides what becomes of a line, except image contents. Ranges with equal hashes belong together."""
     facts = {"image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
     data = [[source.name, source.folder, source.images, file_sha256(source.file)] for source in inputs.sources]
-    return canonical_sha256({**facts, "data": data, "code": _code_sha256()})
+    encoder = encoder_version(settings["compression"])
+    return canonical_sha256({**facts, "data": data, "code": _code_sha256(), "encoder": encoder})
 
 
 def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path, web: Mapping[str, WebImage] | None = None) -> Job:
@@ -266,6 +282,7 @@ def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path, web: Mappi
         compression=settings["compression"],
         grey_range=parse_grey_range(settings.get("grey_range", "")),
         web=web or {},
+        images_per_example=images_of(settings),
     )
 
 
@@ -290,7 +307,7 @@ def check_room(folder: Path, draft: Path, job: Job, parts: Sequence[LineRange]) 
     """
     if job.compression != "none":
         return  # their compression ratio is known only afterwards
-    row = job.image_size**2 * 3 + 4 * job.max_text_tokens
+    row = job.images_per_example * job.image_size**2 * 3 + 4 * job.max_text_tokens
     done = sum(path.stat().st_size for path in folder.glob("*.tfrecord"))
     whole = row * sum(part.lines for part in parts)
     check_space(folder, max(0, whole - done))
@@ -315,7 +332,7 @@ def finish(
         StorageUnavailableError: it is because servers did not answer.
     """
     facts = gather_facts(parts, folder)
-    other = _listing_of(inputs) if inputs.against else None
+    other = _listing_of(inputs, job.images_per_example) if inputs.against else None
     mixture = []
     for number, source in enumerate(inputs.sources):
         # A source of a mixture may not be lost among the rows of others.
@@ -368,24 +385,26 @@ def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejecte
     )
 
 
-def _listing_of(inputs: Inputs) -> Listing:
+def _listing_of(inputs: Inputs, images_per_example: int) -> Listing:
     """The rows of another split. For a JSONL file, images are compared only by their bytes, since none is decoded."""
     if exists(inputs.against, RECORD_FILE):
         return read_listing(open_records(inputs.against).folder / ROWS_FILE)
     data = localize(inputs.against)
-    source = open_images(inputs.against_images, fetch_web_images(read_all_rows(data)))
-    lines, rows, images = [], [], []
-    for number, row in read_all_rows(data):
+    source = open_images(inputs.against_images, fetch_web_images(read_all_rows(data, images_per_example)))
+    lines, rows, images, of_row = [], [], [], []
+    for number, row in read_all_rows(data, images_per_example):
         if isinstance(row, Row):
             try:
-                image = hashlib.sha256(row.inline or source.read(row.image)).hexdigest()
+                hashes = [hashlib.sha256(image.inline or source.read(image.name)).hexdigest() for image in row.images]
             except RowError:
                 continue
+            of_row += [len(lines)] * len(hashes)
             lines.append(number)
-            rows.append(int(row_id(image, row.prefix, row.suffix)[:16], 16))
-            images.append(int(image[:16], 16))
-    nothing = np.zeros((len(lines), 2), np.uint64)
-    return Listing(np.array(lines, np.int64), np.array(rows, np.uint64), np.array(images, np.uint64), nothing, nothing[:, 0])
+            rows.append(int(row_id(hashes, row.prefix, row.suffix)[:16], 16))
+            images += [int(sha256[:16], 16) for sha256 in hashes]
+    nothing = np.zeros((len(images), 2), np.uint64)
+    numbers = (np.array(lines, np.int64), np.array(rows, np.uint64), np.array(images, np.uint64))
+    return Listing(*numbers, nothing, nothing[:, 0], np.array(of_row, np.int64))
 
 
 def _code_sha256() -> str:

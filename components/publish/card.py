@@ -63,7 +63,7 @@ def render_card(
         "",
         f"# PaliGemma, fine-tuned: release {version}",
         "",
-        f"An image and a text prefix in, a text out. {summary['trained_parameters']:,} of "
+        f"{_images(description.images_per_example)} and a text prefix in, a text out. {summary['trained_parameters']:,} of "
         f"{summary['trained_parameters'] + summary['frozen_parameters']:,} parameters were trained "
         f"(`trainable: {_inline(recipe.get('trainable'))}`) for {description.steps} steps on {summary['device']}; images are "
         f"{description.config.img.image_size} x {description.config.img.image_size} pixels.",
@@ -138,6 +138,10 @@ _USE = {
 
 def _input_row(entry: Input | Source) -> str:
     return f"| {entry.role} | `{entry.uri.replace('|', '%7C')}` | `{entry.sha256}` |"
+
+
+def _images(count: int) -> str:
+    return "An image" if count == 1 else f"{count} images"
 
 
 def _figure(value: float | None) -> str:

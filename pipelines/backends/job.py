@@ -18,6 +18,7 @@ from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError, did_you_mean
 from paligemma.storage.location import SCHEME
 from paligemma.training.open_recipe import parse_open_recipe
+from paligemma.training.recipe import check_images
 from paligemma.yaml_text import dump_yaml, parse_documents, read_yaml
 from pipelines.compile import compile_pipeline
 from pipelines.placement import PlaceTask
@@ -141,7 +142,11 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     elif recipe:
         values["recipe"] = read_preset(recipe)
     if values.get("recipe"):
-        parse_open_recipe(values["recipe"], [], str(path))
+        recipe = parse_open_recipe(values["recipe"], [], str(path)).recipe
+        if recipe.images_per_example > 1:
+            values.setdefault("images_per_example", recipe.images_per_example)
+        if isinstance(images := values.get("images_per_example"), int):
+            check_images(recipe, images, f"images_per_example, in {path}")
     for name in ("decoding", "serving"):
         if isinstance(values.get(name), dict):
             values[name] = dump_yaml(values[name])

@@ -59,6 +59,13 @@ class Tasks:
     signing_secret: Annotated[
         str, typer.Option(help="Kubernetes secret whose key.pem signs releases; only for kfp.", show_default="none")
     ] = ""
+    private_hosts: Annotated[
+        str,
+        typer.Option(
+            help="Hosts of your network from which steps may fetch images and checkpoints, as images.corp,10.1.2.3.",
+            show_default="none: only the internet",
+        ),
+    ] = ""
     service_account: Annotated[str, typer.Option(help="Service account of the steps.", show_default="the backend's")] = ""
 
 

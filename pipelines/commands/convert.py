@@ -40,6 +40,21 @@ RowsFor = Annotated[
 MaskCodesFile = Annotated[
     Path, typer.Option(help="Weights between masks and <seg> symbols: big_vision's vae-oid.npz, of gs://big_vision/paligemma.")
 ]
+ClassesFile = Annotated[
+    Path | None,
+    typer.Option(
+        help='JSON with names by palette index, grey level or colour: {"1": "cat", "#ff0000": "dog"}; or a list.',
+        show_default="none: --label",
+    ),
+]
+MasksWanted = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask-codes",
+        help="Masks instead of boxes, as <seg> tokens too: big_vision's vae-oid.npz, of gs://big_vision/paligemma.",
+        show_default="none: boxes",
+    ),
+]
 BoxPixelsFlag = Annotated[
     BoxPixels,
     typer.Option(
@@ -202,13 +217,7 @@ def convert_masks(
     mask_name: Annotated[
         str, typer.Option(help="A mask's path; {name} stands for its photo's, up to the ending.")
     ] = "{name}.png",
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            help='JSON with names by palette index, grey level or colour: {"1": "cat", "#ff0000": "dog"}; or a list.',
-            show_default="none: --label",
-        ),
-    ] = None,
+    classes: ClassesFile = None,
     label: Annotated[
         str, typer.Option(help="Instead of --classes: the name of all that is not 0.", show_default="none: --classes")
     ] = "",
@@ -217,20 +226,16 @@ def convert_masks(
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
     """One row for each photo and class, from pictures of masks."""
-    from paligemma.data.convert.mask_pictures import is_name, mask_pictures, read_classes
+    from paligemma.data.convert.mask_pictures import mask_pictures
     from paligemma.data.convert.outcomes import Tally, refuse_sources
     from paligemma.errors import InputError
 
-    if (classes is None) == (not label):
-        raise InputError("Masks need names.", expected="either --classes FILE or --label NAME")
-    if label and not is_name(label):
-        raise InputError(f"{label!r} cannot name a class.", where="--label", expected="a name without ; and <")
+    named = _class_names(classes, label)
     if mask_name.count("{name}") != 1:
         raise InputError(f"{mask_name!r} does not name a mask.", where="--mask-name", expected="{name}_mask.png, for example")
     if classes is not None:
         refuse_sources(output, [classes])
     tally = Tally("masks", hint=_hint(images, output))
-    named = read_classes(classes) if classes is not None else label.strip()
     outcomes = mask_pictures(images, masks, mask_name, named, _read_codes(mask_codes), tally, box_pixels, output)
     _write(output, outcomes, tally, masks, max_reject_fraction, validation_fraction, images)
 
@@ -250,11 +255,12 @@ def convert_boxes(
         str,
         typer.Option(help="Split to take, of yolo and voc: train, val, ...", show_default="yolo: train; voc: every image"),
     ] = "",
+    mask_codes: MasksWanted = None,
     box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each image: the boxes of an annotation tool as <loc> tokens."""
+    """One row for each image: the boxes of an annotation tool as <loc> tokens; or for each image and class: its masks."""
     from paligemma.data.convert.box_forms import FORMS
     from paligemma.data.convert.box_shapes import Export
     from paligemma.data.convert.detection import detection_rows
@@ -265,7 +271,13 @@ def convert_boxes(
         raise InputError("--split has no meaning for this form.", expected="no --split")
     folder = images or output.parent
     tally = Tally("boxes", hint=_hint(images, output))
-    outcomes = detection_rows(FORMS[form](Export(annotations, folder, split), tally), folder, box_pixels, tally)
+    found = FORMS[form](Export(annotations, folder, split, mask_codes is not None), tally)
+    if mask_codes is None:
+        outcomes = detection_rows(found, folder, box_pixels, tally)
+    else:
+        from paligemma.data.convert.segmentation import mask_rows
+
+        outcomes = mask_rows(found, folder, box_pixels, _read_codes(mask_codes), tally)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 
@@ -279,18 +291,25 @@ def convert_refcoco(
     refs: Annotated[Path | None, typer.Option(help="The refs, as JSON, for instances.json.", show_default="none")] = None,
     images: ImageFolder = None,
     split: Annotated[str, typer.Option(help="Split to take: train, val, test, testA, testB.", show_default="all")] = "",
+    mask_codes: MasksWanted = None,
     box_pixels: BoxPixelsFlag = "auto",
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each referring expression of RefCOCO, RefCOCO+ or RefCOCOg: its box as <loc> tokens."""
+    """One row for each referring expression of RefCOCO, RefCOCO+ or RefCOCOg: its box as <loc> tokens, or its mask."""
     from paligemma.data.convert.outcomes import Tally, refuse_sources
-    from paligemma.data.convert.refcoco import expression_rows
+    from paligemma.data.convert.refcoco import expression_rows, expression_wording, read_expressions
 
     folder = images or output.parent
     tally = Tally("expressions", hint=_hint(images, output))
     refuse_sources(output, [refs] if refs else [])
-    outcomes = expression_rows(annotations, refs, split, folder, tally, box_pixels)
+    if mask_codes is None:
+        outcomes = expression_rows(annotations, refs, split, folder, tally, box_pixels)
+    else:
+        from paligemma.data.convert.segmentation import mask_rows
+
+        codes, found = _read_codes(mask_codes), read_expressions(annotations, refs, split, folder, True, tally)
+        outcomes = mask_rows(found, folder, box_pixels, codes, tally, expression_wording, together=False)
     _write(output, outcomes, tally, annotations, max_reject_fraction, validation_fraction, folder)
 
 
@@ -347,6 +366,23 @@ def convert_table(
             show_default="none",
         ),
     ] = None,
+    masks: Annotated[
+        str,
+        typer.Option(
+            help="Instead of prefix and suffix: column of a PNG picture in which a pixel's value is its class; or a path, as "
+            "of the image. Needs --mask-codes, and --classes or --label.",
+            show_default="none",
+        ),
+    ] = "",
+    classes: ClassesFile = None,
+    label: Annotated[
+        str,
+        typer.Option(
+            help="Instead of --classes: the name of all that is not 0; {name} stands for a column.",
+            show_default="none: --classes",
+        ),
+    ] = "",
+    mask_codes: MasksWanted = None,
     images: ImageFolder = None,
     encoding: Annotated[
         str, typer.Option(help="Of CSV and JSONL: latin-1, utf-16, ...", show_default="its byte order mark's, else UTF-8")
@@ -358,15 +394,29 @@ def convert_table(
     max_reject_fraction: MaxRejectFraction = 0.1,
     validation_fraction: ValidationFraction = 0.0,
 ) -> None:
-    """One row for each row of a table."""
+    """One row for each row of a table; or of a column of masks, for each row and class."""
     from paligemma.data.convert.look_up import look_up_images
-    from paligemma.data.convert.outcomes import Tally
+    from paligemma.data.convert.outcomes import Tally, refuse_sources
     from paligemma.data.convert.table import table_rows
+    from paligemma.errors import InputError
 
     tally = Tally("rows", hint=_hint(images, output))
     folder = images or output.parent
-    suffix = suffix or ("" if answers else "{suffix}")
-    outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
+    if masks or mask_codes is not None:
+        from paligemma.data.convert.mask_tables import mask_table_rows
+
+        if not masks or mask_codes is None or suffix or answers or prefix != "{prefix}":
+            what = "Masks of a table need --masks and --mask-codes, and take no --prefix, --suffix and --answers."
+            raise InputError(what, expected="--masks mask --classes classes.json --mask-codes vae-oid.npz")
+        refuse_sources(output, [classes] if classes else [])
+        tally.unit, codes = "masks", _read_codes(mask_codes)
+        named = _class_names(classes, label)
+        outcomes = mask_table_rows(table, folder, image, masks, named, codes, tally, encoding, delimiter)
+    else:
+        if classes is not None or label:
+            raise InputError("--classes and --label name the classes of masks.", expected="--masks COLUMN")
+        suffix = suffix or ("" if answers else "{suffix}")
+        outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
     outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 
@@ -474,6 +524,17 @@ def convert_folder(
     _write(output, outcomes, tally, folder, max_reject_fraction, validation_fraction, folder)
 
 
+def _class_names(classes: Path | None, label: str):
+    from paligemma.data.convert.mask_pictures import is_name, read_classes
+    from paligemma.errors import InputError
+
+    if (classes is None) == (not label):
+        raise InputError("Masks need names.", expected="either --classes FILE or --label NAME")
+    if label and not is_name(label):
+        raise InputError(f"{label!r} cannot name a class.", where="--label", expected="a name without ; and <")
+    return read_classes(classes) if classes is not None else label.strip()
+
+
 def _hint(images: Path | None, output: Path) -> str:
     if images is None or images.absolute() == output.absolute().parent:
         return ""
@@ -501,5 +562,5 @@ def _write(
     for line in tally.lines(output):
         say(line)
     if validation_fraction:
-        kept, held = split_rows(output, images, validation_fraction, output, validation)
+        kept, held = split_rows(output, images, validation_fraction, output, validation, None)
         say(f"split by image: {kept} rows in {output}, {held} rows in {validation}")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import UInt8
+
+from paligemma.artifacts.record import each, one_or_all
 from paligemma.data.image_source import ImageSource, open_images
 from paligemma.data.image_suffixes import decoded_suffixes, is_image_name
 from paligemma.data.images import ImageError, decode_image, read_image_file
 from paligemma.data.inline_images import inline_image
-from paligemma.data.rows import Row, RowError, name_image
+from paligemma.data.pictures.levels import GreyRange
+from paligemma.data.rows import MOST_IMAGES, Row, RowError, RowImage, named_image
 from paligemma.data.web_images import WebImage, fetch_images
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
@@ -33,21 +39,41 @@ _NAMED = 10
 """Most skipped files to name in the log; all are counted."""
 
 
-class Question(NamedTuple):
-    """A prompt about an image, which `read` reads. Answers name the image as the user did, but for the query of an address."""
+class Asked(NamedTuple):
+    """An image that is asked about, which `read` reads. It is named as the user did, but for the query of an address."""
 
     name: str
     read: Callable[[], bytes]
+
+
+class Question(NamedTuple):
+    """A prompt about an image, or about several together."""
+
+    images: tuple[Asked, ...]
     prompt: str
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the images."""
+        return [image.name for image in self.images]
+
+    def decoded(self, grey_range: GreyRange | None) -> list[UInt8[np.ndarray, "height width 3"]]:
+        """The pictures.
+
+        Raises:
+            ImageError: one of the images cannot be read.
+        """
+        return [decode_image(image.read(), image.name, grey_range) for image in self.images]
 
 
 def find_questions(
-    image: Path | str | None, data: Path | None, prompt: str, ask: Callable[[str], str], output: Path | None = None
+    images: Sequence[Path | str], data: Path | None, prompt: str, ask: Callable[[str], str], output: Path | None = None
 ) -> list[Question]:
-    """All questions: about one image, a folder's images sorted by name, or the rows of a JSONL file.
+    """All questions: one about some images, one about each of a folder's images sorted by name, or the rows of a JSONL file.
 
     Args:
-        image: a file or a folder, of which the log names other files; or the address of an image, as a text.
+        images: files, or addresses of images, as texts: one question is about all of them. Or one folder, of which the log
+            names other files.
         data: a JSONL file.
         prompt: the question; replaces the prefixes of a JSONL file.
         ask: turns the question into a prompt.
@@ -56,9 +82,9 @@ def find_questions(
     Raises:
         InputError: there is no image or no question, or a row is invalid.
     """
-    if data is not None and image is None:
+    if data is not None and not images:
         return _rows(data, prompt, ask)
-    if image is None or data is not None:
+    if not images or data is not None:
         fix = "add --image, a file or a folder, or --data, a JSONL file; not both"
         raise InputError("There is nothing to ask about.", expected="either --image or --data", fix=fix)
     if not ask(prompt):
@@ -68,27 +94,36 @@ def find_questions(
             expected="what to ask, in the words of the training data's prefixes",
             fix='add --prompt, e.g. --prompt "caption en", or --task caption',
         )
-    if isinstance(image, str):
-        try:
-            return _about([(_row(1, image), ask(prompt))], Path())
-        except ValueError as error:
-            raise InputError(f"The image cannot be read: {error}.", where="--image") from None
-    if not image.exists():
-        raise InputError(f"There is no image {image}.", where="--image", expected="a file, or a folder", fix="check the path")
-    if image.is_dir():
-        files = _images(image, output)
+    for path in (image for image in images if isinstance(image, Path)):
+        if not path.exists():
+            raise InputError(
+                f"There is no image {path}.", where="--image", expected="a file, or a folder", fix="check the path"
+            )
+        if path.is_dir() and len(images) > 1:
+            raise InputError(
+                f"{path} is a folder, and one question is about all images that are named.",
+                where="--image",
+                expected="files, or one folder alone",
+                fix="name the files in it, or write a JSONL file of questions for --data",
+            )
+    if isinstance(folder := images[0], Path) and folder.is_dir():
+        files = _images(folder, output)
         if not files:
             raise InputError(
-                "The folder has no images.", where=image, expected=f"files {', '.join(sorted(decoded_suffixes()))}"
+                "The folder has no images.", where=folder, expected=f"files {', '.join(sorted(decoded_suffixes()))}"
             )
-        return [Question(str(path.relative_to(image)), partial(read_image_file, path), ask(prompt)) for path in files]
-    return [Question(str(image), partial(read_image_file, image), ask(prompt))]
+        return [_question(folder, path, ask(prompt)) for path in files]
+    try:
+        return _about([([_row_image(str(image)) for image in images], ask(prompt))], Path())
+    except ValueError as error:
+        raise InputError(f"The image cannot be read: {error}.", where="--image") from None
 
 
 def answer_all(
     model: Model, questions: Sequence[Question], settings: DecodeSettings, batch_size: int, output: Path | None
 ) -> int:
-    """Writes a JSON line for every question, as soon as its batch is done. The line of an unreadable image has an `error`.
+    """Writes a JSON line for every question, as soon as its batch is done. The line of one whose image is unreadable has an
+    `error`. A line's `image` is a name, or a list of names if the question is about several.
 
     Args:
         model: the model that answers.
@@ -98,20 +133,20 @@ def answer_all(
         output: a file to append to, which skips questions answered in it; None for standard output.
 
     Returns:
-        Number of unreadable images.
+        Number of questions with an unreadable image.
     """
     unread = 0
     done = answered_before(output) if output is not None and output.exists() else set()
-    left = [question for question in questions if question[::2] not in done]
+    left = [question for question in questions if (tuple(question.names), question.prompt) not in done]
     with ExitStack() as stack:
         file = sys.stdout if output is None else stack.enter_context(output.open("a"))
-        for start in range(0, len(left), batch_size):
+        for together in _batches(left, batch_size):
             lines: dict[Question, dict] = {}
             asked, images = [], []
-            for question in left[start : start + batch_size]:
-                lines[question] = {"image": question.name, "prompt": question.prompt}
+            for question in together:
+                lines[question] = {"image": one_or_all(question.names), "prompt": question.prompt}
                 try:
-                    images.append(decode_image(question.read(), question.name, model.grey_range))
+                    images.append(question.decoded(model.grey_range))
                     asked.append(question)
                 except ImageError as error:
                     lines[question]["error"] = str(error)
@@ -119,13 +154,26 @@ def answer_all(
             # One shape for all batches: the last is filled up.
             missing = batch_size - len(asked) if asked and len(left) > batch_size else 0
             filled = asked + asked[:1] * missing
-            seeds = [zlib.crc32(f"{settings.seed} {question.name} {question.prompt}".encode()) for question in filled]
+            keys = [(" ".join(question.names), question.prompt) for question in filled]
+            seeds = [zlib.crc32(f"{settings.seed} {names} {prompt}".encode()) for names, prompt in keys]
             answers = model.answer(images + images[:1] * missing, [question.prompt for question in filled], settings, seeds)
             for question, answer in zip(asked, answers, strict=False):
                 lines[question] |= {"answer": answer.text, "logprob": round(answer.logprob, 4)}
             file.writelines(printable_json(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines.values())
             file.flush()
     return unread
+
+
+def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """The questions in order, in batches about as many images each."""
+    for _, alike in itertools.groupby(questions, lambda question: len(question.images)):
+        while together := list(itertools.islice(alike, size)):
+            yield together
+
+
+def _question(folder: Path, path: Path, prompt: str) -> Question:
+    """A question about a file in a folder."""
+    return Question((Asked(str(path.relative_to(folder)), partial(read_image_file, path)),), prompt)
 
 
 def _images(folder: Path, output: Path | None) -> list[Path]:
@@ -167,8 +215,8 @@ def _is_text(name: str) -> bool:
         return False
 
 
-def answered_before(output: Path) -> set[tuple[str, str]]:
-    """Image and prompt of every answer in a file. Cuts off an unfinished last line of an interrupted run.
+def answered_before(output: Path) -> set[tuple[tuple[str, ...], str]]:
+    """Images and prompt of every answer in a file. Cuts off an unfinished last line of an interrupted run.
 
     Raises:
         InputError: the file holds something else.
@@ -177,7 +225,7 @@ def answered_before(output: Path) -> set[tuple[str, str]]:
     _cut_unfinished_line(output)
     try:
         lines = read_json_lines(output, "The output", nonfinite=True, error=InputError, fix=fix)
-        found = [((line["image"], line["prompt"]), "answer" in line) for line in lines]
+        found = [((tuple(each(line["image"])), line["prompt"]), "answer" in line) for line in lines]
         return {asked for asked, is_answered in found if is_answered}
     except (KeyError, TypeError):
         raise InputError("The output holds other lines than answers.", where=output, fix=fix) from None
@@ -195,46 +243,50 @@ def _cut_unfinished_line(output: Path) -> None:
 
 
 def _rows(data: Path, prompt: str, ask: Callable[[str], str]) -> list[Question]:
-    asked: list[tuple[Row, str]] = []
+    asked: list[tuple[list[RowImage], str]] = []
     for number, row in enumerate(read_json_lines(data, "The data", nonfinite=True, error=InputError), 1):
         try:
-            asked.append((_row(number, row["image"]), ask(prompt or row["prefix"])))
+            images = each(row["image"])
+            if not 0 < len(images) <= MOST_IMAGES:
+                raise ValueError(f"it has {len(images)} images")
+            asked.append(([_row_image(image) for image in images], ask(prompt or row["prefix"])))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             expected = 'lines {"image": "file", "prefix": "question"}'
             raise InputError(f"Row {number} is not a question: {error!r}.", where=data, expected=expected) from None
     return _about(asked, data.parent)
 
 
-def _row(number: int, image: str) -> Row:
-    """A row of an image, without texts.
+def _row_image(image: str) -> RowImage:
+    """An image as a row names it.
 
     Raises:
         ValueError: it is a `data:` address without a file.
         TypeError: it is no text.
     """
-    inline = inline_image(image)
-    name, address = name_image(image, inline)
-    return Row(number, name, "", "", address=address, inline=inline)
+    return named_image(image, inline_image(image))
 
 
-def _about(asked: Sequence[tuple[Row, str]], folder: Path) -> list[Question]:
-    """Questions about the images of rows. Those on the web are fetched."""
-    web = fetch_images(row for row, _ in asked)
+def _about(asked: Sequence[tuple[Sequence[RowImage], str]], folder: Path) -> list[Question]:
+    """Questions about images. Those on the web are fetched."""
+    web = fetch_images(Row(number, tuple(images), "", "") for number, (images, _) in enumerate(asked, 1))
     source = open_images(folder, web)
-    return [Question(row.image, partial(_read, row, folder, source, web), text) for row, text in asked]
+    return [
+        Question(tuple(Asked(image.name, partial(_read, image, folder, source, web)) for image in images), text)
+        for images, text in asked
+    ]
 
 
-def _read(row: Row, folder: Path, source: ImageSource, web: Mapping[str, WebImage]) -> bytes:
-    """The image of a row. A path may lead anywhere on this machine, as it is the user's own.
+def _read(image: RowImage, folder: Path, source: ImageSource, web: Mapping[str, WebImage]) -> bytes:
+    """The file of an image. A path may lead anywhere on this machine, as it is the user's own.
 
     Raises:
         ImageError: it cannot be read.
     """
-    if row.inline is not None:
-        return row.inline
-    if row.image not in web and not row.image.startswith(SCHEME):
-        return read_image_file(folder / row.image)
+    if image.inline is not None:
+        return image.inline
+    if image.name not in web and not image.name.startswith(SCHEME):
+        return read_image_file(folder / image.name)
     try:
-        return source.read(row.image)
+        return source.read(image.name)
     except RowError as error:
-        raise ImageError(error.code, f"The image cannot be had: {error.message}.", row.image) from None
+        raise ImageError(error.code, f"The image cannot be had: {error.message}.", image.name) from None

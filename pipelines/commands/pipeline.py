@@ -209,6 +209,13 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     target: Annotated[str, typer.Option(help="Hardware that fine-tuning must fit.")] = "cpu",
+    disk_budget: Annotated[
+        str,
+        typer.Option(
+            help="Most bytes that fine-tuning's records on gs:// may take of its disk, e.g. 1GB.",
+            show_default="none: all are fetched first",
+        ),
+    ] = "",
     max_text_tokens: Annotated[int, typer.Option(help="Most tokens of prefix and suffix.", min=4)] = 128,
     max_reject_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of a split's rows is rejected.", min=0, max=1)
@@ -278,9 +285,11 @@ def run(
         "images": absolute(images),
         "recipe": asked.text(),
         "target": target,
+        "disk_budget": disk_budget,
         "max_text_tokens": max_text_tokens,
         "max_reject_fraction": max_reject_fraction,
         "grey_range": grey_range,
+        "images_per_example": asked.recipe.images_per_example,
         "task": task,
         "metrics": metrics,
         "margin": margin,

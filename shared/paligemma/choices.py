@@ -16,8 +16,8 @@ TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment
 """What rows ask; see `paligemma.evaluation.tasks`. Empty: any text."""
 OverLong = Literal["reject", "truncate"]
 """What becomes of rows with more tokens than a step takes."""
-Compression = Literal["none", "gzip"]
-"""Compression of record shards."""
+Compression = Literal["webp", "none", "gzip"]
+"""How records store pictures: each losslessly as WebP, raw, or raw in shards that gzip packs whole."""
 BoxPixels = Literal["auto", "displayed", "stored"]
 """What boxes on a photo with an EXIF orientation refer to: the photo as displayed, as stored, or what its sizes say."""
 VqaFormName = Literal[
@@ -26,6 +26,7 @@ VqaFormName = Literal[
     "aokvqa-da",
     "aokvqa-mc",
     "gqa",
+    "nlvr2",
     "textvqa",
     "stvqa",
     "ocrvqa",

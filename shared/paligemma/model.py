@@ -30,6 +30,8 @@ from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
 
 ImageInput = str | Path | Image.Image | np.ndarray
+QuestionImages = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
+"""The image that a question is about, or all of several."""
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this many tokens, so that `generate` compiles once for prompts of similar length."""
 
@@ -52,6 +54,7 @@ class Model:
         module: the Flax NNX network. On GPUs, the decoder's layers are a list, see `build_decoding_module`.
         grey_range: samples of black and white in grey pictures; None: as stated in each file.
         mesh: the devices for `decode`; None for the network's own device.
+        images_per_example: number of images that `answer` takes for each question; None: any, as many for each.
     """
 
     def __init__(
@@ -61,15 +64,16 @@ class Model:
         tokenizer: Tokenizer | None = None,
         mesh: Mesh | None = None,
         grey_range: GreyRange | None = None,
+        images_per_example: int | None = None,
     ) -> None:
         self.module, self.config, self.tokenizer = module, config, tokenizer
-        self.mesh = mesh
+        self.mesh, self.images_per_example = mesh, images_per_example
         self.grey_range = grey_range
         self._ready: tuple[list, Generator] | None = None
 
     def logits(
         self,
-        images: Float[ArrayLike, "b height width 3"],
+        images: Float[ArrayLike, "b *n height width 3"],
         tokens: Int[ArrayLike, "b t"],
         mask_ar: Int[ArrayLike, "b t"],
         mask_input: Int[ArrayLike, "b t"] | None = None,
@@ -77,7 +81,7 @@ class Model:
         """Logits of the next token at every text position, in float32.
 
         Args:
-            images: pixels in [-1, 1], of the model's image size.
+            images: pixels in [-1, 1], of the model's image size; `[b, n, height, width, 3]` if there are several for each row.
             tokens: token ids.
             mask_ar: 0 on the prefix (fully visible), 1 on the suffix (causal).
             mask_input: 0 on padding; None hides nothing.
@@ -89,7 +93,7 @@ class Model:
 
     def decode(
         self,
-        images: Float[ArrayLike, "b height width 3"],
+        images: Float[ArrayLike, "b *n height width 3"],
         tokens: Int[ArrayLike, "b t"],
         mask_input: Int[ArrayLike, "b t"],
         mask_ar: Int[ArrayLike, "b t"],
@@ -103,7 +107,7 @@ class Model:
         that were not decoded are 0.
 
         Args:
-            images: pixels in [-1, 1], of the model's image size.
+            images: pixels in [-1, 1], of the model's image size; `[b, n, height, width, 3]` if there are several for each row.
             tokens: prompts, padded on the right.
             mask_input: 0 on padding.
             mask_ar: the prompts' mask_ar, usually all 0.
@@ -116,7 +120,7 @@ class Model:
 
     def search(
         self,
-        images: Float[ArrayLike, "b height width 3"],
+        images: Float[ArrayLike, "b *n height width 3"],
         tokens: Int[ArrayLike, "b t"],
         mask_input: Int[ArrayLike, "b t"],
         mask_ar: Int[ArrayLike, "b t"],
@@ -152,22 +156,24 @@ class Model:
             self._ready = leaves, Generator(self.module, self.mesh)
         return self._ready[1]
 
-    def generate(self, images: Sequence[ImageInput], prompts: Sequence[str] | str, max_new_tokens: int = 32) -> list[str]:
-        """Answers to one prompt for each image.
+    def generate(self, images: Sequence[QuestionImages], prompts: Sequence[str] | str, max_new_tokens: int = 32) -> list[str]:
+        """Answers to one prompt for each image, or for the images of each list.
 
         Args:
-            images: file paths, PIL images, or arrays `[height, width, 3]` of uint8; any size.
-            prompts: one for each image, or one for all.
+            images: file paths, PIL images, or arrays `[height, width, 3]` of uint8, of any size; or lists of as many each, of
+                questions about several images together.
+            prompts: one for each entry of `images`, or one for all.
             max_new_tokens: maximum number of tokens to decode.
 
         Raises:
-            InputError: an image cannot be read, or the checkpoint has no tokenizer.
+            InputError: an image cannot be read, the checkpoint has no tokenizer, or a model that was tuned on another number of
+                images is asked.
         """
         return [answer.text for answer in self.answer(images, prompts, DecodeSettings(max_new_tokens))]
 
     def answer(
         self,
-        images: Sequence[ImageInput],
+        images: Sequence[QuestionImages],
         prompts: Sequence[str] | str,
         settings: DecodeSettings,
         seeds: Sequence[int] | None = None,
@@ -189,7 +195,11 @@ class Model:
             raise InputError(f"There are {len(images)} images and {len(prompts)} prompts.", expected="as many of each")
         if not prompts:
             return []
-        pixels = np.stack([preprocess(_pixels(image, self.grey_range), self.config.img.image_size) for image in images])
+        groups = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
+        self._check_number({len(group) for group in groups})
+        size = self.config.img.image_size
+        read = [[preprocess(_pixels(image, self.grey_range), size) for image in group] for group in groups]
+        pixels = np.stack([group[0] if len(group) == 1 else np.stack(group) for group in read])
         tokens, mask = pad_prompts([self.tokenizer.prefix_ids(prompt) for prompt in prompts])
         eos = self.tokenizer.eos_id
         row_seeds = None if seeds is None else np.asarray(seeds)
@@ -201,10 +211,23 @@ class Model:
         return answers
 
     def _check_batch(self, images, tokens) -> None:
-        size = self.config.img.image_size
-        expected = (len(tokens), size, size, 3)
-        if tuple(np.shape(images)) != expected:
-            raise InputError(f"The images have shape {tuple(np.shape(images))}.", expected=expected)
+        size, shape = self.config.img.image_size, tuple(np.shape(images))
+        several = shape[1:2] if len(shape) == 5 else ()
+        expected = (len(tokens), *several, size, size, 3)
+        if shape != expected or several == (0,):
+            raise InputError(f"The images have shape {shape}.", expected=expected)
+
+    def _check_number(self, found: set[int]) -> None:
+        """Confirms that all questions have one number of images, and the right one."""
+        wanted = self.images_per_example
+        if len(found) > 1 or 0 in found:
+            counts = ", ".join(map(str, sorted(found)))
+            raise InputError(f"The questions are about {counts} images each.", expected="as many for each, at least one")
+        if wanted is not None and found != {wanted}:
+            raise InputError(
+                f"The model was tuned on {wanted} image{'s' if wanted > 1 else ''} in a row, the question has {found.pop()}.",
+                fix="give as many" + (", each with an --image of its own" if wanted > 1 else ""),
+            )
 
 
 def load(
@@ -260,7 +283,8 @@ def build_model(
             hashed.result()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     grey_range = parse_grey_range(tuned.description.grey_range) if tuned is not None else None
-    return Model(module, checkpoint.config, tokenizer, mesh, grey_range)
+    images = tuned.description.images_per_example if tuned is not None else None
+    return Model(module, checkpoint.config, tokenizer, mesh, grey_range, images)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -286,4 +310,4 @@ def _pixels(image: ImageInput, grey_range: GreyRange | None) -> np.ndarray:
 @partial(jax.jit, static_argnames="graph")
 def _logits(graph, state, images, tokens, mask_ar, mask_input):
     model = nnx.merge(graph, state)
-    return model.llm.logits(model.hidden(model.img(images), tokens, mask_ar, mask_input))
+    return model.llm.logits(model.hidden(model.embed_images(images), tokens, mask_ar, mask_input))

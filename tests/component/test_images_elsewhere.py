@@ -268,7 +268,7 @@ def test_many_machines_give_the_bytes_of_one(pictures: list[bytes], small_data: 
     rows = [row(f"{site.url}/{number}.png") for number in range(6)] + [row(coded), row("http://x.example/"), row("7.png")]
     data = str(small_data.write(rows))
     run(data, "embedded:tiny", tmp_path / "one", rows_per_shard=2, max_reject_fraction=0.5, workers=1)
-    settings = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 2, "compression": "none", "grey_range": ""}
+    settings = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 2, "compression": "webp", "grey_range": ""}
     groups = distributed.list_groups(data, 2, 2)
     for number, group in enumerate(groups):
         distributed.prepare_group(group, data, "embedded:tiny", "", tmp_path / f"group-{number}", settings, 1)
@@ -329,15 +329,15 @@ def test_questions_may_be_about_pictures_anywhere(
     site.files["/1.png?key=hunter2"] = pictures[1]
     small_data.write([row(place) for place in [*places, "http://example.com/x", f"{site.url}/none", f"gs://{BUCKET}/none"]])
     for place in places[1:]:
-        (question,) = find_questions(place, None, "ocr", str)
-        assert (question.read(), question.prompt) == (pictures[1], "ocr")
-    (question,) = find_questions("https://10.0.0.1/a.png", None, "ocr", str)
+        (question,) = find_questions([place], None, "ocr", str)
+        assert (question.images[0].read(), question.prompt) == (pictures[1], "ocr")
+    (question,) = find_questions(["https://10.0.0.1/a.png"], None, "ocr", str)
     with pytest.raises(ImageError, match="not on the internet"):
-        question.read()
+        question.images[0].read()
     with pytest.raises(InputError, match="is not in base64"):
-        find_questions("data:image/png,x", None, "ocr", str)
-    questions = find_questions(None, small_data.jsonl, "", str)
-    assert [question.read() for question in questions[:5]] == [pictures[1]] * 5
+        find_questions(["data:image/png,x"], None, "ocr", str)
+    questions = find_questions([], small_data.jsonl, "", str)
+    assert [question.images[0].read() for question in questions[:5]] == [pictures[1]] * 5
     assert answer_all(paligemma.load("embedded:tiny"), questions, DecodeSettings(2), 8, tmp_path / "answers") == 3
     answers = [json.loads(line) for line in (tmp_path / "answers").read_text().splitlines()]
     assert len({answer["answer"] for answer in answers[:5]}) == 1

@@ -185,7 +185,7 @@ def test_any_number_of_processes_and_pods_gives_the_same_bytes(
     alone = read_record(prepare(workers=1)).artifact.tree_sha256
     assert read_record(prepare(workers=3, output="three")).artifact.tree_sha256 == alone
     data = yaml.safe_dump([str(one.jsonl) for one in two])
-    settings = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 4, "compression": "none"}
+    settings = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 4, "compression": "webp"}
     assert list_groups(data, 4, 3) == ["0:1", "1:3", "3:5"]
     groups = [tmp_path / f"group-{place}" for place in range(3)]
     for group, place in zip(list_groups(data, 4, 3), groups, strict=True):
@@ -355,8 +355,8 @@ def test_a_run_looks_at_every_source_before_it_starts(two: tuple[SmallData, Smal
 
 def test_a_run_without_validation_data_splits_every_source(two: tuple[SmallData, SmallData], tmp_path: Path) -> None:
     data = yaml.safe_dump([f"{one.jsonl},weight={weight}" for one, weight in zip(two, (1, 3), strict=True)])
-    changed = split_data({"train_data": data, "images": ""}, tmp_path / "root", 0.3)
-    assert split_data({"train_data": data, "images": ""}, tmp_path / "root", 0.3) == changed
+    changed = split_data({"train_data": data, "images": "", "images_per_example": 1}, tmp_path / "root", 0.3)
+    assert split_data({"train_data": data, "images": "", "images_per_example": 1}, tmp_path / "root", 0.3) == changed
     train, held = (parse_sources(changed[name], "") for name in ("train_data", "validation_data"))
     assert [(source.weight, source.images) for source in train] == [(1.0, str(two[0].folder)), (3.0, str(two[1].folder))]
     assert {source.weight for source in held} == {None}

@@ -146,7 +146,7 @@ EDITS = st.lists(
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(EDITS, min_size=1, max_size=3), st.sampled_from(["none", "gzip"]))
+@given(st.lists(EDITS, min_size=1, max_size=3), st.sampled_from(["webp", "none", "gzip"]))
 def test_whatever_is_edited_the_bytes_are_those_of_a_preparation_from_nothing(
     tmp_path_factory: pytest.TempPathFactory, histories: list[list[tuple[str, int, int]]], compression: str
 ) -> None:

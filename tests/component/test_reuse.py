@@ -25,7 +25,7 @@ SETTINGS = {
     "over_long": "reject",
     "max_reject_fraction": 0.5,
     "rows_per_shard": 2,
-    "compression": "none",
+    "compression": "webp",
 }
 OTHERS = {"split": "train", "against": "", "workers": 1, "grey_range": "", "checkpoint": "embedded:tiny"}
 

@@ -63,7 +63,7 @@ def test_nothing_else_reads_json_by_itself() -> None:
 
 def _questions(data: bytes, folder: Path) -> object:
     (folder / "rows.jsonl").write_bytes(b'{"image": "a", "prefix": "b"}\n' + data + b"\n")
-    return find_questions(None, folder / "rows.jsonl", "", str)
+    return find_questions([], folder / "rows.jsonl", "", str)
 
 
 def _answers(data: bytes, folder: Path) -> object:
@@ -131,7 +131,7 @@ def test_the_names_of_classes_are_left_out_if_their_list_cannot_be_read(kind: st
 
 
 def test_answers_and_questions_of_a_gigabyte_are_read_a_line_at_a_time(tmp_path: Path) -> None:
-    for name, read in (("rows.jsonl", lambda path: find_questions(None, path, "", str)), ("answers.jsonl", answered_before)):
+    for name, read in (("rows.jsonl", lambda path: find_questions([], path, "", str)), ("answers.jsonl", answered_before)):
         with (tmp_path / name).open("wb") as file:
             file.truncate(1 << 40)  # a hole, which would not fit into memory
             if name == "answers.jsonl":

@@ -31,7 +31,7 @@ from pipelines.commands.lineage import app
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forgeries import forge_step
+from baits import forge_step
 from roots import Case, signing, snapshot
 
 

@@ -28,7 +28,8 @@ from pipelines.commands import lineage, releases
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forgeries import BAITS, CATALOGUE, Alteration
+from baits import BAITS
+from forgeries import CATALOGUE, Alteration
 from roots import Case, snapshot
 
 SEEDS = 3

@@ -76,6 +76,20 @@ def test_logits_of_the_front_door(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_two_images_in_every_example(name: str) -> None:
+    """Embeddings, logits and greedy tokens, with padding between prompt and answer. The order of the images matters."""
+    inputs, two = read(name, "inputs.npz"), read(name, "two_images.npz")
+    model = paligemma.load(GOLDEN / name)
+    assert largest_difference(model.module.embed_images(jnp.asarray(two["image"])), two["zimg"]) < 3e-5
+    train = (inputs["train/text"][:, :-1], inputs["train/mask_ar"][:, :-1])
+    assert largest_difference(model.logits(two["image"], *train), two["logits"]) < 5e-5
+    prompts = [inputs[f"eval/{key}"] for key in ("text", "mask_input", "mask_ar")]
+    found = model.decode(two["image"], *prompts, int(inputs["max_decode_len"]))
+    np.testing.assert_array_equal(found, two["tokens"])
+    assert largest_difference(model.logits(two["image"][:, ::-1], *train), two["logits"]) > 0.01
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
 @pytest.mark.parametrize("unroll", [False, True])
 def test_three_sgd_steps(name: str, remat: str, unroll: bool) -> None:

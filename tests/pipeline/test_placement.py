@@ -70,7 +70,7 @@ def test_every_profile_is_the_same_dag_and_valid(compiled: dict[str, list[dict]]
     ("name", "more"),
     [
         ("kfp-tpu-v5e-16", {"spot": True, "signing_secret": "signing", "kaggle_secret": "k", "webhook_secret": "w"}),
-        ("kfp-gpu-l4", {"spot": True, "signing_secret": "signing"}),
+        ("kfp-gpu-l4", {"spot": True, "signing_secret": "signing", "private_hosts": "images.corp"}),
         ("vertex-gpu-a100-16", {"spot": True, "kaggle_secret": "k", "webhook_secret": "w", **VERTEX}),
     ],
 )
@@ -322,6 +322,33 @@ def test_what_the_environment_says(tmp_path: Path) -> None:
     for name in ("finetune", "evaluate", "evaluate-2"):
         assert environments.pop(name) == {"PALIGEMMA_ACCELERATOR": "gpu 1"}
     assert not any(environments.values())
+
+
+@pytest.mark.parametrize("name", ["kfp-cpu", "vertex-cpu"])
+def test_private_hosts_are_told_to_the_steps_that_fetch_and_to_no_other(tmp_path: Path, name: str) -> None:
+    place_task = placer(name, IMAGES, private_hosts=" Images.Corp , 10.1.2.3,fd00::1, ")
+    for which, steps in (("finetune", ["fetch-checkpoint", "prepare-data", "prepare-data-2"]), ("prepare", None)):
+        compile_pipeline(tmp_path / "p.yaml", which, place_task)
+        pipeline, *_ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        environments = {n: {entry["name"]: entry["value"] for entry in c["env"]} for n, c in executors(pipeline).items()}
+        told = {n: one["PALIGEMMA_PRIVATE_HOSTS"] for n, one in environments.items() if "PALIGEMMA_PRIVATE_HOSTS" in one}
+        assert {*told.values()} == {"images.corp,10.1.2.3,fd00::1"}
+        assert steps is None or sorted(told) == steps
+
+
+HOSTS = ["https://images.corp", "images.corp/", "images.corp:443", "*.corp", "a b", "0x7f.1", "user@images.corp", "-", "a..b"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_is_no_host_is_refused_before_anything_is_compiled(host: str) -> None:
+    with pytest.raises(InputError, match="is not the name of a host"):
+        placer("kfp-cpu", IMAGES, private_hosts=f"images.corp,{host}")
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "0.0.0.0", "224.0.0.1"])
+def test_a_metadata_server_cannot_be_allowed(host: str) -> None:
+    with pytest.raises(InputError, match="refused always"):
+        placer("local", private_hosts=host)
 
 
 def test_secrets_are_names_and_mounted_files(tmp_path: Path) -> None:

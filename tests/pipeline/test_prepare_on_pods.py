@@ -14,7 +14,7 @@ from paligemma.artifacts.record import read_record
 from paligemma.errors import DamagedError, InputError
 from pipelines.prepare import prepare_pipeline
 
-SETTINGS = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 4, "compression": "none"}
+SETTINGS = {"max_text_tokens": 128, "over_long": "reject", "rows_per_shard": 4, "compression": "webp"}
 
 
 @pytest.fixture

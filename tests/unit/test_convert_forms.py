@@ -263,7 +263,7 @@ BOXES = [
     ("label-studio", studio("rectanglelabels", RECTANGLE, original_width=...), [CAT], [], "1 used"),
     ("label-studio", studio("rectanglelabels", but(RECTANGLE, width=...)), [], ["box_malformed"], "width is nothing"),
     ("label-studio", studio("rectanglelabels", but(RECTANGLE, rectanglelabels=[])), [], ["category_unnamed"], "None"),
-    ("label-studio", studio("brushlabels", {"rle": [1], "brushlabels": ["cat"]}), [], ["shape_other"], "'brushlabels'"),
+    ("label-studio", studio("brushlabels", {"rle": [1], "brushlabels": ["cat"]}), [], ["mask_malformed"], "a list of 1"),
     ("label-studio", [{"data": {"image": "1.png"}, "annotations": [{"was_cancelled": True, "result": [1]}]}], [], [],
      "no boxes in it"),
     ("label-studio", [{"data": {}, "annotations": []}], [], ["image_unnamed"], "has no address of an image"),
@@ -321,6 +321,15 @@ def test_boxes_in_fractions_may_be_on_photos_as_they_are_stored(tmp_path: Path) 
     assert [row["suffix"] for row in done.rows] == ["<loc0000><loc0000><loc0256><loc0512> cat"]
     done = convert(tmp_path, "boxes --form yolo", data, "--box-pixels", "stored", name="data.yaml")
     assert [row["suffix"] for row in done.rows] == ["<loc0000><loc0767><loc0512><loc1023> cat"]
+
+
+def test_the_folder_of_a_yolo_set_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its paths then begin with `images`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/1.txt").write_text("0 0.5 0.5 0.5 0.6\n")
+    done = convert(Path(), "boxes --form yolo", "train: images\nnames: [cat]\n", name="data.yaml", images=("images/1.png",))
+    assert [(row["image"], row["suffix"]) for row in done.rows] == [("images/1.png", CAT)]
 
 
 IMAGES = [{"id": 1, "file_name": "1.png", "width": 40, "height": 30}]

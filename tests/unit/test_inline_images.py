@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma.data.inline_images import inline_image
-from paligemma.data.rows import MAX_INLINE_BYTES, MAX_LINE_BYTES, Row, RowError, parse_row, read_rows
+from paligemma.data.rows import MAX_INLINE_BYTES, MAX_LINE_BYTES, Row, RowError, RowImage, parse_row, read_rows
 
 
 def picture(form: str, size: int = 12) -> bytes:
@@ -118,7 +118,7 @@ def line(image: str, **more: object) -> bytes:
 
 def test_a_picture_in_a_row_is_named_by_its_sha256_so_that_no_list_holds_it() -> None:
     row = parse_row(line(f"data:image/png;base64,{coded(PNG)}"), 2)
-    assert row == Row(2, f"data:sha256:{hashlib.sha256(PNG).hexdigest()}", "p", "s", inline=PNG)
+    assert row == Row(2, (RowImage(f"data:sha256:{hashlib.sha256(PNG).hexdigest()}", inline=PNG),), "p", "s")
 
 
 def test_a_long_line_is_read_if_a_picture_makes_it_long(tmp_path) -> None:
@@ -132,10 +132,10 @@ def test_a_long_line_is_read_if_a_picture_makes_it_long(tmp_path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b"\n".join([line(f"data:image/png;base64,{coded(large)}"), *bad, line("a.png")]))
     first, *others, last = (row for _, row in read_rows(tmp_path / "x.jsonl"))
     assert isinstance(first, Row)
-    assert first.inline == large
+    assert first.images[0].inline == large
     assert [other.code for other in others if isinstance(other, RowError)] == ["line_too_long"] * 4
     assert "not by a picture in it" in str(others[2])  # it was not even parsed: two million numbers take fifty times its bytes
-    assert last == Row(6, "a.png", "p", "s")
+    assert last == Row(6, (RowImage("a.png"),), "p", "s")
 
 
 @given(st.binary(min_size=1, max_size=200), st.sampled_from(["", "image/png", "image/jpeg;charset=utf-8", "text/plain"]))

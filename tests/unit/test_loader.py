@@ -197,7 +197,7 @@ def test_a_damaged_record_is_an_error_when_its_batch_comes(varied: Path, tmp_pat
     shutil.copytree(varied, broken)
     shard = broken / "train-00001-of-00003.tfrecord"
     data = bytearray(shard.read_bytes())
-    data[2000] ^= 1  # in the first record: row 30
+    data[200] ^= 1  # in the first record: row 30
     shard.write_bytes(data)
     batches, seen = training_batches(open_records(broken), 2, 0), []
     with pytest.raises(DamagedError, match=r"payload does not match(?s:.)*train-00001-of-00003\.tfrecord, row 0"):

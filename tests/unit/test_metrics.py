@@ -122,6 +122,14 @@ def test_a_target_that_is_called_other_is_not_the_column_of_all_others() -> None
     assert confusion([]) is None
 
 
+def test_targets_with_places_are_in_no_confusion_matrix() -> None:
+    box, mask = "<loc0000><loc0000><loc1023><loc1023>", "<seg001>" * 16
+    places = [f"{box} cat", f"{box}{mask} cat", f"{box}{mask}", f"a cat at {box}"]
+    rows = [Prediction("", "", target, (target,), "cat", 0, 0, 1) for target in [*places, "yes", "<loc12>"]]
+    assert confusion(rows[:4]) is None
+    assert confusion(rows) == (["<loc12>", "yes", "other"], [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
+
+
 def test_boxes_and_masks_without_an_area_equal_themselves() -> None:
     thin = "<loc0100><loc0200><loc0100><loc0300> line"
     assert box_f1(thin, thin) == 1

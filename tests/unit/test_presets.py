@@ -33,7 +33,7 @@ PUBLISHED = [name for name in NAMES if name not in ("auto", "default", "demo", "
 def test_the_table_has_every_preset_once_and_no_other() -> None:
     lines = re.findall(r"^\| `([^`]+)`", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert sorted(lines) == NAMES
-    assert len(PUBLISHED) == 24  # as the README says
+    assert len(PUBLISHED) == 25  # as the README says
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,6 +70,7 @@ def test_what_all_published_presets_share(name: str) -> None:
     recipe = parse_recipe(read_preset(name))
     assert recipe == Recipe(
         trainable="llm" if name == "scienceqa" else "all",
+        images_per_example=2 if name == "nlvr2" else 1,
         optimizer="adamw",
         second_moment=0.999,
         weight_decay_on=".*/kernel",
@@ -84,7 +85,7 @@ def test_what_all_published_presets_share(name: str) -> None:
 
 def test_what_comments_give_for_other_resolutions_can_be_set() -> None:
     found = {(name, *other) for name in PUBLISHED for other in re.findall(r"or (\d+) px: ([^;.]+)", read_preset(name))}
-    assert len(found) == 13
+    assert len(found) == 14
     assert ("refcoco-seg", "896", "batch_size 64, learning_rate 1e-5, dropout 0") in found
     for name, _, values in found:
         overrides = [value.replace(" ", "=") for value in values.split(", ")]

@@ -75,6 +75,23 @@ def test_masks_are_drawn_where_they_are(small_data: SmallData, tmp_path: Path) -
         make_preview(str(path), "embedded:tiny", mask_decoder="none.npz")
 
 
+def test_the_page_of_the_data_set_draws_true_masks_too(small_data: SmallData, tmp_path: Path) -> None:
+    """All masks of a row, of any size; beside a row without any."""
+    upper, lower = np.zeros((20, 40), bool), np.zeros((20, 40), bool)
+    upper[:5, :10], lower[10:] = True, True
+    row = {"image": small_data.add_image("a.png"), "prefix": "segment cat", "suffix": f"{'<loc0100>' * 4} cat"}
+    masks = [{"label": "cat", **write_runs(mask)} for mask in (upper, lower)]
+    path = small_data.write([row | {"masks": masks}, row | {"suffix": "none"}])
+    run(data=path, checkpoint="embedded:tiny", output=tmp_path / "records")
+    page = (tmp_path / "records" / "report.html").read_text()
+    drawn = mask_on(page, "true masks")
+    expected = np.zeros(drawn.shape, bool)
+    side = len(drawn)
+    expected[: side // 4, : side // 4] = expected[side // 2 :] = True
+    assert (drawn == expected).all()
+    assert "Green: the true masks that rows keep." in page
+
+
 def test_bad_rows_are_shown_with_their_reason_and_only_so_many(small_data: SmallData) -> None:
     good = {"image": small_data.add_image("a.png"), "prefix": "p", "suffix": "s"}
     page = preview_page(str(small_data.write([b"{", {**good, "image": "none.png"}, good, good])), "embedded:tiny", rows=3)

@@ -12,11 +12,14 @@ import pytest
 from converting import COMMAND, VALUES, Conversion, assert_accounted, places, run_convert, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_forms import BOXES, CAPTIONS, PICTURE, QUESTIONS, Published, write_one
+from published_boxes import BOXES
+from published_captions import CAPTIONS
+from published_forms import PICTURE, QUESTIONS, Published, write_one
 
 from components.prepare_data.__main__ import run as prepare
 from components.presets import FOLDER
 from conftest import REPOSITORY
+from paligemma.artifacts.record import each, one_or_all
 from paligemma.choices import BoxFormName, CaptionFormName, VqaFormName
 from paligemma.data.convert import box_forms, captions, vqa_forms
 from paligemma.evaluation.tasks import TASKS
@@ -50,22 +53,25 @@ def test_every_form_has_a_data_set() -> None:
 
 
 def test_prepare_data_takes_every_row_of_every_form(tmp_path: Path) -> None:
-    rows = []
+    rows: dict[int, list[dict]] = {1: [], 2: []}
     for published in PUBLISHED:
         for row in convert(published, tmp_path / published.form).rows:
             inside = "train/" if published.form == "roboflow-coco" else ""
-            rows.append(row | {"image": f"{published.form}/{inside}{row['image']}"})
-    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(
-        data=str(tmp_path / "all.jsonl"),
-        checkpoint="embedded:tiny",
-        output=str(tmp_path / "records"),
-        max_reject_fraction=0.0,
-        max_text_tokens=512,
-        workers=1,
-    )
-    counts = json.loads((tmp_path / "records" / "dataset.json").read_text())
-    assert (counts["rows"], counts["rejected"]) == (len(rows), {})
+            names = [f"{published.form}/{inside}{name}" for name in each(row["image"])]
+            rows[len(names)].append(row | {"image": one_or_all(names)})
+    for images, of_them in rows.items():
+        (tmp_path / f"{images}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_them))
+        prepare(
+            data=str(tmp_path / f"{images}.jsonl"),
+            checkpoint="embedded:tiny",
+            output=str(tmp_path / f"records-{images}"),
+            max_reject_fraction=0.0,
+            max_text_tokens=512,
+            workers=1,
+            images_per_example=images,
+        )
+        counts = json.loads((tmp_path / f"records-{images}" / "dataset.json").read_text())
+        assert (counts["rows"], counts["rejected"]) == (len(of_them), {})
 
 
 ODD_WORDS = ["", "nan", "1e999", "-1", "0", "<", "&lt;", "&#1;", '"', ";", "..", "/", "\\", "9" * 40]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -110,7 +113,7 @@ def is_near(difference: int) -> bool:
 
 def listing(rows: list[int], images: list[int], looks: list[int], names: list[int]) -> Listing:
     hashes = (np.array(values, np.uint64) for values in (rows, images))
-    return Listing(np.arange(1, len(rows) + 1), *hashes, halves(looks), np.array(names, np.uint64))
+    return Listing(np.arange(1, len(rows) + 1), *hashes, halves(looks), np.array(names, np.uint64), np.arange(len(rows)))
 
 
 def test_a_row_is_told_how_it_repeats_an_earlier_one() -> None:
@@ -133,6 +136,35 @@ def test_a_row_is_told_how_it_leaked() -> None:
         (2, "image_near_leaked", "looks like the image of line 1 there"),
     ]
     assert list(leaks(listing([1], [1], [1], [1]), listing([], [], [], []))) == []
+
+
+def test_of_several_images_each_is_compared(tmp_path: Path) -> None:
+    """Three rows of two images: the second repeats one under another name, and the third has one that looks like it."""
+    far = 0xFFFF_0000_FFFF_0000
+    looks = [[far, 0x1234_5678], [0xABCD_EF01, far], [far ^ 1, 0x0F0F_F0F0]]
+    entries = [
+        {"row_id": f"{row + 1:016x}", "line": 10 + row, "image_sha256": [f"{image:016x}" for image in images],
+         "image_dhash": [f"{look:032x}" for look in looks[row]], "image_file": names}
+        for row, (images, names) in enumerate([([7, 8], ["a", "b"]), ([9, 7], ["c", "d"]), ([10, 11], ["e", "f"])])
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    found = read_listing(tmp_path / "rows.jsonl")
+    assert (len(found.lines), len(found.images), found.image_count) == (3, 6, 5)
+    assert list(duplicates(found)) == [
+        (1, "image_duplicate", "the same bytes as the image of line 10"),
+        (2, "image_near_duplicate", "looks like the image of line 10"),
+    ]
+    one = listing([1, 99], [7, 11], [far, 0], [1, 2])
+    assert list(leaks(found, one)) == [
+        (0, "row_leaked", "as line 1 there"),
+        (1, "image_leaked", "as line 1 there"),
+        (2, "image_leaked", "as line 2 there"),
+        (2, "image_near_leaked", "looks like the image of line 1 there"),
+    ]
+    entries[1]["image_file"] = ["c"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.raises(DamagedError, match="list of rows"):
+        read_listing(tmp_path / "rows.jsonl")
 
 
 def test_a_list_of_rows_without_hashes_is_refused(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from paligemma.data.jsonl_files import split_lines, unpack
 from paligemma.data.rows import (
     MAX_LINE_BYTES,
+    MOST_IMAGES,
     REASONS,
     Row,
     RowError,
+    RowImage,
     image_path,
     parse_row,
     read_all_rows,
@@ -28,6 +31,7 @@ from paligemma.data.rows import (
 from paligemma.errors import InputError
 
 GOOD = {"image": "a.png", "prefix": "p", "suffix": "s"}
+ONE = (RowImage("a.png"),)
 
 
 def code_of(line: bytes) -> str:
@@ -70,20 +74,20 @@ def test_what_is_wrong_has_a_code(line: bytes, code: str) -> None:
 
 def test_an_empty_prefix_and_further_keys_are_fine() -> None:
     row = parse_row(json.dumps({**GOOD, "prefix": "", "source": 7}).encode(), 3)
-    assert row == Row(3, "a.png", "", "s")
+    assert row == Row(3, ONE, "", "s")
 
 
 def test_a_key_that_is_there_twice_is_named_and_one_that_is_ignored_may_hold_anything() -> None:
     with pytest.raises(RowError, match=r"^'suffix' is there twice$"):
         parse_row(b'{"image": "a.png", "suffix": "s", "prefix": "p", "suffix": "other"}', 3)
     row = parse_row(b'{"image": "a.png", "prefix": "p", "suffix": "s", "source": {"id": 1, "id": 2}, "score": NaN}', 3)
-    assert row == Row(3, "a.png", "p", "s")
+    assert row == Row(3, ONE, "p", "s")
 
 
 def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
     line = json.dumps(GOOD).encode()
     (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line)
-    assert list(read_rows(tmp_path / "x.jsonl")) == [(1, Row(1, "a.png", "p", "s")), (4, Row(4, "a.png", "p", "s"))]
+    assert list(read_rows(tmp_path / "x.jsonl")) == [(1, Row(1, ONE, "p", "s")), (4, Row(4, ONE, "p", "s"))]
 
 
 def test_a_long_line_is_rejected_and_the_next_is_read(tmp_path: Path) -> None:
@@ -109,16 +113,61 @@ def test_arbitrary_bytes_are_a_row_or_a_documented_reason(tmp_path_factory, data
 def test_any_text_survives(image: str, prefix: str, suffix: str) -> None:
     (row,) = read_rows_of(json.dumps({"image": image, "prefix": prefix, "suffix": suffix}).encode())
     if isinstance(row, Row):
-        assert (row.image, row.prefix, row.suffix) == (image, prefix, suffix)
+        assert (row.names, row.prefix, row.suffix) == ([image], prefix, suffix)
     else:
         surrogates = any("\ud800" <= character <= "\udfff" for character in image + prefix + suffix)
         assert row.code == ("encoding_invalid" if surrogates else "suffix_empty")
         assert surrogates or not suffix.strip()
 
 
-def read_rows_of(line: bytes) -> list[Row | RowError]:
+IMAGES = st.sampled_from(["a.png", "gs://b/c.png", "https://h.org/d.png?key", "data:image/png;base64,iVBORw0KGgo="])
+
+
+@given(st.lists(IMAGES, max_size=MOST_IMAGES + 2), st.integers(1, MOST_IMAGES), st.booleans())
+def test_a_row_has_as_many_images_as_wanted_or_is_refused(names: list[str], wanted: int, alone: bool) -> None:
+    given = names[0] if alone and len(names) == 1 else names
+    line = json.dumps({"image": given, "prefix": "p", "suffix": "s"}).encode()
+    (row,) = read_rows_of(line, wanted)
+    if isinstance(row, RowError):
+        assert row.code == ("images_several" if names else "image_none")
+        assert len(names) != wanted
+        return
+    assert len(names) == wanted
+    assert row == parse_row(line, 2, images=None)
+    alike = [parse_row(json.dumps({**GOOD, "image": name}).encode(), 2).images[0] for name in names]
+    assert list(row.images) == alike
+
+
+@given(st.lists(st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()), max_size=3))
+def test_any_list_of_images_is_a_row_or_a_reason(images: list) -> None:
+    for wanted in (1, 2, None):
+        (row,) = read_rows_of(json.dumps({"image": images, "prefix": "p", "suffix": "s"}).encode(), wanted)
+        assert row.code in REASONS if isinstance(row, RowError) else row.names == images
+
+
+def test_hashes_of_several_images_are_as_many() -> None:
+    two, digest = {**GOOD, "image": ["a.png", "b.png"]}, "A" * 64
+    row = parse_row(json.dumps(two | {"image_sha256": [digest, ""]}).encode(), 2, 2)
+    assert [image.sha256 for image in row.images] == ["a" * 64, ""]
+    for wrong in (digest, [digest], [digest] * 3, [digest, 7], [digest, "x"], None, {}):
+        with pytest.raises(RowError, match="'image_sha256'") as caught:
+            parse_row(json.dumps(two | {"image_sha256": wrong}).encode(), 2, 2)
+        assert caught.value.code == "type_wrong"
+    assert parse_row(json.dumps(GOOD | {"image_sha256": [digest]}).encode(), 2).images[0].sha256 == "a" * 64
+
+
+def test_pictures_in_a_row_are_not_counted_in_its_length(tmp_path: Path) -> None:
+    coded = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(MAX_LINE_BYTES)).decode()
+    both = {**GOOD, "image": [f"data:image/png;base64,{coded}"] * 2}
+    row = parse_row(json.dumps(both).encode(), 2, 2)
+    assert len({image.name for image in row.images}) == 1
+    with pytest.raises(RowError, match="not counted"):
+        parse_row(json.dumps(both | {"note": "x" * MAX_LINE_BYTES}).encode(), 2, 2)
+
+
+def read_rows_of(line: bytes, images: int | None = 1) -> list[Row | RowError]:
     try:
-        return [parse_row(line, 2)]
+        return [parse_row(line, 2, images)]
     except RowError as error:
         return [error]
 
@@ -205,6 +254,9 @@ def test_any_image_name_is_answered_with_a_documented_reason(tmp_path_factory, n
 
 def test_row_identity_tells_prefix_from_suffix() -> None:
     assert row_id("0", "a", "bc") != row_id("0", "ab", "c")
+    assert row_id("0", "a", "b") == row_id(["0"], "a", "b")
+    assert len({row_id(images, "a", "b") for images in (["0", "1"], ["1", "0"], ["0"], ["0", "0"], ["01"])}) == 5
+    assert row_id(["0", "1"], "a", "b") != row_id(["0"], "1", "ab")
 
 
 def test_answers_are_optional_and_must_be_strings() -> None:
@@ -239,7 +291,7 @@ def test_a_long_line_at_the_end_of_a_range_leaves_the_next_range_whole(tmp_path:
     (tmp_path / "x.jsonl").write_bytes(good + b"a" * (2 * MAX_LINE_BYTES) + b"\n" + good)
     first, second = split_lines(tmp_path / "x.jsonl", 2)
     assert [number for number, _ in read_rows(tmp_path / "x.jsonl", first)] == [1, 2]
-    assert list(read_rows(tmp_path / "x.jsonl", second)) == [(3, Row(3, "a.png", "p", "s"))]
+    assert list(read_rows(tmp_path / "x.jsonl", second)) == [(3, Row(3, ONE, "p", "s"))]
 
 
 @pytest.mark.parametrize("read", [lambda path: unpack(path, path.with_name("rows")), lambda path: list(read_all_rows(path))])
@@ -281,7 +333,8 @@ def test_a_gzip_file_that_does_not_fit_is_refused_before_the_disk_is_full(tmp_pa
             "images_several: 'image' is an array of 2; write a row",
         ),
         (b'{"image": 7, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is a number, not a string"),
-        (b'{"image": ["a"], "prefix": "", "suffix": "s"}', "type_wrong: 'image' is an array, not a string"),
+        (b'{"image": [["a"]], "prefix": "", "suffix": "s"}', "type_wrong: 'image' has an array, not a string"),
+        (b'{"image": {"path": "a"}, "prefix": "", "suffix": "s"}', "type_wrong: 'image' is an object, not a string"),
     ],
 )
 def test_a_file_of_another_kind_is_told_in_words_of_json(tmp_path: Path, contents: bytes, said: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from paligemma.data.run_lengths import MaskError, check_runs, read_runs, write_runs
+from paligemma.data.run_lengths import MaskError, Runs, check_runs, read_runs, write_runs
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
@@ -86,4 +86,42 @@ def test_a_million_empty_runs_take_little_memory() -> None:
     with pytest.raises(MaskError):
         read_runs({"size": [8192, 8192], "counts": [10**12] * 1000})
     assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+
+
+SIDES = st.integers(1, 30)
+
+
+@given(SIDES, SIDES, st.sampled_from([0, 0.02, 0.5, 0.98, 1]), st.integers(0, 1000), st.data())
+def test_parts_of_a_mask_are_those_of_its_pixels(
+    height: int, width: int, density: float, seed: int, data: st.DataObject
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    runs = Runs.of_pixels(mask)
+    assert (runs.pixels() == mask).all()
+    assert (runs.text, runs.area) == (write_runs(mask)["counts"], mask.sum())
+    theirs = coco.toBbox({"size": [height, width], "counts": runs.text})
+    assert runs.box == ((theirs[0], theirs[1], theirs[0] + theirs[2], theirs[1] + theirs[3]) if mask.any() else None)
+    left, right = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
+    top, bottom = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
+    assert (runs.part(left, top, right, bottom) == mask[top:bottom, left:right]).all()
+    across, down = data.draw(st.tuples(st.integers(-30, 30), st.integers(-30, 30)))
+    around = np.zeros((height + 120, width + 120), bool)
+    around[60 + down : 60 + down + height, 60 + across : 60 + across + width] = mask
+    high, wide = data.draw(st.tuples(SIDES, SIDES))
+    assert (runs.placed(across, down, high, wide).pixels() == around[60 : 60 + high, 60 : 60 + wide]).all()
+
+
+def test_runs_of_no_pixels_are_joined() -> None:
+    runs = Runs.of_json({"size": [2, 3], "counts": [1, 0, 1, 2, 0, 1, 1]})
+    assert runs.counts.tolist() == [2, 3, 1]
+    assert runs.text == write_runs(runs.pixels())["counts"]
+
+
+def test_a_small_part_of_a_large_mask_takes_little_memory() -> None:
+    runs = Runs(8192, 8192, np.array([4_000_000, 20_000, 8192 * 8192 - 4_020_000]))
+    tracemalloc.start()
+    assert runs.part(488, 0, 500, 8192).sum() == 20_000
+    assert runs.placed(10, 10, 8192, 8192).area == 20_000 - 2 * 10  # two columns lose what is below
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()

@@ -19,7 +19,7 @@ from paligemma.data.tf_dataset import import_tensorflow
 
 def example(prefix: str = "p", ids: tuple[int, ...] = (2, 5), line: int = 1) -> Example:
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    return Example(image, list(ids), [300, 257_151, 1], prefix, "s", "a.png", "0" * 64, "1" * 64, line)
+    return Example((image.tobytes(),), list(ids), [300, 257_151, 1], prefix, "s", ("a.png",), ("0" * 64,), "1" * 64, line)
 
 
 @settings(max_examples=10)
@@ -32,7 +32,7 @@ def test_an_example_is_what_tensorflow_would_write(prefix: str, ids: list[int], 
         if isinstance(value, list)
         else tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
         for key, value in {
-            "image": one.image.tobytes(),
+            "image": one.image,
             "image_file": b"a.png",
             "image_sha256": b"0" * 64,
             "line": [line],

@@ -189,6 +189,33 @@ def test_embeddings_in_place_of_images_give_the_same_loss() -> None:
     np.testing.assert_allclose(batch_loss(model, one), batch_loss(model, one._replace(images=model.img(pixels))), atol=1e-6)
 
 
+def test_the_loss_of_several_images_is_that_of_their_embeddings_one_after_the_other() -> None:
+    """By hand: each image alone through the tower, joined in NumPy, with a mask in which everything sees all images."""
+    model, one = network(), batch()
+    images = np.random.default_rng(3).integers(0, 256, (8, 3, 8, 8, 3), np.uint8)
+    several = one._replace(images=images)
+    alone = [np.asarray(model.img(jnp.asarray(images[:, number], jnp.float32) / 127.5 - 1.0)) for number in range(3)]
+    joined = np.concatenate(alone, axis=1)
+    assert joined.shape == (8, 3 * CONFIG.img.num_patches, CONFIG.llm.width)
+    np.testing.assert_allclose(batch_loss(model, several), batch_loss(model, one._replace(images=joined)), atol=1e-6)
+    text = np.asarray(model.llm.embed(one.tokens))
+    x = np.concatenate([joined, text], axis=1)
+    image_tokens, positions = joined.shape[1], np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
+    blocks = np.cumsum(np.concatenate([np.zeros((8, image_tokens), int), one.mask_ar], axis=1), axis=1)
+    mask = jnp.asarray(blocks[:, None, :] <= blocks[:, :, None])
+    hidden = model.llm(jnp.asarray(x), jnp.asarray(positions), mask, jnp.asarray(one.loss_positions + image_tokens))
+    losses = -jax.nn.log_softmax(model.llm.logits(hidden))
+    chosen = np.take_along_axis(np.asarray(losses), one.targets[..., None], axis=2)[..., 0] * one.mask_loss
+    by_hand = np.mean(chosen.sum(axis=1) / one.mask_loss.sum(axis=1))
+    np.testing.assert_allclose(batch_loss(model, several), by_hand, rtol=1e-5)
+    for variant in (StepSettings(accumulate=4), StepSettings(LayerPlan("full", unroll=True))):
+        graph, trained, frozen = split_trainable(model, compile_pattern("all"))
+        optimizer = optax.sgd(0.1)
+        _, metrics = make_train_step(graph, optimizer, variant)(init_state(trained, optimizer), frozen, several)
+        np.testing.assert_allclose(metrics.loss, by_hand, rtol=1e-5)
+        model = network()
+
+
 def test_a_loss_function_counts_tokens() -> None:
     graph, trained, frozen = split_trainable(network(), compile_pattern("attention"))
     loss_of, one = make_loss_function(graph, StepSettings(label_smoothing=0.5, dropout=0.5)), batch()

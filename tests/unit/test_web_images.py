@@ -51,7 +51,7 @@ class Web:
         """What a run of its own gets, for each path."""
         rows = [row(self.url + path, sha256) for path in paths]
         found = fetch_images(rows)
-        return [found[one.image] for one in rows]
+        return [found[one.names[0]] for one in rows]
 
 
 def row(address: str, sha256: str = "") -> Row:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,7 +24,10 @@ from paligemma.safe_names import Address, RelativePath, RunName, Sha256, Version
 
 RECORD_FILE = "lineage.json"
 ROWS_FILE = "rows.jsonl"
-"""Optional list of an artifact's data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`."""
+"""Optional list of an artifact's data rows: lines with `row_id`, `image_sha256`, `image_file`, `line`.
+
+Of a row with several images, `image_sha256` and `image_file` are lists; see `one_or_all`.
+"""
 REJECTED_FILE = "rejected.jsonl"
 """Optional list of an artifact's rejected rows: lines with `line`, `code`, `message`."""
 
@@ -41,6 +44,19 @@ Time = Annotated[str, AfterValidator(_time)]
 """An instant, ISO 8601."""
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+Value = TypeVar("Value")
+
+
+def one_or_all(values: Sequence[Value]) -> Value | list[Value]:
+    """What a list of rows has of a row's images: the value of the only one, or all values."""
+    return values[0] if len(values) == 1 else list(values)
+
+
+def each(listed: Value | list[Value]) -> list[Value]:
+    """The values of a row's images, one for each: undoes `one_or_all`."""
+    return listed if isinstance(listed, list) else [listed]
 
 
 class _Part(BaseModel):

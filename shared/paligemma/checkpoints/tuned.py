@@ -51,6 +51,12 @@ class TunedDescription(BaseModel):
     grey_range: str = ""
     """The value of `prepare_data --grey-range` for the training data."""
 
+    @property
+    def images_per_example(self) -> int:
+        """Number of images in every row that it was tuned on."""
+        images = self.recipe.get("images_per_example", 1)
+        return images if isinstance(images, int) and images > 0 else 1
+
 
 @dataclass(frozen=True)
 class TunedModel:

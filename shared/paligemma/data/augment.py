@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from paligemma.data.records import Records
+from paligemma.data.row_stream import open_rows
 from paligemma.data.tfrecord import RowReader, StoredRow
 from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
@@ -123,8 +125,11 @@ def check_augmentation(augmentation: Augmentation, records: Records) -> None:
     """
     if not augmentation.flip and augmentation.crop == 1:
         return
-    reader = RowReader(records)
-    with WorkProgress("checking augmentation", "rows", len(reader)) as progress, ThreadPoolExecutor(THREADS) as pool:
+    with (
+        closing(open_rows(records)) as reader,
+        WorkProgress("checking augmentation", "rows", len(reader)) as progress,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
         for number, row in enumerate(_all_rows(reader, pool)):
             found, option, off = _contradiction(augmentation, row)
             if found:
@@ -137,8 +142,9 @@ def check_augmentation(augmentation: Augmentation, records: Records) -> None:
 
 
 def _all_rows(reader: RowReader, pool: ThreadPoolExecutor) -> Iterator[StoredRow]:
-    for start in range(0, len(reader), READ_AHEAD):
-        yield from pool.map(reader.read, range(start, min(start + READ_AHEAD, len(reader))))
+    windows = [range(start, min(start + READ_AHEAD, len(reader))) for start in range(0, len(reader), READ_AHEAD)]
+    for window in reader.ahead(windows, lambda window: window):
+        yield from pool.map(reader.read_texts, window)
 
 
 def _contradiction(augmentation: Augmentation, row: StoredRow) -> tuple[str, str, str]:

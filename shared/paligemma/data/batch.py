@@ -15,7 +15,8 @@ class TrainBatch(NamedTuple):
     """What a jitted training step reads. Text is padded on the right; loss positions are padded to the row with the most.
 
     Attributes:
-        images: uint8, or floats in [-1, 1]; `[b, 0]` if the step gets the rows' vision features from elsewhere.
+        images: uint8, or floats in [-1, 1], `[b, height, width, 3]`; with n images in every example `[b, n, height, width, 3]`,
+            as in big_vision; or their embeddings `[b, s, d]`; `[b, 0]` if the step gets the rows' embeddings from elsewhere.
         tokens: the input tokens: the whole text without its last token.
         mask_ar: 1 on the input tokens of the suffix, 0 elsewhere.
         loss_positions: input positions whose next token counts in the loss, in order; 0 on padding.
@@ -23,7 +24,7 @@ class TrainBatch(NamedTuple):
         mask_loss: 1 where `loss_positions` has a real entry, 0 on padding.
     """
 
-    images: UInt8[AnyArray, "b height width 3"] | Float[AnyArray, "b height width 3"] | UInt8[AnyArray, "b 0"]
+    images: UInt8[AnyArray, "b *n height width 3"] | Float[AnyArray, "b *n height width 3"] | UInt8[AnyArray, "b 0"]
     tokens: Int[AnyArray, "b t"]
     mask_ar: Int[AnyArray, "b t"]
     loss_positions: Int[AnyArray, "b s"]

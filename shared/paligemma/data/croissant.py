@@ -56,7 +56,10 @@ _FIELDS = {
     "suffix_tokens": (_NUMBER, "tokens of the suffix, with eos"),
     "shard": (_NUMBER, "number of the TFRecord file that has the row, from 0"),
     "position": (_NUMBER, "the row's place in that file, from 0"),
+    "bytes": (_NUMBER, "size of the record's payload in that file"),
+    "crc32c": (_TEXT, "checksum of the payload"),
 }
+_OF_IMAGES = ("image_sha256", "image_dhash", "image_file")
 _SOURCE = {"source": (_TEXT, "the source file")}
 
 
@@ -91,7 +94,7 @@ def describe_records(dataset: Dataset, files: Sequence[File]) -> dict:
                 "@id": "rows",
                 "name": "rows",
                 "description": "The rows, in the order of the TFRecord files, which have the images, texts and tokens.",
-                "field": [_field(name, *kind) for name, kind in fields.items()],
+                "field": [_field(name, *kind, dataset.images_per_example > 1) for name, kind in fields.items()],
             }
         ],
     }
@@ -109,12 +112,15 @@ def _file_object(file: File) -> dict:
     }
 
 
-def _field(name: str, data_type: str, description: str) -> dict:
+def _field(name: str, data_type: str, description: str, several: bool) -> dict:
+    """A field; `several` is whether each row has several images."""
+    repeated = {"repeated": True} if several and name in _OF_IMAGES else {}
     return {
         "@type": "cr:Field",
         "@id": f"rows/{name}",
         "name": name,
         "description": description,
         "dataType": data_type,
+        **repeated,
         "source": {"fileObject": {"@id": ROWS_FILE}, "extract": {"column": name}},
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
+from paligemma.artifacts.record import each
 from paligemma.data.prepare import Remark
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
@@ -24,28 +25,33 @@ _BAND = 64
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of rows.jsonl as the first 8 bytes of hashes: 50 bytes a row, however long the texts.
+    """The contents of rows.jsonl as the first 8 bytes of hashes: 50 bytes an image, however long the texts.
 
-    Attributes:
-        files: number of each row's file in `file_names`; None if all rows are of one file.
+    There is one entry for each image of each row. `of_row` is the number of its row, from 0. `files` is the number of each
+    row's file in `file_names`; None if all rows are of one file.
     """
 
     lines: Int[np.ndarray, " rows"]
     rows: UInt64[np.ndarray, " rows"]
-    images: UInt64[np.ndarray, " rows"]
-    looks: UInt64[np.ndarray, "rows 2"]
-    names: UInt64[np.ndarray, " rows"]
+    images: UInt64[np.ndarray, " images"]
+    looks: UInt64[np.ndarray, "images 2"]
+    names: UInt64[np.ndarray, " images"]
+    of_row: Int[np.ndarray, " images"]
     files: Int[np.ndarray, " rows"] | None = None
     file_names: Sequence[str] = ()
-
-    def place(self, row: int) -> str:
-        """Where a row is in its source, in words."""
-        return f"line {self.lines[row]}" + (f" of {self.file_names[self.files[row]]}" if self.files is not None else "")
 
     @property
     def image_count(self) -> int:
         """Number of different images."""
         return len(np.unique(self.images))
+
+    def place(self, row: int) -> str:
+        """Where a row is in its source, in words."""
+        return f"line {self.lines[row]}" + (f" of {self.file_names[self.files[row]]}" if self.files is not None else "")
+
+    def place_of(self, image: int) -> str:
+        """Where an entry's row is in its source, in words."""
+        return self.place(self.of_row[image])
 
 
 def read_listing(rows: Path) -> Listing:
@@ -55,28 +61,32 @@ def read_listing(rows: Path) -> Listing:
         DamagedError: a needed field is missing, e.g. because an older version wrote the file.
     """
     kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64),
-                     ("file", np.uint16)])  # fmt: skip
+                     ("first", np.bool_), ("file", np.uint16)])  # fmt: skip
     files: dict[str, int] = {}
     try:
         table = np.fromiter(_entries(rows, files), kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
-    of_files = (table["file"], list(files)) if files.keys() - {""} else (None, ())
-    return Listing(table["line"], table["row"], table["image"], table["look"], table["name"], *of_files)
+    first = table[table["first"]]  # of the images of each row
+    of_files = (first["file"], list(files)) if files.keys() - {""} else (None, ())
+    of_row = np.cumsum(table["first"], dtype=np.int64) - 1
+    return Listing(first["line"], first["row"], table["image"], table["look"], table["name"], of_row, *of_files)
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
     """Row number, code and message of every row that repeats an earlier one; only the strongest kind of repetition."""
     first_row, first_image = _first_places(listing.rows), _first_places(listing.images)
     repeated = first_row < np.arange(len(first_row))
-    other_name = ~repeated & (listing.names != listing.names[first_image])
+    other_name = ~repeated[listing.of_row] & (listing.names != listing.names[first_image])
     for row in np.flatnonzero(repeated):
         yield int(row), "row_duplicate", f"as {listing.place(first_row[row])}"
-    for row in np.flatnonzero(other_name & _first_of(listing.names)):
-        yield int(row), "image_duplicate", f"the same bytes as the image of {listing.place(first_image[row])}"
+    for image in np.flatnonzero(other_name & _first_of(listing.names)):
+        there = listing.place_of(first_image[image])
+        yield int(listing.of_row[image]), "image_duplicate", f"the same bytes as the image of {there}"
     images = np.flatnonzero(_first_of(listing.images))
     for later, earlier in near_pairs(listing.looks[images]):
-        yield int(images[later]), "image_near_duplicate", f"looks like the image of {listing.place(images[earlier])}"
+        there = listing.place_of(images[earlier])
+        yield int(listing.of_row[images[later]]), "image_near_duplicate", f"looks like the image of {there}"
 
 
 def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
@@ -84,13 +94,13 @@ def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
     row_at, image_at = _find(listing.rows, other.rows), _find(listing.images, other.images)
     for row in np.flatnonzero(row_at >= 0):
         yield int(row), "row_leaked", f"as {other.place(row_at[row])} there"
-    for row in np.flatnonzero((image_at >= 0) & (row_at < 0)):
-        yield int(row), "image_leaked", f"as {other.place(image_at[row])} there"
+    for image in np.flatnonzero((image_at >= 0) & (row_at < 0)[listing.of_row]):
+        yield int(listing.of_row[image]), "image_leaked", f"as {other.place_of(image_at[image])} there"
     images, others = np.flatnonzero(_first_of(listing.images) & (image_at < 0)), np.flatnonzero(_first_of(other.images))
     for later, earlier in near_pairs(np.concatenate([other.looks[others], listing.looks[images]])):
         if earlier < len(others) <= later:
-            there = other.place(others[earlier])
-            yield int(images[later - len(others)]), "image_near_leaked", f"looks like the image of {there} there"
+            there, image = other.place_of(others[earlier]), images[later - len(others)]
+            yield int(listing.of_row[image]), "image_near_leaked", f"looks like the image of {there} there"
 
 
 def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
@@ -134,13 +144,15 @@ def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remar
                 yield Remark(**found_at, row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
 
 
-def _entries(rows: Path, files: dict[str, int]) -> Iterator[tuple[int, int, int, tuple[int, int], int, int]]:
-    """The fields of each row. Adds the names of the rows' files to `files`, with their numbers."""
+def _entries(rows: Path, files: dict[str, int]) -> Iterator[tuple[int, int, int, tuple[int, int], int, bool, int]]:
+    """The fields of each row's images. Adds the names of the rows' files to `files`, with their numbers."""
     for entry in read_json_lines(rows, "The list of rows", fix="run prepare_data again"):
-        row, image = int(entry["row_id"][:16], 16), int(entry["image_sha256"][:16], 16)
-        look = int(entry["image_dhash"][:16], 16), int(entry["image_dhash"][16:], 16)
+        line, row = entry["line"], int(entry["row_id"][:16], 16)
         file = files.setdefault(entry.get("source", ""), len(files))
-        yield entry["line"], row, image, look, zlib.crc32(entry["image_file"].encode()), file
+        listed = zip(*(each(entry[key]) for key in ("image_sha256", "image_dhash", "image_file")), strict=True)
+        for number, (sha256, looks, name) in enumerate(listed):
+            image, look = int(sha256[:16], 16), (int(looks[:16], 16), int(looks[16:], 16))
+            yield line, row, image, look, zlib.crc32(name.encode()), number == 0, file
 
 
 def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:

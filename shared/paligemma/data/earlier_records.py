@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
+from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE, each
 from paligemma.data.image_source import split_archive
 from paligemma.data.jsonl_files import LineRange
 from paligemma.data.kept_pictures import KeptPictures, Place, Seen
@@ -39,7 +39,7 @@ class TakenOver:
         parts: the ranges that are taken whole, by number.
         lines: number of their rows, kept and rejected.
         kept: pictures for the other ranges.
-        pictures: number of rows in those ranges whose picture need not be decoded.
+        pictures: number of rows in those ranges whose pictures need not be decoded.
     """
 
     parts: frozenset[int] = frozenset()
@@ -49,7 +49,12 @@ class TakenOver:
 
 
 def take_over(
-    file_of: FileOf, sources: Sequence[RowSource], parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path
+    file_of: FileOf,
+    sources: Sequence[RowSource],
+    parts: Sequence[LineRange],
+    marks: Mapping[str, str],
+    folder: Path,
+    images: int = 1,
 ) -> TakenOver:
     """Puts the ranges that did not change into `folder`, and finds the pictures that did not.
 
@@ -60,6 +65,7 @@ def take_over(
         parts: their ranges.
         marks: what each image is today, by its name; see `image_source.image_marks`.
         folder: where finished ranges are; see `prepare.part_file`.
+        images: number of images in every row.
 
     Raises:
         PaliGemmaError: the earlier records cannot be read. What is in the folder then is whole.
@@ -70,10 +76,11 @@ def take_over(
         taken = {part.number: lines for part, lines, _ in facts if part is not None}
         rest = [part for part in parts if part.number not in taken]
         kept, pictures = KeptPictures(), 0
-        if rest and dataset.compression == "none":  # a packed shard cannot be read from the middle
-            names = [row.image for part in rest for _, row in read_part(sources, part) if isinstance(row, Row)]
-            kept = _pictures(file_of, dataset, set(names), marks, sum(warnings for _, _, warnings in facts))
-            pictures = sum(kept.without_reading(name) is not None for name in names)
+        if rest and dataset.compression != "gzip":  # a packed shard cannot be read from the middle
+            rows = [row.names for part in rest for _, row in read_part(sources, part, images) if isinstance(row, Row)]
+            names = {name for row in rows for name in row}
+            kept = _pictures(file_of, dataset, names, marks, sum(warnings for _, _, warnings in facts))
+            pictures = sum(all(kept.without_reading(name) is not None for name in row) for row in rows)
     except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DamagedError(f"The earlier records cannot be read: {error!r}.") from None
     return TakenOver(frozenset(taken), sum(taken.values()), kept, pictures)
@@ -99,15 +106,15 @@ def compare_rows(rows: Sequence[Row], file_of: FileOf, marks: Mapping[str, str])
         raise DamagedError(f"The earlier records cannot be read: {error!r}.") from None
     new = 0
     for row in rows:
-        image = seen.get(row.image)
-        if image is None or image.mark != marks.get(row.image):
+        images = [seen[name] for name in row.names if name in seen]
+        if [image.mark for image in images] != [marks.get(name) for name in row.names]:
             new += 1
             continue
-        identity = row_id(image.image_sha256, row.prefix, row.suffix)
+        identity = row_id([image.image_sha256 for image in images], row.prefix, row.suffix)
         found = next((counts for counts in (known, rejected) if counts[identity]), None)
         if found is not None:
             found[identity] -= 1
-        elif not image.fault:  # a row whose image cannot be read has no identity
+        elif not any(image.fault for image in images):  # a row with an image that cannot be read has no identity
             new += 1
     if not new and not known.total():
         return ""
@@ -187,8 +194,12 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
     odd = {_line_of(remark) for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
     places: dict[str, Place] = {}
     for entry in (_entry(line, ROWS_FILE) for line in _lines(file_of(ROWS_FILE))):
-        if entry["image_sha256"] in wanted and _line_of(entry) not in odd:
-            places.setdefault(entry["image_sha256"], Place(entry["shard"], entry["position"], int(entry["image_dhash"], 16)))
+        if _line_of(entry) in odd:
+            continue
+        looks = each(entry["image_dhash"])
+        for number, sha256 in enumerate(each(entry["image_sha256"])):
+            if sha256 in wanted:
+                places.setdefault(sha256, Place(entry["shard"], entry["position"], number, int(looks[number], 16)))
     numbers = {place.shard for place in places.values()}
     shards = {number: (file_of(dataset.shards[number].file), dataset.shards[number].rows) for number in sorted(numbers)}
     return KeptPictures(known, places, shards)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from google.protobuf.message import DecodeError
-from jaxtyping import UInt8
 
 from paligemma.data.tf_example import TFExample
 from paligemma.data.tfrecord import TFRecordFile
@@ -63,10 +61,11 @@ class Seen:
 
 
 class Place(NamedTuple):
-    """Where the pixels of an image are: shard and row in it, from 0; and their difference hash."""
+    """Where the pixels of an image are: shard, row in it and image of it, from 0; and their difference hash."""
 
     shard: int
     row: int
+    image: int
     dhash: int
 
 
@@ -90,30 +89,38 @@ class KeptPictures:
         seen = self.known.get(name)
         return seen if seen is not None and seen.image_sha256 in self.places else None
 
-    def find(self, sha256: str, size: int) -> tuple[UInt8[np.ndarray, "size size 3"], int] | None:
-        """The pixels and the difference hash of an image; None if they are not kept, or damaged."""
+    def find(self, sha256: str) -> tuple[bytes, int] | None:
+        """An image as stored, and its difference hash; None if it is not kept, or damaged."""
         place = self.places.get(sha256)
         if place is None:
             return None
         if place.shard not in self._open:
             self._open[place.shard] = TFRecordFile(*self.shards[place.shard], "run prepare_data again")
         try:
-            pixels, stored = read_pixels(self._open[place.shard], place.row, size)
+            picture = read_pictures(self._open[place.shard], place.row)[place.image]
         except (DamagedError, IndexError):
             return None
-        return (pixels, place.dhash) if stored == sha256 else None
+        return (picture.stored, place.dhash) if picture.sha256 == sha256 else None
 
 
-def read_pixels(shard: TFRecordFile, row: int, size: int) -> tuple[UInt8[np.ndarray, "size size 3"], str]:
-    """The pixels of a stored row, and the sha256 of its image file.
+class StoredPicture(NamedTuple):
+    """A picture of a row as stored, and the name and sha256 of the image file."""
+
+    stored: bytes
+    name: str
+    sha256: str
+
+
+def read_pictures(shard: TFRecordFile, row: int) -> list[StoredPicture]:
+    """The pictures of a row.
 
     Raises:
-        DamagedError: the record is damaged, or of another size.
+        DamagedError: the record is damaged.
     """
     payload = shard.read(row)
     try:
         feature = TFExample.FromString(payload).features.feature
-        pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(size, size, 3)
-        return pixels, feature["image_sha256"].bytes_list.value[0].decode()
+        values = (feature[name].bytes_list.value for name in ("image", "image_file", "image_sha256"))
+        return [StoredPicture(stored, name.decode(), sha256.decode()) for stored, name, sha256 in zip(*values, strict=True)]
     except (DecodeError, ValueError, IndexError) as error:
         raise DamagedError(f"A record is not a row: {error}.", where=shard.path) from None

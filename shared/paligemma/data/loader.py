@@ -14,8 +14,8 @@ from paligemma.data.augment import Augmentation
 from paligemma.data.augment import augment as augmented
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.data.batch_order import LOSS_MULTIPLE, TEXT_MULTIPLE, Plan, PlannedBatch, process_share, round_up
-from paligemma.data.records import Records, read_lengths
-from paligemma.data.tfrecord import RowReader
+from paligemma.data.records import Records, as_image, pictures_of, read_lengths
+from paligemma.data.row_stream import open_rows
 from paligemma.errors import DamagedError, InputError
 
 LOOK_AHEAD = 4
@@ -59,14 +59,14 @@ def training_batches(
     share = process_share(batch_size, process_index, process_count)
     prefix_tokens, suffix_tokens = read_lengths(records)
     plan = Plan(prefix_tokens + suffix_tokens, suffix_tokens, batch_size, seed, buckets, records.dataset.shares)
-    reader, size = RowReader(records), records.dataset.image_size
+    reader, shape = open_rows(records), records.dataset.image_shape
 
     def assemble(planned: PlannedBatch) -> tuple[np.ndarray, TrainBatch]:
         rows = planned.rows[share]
         tokens, suffix = np.zeros((2, len(rows), planned.bucket.text_width + 1), np.int32)
-        images = np.empty((len(rows), size, size, 3) if with_images else (len(rows), 0), np.uint8)
+        images = np.empty((len(rows), *shape) if with_images else (len(rows), 0), np.uint8)
         for place, number in enumerate(rows.tolist()):
-            row = reader.read(number)
+            row = reader.read(number) if with_images else reader.read_texts(number)
             length = len(row.tokens)
             if (row.prefix_length, length - row.prefix_length) != (prefix_tokens[number], suffix_tokens[number]):
                 raise DamagedError(
@@ -77,13 +77,16 @@ def training_batches(
             tokens[place, :length] = row.tokens
             suffix[place, row.prefix_length : length] = 1
             if with_images and augment is not None:
-                # Keyed by position in the whole batch: the number of processes must not change the training data.
-                images[place] = augmented(row.image, augment, (seed, planned.step, share.start + place))
+                # Keyed by position in the whole batch: the number of processes must not change the training data. All images
+                # of a row have one key: the frames of a video are mirrored and cropped alike.
+                key = seed, planned.step, share.start + place
+                images[place] = as_image([augmented(picture, augment, key) for picture in pictures_of(row.image)])
             elif with_images:
                 images[place] = row.image
         return rows, train_batch(images, tokens, suffix, suffix, planned.bucket.loss_width)
 
-    return _ahead(assemble, plan.batches(start_step))
+    planned = reader.ahead(plan.batches(start_step), lambda planned: planned.rows[share].tolist())
+    return _ahead(assemble, planned, reader.close)
 
 
 def validation_batches(
@@ -101,12 +104,15 @@ def validation_batches(
     prefix_tokens, suffix_tokens = read_lengths(records)
     width = round_up(int((prefix_tokens + suffix_tokens).max()) - 1, TEXT_MULTIPLE)
     loss_width = min(width, round_up(int(suffix_tokens.max()), LOSS_MULTIPLE))
-    reader = RowReader(records)
+    reader = open_rows(records)
 
-    def assemble(start: int) -> tuple[np.ndarray, TrainBatch]:
+    def rows_of(start: int) -> tuple[np.ndarray, np.ndarray]:
         numbers = np.arange(start, start + batch_size)[share]
         real = numbers < len(reader)
-        numbers = np.where(real, numbers, 0)
+        return np.where(real, numbers, 0), real
+
+    def assemble(start: int) -> tuple[np.ndarray, TrainBatch]:
+        numbers, real = rows_of(start)
         tokens, suffix = np.zeros((2, len(numbers), width + 1), np.int32)
         rows = [reader.read(number) for number in numbers.tolist()]
         for place, row in enumerate(rows):
@@ -115,11 +121,12 @@ def validation_batches(
         batch = train_batch(np.stack([row.image for row in rows]), tokens, suffix, suffix, loss_width)
         return numbers, batch._replace(mask_loss=batch.mask_loss * real[:, None])
 
-    return _ahead(assemble, range(0, len(reader), batch_size))
+    starts = reader.ahead(range(0, len(reader), batch_size), lambda start: rows_of(start)[0].tolist())
+    return _ahead(assemble, starts, reader.close)
 
 
-def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
-    """`map(assemble, items)`, computed ahead in threads, which end with the iterator."""
+def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item], close: Callable[[], None]) -> Generator[Result]:
+    """`map(assemble, items)`, computed ahead in threads, which end with the iterator; it calls `close` then."""
     pool = ThreadPoolExecutor(LOOK_AHEAD, thread_name_prefix="loader")
     coming: deque[Future[Result]] = deque()
     try:
@@ -131,3 +138,4 @@ def _ahead(assemble: Callable[[Item], Result], items: Iterable[Item]) -> Generat
             yield coming.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        close()

@@ -16,9 +16,10 @@ from paligemma.artifacts.record import REJECTED_FILE, ROWS_FILE
 from paligemma.data.balance import balance_findings
 from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, remarks
 from paligemma.data.jsonl_files import LineRange
-from paligemma.data.kept_pictures import read_pixels
+from paligemma.data.kept_pictures import read_pictures
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard, SourceRows
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import TFRecordFile
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import read_json_lines
@@ -94,6 +95,7 @@ def assemble(
         tokenizer_sha256=tokenizer_sha256,
         compression=job.compression,
         grey_range=str(job.grey_range or ""),
+        images_per_example=job.images_per_example,
         prefix_tokens=dict(sorted(facts.prefix_tokens.items())),
         suffix_tokens=dict(sorted(facts.suffix_tokens.items())),
         text_tokens=dict(sorted(facts.text_tokens.items())),
@@ -104,7 +106,7 @@ def assemble(
         findings=balance_findings(facts.rows, facts.suffixes),
         sources=list(sources),
     )
-    (output / DATASET_FILE).write_text(json.dumps(dataset.model_dump(), indent=2) + "\n")
+    (output / DATASET_FILE).write_text(json.dumps(dataset.as_json(), indent=2) + "\n")
     return dataset
 
 
@@ -117,20 +119,21 @@ def stored_pictures(
         parts, folder, job: the ranges.
         lines: file and line of a kept row by the name of its picture.
     """
-    if job.compression != "none":
+    if job.compression == "gzip":
         return {}
     names: dict[int, dict[int, list[str]]] = {}
     numbers = {source.name: number for number, source in enumerate(job.sources)}
     for name, (source, line) in lines.items():
         place = bisect_right(parts, (numbers[source], line), key=lambda part: (part.source, part.line)) - 1
         names.setdefault(place, {}).setdefault(line, []).append(name)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for number, wanted in names.items():
         rows = [entry["line"] for entry in read_json_lines(part_file(folder, parts[number], "rows"), "The list of rows")]
         shard = TFRecordFile(part_file(folder, parts[number], "tfrecord"), len(rows), "prepare them again")
         for row, line in enumerate(rows):
-            for name in wanted.get(line, ()):
-                found[name], _ = read_pixels(shard, row, job.image_size)
+            for picture in read_pictures(shard, row) if line in wanted else ():
+                if picture.name in wanted[line]:
+                    found[picture.name] = unpack_picture(picture.stored, job.image_size, job.compression)
     return found
 
 

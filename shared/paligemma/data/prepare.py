@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
+from paligemma.artifacts.record import each, one_or_all
 from paligemma.choices import Compression, OverLong
 from paligemma.data.image_source import fault_mark
 from paligemma.data.images import ImageError, fit_image
@@ -26,8 +27,11 @@ from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Example, Shard
 from paligemma.data.row_sources import RowSource, open_folders, read_part
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
-from paligemma.data.rows import Row, RowError, row_id
+from paligemma.data.rows import Row, RowError, RowImage, row_id
+from paligemma.data.run_lengths import Runs
+from paligemma.data.seg_masks import parse_masks_text, union_of_masks
 from paligemma.data.shards import ShardWriter
+from paligemma.data.stored_pictures import pack_picture
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import WebImage
 from paligemma.errors import DamagedError
@@ -38,6 +42,7 @@ Report = Callable[[int, int], None]
 """Called with the number of the next line, and the number of rows of the range rejected so far."""
 
 SAMPLE_SIZE = 48
+SAMPLED_SIDE = 224
 SHOWN_OF_A_CODE = 12
 MOST_SUFFIXES = 10_000
 LONGEST_SUFFIX = 200
@@ -57,6 +62,7 @@ class Job:
         tokenizer: the SentencePiece model.
         grey_range: samples of black and white in grey pictures; None: as stated in each file.
         web: what the web addresses in the rows gave, by the images' names.
+        images_per_example: number of images in every row.
     """
 
     sources: Sequence[RowSource]
@@ -67,6 +73,7 @@ class Job:
     compression: Compression
     grey_range: GreyRange | None = None
     web: Mapping[str, WebImage] = field(default_factory=dict)
+    images_per_example: int = 1
 
 
 def is_empty(value: object) -> bool:
@@ -86,19 +93,33 @@ class Remark(BaseModel):
     row_id: str | None
     code: str
     message: str
-    image: str | None
+    image: str | list[str] | None
+
+    @property
+    def images(self) -> list[str]:
+        """The names of the row's images; none if it has no row."""
+        return [] if self.image is None else each(self.image)
 
 
 class Sampled(BaseModel):
-    """A row for the report."""
+    """A row for the report; `image` as in `Remark`.
+
+    `masks` is what its true masks cover of a square of `SAMPLED_SIDE` pixels, as packed run lengths; empty without any.
+    """
 
     source: str = Field(default="", exclude_if=is_empty)
     row_id: str
     line: int
-    image: str
+    image: str | list[str]
     prefix: str
     suffix: str
     tokens: int
+    masks: str = ""
+
+    @property
+    def images(self) -> list[str]:
+        """The names of the row's images."""
+        return each(self.image)
 
 
 class Facts(BaseModel):
@@ -233,6 +254,7 @@ class Preparer:
         self._tokenizer = Tokenizer(job.tokenizer)
         self._images = open_folders(job.sources, job.web)
         self._pictures: dict[str, _Picture | RowError] = {}
+        self._most_pictures = max(_PICTURES_KEPT, 2 * job.images_per_example)
         self._seen: dict[Seen, None] = {}  # in order
 
     def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:
@@ -248,16 +270,17 @@ class Preparer:
             part_file(folder, part, "warnings").open("w", encoding="utf-8") as warnings,
             ShardWriter(part_file(folder, part, "tfrecord"), self._job.compression) as shard,
         ):
-            for example, picture, remarks in self.judge(read_part(self._job.sources, part), facts, report):
-                if example is None or picture is None:
+            for example, pictures, remarks in self.judge(self._rows(part), facts, report):
+                if example is None:
                     (remark,) = remarks
                     facts.rejected[remark.code] += 1
                     facts.show(facts.rejects, remark)
                     rejected.write(remark.model_dump_json() + "\n")
                     continue
-                entry = _index_entry(example, picture.dhash, part.number, facts.rows)
+                looks = [picture.dhash for picture in pictures]
+                size, checksum = shard.write(example)
+                entry = _index_entry(example, looks, part.number, facts.rows) | {"bytes": size, "crc32c": checksum}
                 rows.write(json.dumps(entry | ({"source": source.name} if source.name else {})) + "\n")
-                shard.write(example)
                 _count(facts, example)
                 for remark in remarks:
                     facts.warnings[remark.code] += 1
@@ -273,12 +296,13 @@ class Preparer:
 
     def judge(
         self, lines: Iterator[tuple[int, Row | RowError]], facts: Facts, report: Report
-    ) -> Iterator[tuple[Example | None, _Picture | None, list[Remark]]]:
+    ) -> Iterator[tuple[Example | None, list[_Picture], list[Remark]]]:
         """Yields every row as an example with its warnings, or as None with the reason. Counts lines and cut suffixes."""
         window = _next_window(lines)
         while window:
             following = _next_window(lines)
-            names = [row.image for _, row in window + following if isinstance(row, Row) and row.inline is None]
+            images = [image for _, row in window + following if isinstance(row, Row) for image in row.images]
+            names = [image.name for image in images if image.inline is None]
             self._images.expect([name for name in names if self._kept.without_reading(name) is None])
             ids = self._tokenize([row for _, row in window if isinstance(row, Row)])
             for number, row in window:
@@ -289,14 +313,17 @@ class Preparer:
                         raise row
                     yield self._example(row, *ids[number], facts)
                 except RowError as error:
-                    image = row.image if isinstance(row, Row) else None
-                    yield None, None, [Remark(source=facts.source, line=number, row_id=self._identity(row), code=error.code,
-                                              message=error.message, image=image)]  # fmt: skip
+                    image = one_or_all(row.names) if isinstance(row, Row) else None
+                    yield None, [], [Remark(source=facts.source, line=number, row_id=self._identity(row), code=error.code,
+                                            message=error.message, image=image)]  # fmt: skip
                 except Exception as error:  # any error propagates unchanged, with a note of its line
                     error.add_note(f"This happened at line {number} of {facts.source or self._job.sources[0].file}.")
                     raise
             window = following
         self._pictures.clear()
+
+    def _rows(self, part: LineRange) -> Iterator[tuple[int, Row | RowError]]:
+        return read_part(self._job.sources, part, self._job.images_per_example)
 
     def _tokenize(self, rows: list[Row]) -> dict[int, tuple[list[int], list[int], bool]]:
         """By line: token ids of prefix and suffix, and whether they decode to the texts."""
@@ -310,30 +337,35 @@ class Preparer:
 
     def _example(
         self, row: Row, prefix: list[int], suffix: list[int], spelt: bool, facts: Facts
-    ) -> tuple[Example, _Picture, list[Remark]]:
-        picture = self._picture(row)
-        if row.image_sha256 and picture.sha256 != row.image_sha256:
-            raise RowError("image_hash_wrong", f"{row.image!r} has sha256 {picture.sha256}, not {row.image_sha256}")
+    ) -> tuple[Example, list[_Picture], list[Remark]]:
+        pictures = self._pictures_of(row)
+        for image, picture in zip(row.images, pictures, strict=True):
+            if image.sha256 and picture.sha256 != image.sha256:
+                raise RowError("image_hash_wrong", f"{image.name!r} has sha256 {picture.sha256}, not {image.sha256}")
         if not spelt:
             raise RowError("text_unspellable", self._misspelt(row, prefix, suffix))
         prefix_ids, suffix_ids, cut = self._fit(
             self._tokenizer.with_prefix_marks(prefix), self._tokenizer.with_suffix_marks(suffix)
         )
         facts.truncated += cut
+        hashes = tuple(picture.sha256 for picture in pictures)
         example = Example(
-            image=picture.image,
+            images=tuple(picture.stored for picture in pictures),
             prefix_ids=prefix_ids,
             suffix_ids=suffix_ids,
             prefix=row.prefix,
             suffix=row.suffix,
-            image_file=row.image,
-            image_sha256=picture.sha256,
-            row_id=row_id(picture.sha256, row.prefix, row.suffix),
+            image_files=tuple(row.names),
+            image_sha256s=hashes,
+            row_id=row_id(hashes, row.prefix, row.suffix),
             line=row.line,
             answers=row.answers,
             masks=row.masks,
         )
-        found = dict(picture.warnings)
+        found: dict[str, str] = {}
+        for name, picture in zip(row.names, pictures, strict=True):
+            for code, message in picture.warnings:
+                found.setdefault(code, message if len(pictures) == 1 else f"{name}: {message}")
         for where, text in (("suffix", row.suffix), ("prefix", row.prefix)):
             found.update((code, f"{where}: {message}") for code, message in text_warnings(text))
         if cut:
@@ -341,11 +373,9 @@ class Preparer:
                 f"the suffix has {len(suffix) + 1} tokens, {len(suffix_ids)} were kept: prefix and suffix have "
                 f"{len(prefix_ids) + len(suffix) + 1}, --max-text-tokens is {self._job.max_text_tokens}"
             )
-        remarks = [
-            Remark(source=facts.source, line=row.line, row_id=example.row_id, code=code, message=message, image=row.image)
-            for code, message in found.items()
-        ]
-        return example, picture, remarks
+        of_row = {"source": facts.source, "line": row.line, "row_id": example.row_id, "image": one_or_all(row.names)}
+        remarks = [Remark(**of_row, code=code, message=message) for code, message in found.items()]
+        return example, pictures, remarks
 
     def _misspelt(self, row: Row, prefix: list[int], suffix: list[int]) -> str:
         """Describes where a text differs from its decoded tokens."""
@@ -378,15 +408,28 @@ class Preparer:
             )
         return prefix_ids, [*suffix_ids[: -1 - excess], suffix_ids[-1]], True
 
-    def _picture(self, row: Row) -> _Picture:
-        """A row's image, decoded and resized. Keeps the last few, because data sets ask several questions about each image."""
-        name = row.image
+    def _pictures_of(self, row: Row) -> list[_Picture]:
+        """The images of a row. All are looked at before the first fault is raised, so that `images.jsonl` lists each."""
+        found: list[_Picture] = []
+        faults: list[RowError] = []
+        for image in row.images:
+            try:
+                found.append(self._picture(image))
+            except RowError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
+        return found
+
+    def _picture(self, image: RowImage) -> _Picture:
+        """An image, decoded and resized. Keeps the last few, because data sets ask several questions about each image."""
+        name = image.name
         found = self._pictures.get(name)
         if found is None:
-            if len(self._pictures) == _PICTURES_KEPT:
+            if len(self._pictures) == self._most_pictures:
                 del self._pictures[next(iter(self._pictures))]
             try:
-                found = self._read_picture(row)
+                found = self._read_picture(image)
             except RowError as error:
                 found = RowError(error.code, error.message)  # the other one holds the image file
             self._pictures[name] = found
@@ -394,14 +437,14 @@ class Preparer:
             raise RowError(found.code, found.message)
         return found
 
-    def _read_picture(self, row: Row) -> _Picture:
-        name = row.image
+    def _read_picture(self, image: RowImage) -> _Picture:
+        name = image.name
         known = self._kept.without_reading(name)
         if known is not None and (picture := self._kept_picture(known.image_sha256)) is not None:
             self._seen[known] = None
             return picture
         try:
-            data = self._images.read(name) if row.inline is None else row.inline
+            data = self._images.read(name) if image.inline is None else image.inline
         except RowError as error:
             self._seen[Seen(name, fault=fault_mark(error))] = None
             raise
@@ -411,29 +454,30 @@ class Preparer:
             return picture
         try:
             odd: list[tuple[str, str]] = []
-            image, width, height = fit_image(
+            fitted, width, height = fit_image(
                 data, self._job.image_size, name, self._job.grey_range, lambda *found: odd.append(found)
             )
         except ImageError as error:
             raise RowError(error.code, f"{name!r}: {error.what}") from None
-        warnings, pixels = [*image_warnings(image, width, height), *odd], np.asarray(image)
-        return _Picture(pixels, sha256, difference_hash(pixels), warnings)
+        warnings, pixels = [*image_warnings(fitted, width, height), *odd], np.asarray(fitted)
+        return _Picture(pack_picture(pixels, self._job.compression), sha256, difference_hash(pixels), warnings)
 
     def _kept_picture(self, sha256: str) -> _Picture | None:
-        found = self._kept.find(sha256, self._job.image_size)
+        found = self._kept.find(sha256)
         return None if found is None else _Picture(found[0], sha256, found[1], [])
 
     def _identity(self, row: Row | RowError) -> str | None:
         """A rejected row's identity; None if it has none."""
         if isinstance(row, RowError):
             return None
-        picture = self._pictures.get(row.image)
-        return row_id(picture.sha256, row.prefix, row.suffix) if isinstance(picture, _Picture) else None
+        pictures = [self._pictures.get(name) for name in row.names]
+        hashes = [picture.sha256 for picture in pictures if isinstance(picture, _Picture)]
+        return row_id(hashes, row.prefix, row.suffix) if len(hashes) == len(pictures) else None
 
 
 @dataclass(frozen=True)
 class _Picture:
-    image: np.ndarray
+    stored: bytes
     sha256: str
     dhash: int
     warnings: list[tuple[str, str]]
@@ -444,7 +488,7 @@ def _next_window(lines: Iterator[tuple[int, Row | RowError]]) -> list[tuple[int,
     window, held = [], 0
     while len(window) < _WINDOW and held < _HELD and (line := next(lines, None)) is not None:
         window.append(line)
-        held += len(line[1].inline or b"") if isinstance(line[1], Row) else 0
+        held += sum(len(image.inline or b"") for image in line[1].images) if isinstance(line[1], Row) else 0
     return window
 
 
@@ -456,18 +500,23 @@ def _count(facts: Facts, example: Example) -> None:
     facts.text_tokens[prefix + suffix] += 1
     facts.count_suffix(example.suffix)
     if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
-        row = Sampled(source=facts.source, row_id=example.row_id, line=example.line, image=example.image_file,
-                      prefix=example.prefix, suffix=example.suffix, tokens=prefix + suffix)  # fmt: skip
+        row = Sampled(source=facts.source, row_id=example.row_id, line=example.line, image=one_or_all(example.image_files),
+                      prefix=example.prefix, suffix=example.suffix, tokens=prefix + suffix,
+                      masks=_covered(example.masks))  # fmt: skip
         insort(facts.sample, row, key=_place)
         del facts.sample[SAMPLE_SIZE:]
 
 
-def _index_entry(example: Example, dhash: int, shard: int, position: int) -> dict:
+def _covered(masks: str) -> str:
+    return Runs.of_pixels(union_of_masks(parse_masks_text(masks), SAMPLED_SIDE)).text if masks else ""
+
+
+def _index_entry(example: Example, looks: Sequence[int], shard: int, position: int) -> dict:
     return {
         "row_id": example.row_id,
-        "image_sha256": example.image_sha256,
-        "image_dhash": f"{dhash:032x}",
-        "image_file": example.image_file,
+        "image_sha256": one_or_all(example.image_sha256s),
+        "image_dhash": one_or_all([f"{look:032x}" for look in looks]),
+        "image_file": one_or_all(example.image_files),
         "line": example.line,
         "prefix_tokens": len(example.prefix_ids),
         "suffix_tokens": len(example.suffix_ids),

@@ -18,12 +18,13 @@ from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
-from paligemma.data.records import open_records
+from paligemma.data.records import as_image, open_records, pictures_of
 from paligemma.data.row_sources import RowSource, open_sources, read_source
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, Row
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
 from paligemma.data.source_list import parse_sources
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import fetch_images
@@ -66,6 +67,7 @@ def make_preview(
     grey_range: str = "",
     max_text_tokens: int = 128,
     mask_decoder: str = "",
+    images_per_example: int = 1,
 ) -> Preview:
     """Shows what the model is fed.
 
@@ -77,6 +79,7 @@ def make_preview(
         max_text_tokens: rows of a JSONL file with more tokens are rejected.
         grey_range: samples of black and white in a JSONL file's grey pictures, `LOW,HIGH`; empty: as stated in each file.
         mask_decoder: weights that turn <seg> symbols into masks; empty: only the true masks of rows are drawn.
+        images_per_example: number of images in every row of a JSONL file; others are rejected.
 
     Raises:
         InputError: the data do not exist, or were prepared with another tokenizer; or there is no such mask decoder.
@@ -95,7 +98,7 @@ def make_preview(
                 expected = "records, or a JSONL file"
                 raise InputError(f"There is no data {one.data}.", where="--data", expected=expected, fix="check the path")
         size = opened.config.img.image_size
-        settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range))
+        settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range), images_per_example)
         looked = _of_rows(open_sources(str(data), images), tokenizer, rows, decode, *settings)
     source = ", ".join(one.data.rstrip("/").rsplit("/", 1)[-1] for one in sources)
     described = describe(model, opened)
@@ -143,7 +146,7 @@ def _of_records(data: str, tokenizer: Tokenizer, rows: int, decode: Decode | Non
     for number in range(min(rows, len(reader))):
         row = reader.read(number)
         ids = row.tokens.tolist()
-        masks = _masks(row.suffix, row.masks, len(row.image), decode)
+        masks = _masks(row.suffix, row.masks, row.image, decode)
         line = _line(dataset.source_of(number), row.line)
         looked.rows.append(_shown(tokenizer, line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
     return looked
@@ -158,16 +161,17 @@ def _of_rows(
     size: int,
     max_text_tokens: int,
     grey_range: GreyRange | None,
+    images_per_example: int,
 ) -> _Looked:
     """Checks rows like prepare_data."""
     most = -(-LOOKED_AT // len(sources))
-    first = [line for source in sources for line in islice(read_source(source), most)]
+    first = [line for source in sources for line in islice(read_source(source, images_per_example), most)]
     web = fetch_images(row for _, row in first if isinstance(row, Row))
-    job = Job(sources, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web)
+    job = Job(sources, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web, images_per_example)
     looked, preparer = _Looked(), Preparer(job)
     for number, source in enumerate(sources):
         shown = len(looked.rows) + (rows - len(looked.rows)) // (len(sources) - number)
-        lines, facts = read_source(source), Facts(source=source.name)
+        lines, facts = read_source(source, images_per_example), Facts(source=source.name)
         for example, _, remarks in preparer.judge(islice(lines, most), facts, lambda line, rejected: None):
             for remark in remarks:
                 (looked.rejected if example is None else looked.warned)[remark.code] += 1
@@ -182,8 +186,9 @@ def _of_rows(
             else:
                 ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
                 line = _line(source.name, example.line)
-                one = (tokenizer, line, example.image, example.prefix, example.suffix, ids, cut)
-                masks = _masks(example.suffix, example.masks, len(example.image), decode)
+                image = as_image([unpack_picture(one, size, job.compression) for one in example.images])
+                one = (tokenizer, line, image, example.prefix, example.suffix, ids, cut)
+                masks = _masks(example.suffix, example.masks, image, decode)
                 looked.rows.append(_shown(*one, remarks, masks))
         looked.whole &= next(lines, None) is None
     return looked
@@ -194,9 +199,12 @@ def _line(source: str, line: int) -> str:
     return f"{line} of {source}" if source else str(line)
 
 
-def _masks(suffix: str, true: str, side: int, decode: Decode | None) -> dict[str, str]:
+def _masks(suffix: str, true: str, image: np.ndarray, decode: Decode | None) -> dict[str, str]:
     """Pictures of the true masks and of those that the suffix says, by what they are; without those that are not known."""
     drawn = {}
+    if len(pictures_of(image)) > 1:  # nobody says which one a mask is of
+        return drawn
+    side = len(image)
     if true:
         drawn["true"] = mask_uri(union_of_masks(parse_masks_text(true), side), TRUE_COLOUR)
     if decode is not None and parse_masks(suffix):
@@ -215,16 +223,16 @@ def _shown(
     remarks: Sequence[Remark],
     masks: dict[str, str],
 ) -> dict:
-    pieces = tokenizer.pieces(tokens)
+    pieces, pictures = tokenizer.pieces(tokens), pictures_of(image)
     return {
         "line": line,
         "code": None,
-        "image": image_uri(image),
-        "size": image.shape[0],
+        "images": [image_uri(picture) for picture in pictures],
+        "size": len(pictures[0]),
         "prefix": prefix,
         "suffix": suffix,
         "masks": masks,
-        "boxes": [box._asdict() for box in parse_boxes(suffix)],
+        "boxes": [box._asdict() for box in parse_boxes(suffix)] if len(pictures) == 1 else [],
         "warnings": [(remark.code, remark.message) for remark in remarks],
         "tokens": [
             {"id": token, "piece": piece.replace("\n", "\\n"), "suffix": int(place >= prefix_length)}

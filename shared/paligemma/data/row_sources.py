@@ -12,7 +12,7 @@ from pathlib import Path
 from paligemma.artifacts.store import localize
 from paligemma.data.image_source import ImageSource, image_marks, open_images
 from paligemma.data.jsonl_files import LineRange, split_lines
-from paligemma.data.rows import Row, RowError, read_all_rows, read_rows
+from paligemma.data.rows import Row, RowError, RowImage, read_all_rows, read_rows
 from paligemma.data.source_list import parse_sources, short_names
 from paligemma.data.web_images import WebImage
 from paligemma.errors import InputError
@@ -65,21 +65,21 @@ def open_sources(data: str, images: str) -> list[RowSource]:
     return opened
 
 
-def read_part(sources: Sequence[RowSource], part: LineRange) -> Iterator[tuple[int, Row | RowError]]:
+def read_part(sources: Sequence[RowSource], part: LineRange, images: int | None) -> Iterator[tuple[int, Row | RowError]]:
     """The rows of a range, as `rows.read_rows` yields them, with the mixture's names of images. The file is not packed."""
     source = sources[part.source]
-    return _named(source, read_rows(source.file, part))
+    return _named(source, read_rows(source.file, part, images))
 
 
-def read_source(source: RowSource) -> Iterator[tuple[int, Row | RowError]]:
+def read_source(source: RowSource, images: int | None) -> Iterator[tuple[int, Row | RowError]]:
     """All rows of a file, which may be gzip; see `read_part`."""
-    return _named(source, read_all_rows(source.file))
+    return _named(source, read_all_rows(source.file, images))
 
 
-def read_sources(sources: Iterable[RowSource]) -> Iterator[tuple[int, Row | RowError]]:
+def read_sources(sources: Iterable[RowSource], images: int | None) -> Iterator[tuple[int, Row | RowError]]:
     """All rows of all files, one file after the other; see `read_source`."""
     for source in sources:
-        yield from read_source(source)
+        yield from read_source(source, images)
 
 
 def split_sources(sources: Sequence[RowSource], lines: int) -> list[LineRange]:
@@ -146,7 +146,11 @@ def _named(source: RowSource, rows: Iterator[tuple[int, Row | RowError]]) -> Ite
 
 
 def _in_mixture(row: Row, folder: str) -> Row:
-    """A row whose image's name begins with its folder's, unless the image is elsewhere, or in the row itself."""
-    if row.address or row.inline is not None or row.image.startswith(SCHEME):
-        return row
-    return replace(row, image=f"{folder}/{row.image}")
+    """A row whose images' names begin with their folder's, unless they are elsewhere, or in the row itself."""
+    return replace(row, images=tuple(_within(image, folder) for image in row.images))
+
+
+def _within(image: RowImage, folder: str) -> RowImage:
+    if image.address or image.inline is not None or image.name.startswith(SCHEME):
+        return image
+    return replace(image, name=f"{folder}/{image.name}")

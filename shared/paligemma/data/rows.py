@@ -1,15 +1,16 @@
-"""Reads JSONL rows `{"image", "prefix", "suffix"}`, and says exactly what is wrong with a bad one."""
+"""Reads JSONL rows `{"image", "prefix", "suffix"}`, of one image or several, and says exactly what is wrong with a bad one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paligemma.artifacts.record import each
 from paligemma.data.image_names import is_foreign, missing_name, unsafe_name
 from paligemma.data.inline_images import inline_image
 from paligemma.data.jsonl_files import LineRange, read_all_lines, read_lines
@@ -28,6 +29,9 @@ MAX_INLINE_BYTES = 16 << 20
 MOST_VALUES = 10_000
 """Most lists, objects and values in a line of more than `MAX_LINE_BYTES`: each takes many times its own bytes in memory."""
 
+MOST_IMAGES = 32
+"""Most images in a row. At 224 pixels, 32 are 8,192 tokens, as many as Gemma was trained on (arXiv 2403.08295, section 2)."""
+
 _CHATS = {"messages", "conversations", "conversation"}
 REASONS = {
     "line_too_long": "the line is longer than 1 MiB, or 16 MiB with a data: image",
@@ -39,7 +43,7 @@ REASONS = {
     "type_wrong": "image, prefix or suffix is no text, answers no list of texts, image_sha256 no hash, or masks no run lengths",
     "suffix_empty": "the suffix is empty or blank: there is nothing to learn",
     "image_none": "the row has texts only: the model sees an image in every row",
-    "images_several": "the row has several images: the model sees one",
+    "images_several": "the row has more or fewer images than --images-per-example: the model sees so many in every row",
     "image_path_unsafe": "the image path is absolute, an address of another kind, or leads out of the image folder",
     "image_address_unsafe": "the address is plain http, is none, or leads to a host that is not on the internet",
     "image_missing": "there is no such image file, object or page, or it cannot be read",
@@ -87,57 +91,83 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
 
 
 @dataclass(frozen=True)
+class RowImage:
+    """An image of a row.
+
+    Attributes:
+        name: its name in lists and records. A path below the image folder, or a `gs://` address, is its own name; a web address
+            is named without its query, which may be a key; and a picture in the row by its sha256.
+        sha256: what its sha256 has to be; empty if the row does not say.
+        address: its web address; empty if it is elsewhere.
+        inline: the image file, if the row itself holds it.
+    """
+
+    name: str
+    sha256: str = ""
+    address: str = ""
+    inline: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """A well-formed row.
 
     Attributes:
         line: number of its line, from 1.
-        image: the image's name in lists and records. A path below the image folder, or a `gs://` address, is its own name; a
-            web address is named without its query, which may be a key; and a picture in the row by its sha256.
+        images: the images, in the order in which the model sees them; at least one.
         prefix, suffix: the texts.
         answers: the references for evaluation if there are several; if empty, the suffix is the only reference.
-        image_sha256: what the image's sha256 has to be; empty if the row does not say.
-        address: the web address of the image; empty if it is elsewhere.
-        inline: the image file, if the row itself holds it.
         masks: the true masks as `seg_masks.masks_text` writes them; empty if the row keeps none.
     """
 
     line: int
-    image: str
+    images: tuple[RowImage, ...]
     prefix: str
     suffix: str
     answers: tuple[str, ...] = ()
-    image_sha256: str = ""
-    address: str = ""
-    inline: bytes | None = None
     masks: str = ""
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the images."""
+        return [image.name for image in self.images]
 
-def read_rows(path: str | Path, part: LineRange | None = None) -> Iterator[tuple[int, Row | RowError]]:
+
+def read_rows(path: str | Path, part: LineRange | None = None, images: int | None = 1) -> Iterator[tuple[int, Row | RowError]]:
     """Yields every line that is not blank, numbered from 1, as a row or an error. Streams; skips a BOM.
 
     Args:
         path: the file.
         part: the lines to read; None for all.
+        images: see `parse_row`.
 
     Raises:
         InputError: the file cannot be read.
     """
-    return _parsed(read_lines(path, MAX_INLINE_BYTES, part), part.line if part else 1)
+    return _parsed(read_lines(path, MAX_INLINE_BYTES, part), part.line if part else 1, images)
 
 
-def read_all_rows(path: Path) -> Iterator[tuple[int, Row | RowError]]:
+def read_all_rows(path: Path, images: int | None = 1) -> Iterator[tuple[int, Row | RowError]]:
     """`read_rows` for a whole file that may be gzip. Unpacks no more than is consumed.
 
     Raises:
         InputError: the file cannot be read, or unpacks to more than rows plausibly do.
         DamagedError: the gzip file is cut short, or its checksum is wrong.
     """
-    return _parsed(read_all_lines(path, MAX_INLINE_BYTES), 1)
+    return _parsed(read_all_lines(path, MAX_INLINE_BYTES), 1, images)
 
 
-def parse_row(line: bytes, number: int) -> Row:
+def parse_row(line: bytes, number: int, images: int | None = 1) -> Row:
     """Parses one line as a row.
+
+    A row with fewer images than the others is refused, not filled up: the reference has as many in every row, and no mask on
+    image tokens (big_vision's `pp/proj/paligemma/video.py:44-50` and `models/proj/paligemma/paligemma.py:128-133`). It repeats
+    the frames of a video that is too short (`video.py:53-75`), which a row can do too.
+
+    Args:
+        line: the line.
+        number: its number in the file, from 1.
+        images: how many images a row has; None for any number up to `MOST_IMAGES`.
 
     Raises:
         RowError: the line is not a row.
@@ -163,18 +193,22 @@ def parse_row(line: bytes, number: int) -> Row:
     if not isinstance(values, dict):
         many = "; the file looks like one JSON array, but each line must be an object" if number == 1 else ""
         raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")
-    inline = _inline(values.get("image"), len(line))
-    _expect_one_image(values)
+    given = each(values.get("image"))
+    _expect_number(values.get("image"), images)
+    inline = _inline(given, len(line))
+    _expect_image(values)
     for key in ("image", "prefix", "suffix"):
         if key not in values:
             chat = "; paligemma convert chat makes rows of conversations" if values.keys() & _CHATS else ""
             raise RowError("key_missing", f"{key!r} is missing; the row has {', '.join(map(repr, values)) or 'no keys'}{chat}")
-        if not isinstance(values[key], str):
-            raise RowError("type_wrong", f"{key!r} is {_kind(values[key])}, not a string")
-        try:
-            values[key].encode()
-        except UnicodeEncodeError:
-            raise RowError("encoding_invalid", f"{key!r} has half a surrogate pair") from None
+        for text in given if key == "image" else [values[key]]:
+            if not isinstance(text, str):
+                verb = "has" if text is not values[key] else "is"
+                raise RowError("type_wrong", f"{key!r} {verb} {_kind(text)}, not a string")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise RowError("encoding_invalid", f"{key!r} has half a surrogate pair") from None
     if not values["suffix"].strip():
         raise RowError("suffix_empty", "the suffix is empty")
     answers = values.get("answers", [])
@@ -184,24 +218,22 @@ def parse_row(line: bytes, number: int) -> Row:
         "".join(answers).encode()
     except UnicodeEncodeError:
         raise RowError("encoding_invalid", "'answers' has half a surrogate pair") from None
-    sha256 = values.get("image_sha256", "")
-    if not isinstance(sha256, str) or (sha256 and sha256_fault(sha256.lower())):
-        raise RowError("type_wrong", "'image_sha256' is not 64 hexadecimal digits")
-    texts = (values["prefix"], values["suffix"], tuple(answers), sha256.lower())
-    name, address = name_image(values["image"], inline)
-    return Row(number, name, *texts, address, inline, _masks_of(values.get("masks")))
+    hashes = _hashes(values.get("image_sha256", ""), len(given))
+    found = tuple(named_image(*one) for one in zip(given, inline, hashes, strict=True))
+    return Row(number, found, values["prefix"], values["suffix"], tuple(answers), _masks_of(values.get("masks")))
 
 
-def name_image(image: str, inline: bytes | None) -> tuple[str, str]:
-    """The name of a row's image in lists and records, and its web address if it has one; see `Row`.
+def named_image(image: str, inline: bytes | None, sha256: str = "") -> RowImage:
+    """An image of a row.
 
     Args:
         image: as the row has it.
         inline: the image file, if that is it.
+        sha256: see `RowImage`.
     """
     if inline is not None:
-        return f"data:sha256:{hashlib.sha256(inline).hexdigest()}", ""
-    return (name_of_address(image), image) if is_web_address(image) else (image, "")
+        return RowImage(f"data:sha256:{hashlib.sha256(inline).hexdigest()}", sha256, inline=inline)
+    return RowImage(name_of_address(image), sha256, image) if is_web_address(image) else RowImage(image, sha256)
 
 
 def leads_elsewhere(image: str) -> bool:
@@ -212,35 +244,63 @@ def leads_elsewhere(image: str) -> bool:
         return True
 
 
-def _expect_one_image(values: dict) -> None:
-    """Refuses a row of texts only, and a row of several images, in words of their own."""
+def _expect_number(image: object, wanted: int | None) -> None:
+    """Refuses a row with another number of images than wanted; of more than `MOST_IMAGES`, before one is looked at."""
+    count = len(image) if isinstance(image, list) else 1
+    if not isinstance(image, list | str) or not count or (count <= MOST_IMAGES and wanted in (count, None)):
+        return
+    if count > MOST_IMAGES:
+        raise RowError("images_several", f"'image' is an array of {count:,}; a row has {MOST_IMAGES} images at most")
+    if wanted == 1:
+        what = "write a row for each image, if it is asked about alone; if every row has so many"
+        raise RowError("images_several", f"'image' is an array of {count}; {what}, pass --images-per-example {count}")
+    there = f"'image' is an array of {count}" if isinstance(image, list) else "'image' is one image"
+    raise RowError("images_several", f"{there}; every row has {wanted} (--images-per-example)")
+
+
+def _expect_image(values: dict) -> None:
+    """Refuses a row of texts only in words of its own."""
     image = values.get("image")
-    if isinstance(image, list) and len(image) > 1:
-        raise RowError(
-            "images_several", f"'image' is an array of {len(image)}; write a row for each image, if it is asked about alone"
-        )
-    if image is None and all(isinstance(values.get(key), str) for key in ("prefix", "suffix")):
-        there = f"the row has {', '.join(map(repr, values))}" if "image" not in values else "'image' is null"
+    if image in (None, []) and all(isinstance(values.get(key), str) for key in ("prefix", "suffix")):
+        there = f"the row has {', '.join(map(repr, values))}"
+        if "image" in values:
+            there = "'image' is null" if image is None else "'image' is an empty array"
         raise RowError("image_none", f"{there}: without an image, there is nothing to ask PaliGemma about")
 
 
-def _inline(image: object, size: int) -> bytes | None:
-    """The picture that a row holds itself, if it does.
+def _inline(images: Sequence[object], size: int) -> list[bytes | None]:
+    """For each image the picture that the row holds itself, if it does.
 
     Args:
-        image: the row's image, as it is written.
+        images: the row's images, as they are written.
         size: of the line, in bytes.
 
     Raises:
-        RowError: the picture cannot be decoded; or the line is too long, a picture in it not counted.
+        RowError: a picture cannot be decoded; or the line is too long, pictures in it not counted.
     """
     try:
-        inline = inline_image(image) if isinstance(image, str) else None
+        inline = [inline_image(image) if isinstance(image, str) else None for image in images]
     except ValueError as error:
         raise RowError("image_unreadable", str(error)) from None
-    if size - (0 if inline is None else len(str(image))) > MAX_LINE_BYTES:
+    in_it = sum(len(str(image)) for image, held in zip(images, inline, strict=True) if held is not None)
+    if size - in_it > MAX_LINE_BYTES:
         raise RowError("line_too_long", f"it has {size} bytes, {MAX_LINE_BYTES} at most, a picture in it not counted")
     return inline
+
+
+def _hashes(given: object, count: int) -> list[str]:
+    """What the images' sha256 have to be, one for each; empty texts if the row does not say.
+
+    Raises:
+        RowError: they are no hashes, or not as many as images.
+    """
+    hashes = [""] * count if given == "" else each(given)
+    if len(hashes) != count:
+        raise RowError("type_wrong", f"'image_sha256' has {len(hashes)} of the {count} images: an array has one for each")
+    for sha256 in hashes:
+        if not isinstance(sha256, str) or (sha256 and sha256_fault(sha256.lower())):
+            raise RowError("type_wrong", "'image_sha256' is not 64 hexadecimal digits")
+    return [str(sha256).lower() for sha256 in hashes]
 
 
 def _masks_of(given: object) -> str:
@@ -299,16 +359,17 @@ def _no_file(name: str, path: str, root: str) -> RowError:
     return RowError("image_missing", missing_name(name, exists, root))
 
 
-def row_id(image_sha256: str, prefix: str, suffix: str) -> str:
-    """Hash of a row's contents: sha256 over the image bytes' hash, prefix and suffix, each with its length."""
+def row_id(image_sha256: str | Iterable[str], prefix: str, suffix: str) -> str:
+    """Hash of a row's contents: sha256 over the hash of each image's bytes, prefix and suffix, each with its length."""
     digest = hashlib.sha256()
-    for part in (image_sha256, prefix, suffix):
+    images = [image_sha256] if isinstance(image_sha256, str) else image_sha256
+    for part in (*images, prefix, suffix):
         data = part.encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
 
 
-def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Row | RowError]]:
+def _parsed(lines: Iterable[bytes | None], first: int, images: int | None) -> Iterator[tuple[int, Row | RowError]]:
     for number, line in enumerate(lines, start=first):
         if line is None:
             yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes")
@@ -316,7 +377,7 @@ def _parsed(lines: Iterable[bytes | None], first: int) -> Iterator[tuple[int, Ro
             yield number, RowError("line_too_long", f"longer than {MAX_LINE_BYTES} bytes, and not by a picture in it")
         elif line.strip():
             try:
-                row = parse_row(line, number)
+                row = parse_row(line, number, images)
             except RowError as error:
                 row = RowError(error.code, error.message)  # the other one holds the line, and all that was made of it
             yield number, row

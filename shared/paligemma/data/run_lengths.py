@@ -7,6 +7,8 @@ the difference to the one before the last).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,113 @@ class MaskError(ValueError):
     """Run lengths that are no mask, or one that is too large."""
 
 
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """A mask as run lengths, of which parts are made as pixels. So a small object takes little time, however large its picture.
+
+    Attributes:
+        height, width: size in pixels.
+        counts: lengths of runs outside and inside the object, in turn; only the first may be 0.
+    """
+
+    height: int
+    width: int
+    counts: Int[np.ndarray, " runs"]
+
+    @classmethod
+    def of_json(cls, value: object) -> Runs:
+        """Run lengths from a JSON value.
+
+        Raises:
+            MaskError: see `read_runs`.
+        """
+        return cls(*size_of_runs(value), _joined(check_runs(value)))
+
+    @classmethod
+    def of_pixels(cls, mask: Bool[np.ndarray, "h w"]) -> Runs:
+        """The runs of a mask."""
+        return cls.of_json(write_runs(mask))
+
+    @cached_property
+    def _edges(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Where runs inside the object begin and end, counted column by column."""
+        edges = np.cumsum(self.counts)
+        return edges[:-1:2], edges[1::2]
+
+    @property
+    def text(self) -> str:
+        """The counts, packed, as `write_runs` writes them."""
+        listed: Any = {"size": [self.height, self.width], "counts": self.counts.tolist()}
+        packed: Any = coco.frPyObjects(listed, self.height, self.width)
+        return packed["counts"].decode("ascii")
+
+    @property
+    def area(self) -> int:
+        """Number of the object's pixels."""
+        return int(self.counts[1::2].sum())
+
+    @property
+    def box(self) -> tuple[int, int, int, int] | None:
+        """Left, top, right and bottom edge of the object's pixels; None if it has none."""
+        starts, stops = self._edges
+        if not len(starts):
+            return None
+        left, right = int(starts[0] // self.height), int((stops[-1] - 1) // self.height + 1)
+        if (starts // self.height < (stops - 1) // self.height).any():  # a run that goes on in the next column
+            return left, 0, right, self.height
+        return left, int((starts % self.height).min()), right, int(((stops - 1) % self.height).max() + 1)
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Bool[np.ndarray, "h w"]:
+        """The pixels of a rectangle inside the picture. Time and memory are those of the rectangle and of the runs."""
+        high = bottom - top
+        columns, tops, bottoms = self._in_columns()
+        inside = (columns >= left) & (columns < right) & (tops < bottom) & (bottoms > top)
+        begin = (columns[inside] - left) * high
+        change = np.zeros((right - left) * high + 1, np.int8)
+        change[begin + np.maximum(tops[inside] - top, 0)] += 1
+        change[begin + np.minimum(bottoms[inside], bottom) - top] -= 1
+        return np.cumsum(change[:-1], dtype=np.int8).view(bool).reshape(right - left, high).T
+
+    def pixels(self) -> Bool[np.ndarray, "h w"]:
+        """The whole mask."""
+        return np.repeat(np.arange(len(self.counts)) % 2 == 1, self.counts).reshape(self.width, self.height).T
+
+    def placed(self, left: int, top: int, height: int, width: int) -> Runs:
+        """The mask as a part of a larger picture; what is outside of that is cut off."""
+        columns, tops, bottoms = self._in_columns()
+        columns, tops, bottoms = columns + left, np.maximum(tops + top, 0), np.minimum(bottoms + top, height)
+        inside = (columns >= 0) & (columns < width) & (tops < bottoms)
+        begin = columns[inside] * height
+        edges = np.stack([begin + tops[inside], begin + bottoms[inside]], axis=1).reshape(-1)
+        return Runs(height, width, _joined(np.diff(edges, prepend=0, append=height * width)))
+
+    def _in_columns(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Runs inside the object, each in one column: its column, top and bottom."""
+        starts, stops = self._edges
+        first = starts // self.height
+        several = (stops - 1) // self.height - first + 1
+        columns = np.repeat(first - np.cumsum(several) + several, several) + np.arange(several.sum())
+        tops = np.maximum(np.repeat(starts, several) - columns * self.height, 0)
+        bottoms = np.minimum(np.repeat(stops, several) - columns * self.height, self.height)
+        return columns, tops, bottoms
+
+
+def _joined(counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " runs"]:
+    """Counts without runs of no pixel, between which neighbours are one run; the first one is outside the object."""
+    inside = np.arange(len(counts)) % 2
+    inside, counts = inside[counts > 0], counts[counts > 0]
+    begins = np.flatnonzero(np.diff(inside, prepend=2))
+    joined = np.add.reduceat(counts, begins) if len(begins) else counts
+    return np.concatenate([[0], joined]) if len(inside) and inside[0] else joined
+
+
 def read_runs(value: object) -> Bool[np.ndarray, "h w"]:
     """The mask of run lengths from a JSON value. Memory is bounded by `MAX_PIXELS` and the value's own size.
 
     Raises:
         MaskError: it is no mask, or one of more than `MAX_PIXELS` pixels.
     """
-    height, width = size_of_runs(value)
-    counts = check_runs(value)
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    return Runs(*size_of_runs(value), check_runs(value)).pixels()
 
 
 def check_runs(value: object) -> Int[np.ndarray, " runs"]:

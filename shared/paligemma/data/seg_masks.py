@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
+from pycocotools import mask as coco
 
 from paligemma.data.loc_boxes import BINS, Box
 from paligemma.data.pictures.strips import STRIP_PIXELS
-from paligemma.data.run_lengths import MaskError, check_runs, read_runs
+from paligemma.data.run_lengths import MaskError, Runs, check_runs, read_runs
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import parse_json
 
@@ -166,10 +169,9 @@ def union_of_text(text: str, side: int, decode: Decode) -> Bool[np.ndarray, "sid
 
 def union_of_masks(masks: Sequence[TrueMask], side: int) -> Bool[np.ndarray, "side side"]:
     """What true masks cover, in a picture that is resized to a square."""
-    covered = np.zeros((side, side), bool)
-    for mask in masks:
-        covered |= np.asarray(Image.fromarray(mask.pixels()).resize((side, side), Image.Resampling.NEAREST))
-    return covered
+    if not masks:
+        return np.zeros((side, side), bool)
+    return np.asarray(Image.fromarray(_union(masks).pixels()).resize((side, side), Image.Resampling.NEAREST))
 
 
 def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Overlaps:
@@ -186,13 +188,34 @@ def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Over
         labelled.setdefault(mask.label, []).append(mask)
     counted = {}
     for label in sorted(labelled.keys() | objects.keys()):  # one label's pixels at a time
-        wanted = None
-        for mask in labelled.get(label, ()):
-            wanted = mask.pixels() if wanted is None else wanted | mask.pixels()
+        wanted = _union(labelled[label]) if label in labelled else None
         found = paint_masks(objects.get(label, ()), height, width, decode)
-        if found is not None or wanted is not None:
-            counted[label] = count_pixels(found, wanted)
+        if found is None and wanted is None:
+            continue
+        x0, y0, x1, y1 = _hull(wanted, objects.get(label, ()), height, width)
+        counted[label] = count_pixels(
+            None if found is None else found[y0:y1, x0:x1], None if wanted is None else wanted.part(x0, y0, x1, y1)
+        )
     return counted
+
+
+def _union(masks: Sequence[TrueMask]) -> Runs:
+    size = [masks[0].height, masks[0].width]
+    packed: Any = coco.merge([{"size": size, "counts": mask.counts.encode("ascii")} for mask in masks])
+    return Runs.of_json({"size": size, "counts": packed["counts"].decode("ascii")})
+
+
+def _hull(mask: Runs | None, objects: Sequence[tuple[Box, list[int]]], height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the rectangle around a mask and the boxes of an answer: nothing is covered outside."""
+    boxes = [
+        tuple(edge / (BINS - 1) * side for edge, side in zip((b.x0, b.y0, b.x1, b.y1), (width, height) * 2, strict=True))
+        for b, _ in objects
+    ]
+    boxes += [mask.box] if mask is not None and mask.box is not None else []
+    if not boxes:
+        return 0, 0, 0, 0
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return max(int(min(x0)), 0), max(int(min(y0)), 0), min(math.ceil(max(x1)), width), min(math.ceil(max(y1)), height)
 
 
 def count_pixels(left: Bool[np.ndarray, "h w"] | None, right: Bool[np.ndarray, "h w"] | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import google_crc32c
 
 from paligemma.choices import Compression
 from paligemma.data.records import Example, Shard
-from paligemma.data.tfrecord import FOOTER, HEADER, masked_crc32c
+from paligemma.data.tfrecord import FOOTER, HEADER, mask
 from paligemma.regular_files import open_regular
 
 _BLOCK = 1 << 20
@@ -53,25 +53,27 @@ class ShardWriter:
         finally:
             self._file.close()
 
-    def write(self, example: Example) -> None:
-        """Appends an example."""
+    def write(self, example: Example) -> tuple[int, str]:
+        """Appends an example. Returns the size of its payload in bytes, and the payload's crc32c in hexadecimal."""
         payload = serialize(example)
         length = HEADER.pack(len(payload), 0)[:8]
-        self._out.write(HEADER.pack(len(payload), masked_crc32c(length)))
+        checksum = google_crc32c.value(payload)
+        self._out.write(HEADER.pack(len(payload), mask(google_crc32c.value(length))))
         self._out.write(payload)
-        self._out.write(FOOTER.pack(masked_crc32c(payload)))
+        self._out.write(FOOTER.pack(mask(checksum)))
         self._rows += 1
+        return len(payload), f"{checksum:08x}"
 
 
 def serialize(example: Example) -> bytes:
     """An example as the bytes of a `tf.train.Example`, with features sorted by name."""
-    several = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
+    answers = [(b"answers", _bytes(*(answer.encode() for answer in example.answers)))] if example.answers else []
     masks = [(b"masks", _bytes(example.masks.encode()))] if example.masks else []
     features = [
-        *several,
-        (b"image", _bytes(example.image.tobytes())),
-        (b"image_file", _bytes(example.image_file.encode())),
-        (b"image_sha256", _bytes(example.image_sha256.encode())),
+        *answers,
+        (b"image", _bytes(*example.images)),
+        (b"image_file", _bytes(*(name.encode() for name in example.image_files))),
+        (b"image_sha256", _bytes(*(sha256.encode() for sha256 in example.image_sha256s))),
         (b"line", _ints([example.line])),
         *masks,
         (b"prefix", _bytes(example.prefix.encode())),

@@ -17,22 +17,22 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
     """The rows of records, in order, each a dictionary of tensors.
 
     Returns:
-        Per row: `image` (uint8 `[size, size, 3]`), `tokens` (int64 `[t]`), `prefix_length` and `suffix_length` (tokens),
-        `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty if the suffix is the only one), `masks` (a
-        JSON text of true masks, empty without any), `line`.
+        Per row: `image` (uint8 `[size, size, 3]`; with several images in a row `[n, size, size, 3]`), `tokens` (int64 `[t]`),
+        `prefix_length` and `suffix_length` (tokens), `prefix`, `suffix`, `row_id` (strings), `answers` (strings `[n]`, empty if
+        the suffix is the only one), `masks` (a JSON text of true masks, empty without any), `line`.
 
     Raises:
         InputError: TensorFlow is not installed.
     """
     tf = import_tensorflow()
-    size = records.dataset.image_size
+    shape, count = records.dataset.image_shape, records.dataset.images_per_example
     several, one_int, one_text = (
         tf.io.RaggedFeature(tf.int64),
         tf.io.FixedLenFeature((), tf.int64),
         tf.io.FixedLenFeature((), tf.string),
     )
     spec = {
-        "image": one_text,
+        "image": tf.io.FixedLenFeature((count,), tf.string),
         "tokens": several,
         "answers": tf.io.RaggedFeature(tf.string),
         "masks": tf.io.FixedLenFeature((), tf.string, ""),
@@ -42,7 +42,13 @@ def tf_dataset(records: Records) -> tf.data.Dataset:
 
     def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
         row = tf.io.parse_single_example(record, spec)
-        return {**row, "image": tf.reshape(tf.io.decode_raw(row["image"], tf.uint8), (size, size, 3))}
+        pictures = tf.stack([unpack(row["image"][number]) for number in range(count)])
+        return {**row, "image": tf.reshape(pictures, shape)}
+
+    def unpack(stored: tf.Tensor) -> tf.Tensor:
+        if records.dataset.compression == "webp":
+            return tf.io.decode_webp(stored, channels=3)  # of an animation's frames, of which there is one
+        return tf.io.decode_raw(stored, tf.uint8)
 
     compression = "GZIP" if records.dataset.compression == "gzip" else None
     return tf.data.TFRecordDataset([str(path) for path in records.shard_paths], compression).map(parse)

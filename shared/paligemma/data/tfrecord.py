@@ -7,21 +7,26 @@ tensorflow/core/lib/io/record_writer.h.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
 import struct
 import threading
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import google_crc32c
 import numpy as np
+from google.protobuf.message import DecodeError
 from jaxtyping import Int, UInt8
 
 from paligemma.artifacts.record import file_sha256
-from paligemma.data.records import Records, Shard
+from paligemma.data.records import Records, Shard, as_image
+from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tf_example import TFExample
 from paligemma.errors import DamagedError
 from paligemma.progress import WorkProgress
@@ -31,12 +36,16 @@ from paligemma.storage.disk_space import check_space
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _PIECE = 1 << 20
 
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
+
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row as stored in a record; see `records.Example`."""
+    """A row of a record; see `records.Example`. Its picture is unpacked, or `[0, 0, 3]` if only the texts were asked for."""
 
-    image: UInt8[np.ndarray, "size size 3"]
+    image: UInt8[np.ndarray, "*n size size 3"]
     tokens: Int[np.ndarray, " t"]
     prefix_length: int
     prefix: str
@@ -47,25 +56,46 @@ class StoredRow:
     masks: str = ""
 
 
-class RowReader:
-    """Reads rows of records by number, from any thread. Indexes a shard when one of its rows is first read."""
+class Payloads(Protocol):
+    """Where the payloads of rows come from, by number, from any thread."""
 
-    def __init__(self, records: Records) -> None:
+    def __len__(self) -> int: ...
+
+    def payload(self, row: int) -> bytes:
+        """A row's payload."""
+        ...
+
+    def ahead(self, items: Iterable[Item], rows_of: Callable[[Item], Sequence[int]]) -> Iterable[Item]:
+        """The items, each of which reads these rows once; they may be fetched before an item is yielded."""
+        ...
+
+    def where(self, row: int) -> str:
+        """Names a row's record, for messages."""
+        ...
+
+    def close(self) -> None:
+        """Ends what was begun ahead."""
+        ...
+
+
+class RowReader:
+    """Reads rows of records by number, from any thread."""
+
+    def __init__(self, records: Records, payloads: Payloads | None = None) -> None:
         """Unpacks gzip shards into the cache folder, unless they are there already.
+
+        Args:
+            records: the records.
+            payloads: where the payloads come from; None: the shards' files.
 
         Raises:
             DamagedError: a gzip shard is damaged.
         """
-        shards = records.dataset.shards
-        packed = records.dataset.compression == "gzip"
-        paths = _unpack(records) if packed else records.shard_paths
-        fix = "remove this file: it is unpacked again" if packed else "run prepare_data again"
-        self._files = [TFRecordFile(path, shard.rows, fix) for path, shard in zip(paths, shards, strict=True)]
-        self._ends = list(accumulate(shard.rows for shard in shards))
-        self._size = records.dataset.image_size
+        self._payloads = ShardFiles(records) if payloads is None else payloads
+        self._dataset = records.dataset
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._payloads)
 
     def read(self, row: int) -> StoredRow:
         """The row with this number, from 0, in the order of the shards.
@@ -74,27 +104,85 @@ class RowReader:
             IndexError: there is no such row.
             DamagedError: its record, or the shard, is damaged.
         """
+        return self._parse(row, with_image=True)
+
+    def read_texts(self, row: int) -> StoredRow:
+        """`read` without the picture, whose unpacking takes most of the time."""
+        return self._parse(row, with_image=False)
+
+    def ahead(self, items: Iterable[Item], rows_of: Callable[[Item], Sequence[int]]) -> Iterable[Item]:
+        """The items, whose rows are about to be read; see `Payloads.ahead`."""
+        return self._payloads.ahead(items, rows_of)
+
+    def close(self) -> None:
+        """Ends what was begun ahead."""
+        self._payloads.close()
+
+    def _parse(self, row: int, *, with_image: bool) -> StoredRow:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
+        payload = self._payloads.payload(row)
+        try:
+            feature = TFExample.FromString(payload).features.feature
+            stored, wanted = feature["image"].bytes_list.value, self._dataset.images_per_example
+            if len(stored) != wanted:
+                raise ValueError(f"it has {len(stored)} images, each has {wanted}")
+            size, compression = self._dataset.image_size, self._dataset.compression
+            pixels = [unpack_picture(one, size, compression) for one in stored] if with_image else [_NO_IMAGE]
+
+            def text(name: str) -> str:
+                return feature[name].bytes_list.value[0].decode()
+
+            return StoredRow(
+                image=as_image(pixels),
+                tokens=np.array(feature["tokens"].int64_list.value, np.int32),
+                prefix_length=feature["prefix_length"].int64_list.value[0],
+                prefix=text("prefix"),
+                suffix=text("suffix"),
+                row_id=text("row_id"),
+                line=feature["line"].int64_list.value[0],
+                answers=tuple(answer.decode() for answer in feature["answers"].bytes_list.value),
+                masks=text("masks") if feature["masks"].bytes_list.value else "",
+            )
+        except (DecodeError, ValueError, IndexError, OverflowError) as error:
+            raise DamagedError(
+                f"A record is not a row: {error}.", where=self._payloads.where(row), fix="run prepare_data again"
+            ) from None
+
+
+class ShardFiles:
+    """The payloads in files. Indexes a shard when one of its rows is first read."""
+
+    def __init__(self, records: Records) -> None:
+        """Unpacks gzip shards; see `RowReader`."""
+        shards = records.dataset.shards
+        packed = records.dataset.compression == "gzip"
+        paths = _unpack(records) if packed else records.shard_paths
+        fix = "remove this file: it is unpacked again" if packed else "run prepare_data again"
+        self._files = [TFRecordFile(path, shard.rows, fix) for path, shard in zip(paths, shards, strict=True)]
+        self._ends = list(accumulate(shard.rows for shard in shards))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def payload(self, row: int) -> bytes:
+        file, position = self._place(row)
+        return file.read(position)
+
+    def ahead(self, items: Iterable[Item], rows_of: Callable[[Item], Sequence[int]]) -> Iterable[Item]:
+        return items
+
+    def where(self, row: int) -> str:
+        file, position = self._place(row)
+        return f"{file.path}, row {position}"
+
+    def close(self) -> None:
+        pass
+
+    def _place(self, row: int) -> tuple[TFRecordFile, int]:
         shard = bisect_right(self._ends, row)
         file = self._files[shard]
-        position = row - (self._ends[shard] - file.rows)
-        feature = TFExample.FromString(file.read(position)).features.feature
-
-        def text(name: str) -> str:
-            return feature[name].bytes_list.value[0].decode()
-
-        return StoredRow(
-            image=np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(self._size, self._size, 3),
-            tokens=np.array(feature["tokens"].int64_list.value, np.int32),
-            prefix_length=feature["prefix_length"].int64_list.value[0],
-            prefix=text("prefix"),
-            suffix=text("suffix"),
-            row_id=text("row_id"),
-            line=feature["line"].int64_list.value[0],
-            answers=tuple(answer.decode() for answer in feature["answers"].bytes_list.value),
-            masks=text("masks") if feature["masks"].bytes_list.value else "",
-        )
+        return file, row - (self._ends[shard] - file.rows)
 
 
 class TFRecordFile:
@@ -176,20 +264,24 @@ class TFRecordFile:
 
 def masked_crc32c(data: bytes) -> int:
     """The checksum of a TFRecord: crc32c, rotated and offset, so that it stays sound over data that contain checksums."""
-    value = google_crc32c.value(data)
-    return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return mask(google_crc32c.value(data))
+
+
+def mask(crc32c: int) -> int:
+    """A crc32c as TFRecord files have it."""
+    return ((crc32c >> 15 | crc32c << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _unpack(records: Records) -> list[Path]:
     """Unpacks gzip shards into the cache folder, named by the sha256 of the shards."""
-    shards, size = records.dataset.shards, records.dataset.image_size
+    shards, row_bytes = records.dataset.shards, math.prod(records.dataset.image_shape)
     folder = cache_folder() / "shards"
     paths = [folder / f"{shard.sha256}.tfrecord" for shard in shards]
     missing = [unpack for unpack in zip(records.shard_paths, shards, paths, strict=True) if not unpack[-1].is_file()]
     if missing:
         rows = sum(shard.rows for _, shard, _ in missing)
         folder.mkdir(parents=True, exist_ok=True)
-        check_space(folder, rows * size * size * 3)  # the images, which make up nearly all of the size
+        check_space(folder, rows * row_bytes)  # the images, which make up nearly all of the size
         with WorkProgress("unpacking shards", "rows", rows) as progress:
             for source, shard, path in missing:
                 with exclusive(path):

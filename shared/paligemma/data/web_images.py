@@ -138,15 +138,15 @@ def fetch_images(rows: Iterable[Row]) -> dict[str, WebImage]:
     """Fetches the images of all rows with an address, each once, and shows how far it is.
 
     Returns:
-        What each address gave, by the row's `image`.
+        What each address gave, by the image's name.
 
     Raises:
         InputError: the cache is not writable, or its disk is full.
     """
     wanted: dict[str, tuple[str, set[str]]] = {}
-    for row in rows:
-        if row.address:
-            wanted.setdefault(row.image, (row.address, set()))[1].add(row.image_sha256)
+    for image in (image for row in rows for image in row.images):
+        if image.address:
+            wanted.setdefault(image.name, (image.address, set()))[1].add(image.sha256)
     if not wanted:
         return {}
     folder = cache_folder() / "web"

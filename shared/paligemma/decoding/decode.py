@@ -60,7 +60,7 @@ class Generator:
 
     def __call__(
         self,
-        images: Float[np.ndarray, "b height width 3"],
+        images: Float[np.ndarray, "b *n height width 3"],
         tokens: Int[np.ndarray, "b t"],
         mask_input: Bool[np.ndarray, "b t"],
         mask_ar: Int[np.ndarray, "b t"],
@@ -73,7 +73,7 @@ class Generator:
         """Answers to prompts.
 
         Args:
-            images: pixels in [-1, 1].
+            images: pixels in [-1, 1], `[b, n, height, width, 3]` if there are several for each prompt.
             tokens: prompts, padded on the right.
             mask_input: False on padding.
             mask_ar: the prompts' mask_ar; all 0 for an ordinary prefix.
@@ -105,7 +105,7 @@ class Generator:
 def _decode(
     graph: nnx.GraphDef[PaliGemma],
     state: nnx.State,
-    images: Float[Array, "b height width 3"],
+    images: Float[Array, "b *n height width 3"],
     tokens: Int[Array, "b t"],
     mask_input: Bool[Array, "b t"],
     mask_ar: Int[Array, "b t"],

@@ -30,7 +30,7 @@ class Prompt(NamedTuple):
     Attributes:
         cache: keys `[b, k, h, p]` and values `[b, k, p, h]` of every layer: a list of pairs, or a pair with a layer axis.
         valid: False on padding.
-        length: number of tokens, including the image's.
+        length: number of tokens, including those of the images.
     """
 
     cache: Any
@@ -40,14 +40,14 @@ class Prompt(NamedTuple):
 
 def prefill(
     model: PaliGemma,
-    images: Float[Array, "b height width 3"],
+    images: Float[Array, "b *n height width 3"],
     tokens: Int[Array, "b t"],
     mask_input: Bool[Array, "b t"],
     mask_ar: Int[Array, "b t"],
     form: AttentionForm = PLAIN,
 ) -> tuple[Float[Array, "b 1 v"], Prompt]:
     """Logits of the first token of every answer, and the prompts' cache for later tokens."""
-    x = model.embed(model.img(images, LayerPlan(attention=form)), tokens)
+    x = model.embed(model.embed_images(images, LayerPlan(attention=form)), tokens)
     mask_ar, valid = with_image(x.shape[1] - tokens.shape[1], mask_ar, mask_input)
     positions, mask = jnp.cumsum(valid, axis=1) - 1, prefix_lm_mask(mask_ar, valid)
     last = jnp.max(jnp.where(valid, jnp.arange(x.shape[1]), 0), axis=1, keepdims=True)

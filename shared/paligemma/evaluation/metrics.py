@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import math
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,9 @@ def by_group(predictions: Sequence[Prediction], rows: np.ndarray, group_of: Call
     return [{"prefix": group, "examples": len(values), name: float(np.mean(values))} for group, values in frequent]
 
 
+_PLACE = re.compile(r"<(?:loc[0-9]{4}|seg[0-9]{3})>")
+
+
 def question_type(prefix: str) -> str:
     """The first words of a question, like VQA's question types: `how many`, `what color`, `is the`."""
     asked = prefix.lower().split()
@@ -266,10 +270,12 @@ def question_type(prefix: str) -> str:
 
 
 def confusion(predictions: Sequence[Prediction], most: int = 20) -> tuple[list[str], list[list[int]]] | None:
-    """Confusion matrix of targets and predictions; None if there are more than `most` different targets.
+    """Confusion matrix of targets and predictions; None if there are more than `most` different targets, or none.
 
-    A prediction that is not a target counts as `other`, or as `any other` if `other` is a target.
+    A prediction that is not a target counts as `other`, or as `any other` if `other` is a target. Targets with boxes or masks
+    are left out: they are hardly ever the same twice, and are judged by how places overlap.
     """
+    predictions = [p for p in predictions if not _PLACE.search(p.target)]
     targets = sorted({p.target.strip() for p in predictions})
     if not targets or len(targets) > most:
         return None

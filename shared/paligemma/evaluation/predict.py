@@ -120,7 +120,7 @@ def predict(
 def predictions_of(records: Records, answers: Mapping[int, Answer]) -> dict[int, Prediction]:
     """Predictions by row number, of answers that are known already."""
     reader = RowReader(records)
-    return {number: _prediction(reader.read(number), answer) for number, answer in answers.items()}
+    return {number: _prediction(reader.read_texts(number), answer) for number, answer in answers.items()}
 
 
 def _prediction(row: StoredRow, answer: Answer) -> Prediction:

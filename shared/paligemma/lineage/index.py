@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from paligemma.artifacts.record import ROWS_FILE, Record, file_sha256, parse_record
+from paligemma.artifacts.record import ROWS_FILE, Record, each, file_sha256, parse_record
 from paligemma.artifacts.recording import FOLDER, ROOTS_FOLDER, ROWS_FOLDER
 from paligemma.errors import DamagedError, InputError, PaliGemmaError
 from paligemma.foreign_json import read_json_lines
@@ -38,7 +38,7 @@ from paligemma.storage.location import GcsLocation, Location, parse_location
 
 KEY_BYTES = 16
 """Bytes of a row's or image's hash that the index stores."""
-_VERSION = 5
+_VERSION = 6
 _WORTH_SHOWING = 200
 _WAIT = 600.0  # seconds to wait while another process adds records
 _BATCH = 500  # records read ahead
@@ -67,7 +67,7 @@ CREATE TABLE pruned (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE row_sets (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE);
 CREATE TABLE rows (
     row_set INTEGER NOT NULL, row BLOB NOT NULL, line INTEGER NOT NULL, image BLOB NOT NULL, name TEXT NOT NULL,
-    source TEXT NOT NULL, PRIMARY KEY (row_set, row, source, line)) WITHOUT ROWID;
+    source TEXT NOT NULL, PRIMARY KEY (row_set, row, source, line, image)) WITHOUT ROWID;
 CREATE INDEX row_ids ON rows (row);
 CREATE INDEX row_images ON rows (image);
 """
@@ -179,11 +179,10 @@ class Index:
                 if file_sha256(path) != sha256:
                     raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
                 for entry in read_json_lines(path, "A list of rows"):
-                    key, image = (
-                        bytes.fromhex(entry["row_id"])[:KEY_BYTES],
-                        bytes.fromhex(entry["image_sha256"])[:KEY_BYTES],
-                    )
-                    yield number, key, int(entry["line"]), image, str(entry["image_file"]), str(entry.get("source", ""))
+                    key, line = bytes.fromhex(entry["row_id"])[:KEY_BYTES], int(entry["line"])
+                    source = str(entry.get("source", ""))
+                    for sha256, name in zip(each(entry["image_sha256"]), each(entry["image_file"]), strict=True):
+                        yield number, key, line, bytes.fromhex(sha256)[:KEY_BYTES], str(name), source
         except (OSError, ValueError, LookupError, TypeError, InputError) as error:
             raise DamagedError(
                 f"A list of rows cannot be read: {error}.", where=place, fix="run `paligemma lineage verify`"

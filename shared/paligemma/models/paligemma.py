@@ -31,8 +31,21 @@ class PaliGemma(nnx.Module):
         self.img = VisionTower(config.img, config.llm.width, precision.vision, rngs)
         self.llm = Decoder(config.llm, precision, lora, rngs)
 
+    def embed_images(self, images: Float[Array, "b *n height width 3"], plan: LayerPlan | None = None) -> Float[Array, "b s d"]:
+        """Image embeddings, as they come before the text; of the plan, `mesh` and `attention` count.
+
+        Of n images in an example, the tower sees each alone, and their embeddings follow each other, n x patches of them: as in
+        big_vision's `models/proj/paligemma/paligemma.py:74-87`, for pairs of images and for the frames of videos. There is
+        nothing between two images, and no embedding of an image's number. Every token sees all of them, and they see each other
+        (lines 128-133).
+        """
+        if images.ndim == 4:
+            return self.img(images, plan)
+        alone = self.img(images.reshape(-1, *images.shape[2:]), plan)
+        return alone.reshape(len(images), -1, alone.shape[-1])
+
     def embed(self, image: Float[Array, "b s d"], tokens: Int[Array, "b t"]) -> Float[Array, "b p d"]:
-        """Image embeddings (from `self.img`), then text embeddings. Only text embeddings are scaled."""
+        """Image embeddings (from `embed_images`), then text embeddings. Only text embeddings are scaled."""
         text = self.llm.embed(tokens)
         return jnp.concatenate([image.astype(text.dtype), text], axis=1)
 
@@ -50,7 +63,7 @@ class PaliGemma(nnx.Module):
         """Final hidden states at text positions; `self.llm.logits` maps them to logits.
 
         Args:
-            image: image embeddings from `self.img`.
+            image: image embeddings from `embed_images`.
             tokens: token ids.
             mask_ar: 0 on the prefix, 1 on the suffix.
             mask_input: False on padding; None if padding need not be hidden, as in training, where only padding follows it.

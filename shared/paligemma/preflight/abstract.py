@@ -71,12 +71,19 @@ def abstract_step(
         return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=rows)
 
     text = [of_batch(np.int32, width) for _ in range(5)]
-    batch = TrainBatch(of_batch(np.uint8, size, size, 3), *text)
+    several = () if recipe.images_per_example == 1 else (recipe.images_per_example,)
+    batch = TrainBatch(of_batch(np.uint8, *several, size, size, 3), *text)
     return make_train_step(graph, optimizer, StepSettings.of(recipe), mesh), (train_state, frozen, batch)
 
 
 def lower_decoding(
-    config: PaliGemmaConfig, devices: Sequence[Device], compute: ComputeDtype, rows: int, text_tokens: int, dtype: str
+    config: PaliGemmaConfig,
+    devices: Sequence[Device],
+    compute: ComputeDtype,
+    rows: int,
+    text_tokens: int,
+    dtype: str,
+    images: int = 1,
 ) -> Any:
     """Greedy decoding of a batch of prompts, lowered as `Generator` runs it on a network of `build_decoding_module`.
 
@@ -87,6 +94,7 @@ def lower_decoding(
         rows: prompts; on several devices more of them, until they split evenly.
         text_tokens: tokens of every prompt's text.
         dtype: the dtype of the parameters in the checkpoint.
+        images: images of a prompt.
     """
     mesh = make_mesh(list(devices))
     platform = "gpu" if devices[0].platform in ("gpu", "cuda") else str(devices[0].platform)
@@ -106,7 +114,7 @@ def lower_decoding(
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_rows)
 
     size = config.img.image_size
-    prompts = [of_batch(np.float32, size, size, 3)]
+    prompts = [of_batch(np.float32, *(() if images == 1 else (images,)), size, size, 3)]
     prompts += [of_batch(kind, text_tokens) for kind in (np.int32, np.bool_, np.int32)]
     whole, no_references = (of_batch(np.bool_), of_batch(np.uint32)), (of_batch(np.int32, 0), of_batch(np.bool_, 0))
     lower = cast(Any, decode).lower  # as `jax.jit` made it

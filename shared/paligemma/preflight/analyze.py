@@ -173,13 +173,13 @@ def examine(
         dollars_per_hour=price,
         dollars=None if hours is None or price is None else hours * price,
         found=found,
-        decoding=_examine_decoding(job, place, decoding, recipe.frozen_dtype) if decoding else None,
+        decoding=_examine_decoding(job, place, decoding, recipe) if decoding else None,
     )
 
 
-def _examine_decoding(job: Job, place: Target, rows: int, dtype: str) -> Decoding:
+def _examine_decoding(job: Job, place: Target, rows: int, recipe: Recipe) -> Decoding:
     """Decoding with parameters as `finetune` holds the frozen ones."""
-    found = compile_decoding(job, rows, dtype)
+    found = compile_decoding(job, rows, recipe.frozen_dtype, recipe.images_per_example)
     parameters = sum(math.prod(shape) for name, shape in parameter_shapes(job.config).items() if name.startswith("llm/"))
     accounts = found.get("accounts", {})
     return Decoding(
@@ -220,7 +220,7 @@ def needed_flops(config: PaliGemmaConfig, recipe: Recipe, text_tokens: int) -> f
     """Operations of a step, without recomputation."""
     trained = trained_shapes(config, recipe.trainable, recipe.lora)
     width = text_tokens - 1
-    return step_flops(config, trained, recipe.batch_size, width, width)
+    return step_flops(config, trained, recipe.batch_size, width, width, images=recipe.images_per_example)
 
 
 def read_prices(path: Path = PRICES_FILE) -> tuple[str, dict[str, float]]:

@@ -91,14 +91,15 @@ def compile_step(job: Job, recipe: Recipe) -> dict:
     return _found(job, {"program": "step", "recipe": _values(recipe)}, {"recipe": decided_by})
 
 
-def compile_decoding(job: Job, rows: int, dtype: str) -> dict:
-    """The figures of decoding a batch of `rows` with a checkpoint of a dtype; see `worker.compile_job`.
+def compile_decoding(job: Job, rows: int, dtype: str, images: int = 1) -> dict:
+    """The figures of decoding `rows` prompts of some images with a checkpoint of a dtype; see `worker.compile_job`.
 
     Raises:
         InputError: a wheel is missing, or the target is a single CPU.
         PaliGemmaError: the compiler failed for a reason other than memory.
     """
-    return _found(job, {"program": "decoding", "rows": rows, "dtype": dtype}, {})
+    several = {} if images == 1 else {"images": images}
+    return _found(job, {"program": "decoding", "rows": rows, "dtype": dtype, **several}, {})
 
 
 def _values(recipe: Recipe) -> dict:

@@ -80,7 +80,7 @@ def cost(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: in
     )
     shapes = {name: float(np.prod(shape)) for name, shape in parameter_shapes(config).items()}
     layers = sum(size for name, size in shapes.items() if name.startswith("llm/layers/"))
-    tokens = recipe.batch_size * (config.img.num_patches + text_tokens - 1)
+    tokens = recipe.batch_size * (recipe.images_per_example * config.img.num_patches + text_tokens - 1)
     operations = needed_flops(config, recipe, text_tokens) + _RECOMPUTED[recipe.remat] * 2 * tokens * layers
     split = place.devices // recipe.data_parallel
     weights = 2 * sum(shapes.values())
@@ -160,7 +160,7 @@ def least(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: i
         "full": llm.width,
     }
     rows = recipe.batch_size / recipe.accumulate / place.devices
-    tokens = rows * (config.img.num_patches + text_tokens - 1)
+    tokens = rows * (recipe.images_per_example * config.img.num_patches + text_tokens - 1)
     logits = 4 * min(recipe.loss_chunk / place.devices, rows * (text_tokens - 1)) * llm.vocab_size
     return held * recipe.data_parallel / place.devices + 2 * tokens * (llm.depth - 1) * numbers[recipe.remat] + logits
 

@@ -64,7 +64,8 @@ def compile_job(job: dict) -> dict:
         trained = trained_shapes(config, recipe.trainable, recipe.lora)  # their updates are no copies
         weights = {name: shape for name, shape in weights.items() if name not in trained}
     else:
-        lowered = lower_decoding(config, devices, target.compute, job["rows"], job["text_tokens"], job["dtype"])
+        asked = job["rows"], job["text_tokens"], job["dtype"], job.get("images", 1)
+        lowered = lower_decoding(config, devices, target.compute, *asked)
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

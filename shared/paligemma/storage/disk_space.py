@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ MARGIN = 64 * 1024 * 1024
 DISK_VARIABLE = "PALIGEMMA_DISK_BYTES"
 """Disk space that a pipeline's profile gives each step; unset: preflight does not check it."""
 
+_UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}}
+_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)}
 _FIX = "free some, or point the output, $PALIGEMMA_CACHE or $TMPDIR to a larger disk"
 
 
@@ -36,6 +39,23 @@ def room_for(wanted: int, folder: Location) -> str | None:
     if not isinstance(folder, Path):
         return None
     return f"{_size(wanted + MARGIN)} free, found {_size(_free(_existing(folder)))}"
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """A number of bytes as people write it: `1GB`, `1.5 TB`, `512MiB`, `1000000`.
+
+    Args:
+        text: what they wrote.
+        where: the flag, for the message.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]{0,3})", text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise InputError(f"{text!r} is no number of bytes.", where=where, expected="a number with a unit, e.g. 1GB or 512MiB")
+    return int(float(match[1]) * unit)
 
 
 def is_full_disk(error: BaseException) -> bool:

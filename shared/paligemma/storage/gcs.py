@@ -165,6 +165,27 @@ def delete(location: GcsLocation, if_generation: int | None = None) -> None:
     call("delete", location, remove)
 
 
+def read_range(found: Object, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
+    """Bytes `start` to `stop` of an object at its known generation.
+
+    Args:
+        found: the object, from `stat` or `list_objects`.
+        start, stop: the range; the service has no checksum of it.
+        check: raises `BadBytesError` if the bytes are not what they should be, so that they are fetched again.
+
+    Raises:
+        InputError: the object is gone, or another one has taken its place.
+        DamagedError: the bytes were never right.
+    """
+
+    def fetch() -> bytes:
+        data = _fetch(found, start, stop)
+        check(data)
+        return data
+
+    return call("read", found.location, fetch)
+
+
 def download(location: GcsLocation, path: Path, advance: Callable[[int], None] = lambda _: None) -> Object:
     """Downloads the object at a location; see `download_object`."""
     found = _existing(location, None)

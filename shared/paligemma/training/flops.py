@@ -39,6 +39,7 @@ def step_flops(
     text_width: int,
     losses: float,
     with_tower: bool = True,
+    images: int = 1,
 ) -> float:
     """Operations in the matrix products of one step: two per multiply-add.
 
@@ -53,9 +54,10 @@ def step_flops(
         text_width: input tokens of an example, with padding.
         losses: average number of positions per example whose logits are computed.
         with_tower: whether the step runs the vision tower; False with cached embeddings.
+        images: images of an example.
     """
     img, llm = config.img, config.llm
-    patches, tokens = img.num_patches, img.num_patches + text_width
+    patches, tokens = img.num_patches, images * img.num_patches + text_width
 
     def trained_in(pattern: str) -> float:
         return sum(float(np.prod(shape)) for name, shape in trained.items() if re.fullmatch(pattern, name))
@@ -78,7 +80,7 @@ def step_flops(
             lowest = 0 if trained_in("img/(embedding/.*|pos_embedding)") else 3 * img.width**2
             tower += patches * (img.depth * (block + 2 * scores) - lowest + head)
         tower += patches * trained_in("img/.*/kernel")
-    return 2.0 * rows * (decoder + logits + tower)
+    return 2.0 * rows * (decoder + logits + images * tower)
 
 
 def flops_counter(config: PaliGemmaConfig, trainable: nnx.State) -> Callable[[FedBatch], float]:
@@ -87,8 +89,12 @@ def flops_counter(config: PaliGemmaConfig, trainable: nnx.State) -> Callable[[Fe
 
     def count(fed: FedBatch) -> float:
         batch = fed.batch
-        with_tower = batch.images.ndim == 4
-        return step_flops(config, shapes, len(batch.tokens), batch.tokens.shape[1], batch.targets.shape[1], with_tower)
+        with_tower = batch.images.ndim > 3
+        images = batch.images.shape[1] // config.img.num_patches
+        if with_tower:
+            images = batch.images.shape[1] if batch.images.ndim == 5 else 1
+        widths = batch.tokens.shape[1], batch.targets.shape[1]
+        return step_flops(config, shapes, len(batch.tokens), *widths, with_tower, images)
 
     return count
 

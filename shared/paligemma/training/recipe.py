@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from paligemma.choices import ComputeDtype, StoredDtype
 from paligemma.data.augment import Augmentation
+from paligemma.data.rows import MOST_IMAGES
 from paligemma.errors import InputError
 from paligemma.models.config import describe_validation_error
 from paligemma.models.layers import LayerPlan, Remat
@@ -32,6 +42,9 @@ class Recipe(BaseModel):
     )
     lora: LoraConfig = Field(default=LoraConfig(), description="Adapters, for trainable: lora. Keys rank, alpha, targets.")
 
+    images_per_example: int = Field(
+        default=1, ge=1, le=MOST_IMAGES, description="Images in every row, as the records have them; not recorded if 1."
+    )
     batch_size: int = Field(default=8, gt=0, description="Examples in a step, over all devices.")
     accumulate: int = Field(default=1, gt=0, description="Parts in which a batch is processed; less memory, the same result.")
     steps: int | None = Field(default=None, gt=0, description="Steps to train; give this or epochs. Without both: 64.")
@@ -135,6 +148,12 @@ class Recipe(BaseModel):
                 raise ValueError(f"{key} needs validate_every")
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A recipe of one image is recorded as it was before there could be several: earlier runs' results stay its own."""
+        values = serialize(self)
+        return {key: value for key, value in values.items() if (key, value) != ("images_per_example", 1)}
+
     @property
     def layer_plan(self) -> LayerPlan:
         """How the decoder's layers run."""
@@ -158,6 +177,26 @@ def parse_recipe(text: str = "", overrides: Sequence[str] = (), where: object = 
         InputError: the text is not YAML, a key is unknown (with the nearest known key), or a value is wrong.
     """
     return check_recipe(recipe_values(text, overrides, where), overrides, where)
+
+
+def check_images(recipe: Recipe, images: int, where: object) -> None:
+    """Confirms that the records have as many images in every row as the recipe.
+
+    Raises:
+        InputError: they do not.
+    """
+    wanted = recipe.images_per_example
+    if images != wanted:
+        raise InputError(
+            f"Every row of the records has {_images(images)}, the recipe is for {_images(wanted)}.",
+            where=where,
+            expected=f"images_per_example: {images} in the recipe, or records of prepare_data --images-per-example {wanted}",
+            fix=f"pass --set images_per_example={images}, if the rows are right",
+        )
+
+
+def _images(count: int) -> str:
+    return "one image" if count == 1 else f"{count} images"
 
 
 def recipe_values(text: str, overrides: Sequence[str], where: object) -> dict:

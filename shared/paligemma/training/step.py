@@ -75,10 +75,10 @@ LossFunction = Callable[[nnx.State, nnx.State, TrainBatch], tuple[Float[Array, "
 
 def embed_images(model: PaliGemma, images: Array, plan: LayerPlan | None = None) -> Float[Array, "b s d"]:
     """Image embeddings from pixels (uint8, or floats in [-1, 1]). Embeddings (rank 3) pass unchanged."""
-    return images if images.ndim == 3 else model.img(to_float(images), plan)
+    return images if images.ndim == 3 else model.embed_images(to_float(images), plan)
 
 
-def to_float(images: Array) -> Float[Array, "b height width 3"]:
+def to_float(images: Array) -> Float[Array, "b *n height width 3"]:
     """Maps uint8 pixels to [-1, 1]; other dtypes pass unchanged."""
     return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 

@@ -56,13 +56,17 @@ def make_vision_cache(
     compute = jax.jit(lambda weights, images: nnx.merge(tower, weights)(to_float(images)))
     size = base.config.img.image_size
     one = jax.eval_shape(compute, weights, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
+
+    def embed(images: np.ndarray) -> jax.Array:
+        return compute(weights, jax.device_put(images, rows))
+
     file = None
     if recipe.vision_cache == "disk":
         tree = records.record.artifact.tree_sha256
         key = canonical_sha256([base.weights_sha256, tree, recipe.frozen_dtype, str(one.dtype)])
         file = cache_folder() / "vision" / f"{key}.embeddings"
     rows = batch_sharding(mesh)
-    return VisionCache(records, lambda images: compute(weights, jax.device_put(images, rows)), one.shape[1:], one.dtype, file)
+    return VisionCache(records, embed, one.shape[1:], one.dtype, file)
 
 
 class VisionCache:
@@ -77,7 +81,7 @@ class VisionCache:
         """
         Args:
             records: the training data.
-            embed: compiled function from a batch of images to embeddings.
+            embed: compiled function from images `[n, height, width, 3]` to embeddings, which makes one program of each n.
             shape: number of patches and width of an embedding.
             dtype: dtype of the embeddings.
             file: file that keeps them for later runs; None: in memory. Its name encodes what determines them.
@@ -100,12 +104,13 @@ class VisionCache:
         self._known = np.memmap(known_file, bool, "r+", shape=(count,))
 
     def __call__(self, rows: Int[np.ndarray, " b"], batch: TrainBatch) -> TrainBatch:
-        """The batch with embeddings `[b, patches, width]` in place of images."""
-        numbers = self._number_of[rows]
-        if not self._known[numbers].all():
+        """The batch with embeddings `[b, s, width]` in place of images, where s is the patches of all images of a row."""
+        numbers = self._number_of[rows].ravel()
+        if self._known[numbers].all():
+            embeddings = self._entries[numbers]
+        else:
             # The whole batch at once: its shape is compiled already.
-            embeddings = np.asarray(self._embed(batch.images))
+            embeddings = np.asarray(self._embed(batch.images.reshape(-1, *batch.images.shape[-3:])))
             self._entries[numbers] = embeddings
             self._known[numbers] = True
-            return batch._replace(images=embeddings)
-        return batch._replace(images=self._entries[numbers])
+        return batch._replace(images=embeddings.reshape(len(rows), -1, embeddings.shape[-1]))

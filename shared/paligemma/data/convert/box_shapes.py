@@ -9,9 +9,10 @@ from pathlib import Path
 
 from paligemma.data.convert.boxes import Corners
 from paligemma.data.convert.detection import BoxedImage, LabelledBox, label_of
-from paligemma.data.convert.image_templates import first_there
-from paligemma.data.convert.names import image_name, number_of, text_of
+from paligemma.data.convert.image_templates import name_or_address
+from paligemma.data.convert.names import number_of, text_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally, shown
+from paligemma.data.convert.outlines import ReadMask, polygon_mask
 from paligemma.data.convert.photos import Size
 
 MAX_LABEL_BYTES = 4 << 20
@@ -20,30 +21,38 @@ MAX_LABEL_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Export:
-    """What a user named: the exported file or folder, the image folder, and the split where there are several."""
+    """What a user named: the exported file or folder, the image folder, and the split where there are several.
+
+    `masks` says whether masks are wanted instead of boxes.
+    """
 
     annotations: Path
     folder: Path
     split: str = ""
+    masks: bool = False
 
 
 def image_of(
     export: Export, names: Sequence[str], size: Size | None, rank: int, tally: Tally, fractions: bool = False
 ) -> BoxedImage | EntryError:
-    """The image of the first name that is there."""
+    """The image of the first name that is there; if none is, of the address that one of them is, or of the first name."""
     usable = [name for name in names if name.strip("/") and "\0" not in name]
     if not usable:
         return EntryError("image_unnamed", f"the image's name is {shown(names[0] if names else None)}")
-    return BoxedImage(image_name(first_there(usable, export.folder), export.folder, tally), size, fractions, rank)
+    return BoxedImage(name_or_address(usable, export.folder, tally), size, fractions, rank)
 
 
-def labelled(image: BoxedImage | EntryError, read: Callable[[], tuple[Corners, object]]) -> LabelledBox | EntryError:
+Shape = tuple[Corners, object, ReadMask | None]
+"""The box of a shape, its label, and what makes its mask, if it is more than a box."""
+
+
+def labelled(image: BoxedImage | EntryError, read: Callable[[], Shape]) -> LabelledBox | EntryError:
     """The box that a function reads, on its image; or what is wrong with either."""
     try:
         if isinstance(image, EntryError):
             raise image
-        box, label = read()
-        return LabelledBox(image, box, label_of(text_of(label)))
+        box, label, mask = read()
+        return LabelledBox(image, box, label_of(text_of(label)), mask)
     except EntryError as problem:
         return problem
 
@@ -76,6 +85,11 @@ def pairs_of(points: object) -> list[tuple[float | None, float | None]]:
     given = points if isinstance(points, list) else []
     pairs = [point if isinstance(point, list) and len(point) == 2 else (None, None) for point in given]
     return [(number_of(x), number_of(y)) for x, y in pairs]
+
+
+def polygon_of(points: Sequence[tuple[float | None, float | None]], fractions: bool = False) -> ReadMask:
+    """The mask of points that `around` took."""
+    return polygon_mask([(x, y) for x, y in points if x is not None and y is not None], fractions)
 
 
 def around(points: Sequence[tuple[float | None, float | None]]) -> Corners:

@@ -9,7 +9,8 @@ The forms, as their own pages have them:
 - either of them beside `images`, one for each `<image>`: hiyouga/LLaMA-Factory ff6d4d1, data/README.md, lines 310 to 349, and
   433 to 475.
 - `messages` with OpenAI's or Anthropic's parts, or beside `images`; `conversation` of `human` and `assistant`; `loss`:
-  modelscope/ms-swift 3602360, docs/source_en/Customization/Custom-dataset.md, lines 24 to 49, 86, and 258 to 283.
+  modelscope/ms-swift 3602360, docs/source_en/Customization/Custom-dataset.md, lines 24 to 49, 86, and 258 to 283; for its
+  `objects` see `chat_objects`.
 
 PaliGemma reads one image and one text, and has neither turns nor a system prompt. What needs more is left out, by its reason.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paligemma.data.convert.chat_objects import fill_marks, has_marks
 from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
 from paligemma.data.convert.table import stored_image
@@ -41,7 +43,6 @@ _ROLES = {
 _MARK = "<image>"
 _OTHER_MEDIA = ("videos", "audios", "video", "audio")
 _OTHER_MARKS = ("<video>", "<audio>")
-_BOXES = ("<bbox>", "<ref-object>")
 
 
 @dataclass
@@ -101,6 +102,8 @@ def chat_rows(chats: Path, folder: Path, first_turn: bool, tally: Tally) -> Iter
                 raise EntryError("image_in_answer", "the answer has an image")
             image = _name_of(_one_image(values, question, len(turns) > 2), folder)
             name = image if leads_elsewhere(image) else image_name(image, folder, tally)
+            texts = [question.text, answer.text]
+            prefix, suffix = fill_marks(texts, values.get("objects"), name, folder, len(turns) > 2, entry, tally)
         except EntryError as problem:
             yield Outcome((entry,), problem)
             continue
@@ -110,7 +113,7 @@ def chat_rows(chats: Path, folder: Path, first_turn: bool, tally: Tally) -> Iter
             tally.note("image_moved", entry.place)
         if len(turns) > 2:
             tally.note("later_turns_dropped", entry.place, len(turns) - 2)
-        yield Outcome((entry,), {"image": name, "prefix": question.text, "suffix": answer.text})
+        yield Outcome((entry,), {"image": name, "prefix": prefix, "suffix": suffix})
 
 
 def _turns(values: dict[str, Any]) -> tuple[list[_Turn], bool]:
@@ -128,6 +131,8 @@ def _turns(values: dict[str, Any]) -> tuple[list[_Turn], bool]:
         for one in _messages(message, f"{found[0]}[{number}]"):
             if one.role == "system":
                 system = True
+                if has_marks(one.text):
+                    raise EntryError("boxes_apart", "the system prompt, which is left out, has <bbox> or <ref-object>")
             elif turns and turns[-1].role == one.role == "user":
                 turns[-1].add(one)
             else:
@@ -186,8 +191,6 @@ def _add_part(turn: _Turn, part: object, place: str) -> None:
 def _add_text(turn: _Turn, text: str) -> None:
     if any(mark in text for mark in _OTHER_MARKS):
         raise EntryError("media_other", f"a text has a mark for a video or for sound: {shown(text)}")
-    if any(mark in text for mark in _BOXES):
-        raise EntryError("boxes_apart", f"a text has <bbox> or <ref-object>: {shown(text)}")
     first, *others = text.split(_MARK)
     if not others:
         turn.texts.append(text)

@@ -1,7 +1,8 @@
 """Converts COCO's captions and boxes, and files in its format (LVIS, exports of annotation tools), to rows.
 
 The form: https://cocodataset.org/#format-data. LVIS has `coco_url` instead of `file_name`; its last two parts name the file
-(facebookresearch/detectron2, detectron2/data/datasets/lvis.py).
+(facebookresearch/detectron2, detectron2/data/datasets/lvis.py). An image that is not in the folder keeps its `coco_url` or
+`flickr_url`, if prepare_data reads that; COCO's own are plain http, which it does not.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from paligemma.choices import BoxPixels
 from paligemma.data.convert.boxes import box_of
 from paligemma.data.convert.detection import BoxedImage, FoundBox, LabelledBox, detection_rows
 from paligemma.data.convert.files import read_lists
+from paligemma.data.convert.image_templates import name_or_address
+from paligemma.data.convert.look_up import is_there
 from paligemma.data.convert.names import Index, image_name, number_of, text_of
-from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, is_read_from, object_of, shown
 from paligemma.data.convert.photos import Size
 
 ListedImage = tuple[str, Size | None]
@@ -116,11 +119,15 @@ def index_images(listed: list, folder: Path, tally: Tally) -> Index[ListedImage]
 def _file_name(image: dict, folder: Path, tally: Tally) -> str:
     name, url = image.get("file_name"), image.get("coco_url")
     if name is None and isinstance(url, str) and "://" in url:
-        tally.note("name_from_url", shown(url))
-        return "/".join(url.split("/")[-2:])
+        name = "/".join(url.split("/")[-2:])
+        if is_there(folder, name) or not is_read_from(url):
+            tally.note("name_from_url", shown(url))
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise EntryError("image_unnamed", f"the image's file_name is {shown(name)}")
-    return image_name(name, folder, tally)
+    addresses = [url for url in (url, image.get("flickr_url")) if isinstance(url, str) and is_read_from(url)]
+    if is_there(folder, name) or not addresses:
+        return image_name(name, folder, tally)
+    return name_or_address(addresses, folder, tally)
 
 
 def _size(image: dict) -> Size | None:

@@ -17,9 +17,10 @@ from paligemma.data.convert.boxes import Corners, all_fractions, box_of, reach
 from paligemma.data.convert.coco import count_images, index_categories, index_images, is_crowd, numbered
 from paligemma.data.convert.files import read_lists
 from paligemma.data.convert.label_pictures import LabelPictures
-from paligemma.data.convert.masks import MaskCodes, MaskedObject, given_box, mask_reader, segment_rows, stated_size
+from paligemma.data.convert.masks import MaskCodes, MaskedObject, given_box, segment_rows
 from paligemma.data.convert.names import Index, id_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, object_of, shown
+from paligemma.data.convert.outlines import coco_mask, stated_size
 from paligemma.data.convert.photos import Pictured, Size, find_frames, read_photo
 
 _MOST_COLOUR = 256**3 - 1
@@ -77,7 +78,7 @@ def coco_instances(
             with_any.add(key)
             label = _label(annotation, categories)
             segmentation = annotation.get("segmentation")
-            read = mask_reader(segmentation, entry, tally)
+            read = coco_mask(segmentation, entry, tally)
             thing = MaskedObject(entry, label, given_box(annotation, entry, tally), read)
             image = found.setdefault(key, _Image(*listed_image))
             image.objects.append(thing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from paligemma.choices import BoxPixels
 from paligemma.data.convert.boxes import Corners, all_fractions, place, reach
 from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally
+from paligemma.data.convert.outlines import ReadMask
 from paligemma.data.convert.photos import Frame, Photo, Pictured, Size, find_frames, read_photo
 
 _PARTS = 1000
@@ -35,11 +35,12 @@ class BoxedImage:
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """A box on an image, and what is in it."""
+    """A box on an image, and what is in it; `mask` makes the object's mask, where there is more than a box."""
 
     image: BoxedImage
     box: Corners
     label: str
+    mask: ReadMask | None = None
 
 
 FoundBox = tuple[Entry, LabelledBox | EntryError]
@@ -55,12 +56,8 @@ def detection_rows(found: Iterable[FoundBox], folder: Path, box_pixels: BoxPixel
         box_pixels: whether boxes are on the photo as displayed or as stored, for photos with an EXIF orientation.
         tally: counts oddities.
     """
-    boxes: dict[BoxedImage, list[tuple[Entry, LabelledBox]]] = defaultdict(list)
-    for entry, item in found:
-        if isinstance(item, EntryError):
-            yield Outcome((entry,), item)
-        else:
-            boxes[item.image].append((entry, item))
+    boxes: dict[BoxedImage, list[tuple[Entry, LabelledBox]]] = {}
+    yield from collect_boxes(found, boxes)
     for image, placed in place_boxes(boxes, folder, box_pixels, tally):
         used, suffixes = [], []
         for entry, item, text in placed:
@@ -75,22 +72,43 @@ def detection_rows(found: Iterable[FoundBox], folder: Path, box_pixels: BoxPixel
             yield Outcome(tuple(used), {"image": image.name, "prefix": prefix, "suffix": suffix})
 
 
+def collect_boxes(found: Iterable[FoundBox], boxes: dict[BoxedImage, list[tuple[Entry, LabelledBox]]]) -> Iterator[Outcome]:
+    """Puts boxes into a list for each image; yields the entries that have none."""
+    for entry, item in found:
+        if isinstance(item, EntryError):
+            yield Outcome((entry,), item)
+        else:
+            boxes.setdefault(item.image, []).append((entry, item))
+
+
+def measured_frames(
+    boxes: Boxes, photos: Mapping[BoxedImage, Photo | None], box_pixels: BoxPixels, tally: Tally
+) -> tuple[dict[BoxedImage, Frame | EntryError], bool]:
+    """The pixels of the boxes that are not in fractions, by image, and whether they seem to be fractions nevertheless."""
+    images = [image for image in photos if not image.fractions]
+    pictured = {
+        str(number): Pictured(image.name, image.size, photos[image], reach([item.box for _, item in boxes[image]]))
+        for number, image in enumerate(images)
+    }
+    frames = find_frames(pictured, box_pixels, tally)
+    fractions = all_fractions([item.box for image in images for _, item in boxes[image]])
+    return {image: frames[str(number)] for number, image in enumerate(images)}, fractions
+
+
+def read_photos(boxes: Boxes, folder: Path) -> dict[BoxedImage, Photo | None]:
+    """Size and orientation of the images, in the order of rows."""
+    return {image: read_photo(folder, image.name) for image in sorted(boxes, key=lambda image: image.rank)}
+
+
 def place_boxes(
     boxes: Boxes, folder: Path, box_pixels: BoxPixels, tally: Tally
 ) -> Iterator[tuple[BoxedImage, list[tuple[Entry, LabelledBox, str | EntryError]]]]:
     """The boxes of each image as four <loc> tokens, or why they cannot be placed; see `detection_rows`."""
-    images = sorted(boxes, key=lambda image: image.rank)
-    photos = {image: read_photo(folder, image.name) for image in images}
-    measured = {image: number for number, image in enumerate(images) if not image.fractions}
-    pictured = {
-        str(number): Pictured(image.name, image.size, photos[image], reach([item.box for _, item in boxes[image]]))
-        for image, number in measured.items()
-    }
-    frames = find_frames(pictured, box_pixels, tally)
-    fractions = all_fractions([item.box for image in measured for _, item in boxes[image]])
-    for image in images:
-        frame = frames[str(measured[image])] if image in measured else _whole(photos[image], box_pixels)
-        if image.fractions and photos[image] is None:
+    photos = read_photos(boxes, folder)
+    frames, fractions = measured_frames(boxes, photos, box_pixels, tally)
+    for image, photo in photos.items():
+        frame = _whole(photo, box_pixels) if image.fractions else frames[image]
+        if image.fractions and photo is None:
             tally.note("size_unchecked", repr(image.name))
         placed: list[tuple[Entry, LabelledBox, str | EntryError]] = []
         for entry, item in boxes[image]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from paligemma.data.convert.look_up import is_there
 from paligemma.data.convert.names import id_of, image_name
-from paligemma.data.convert.outcomes import EntryError, Tally, shown
+from paligemma.data.convert.outcomes import EntryError, Tally, is_read_from, shown
 from paligemma.data.convert.table import Template
 
 
@@ -52,6 +54,28 @@ def name_image(names: Sequence[ImageTemplate], values: Mapping[str, Any], folder
     if "\0" in found:
         raise EntryError("image_unnamed", f"the image's name is {shown(found)}")
     return image_name(found, folder, tally)
+
+
+def name_or_address(names: Sequence[str], folder: Path, tally: Tally) -> str:
+    """The first of some names that is a file in the folder, also by the last part of an address.
+
+    If none is, the address among them that prepare_data reads, a `gs://` or `https://`; else the first name.
+    """
+    addresses = [name for name in names if is_read_from(name)]
+    here = [name for name in names if name not in addresses] + [_last_part(address) for address in addresses]
+    found = next((name for name in here if name and is_there(folder, name)), "")
+    if found or not addresses:
+        return image_name(found or names[0], folder, tally)
+    tally.note("address_kept", shown(addresses[0]))
+    return addresses[0]
+
+
+def _last_part(address: str) -> str:
+    """The name of a file; empty if the address is none."""
+    try:
+        return posixpath.basename(unquote(urlsplit(address).path))
+    except ValueError:
+        return ""
 
 
 def first_there(names: Sequence[str], folder: Path) -> str:

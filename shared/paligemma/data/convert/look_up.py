@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from paligemma.artifacts.record import each
 from paligemma.data.convert.outcomes import EntryError, Outcome, Tally, shown
 from paligemma.data.image_source import split_archive
 from paligemma.data.image_suffixes import decoded_suffixes
@@ -18,13 +19,13 @@ _FIRST = 100
 def look_up_images(
     outcomes: Iterator[Outcome], folder: Path, tally: Tally, max_missing: float, table: Path, image: str
 ) -> Iterator[Outcome]:
-    """Yields the outcomes unchanged, and looks for each row's image.
+    """Yields the outcomes unchanged, and looks for each row's images.
 
     Args:
         outcomes: outcomes of a table's rows.
         folder: the folder that image names are relative to.
-        tally: counts the missing images.
-        max_missing: largest allowed share of rows without an image.
+        tally: counts rows with a missing image.
+        max_missing: largest allowed share of such rows.
         table, image: as the user named them, for the message; without an `image`, no flag names it.
 
     Raises:
@@ -45,8 +46,9 @@ def look_up_images(
     for outcome in outcomes:
         if not isinstance(outcome.result, EntryError):
             rows += 1
-            name = str(outcome.result["image"])
-            if not leads_elsewhere(name) and not is_there(folder, split_archive(name)[0] or name):
+            names = [name for name in map(str, each(outcome.result["image"])) if not leads_elsewhere(name)]
+            gone = (name for name in names if not is_there(folder, split_archive(name)[0] or name))
+            if (name := next(gone, None)) is not None:
                 missing.append(name)
             if rows == _FIRST and len(missing) == rows:
                 check()

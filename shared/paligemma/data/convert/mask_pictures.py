@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,8 @@ _MOST_VALUES = 256
 """Most values without a name in a picture of classes; more are a photo's."""
 
 Classes = Mapping[int, str]
+PicturePair = tuple[Entry, tuple[str, str, Classes | str] | EntryError]
+"""An entry, and the names of its photo and of its picture of masks, and their classes; or what is wrong with it."""
 
 
 def read_classes(path: Path) -> Classes:
@@ -95,26 +98,55 @@ def mask_pictures(
     if folder.samefile(masks):
         raise InputError("Photos and masks are in one folder.", where=folder, expected="a folder for each")
     photos = _photos(folder, masks, tally)
-    pictures, objects, pictured = LabelPictures(masks), {}, {}
     before, _, after = mask_name.partition("{name}")
+
+    def pairs() -> Iterator[PicturePair]:
+        for path in list_files(masks, output, tally):
+            mask = path.relative_to(masks).as_posix()
+            try:
+                yield Entry(mask), (_photo_of(mask, before, after, photos), mask, classes)
+            except EntryError as problem:
+                yield Entry(mask), problem
+
+    yield from picture_rows(pairs(), folder, masks, codes, tally, box_pixels)
+
+
+def picture_rows(
+    pairs: Iterable[PicturePair],
+    folder: Path,
+    masks: Path,
+    codes: MaskCodes,
+    tally: Tally,
+    box_pixels: BoxPixels = "auto",
+) -> Iterator[Outcome]:
+    """A row for every photo and class that a picture of masks shows, whatever says which picture belongs to which photo.
+
+    Args:
+        pairs: for each entry, the names of photo and picture, and the classes; or what is wrong with it.
+        folder, masks: what the names are relative to.
+        codes, tally, box_pixels: see `mask_pictures`.
+    """
+    pictures = LabelPictures(masks)
+    objects: dict[str, Sequence[MaskedObject]] = {}
+    pictured: dict[str, Pictured] = {}
     empty = 0
-    for path in list_files(masks, output, tally):
-        mask = path.relative_to(masks).as_posix()
+    for number, (entry, pair) in enumerate(pairs):
         try:
-            image = _photo_of(mask, before, after, photos)
+            if isinstance(pair, EntryError):
+                raise pair
+            image, mask, classes = pair
             values = pictures.values(mask)
-            found = list(_objects(pictures, mask, np.unique(values).tolist(), classes))
+            found = list(_objects(pictures, entry, mask, np.unique(values).tolist(), classes))
         except EntryError as problem:
-            yield Outcome((Entry(mask),), problem)
+            yield Outcome((entry,), problem)
             continue
         yield from (one for one in found if isinstance(one, Outcome))
-        objects[mask] = [one for one in found if isinstance(one, MaskedObject)]
         empty += not found
-        if objects[mask]:
+        if shown_objects := [one for one in found if isinstance(one, MaskedObject)]:
             size = values.shape[1], values.shape[0]
-            pictured[mask] = Pictured(image, size, read_photo(folder, image), size)
+            objects[str(number)], pictured[str(number)] = shown_objects, Pictured(image, size, read_photo(folder, image), size)
     frames = find_frames(pictured, box_pixels, tally)
-    yield from segment_rows([(pictured[mask].name, objects[mask], frame) for mask, frame in frames.items()], codes, tally)
+    yield from segment_rows([(pictured[key].name, objects[key], frame) for key, frame in frames.items()], codes, tally)
     tally.facts["pictures of masks with nothing but background"] = empty
 
 
@@ -138,17 +170,19 @@ def _photo_of(mask: str, before: str, after: str, photos: Mapping[str, list[str]
     return found[0]
 
 
-def _objects(pictures: LabelPictures, mask: str, values: list[int], classes: Classes | str) -> Iterator[MaskedObject | Outcome]:
+def _objects(
+    pictures: LabelPictures, entry: Entry, mask: str, values: list[int], classes: Classes | str
+) -> Iterator[MaskedObject | Outcome]:
     """What a picture shows, and the values that are skipped."""
     if isinstance(classes, str):
         if values != [BACKGROUND]:
-            yield MaskedObject(Entry(mask), classes, None, lambda frame: ~pictures.mask(mask, BACKGROUND, frame))
+            yield MaskedObject(entry, classes, None, partial(pictures.mask, mask, BACKGROUND, other=True))
         return
     unnamed = [value for value in values if value not in classes and value != BACKGROUND]
     if len(unnamed) > _MOST_VALUES:
         raise EntryError("mask_file_unreadable", f"{shown(mask)} has {len(unnamed)} values without a name: is it a photo?")
     for value in sorted({*values} - {*unnamed} - ({BACKGROUND} - classes.keys())):
-        yield MaskedObject(Entry(mask, value), classes[value], None, partial(pictures.mask, mask, value))
+        yield MaskedObject(replace(entry, id=value), classes[value], None, partial(pictures.mask, mask, value))
     for value in unnamed:
         code = "label_void" if value == VOID else "label_unnamed"
-        yield Outcome((Entry(mask, value),), EntryError(code, f"the value is {value}, of {len(classes)} classes"))
+        yield Outcome((replace(entry, id=value),), EntryError(code, f"the value is {value}, of {len(classes)} classes"))

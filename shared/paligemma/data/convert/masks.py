@@ -11,20 +11,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from pycocotools import mask as coco
 
 from paligemma.data.convert.boxes import Corners, box_of, clip, place, turn
-from paligemma.data.convert.names import number_of
-from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally, shown
-from paligemma.data.convert.photos import Frame, Size
-from paligemma.data.images import MAX_PIXELS
+from paligemma.data.convert.outcomes import Entry, EntryError, Outcome, Tally
+from paligemma.data.convert.outlines import ReadMask, Work
+from paligemma.data.convert.photos import Frame
 from paligemma.data.mask_codes import Encode, fit_mask
 from paligemma.data.rows import MAX_LINE_BYTES
-from paligemma.data.run_lengths import MaskError, read_runs, size_of_runs, write_runs
+from paligemma.data.run_lengths import Runs
 from paligemma.data.seg_masks import Decode, TrueMask, count_overlaps, mean_iou, seg_text
 from paligemma.progress import WorkProgress
 
@@ -36,12 +33,8 @@ _BYTES_OF_OBJECT = 200
 _BATCH = 32
 """Objects that are encoded at once."""
 
-_MOST_OUTLINE = 1 << 21
-"""Longest outline of an object in pixels. pycocotools takes five points for each pixel, of some 20 bytes."""
-_MOST_COORDINATE = 1e7
-"""pycocotools holds five times a coordinate in 32 bits."""
-
-ReadMask = Callable[[Frame], Bool[np.ndarray, "h w"]]
+Wording = Callable[[str], tuple[str, str]]
+"""Of a class or an expression, the prefix of its row, and the name that its objects have in the suffix, if any."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,9 @@ class MaskedObject:
 
     Attributes:
         entry: where its data set has it.
-        label: its class.
+        label: its class, or the expression that means it.
         box: its box in the frame's pixels; None for the box around its mask.
-        read: makes the mask, which covers the whole frame, in pixels of its own; raises EntryError if there is none.
+        read: makes the mask, which covers the whole frame, in pixels of its own.
     """
 
     entry: Entry
@@ -74,41 +67,58 @@ class _Written:
     location: str
     crop: Float[np.ndarray, "64 64"]
     mask: TrueMask
+    reach: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class _Row:
     image: str
-    label: str
+    prefix: str
+    name: str
     entries: Sequence[Entry]
     objects: Sequence[_Written]
 
 
+def class_wording(label: str) -> tuple[str, str]:
+    """What an answer to `segment` is asked by: the prefix names the class, and so does each object."""
+    return f"segment {label}", label
+
+
 def segment_rows(
-    images: Sequence[tuple[str, Sequence[MaskedObject], Frame | EntryError]], codes: MaskCodes, tally: Tally
+    images: Sequence[tuple[str, Sequence[MaskedObject], Frame | EntryError]],
+    codes: MaskCodes,
+    tally: Tally,
+    wording: Wording = class_wording,
 ) -> Iterator[Outcome]:
     """A row for every class in every image, of all objects of that class, from the top, then from the left; with progress.
 
     A row keeps its true masks under `masks`, and under `round_trip_iou` how much of them its own codes give back: the
-    `mask_iou` of a model that answers the suffix exactly. Memory is bounded by one mask as pixels, and by what a row may hold.
+    `mask_iou` of a model that answers the suffix exactly. Memory is bounded by one mask as pixels, and by what a row may hold;
+    time by `Work` for each image.
 
     Args:
         images: name and objects of each image, and the pixels that its boxes and masks refer to, or why they are unknown.
         codes: encodes and decodes.
         tally: counts oddities.
+        wording: how a label becomes a row's prefix, and a name in its suffix.
     """
     waiting: list[_Row] = []
+    works: dict[str, Work] = {}
     with WorkProgress("encoding masks", "objects", sum(len(objects) for _, objects, _ in images)) as progress:
         for image, objects, frame in images:
             classes: dict[str, list[MaskedObject]] = defaultdict(list)
             for thing in objects:
                 classes[thing.label].append(thing)
             for label, things in sorted(classes.items()):
-                for made in _read_class(image, label, things, frame, tally):
+                entries, written = [], []
+                for made in _read_class(image, things, frame, works, wording(label)[1], tally):
                     if isinstance(made, Outcome):
                         yield made
                     else:
-                        waiting.append(made)
+                        entries.append(made[0])
+                        written.append(made[1])
+                if written:
+                    waiting.append(_Row(image, *wording(label), entries, written))
                 if sum(len(row.objects) for row in waiting) >= _BATCH:
                     yield from _encoded(waiting, codes, tally)
                     waiting = []
@@ -117,30 +127,31 @@ def segment_rows(
 
 
 def _read_class(
-    image: str, label: str, things: Sequence[MaskedObject], frame: Frame | EntryError, tally: Tally
-) -> Iterator[_Row | Outcome]:
-    """The row of a class, not encoded yet, and the objects that are skipped: all, if they are more than a line can hold."""
-    entries: list[Entry] = []
-    written: list[_Written] = []
-    size = 0
+    image: str, things: Sequence[MaskedObject], frame: Frame | EntryError, works: dict[str, Work], name: str, tally: Tally
+) -> Iterator[tuple[Entry, _Written] | Outcome]:
+    """The objects of a class, not encoded yet, and those that are skipped: all, if they are more than a line can hold."""
+    written: list[tuple[Entry, _Written]] = []
+    size, hull = 0, (0, 0, 0, 0)
     for thing in things:
         try:
             if isinstance(frame, EntryError):
                 raise frame
-            one = _written(thing, frame, tally)
+            if size > MAX_LINE_BYTES:
+                raise EntryError("line_too_long", f"the row of {len(things)} objects has more than {size} bytes")
+            work = works.get(image) or works.setdefault(image, Work(frame))
+            one = _written(thing, frame, name, work, tally)
+            reach = _hull([hull, one.reach]) if written else one.reach
+            work.spend(_area(reach) - _area(hull))  # where the row's codes are compared with its masks
+            hull = reach
+            size += len(one.mask.counts) + _BYTES_OF_OBJECT
+            written.append((thing.entry, one))
         except EntryError as problem:
             yield Outcome((thing.entry,), problem)
-            continue
-        entries.append(thing.entry)
-        size += len(one.mask.counts) + _BYTES_OF_OBJECT
-        if size <= MAX_LINE_BYTES:
-            written.append(one)
-        else:
-            written.clear()
     if size > MAX_LINE_BYTES:
-        yield Outcome(tuple(entries), EntryError("line_too_long", f"the row of {len(entries)} objects has {size} bytes"))
-    elif written:
-        yield _Row(image, label, entries, written)
+        problem = EntryError("line_too_long", f"the row of {len(things)} objects has {size} bytes and more")
+        yield Outcome(tuple(entry for entry, _ in written), problem)
+    else:
+        yield from written
 
 
 def _encoded(rows: Sequence[_Row], codes: MaskCodes, tally: Tally) -> Iterator[Outcome]:
@@ -154,44 +165,56 @@ def _encoded(rows: Sequence[_Row], codes: MaskCodes, tally: Tally) -> Iterator[O
         symbols_of = zip(row.objects, islice(texts, len(row.objects)), strict=True)
         ordered = sorted(symbols_of, key=lambda one: (one[0].location, one[1]))
         masks = [one.mask for one, _ in ordered]
-        suffix = " ; ".join(f"{one.location}{symbols} {row.label}" for one, symbols in ordered)
+        suffix = " ; ".join(f"{one.location}{symbols} {row.name}".rstrip() for one, symbols in ordered)
         given_back = mean_iou(count_overlaps(suffix, masks, lambda known: np.stack([decoded[seg_text(one)] for one in known])))
         tally.round_trips.append(given_back)
-        made = {"image": row.image, "prefix": f"segment {row.label}", "suffix": suffix}
+        made = {"image": row.image, "prefix": row.prefix, "suffix": suffix}
         made |= {"masks": [mask.as_json() for mask in masks], "round_trip_iou": round(given_back, 4)}
         yield Outcome(tuple(row.entries), made)
 
 
-def _written(thing: MaskedObject, frame: Frame, tally: Tally) -> _Written:
-    mask = thing.read(frame)
-    box = thing.box or _around(mask, frame)
+def _written(thing: MaskedObject, frame: Frame, name: str, work: Work, tally: Tally) -> _Written:
+    runs = thing.read(frame, work)
+    box = thing.box or _around(runs, frame)
     location, beyond = place(box, frame.width, frame.height, frame.orientation)
     if beyond:
         tally.note("box_clipped", thing.entry.place)
     inside = turn(clip(box, frame.width, frame.height)[0], frame.orientation)
-    mask = turn_mask(mask, frame.orientation)
-    height, width = mask.shape
+    if frame.orientation > 1:
+        work.spend(runs.height * runs.width)
+        runs = Runs.of_pixels(turn_mask(runs.pixels(), frame.orientation))
     # As big_vision does: fractions and products are float32, and halves are rounded to even.
-    y1, y2 = (int(np.round(np.float32(height) * np.float32(edge))) for edge in (inside.y1, inside.y2))
-    x1, x2 = (int(np.round(np.float32(width) * np.float32(edge))) for edge in (inside.x1, inside.x2))
+    y1, y2 = (int(np.round(np.float32(runs.height) * np.float32(edge))) for edge in (inside.y1, inside.y2))
+    x1, x2 = (int(np.round(np.float32(runs.width) * np.float32(edge))) for edge in (inside.x1, inside.x2))
     if y2 <= y1 or x2 <= x1:
-        raise EntryError("mask_too_small", f"{(inside.x2 - inside.x1) * width:g} x {(inside.y2 - inside.y1) * height:g} pixels")
-    if not mask[y1:y2, x1:x2].any():
-        raise EntryError("mask_empty", f"none in {x2 - x1} x {y2 - y1} pixels at {x1}, {y1}; {mask.sum()} in the image")
-    runs: Any = write_runs(mask)
-    if len(runs["counts"]) > MOST_RUNS:
-        raise EntryError("mask_too_detailed", f"they take {len(runs['counts'])} bytes")
-    return _Written(location, fit_mask(mask[y1:y2, x1:x2]), TrueMask(thing.label, height, width, runs["counts"]))
+        across, down = (inside.x2 - inside.x1) * runs.width, (inside.y2 - inside.y1) * runs.height
+        raise EntryError("mask_too_small", f"{across:g} x {down:g} pixels")
+    work.spend((y2 - y1) * (x2 - x1))
+    crop = runs.part(x1, y1, x2, y2)
+    if not crop.any():
+        raise EntryError("mask_empty", f"none in {x2 - x1} x {y2 - y1} pixels at {x1}, {y1}; {runs.area} in the image")
+    counts = runs.text
+    if len(counts) > MOST_RUNS:
+        raise EntryError("mask_too_detailed", f"they take {len(counts)} bytes")
+    reach = _hull([(x1, y1, x2, y2), runs.box or (x1, y1, x2, y2)])
+    return _Written(location, fit_mask(crop), TrueMask(name, runs.height, runs.width, counts), reach)
 
 
-def _around(mask: Bool[np.ndarray, "h w"], frame: Frame) -> Corners:
+def _hull(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return min(x1), min(y1), max(x2), max(y2)
+
+
+def _area(box: tuple[int, int, int, int]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _around(runs: Runs, frame: Frame) -> Corners:
     """The box around a mask, in the frame's pixels."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    if (box := runs.box) is None:
         raise EntryError("mask_empty", "the mask has no pixel")
-    across, down = frame.width / mask.shape[1], frame.height / mask.shape[0]
-    edges = columns[0] * across, rows[0] * down, (columns[-1] + 1) * across, (rows[-1] + 1) * down
-    return Corners(*(float(edge) for edge in edges))
+    across, down = frame.width / runs.width, frame.height / runs.height
+    return Corners(box[0] * across, box[1] * down, box[2] * across, box[3] * down)
 
 
 def turn_mask(mask: Bool[np.ndarray, "h w"], orientation: int) -> Bool[np.ndarray, "i j"]:
@@ -217,83 +240,3 @@ def given_box(annotation: dict, entry: Entry, tally: Tally) -> Corners | None:
     if from_polygons:
         tally.note("box_from_polygon", entry.place)
     return box
-
-
-def stated_size(segmentation: object) -> Size | None:
-    """Width and height that run lengths state; None if they state none, or are polygons."""
-    try:
-        height, width = size_of_runs(segmentation)
-    except MaskError:
-        return None
-    return width, height
-
-
-def mask_reader(segmentation: object, entry: Entry, tally: Tally) -> ReadMask:
-    """Makes the mask of a COCO `segmentation`: polygons, or run lengths, packed and not.
-
-    Raises:
-        EntryError: it is none. Run lengths are looked at when the mask is made.
-    """
-    if segmentation in (None, [], {}, ""):
-        raise EntryError("mask_missing", f"the segmentation is {shown(segmentation)}")
-    if isinstance(segmentation, dict):
-        return lambda frame: _of_runs(segmentation, frame)
-    polygons = _polygons(segmentation, entry, tally)
-    return lambda frame: _of_polygons(polygons, frame)
-
-
-def _of_runs(runs: dict, frame: Frame) -> Bool[np.ndarray, "h w"]:
-    try:
-        height, width = size_of_runs(runs)
-        if (height, width) != (wanted := frame_pixels(frame)):
-            raise EntryError("mask_size", f"it is {width} x {height}, the image {wanted[1]} x {wanted[0]}")
-        return read_runs(runs)
-    except MaskError as error:
-        raise EntryError("mask_malformed", f"the mask cannot be read: {error}") from None
-
-
-def frame_pixels(frame: Frame) -> tuple[int, int]:
-    """Height and width of a frame in whole pixels.
-
-    Raises:
-        EntryError: it has too many pixels for a mask.
-    """
-    if frame.width * frame.height > MAX_PIXELS or max(frame.width, frame.height) > MAX_PIXELS:
-        raise EntryError("mask_too_large", f"the image is {frame.width:g} x {frame.height:g}")
-    return max(round(frame.height), 1), max(round(frame.width), 1)
-
-
-def _polygons(segmentation: object, entry: Entry, tally: Tally) -> list[Float[np.ndarray, " xy"]]:
-    """Polygons with three points and more, each as x, y, x, y, ...; points and lines, which COCO has some of, are dropped."""
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        raise EntryError("mask_malformed", f"the segmentation is {shown(segmentation)}, not a list of lists")
-    polygons = []
-    for polygon in segmentation:
-        numbers = [number_of(value) for value in polygon]
-        if None in numbers or len(numbers) % 2:
-            raise EntryError("mask_malformed", f"a polygon of {len(polygon)} values is not x, y, x, y, ...")
-        if len(numbers) < 6:
-            tally.note("polygon_dropped", entry.place)
-            continue
-        polygons.append(np.array(numbers, np.float64))
-    if not polygons:
-        raise EntryError("mask_malformed", "no polygon has three points")
-    if max(np.abs(polygon).max() for polygon in polygons) > _MOST_COORDINATE:
-        raise EntryError("mask_too_large", f"a polygon reaches farther than {_MOST_COORDINATE:,.0f} pixels")
-    outline = sum(_length(polygon.reshape(-1, 2)) for polygon in polygons)
-    if outline > _MOST_OUTLINE:
-        raise EntryError("mask_too_large", f"the outline is {outline:.0f} pixels long, at most {_MOST_OUTLINE}")
-    return polygons
-
-
-def _length(points: Float[np.ndarray, "p 2"]) -> float:
-    """Pixels along a polygon's outline, at least one for each edge."""
-    steps = np.abs(points - np.roll(points, -1, axis=0)).max(axis=1)
-    return float(np.maximum(steps, 1).sum())
-
-
-def _of_polygons(polygons: Sequence[Float[np.ndarray, " xy"]], frame: Frame) -> Bool[np.ndarray, "h w"]:
-    """As `annToMask` of pycocotools: the union of the polygons."""
-    height, width = frame_pixels(frame)
-    runs: Any = coco.merge(coco.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
-    return read_runs({"size": [height, width], "counts": runs["counts"].decode("ascii")})

@@ -248,19 +248,25 @@ def row_line(row: Converted) -> bytes:
     if len(line) > MAX_INLINE_BYTES:
         raise EntryError("line_too_long", f"the row has {len(line)} bytes, {MAX_INLINE_BYTES} at most")
     try:
-        parsed = parse_row(line, 2)
+        parsed = parse_row(line, 2, images=None)
     except RowError as error:
         raise EntryError(error.code, error.message) from None
-    for key, text in (("image", parsed.image), ("prefix", parsed.prefix), ("suffix", parsed.suffix)):
+    for key, text in (*(("image", name) for name in parsed.names), ("prefix", parsed.prefix), ("suffix", parsed.suffix)):
         if "\0" in text:
             raise EntryError("text_nul", f"{key!r} is {shown(text)}")
-    if parsed.inline is not None or _READ.match(parsed.image):
-        return line
-    if _DRIVE_OR_SCHEME.match(parsed.image) or os.path.isabs(parsed.image):
-        raise EntryError("image_path_unsafe", f"{shown(parsed.image)} is not relative to the image folder")
-    if os.path.normpath(parsed.image).split("/")[0] == "..":
-        raise EntryError("image_path_unsafe", f"{shown(parsed.image)} leads out of the image folder")
+    for image in parsed.images:
+        if image.inline is not None or is_read_from(image.name):
+            continue
+        if _DRIVE_OR_SCHEME.match(image.name) or os.path.isabs(image.name):
+            raise EntryError("image_path_unsafe", f"{shown(image.name)} is not relative to the image folder")
+        if os.path.normpath(image.name).split("/")[0] == "..":
+            raise EntryError("image_path_unsafe", f"{shown(image.name)} leads out of the image folder")
     return line
+
+
+def is_read_from(address: str) -> bool:
+    """Whether an image's name is an address that prepare_data reads: `gs://` or `https://`."""
+    return _READ.match(address) is not None
 
 
 def _list(file: IO[bytes], entry: Entry, problem: EntryError) -> None:

@@ -45,6 +45,7 @@ REASONS = {
     "mask_missing": "the annotation has no segmentation",
     "mask_malformed": "the segmentation is neither polygons x, y, x, y, ... of three points and more, nor run lengths",
     "mask_too_large": "the mask has more than 64 Mi pixels, or a longer outline than is read",
+    "mask_too_costly": "the masks of its image take too long: they are too many, each as large as the picture",
     "mask_size": "the mask has another size, or other proportions, than its image",
     "mask_empty": "no pixel of the mask is inside its box, or none at all",
     "mask_too_small": "the box is less than half a pixel of the mask wide or high",
@@ -74,7 +75,7 @@ REASONS = {
     "image_in_answer": "the answer has an image: the model answers with text",
     "marks_disagree": "there are more places for images than images",
     "media_other": "the conversation has a video, or sound (left out on purpose)",
-    "boxes_apart": "boxes are apart from the text, which has <bbox> or <ref-object> in their place",
+    "boxes_apart": "the text has another number of <bbox> or <ref-object> than `objects` has boxes or names",
     "text_nul": "image, prefix or suffix has a NUL character",
     "format_other": "the file's format is not one that prepare_data reads (left out on purpose)",
     "label_missing": "the picture is in no label's folder (left out on purpose)",
@@ -87,10 +88,10 @@ REASONS = {
             "key_repeated",
             "suffix_empty",
             "image_none",
-            "images_several",
             "image_unreadable",
         )
     },
+    "images_several": "the question is about several images; rows are made of those about one (left out on purpose)",
 }
 """Reason codes of `OUTPUT.skipped.jsonl`, and what each means."""
 
@@ -129,6 +130,7 @@ NOTES = {
     "name_absolute": "image names are absolute and inside the image folder: they are relative to it now",
     "name_from_url": "images have no file_name: the last two parts of their coco_url were taken, as for LVIS",
     "name_from_address": "images are named by an address: its last part, or the file that it leads to, was taken",
+    "address_kept": "images are not in the folder: they keep the address that the annotations have",
     "answer_dropped": "answers are empty, or neither text nor numbers, and were dropped beside others that can be used",
     "answer_in_order": "answers have more parts than are listed in every order: only the published order counts",
     "labels_replaced": "diagrams were copied to images/ with letters in place of labels, as their questions name them",

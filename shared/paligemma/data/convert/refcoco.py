@@ -1,4 +1,4 @@
-"""Converts referring expressions (RefCOCO, RefCOCO+, RefCOCOg) to rows: an expression, and the box of what it means.
+"""Converts referring expressions (RefCOCO, RefCOCO+, RefCOCOg) to rows: an expression, and the box or mask of what it means.
 
 - The published form: lichengunc/refer at commit 2fe1dfe, refer.py:64-75 and 100-131: `instances.json` in COCO's form, and refs,
   each with an annotation's id and sentences. The refs are a pickle, which can run any program when it is opened. So they are
@@ -7,13 +7,16 @@
   with an image for each expression, which is its `caption`.
 - Parquet as Hugging Face has it: `sentences`, `image_path` and `bbox` as x1, y1, x2, y2 (jxu124/refcoco: Hugging Face's
   cookbook, fine_tuning_vlm_object_detection_grounding, section 2), or `answer`, `image` and `bbox` as x, y, width, height
-  (lmms-lab/RefCOCO: lmms-eval 0.7.3, lmms_eval/tasks/refcoco/utils_rec.py:11-33).
+  (lmms-lab/RefCOCO: lmms-eval 0.7.3, lmms_eval/tasks/refcoco/utils_rec.py:11-33). The mask is the `segmentation` of the
+  annotation, which is a text of JSON in `raw_anns`, or one polygon in `segmentation` (the cards of both data sets).
+
+What PaliGemma segments by: the expression alone is the prefix, and box and mask without a name are the suffix
+(google-research/big_vision at commit 5f95305, big_vision/pp/proj/paligemma/segmentation.py:69-75).
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +25,18 @@ from paligemma.choices import BoxPixels
 from paligemma.data.convert.arrow_tables import parquet_columns, parquet_rows
 from paligemma.data.convert.boxes import Corners, box_of
 from paligemma.data.convert.coco import ListedImage, index_images
-from paligemma.data.convert.detection import BoxedImage, FoundBox, LabelledBox, label_of, place_boxes
+from paligemma.data.convert.detection import BoxedImage, FoundBox, LabelledBox, collect_boxes, label_of, place_boxes
 from paligemma.data.convert.files import open_binary, read_list, read_lists
 from paligemma.data.convert.image_templates import first_there
 from paligemma.data.convert.names import Index, image_name, text_of
 from paligemma.data.convert.outcomes import Converted, Entry, EntryError, Outcome, Tally, object_of, shown
+from paligemma.data.convert.outlines import ReadMask, coco_mask
 from paligemma.data.convert.table import stored_image
-from paligemma.errors import InputError
+from paligemma.errors import InputError, PaliGemmaError
+from paligemma.foreign_json import parse_json
 
-Annotation = tuple[str, ListedImage, Corners, bool]
-"""Key of an annotation's image, the image, the box, and whether it was taken from polygons."""
+Annotation = tuple[str, ListedImage, Corners, bool, object]
+"""Key of an annotation's image, the image, the box, whether it was taken from polygons, and the `segmentation`."""
 
 
 def expression_rows(
@@ -50,22 +55,28 @@ def expression_rows(
     Raises:
         InputError: a file is not in its form.
     """
-    if refs is not None:
-        found = _of_refs(annotations, refs, split, folder, tally)
-    elif _is_parquet(annotations):
-        found = _of_tables(annotations, split, folder, tally)
-    else:
-        found = _of_captions(annotations, split, folder, tally)
-    boxes: dict[BoxedImage, list[tuple[Entry, LabelledBox]]] = defaultdict(list)
-    for entry, item in found:
-        if isinstance(item, EntryError):
-            yield Outcome((entry,), item)
-        else:
-            boxes[item.image].append((entry, item))
+    boxes: dict[BoxedImage, list[tuple[Entry, LabelledBox]]] = {}
+    yield from collect_boxes(read_expressions(annotations, refs, split, folder, False, tally), boxes)
     for image, placed in place_boxes(boxes, folder, box_pixels, tally):
         for entry, item, text in placed:
             row: Converted = {"image": image.name, "prefix": f"detect {item.label}", "suffix": f"{text} {item.label}"}
             yield Outcome((entry,), text if isinstance(text, EntryError) else row)
+
+
+def expression_wording(label: str) -> tuple[str, str]:
+    """What PaliGemma segments by an expression: see the module's beginning."""
+    return label, ""
+
+
+def read_expressions(
+    annotations: Path, refs: Path | None, split: str, folder: Path, masks: bool, tally: Tally
+) -> Iterator[FoundBox]:
+    """Every expression as the label of a box; see `expression_rows`. `masks` says whether masks are wanted too."""
+    if refs is not None:
+        return _of_refs(annotations, refs, split, folder, tally)
+    if _is_parquet(annotations):
+        return _of_tables(annotations, split, folder, masks, tally)
+    return _of_captions(annotations, split, folder, tally)
 
 
 def _of_refs(annotations: Path, refs: Path, split: str, folder: Path, tally: Tally) -> Iterator[FoundBox]:
@@ -90,11 +101,11 @@ def _of_refs(annotations: Path, refs: Path, split: str, folder: Path, tally: Tal
         for index, sentence in enumerate(sentences):
             entry = Entry(f"{place}, sentence {index + 1}", ref.get("ref_id"))
             try:
-                key, (name, size), box, from_polygons = known.find(ref.get("ann_id"), "annotation_missing")[1]
+                key, (name, size), box, from_polygons, outline = known.find(ref.get("ann_id"), "annotation_missing")[1]
                 label = _expression(object_of(sentence).get("sent"))
                 if from_polygons:
                     tally.note("box_from_polygon", entry.place)
-                yield entry, LabelledBox(BoxedImage(name, size, rank=ranks[key]), box, label)
+                yield entry, LabelledBox(BoxedImage(name, size, rank=ranks[key]), box, label, _mask(outline, entry, tally))
             except EntryError as problem:
                 yield entry, problem
 
@@ -107,7 +118,8 @@ def _index_boxes(entries: list, images: Index[ListedImage], tally: Tally) -> Ind
             tally.note("entry_unusable", f"{where} is {shown(value)}")
             continue
         try:
-            found: Annotation | EntryError = (*images.find(value.get("image_id"), "image_id_missing"), *box_of(value))
+            image = images.find(value.get("image_id"), "image_id_missing")
+            found: Annotation | EntryError = (*image, *box_of(value), value.get("segmentation"))
         except EntryError as problem:
             found = problem
         index.add(value.get("id"), found, tally, where)
@@ -133,7 +145,8 @@ def _of_captions(annotations: Path, split: str, folder: Path, tally: Tally) -> I
             box, from_polygons = box_of(annotation)
             if from_polygons:
                 tally.note("box_from_polygon", entry.place)
-            yield entry, LabelledBox(BoxedImage(name, size, rank=ranks[key]), box, _expression(caption))
+            mask = _mask(annotation.get("segmentation"), entry, tally)
+            yield entry, LabelledBox(BoxedImage(name, size, rank=ranks[key]), box, _expression(caption), mask)
         except EntryError as problem:
             yield entry, problem
 
@@ -145,7 +158,12 @@ def _is_parquet(annotations: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _of_tables(annotations: Path, split: str, folder: Path, tally: Tally) -> Iterator[FoundBox]:
+def _mask(segmentation: object, entry: Entry, tally: Tally) -> ReadMask:
+    """What makes the mask of a `segmentation`, which is looked at when the mask is made."""
+    return lambda frame, work: coco_mask(segmentation, entry, tally)(frame, work)
+
+
+def _of_tables(annotations: Path, split: str, folder: Path, masks: bool, tally: Tally) -> Iterator[FoundBox]:
     files = sorted(annotations.glob("*.parquet")) if annotations.is_dir() else [annotations]
     if not files:
         raise InputError("The folder has no file that ends in .parquet.", where=annotations)
@@ -153,9 +171,10 @@ def _of_tables(annotations: Path, split: str, folder: Path, tally: Tally) -> Ite
     for path in files:
         there = parquet_columns(path)
         columns = ["sentences", "image_path", "bbox"] if "sentences" in there else ["answer", "image", "bbox"]
+        outlines = [name for name in ("raw_anns", "segmentation") if masks and name in there][:1]
         if split and "split" not in there:
             raise InputError("The table has no column 'split'.", where=path, expected="no --split, or the file of the split")
-        for entry, values in parquet_rows(path, [*columns, *(["split"] if split else [])]):
+        for entry, values in parquet_rows(path, [*columns, *outlines, *(["split"] if split else [])]):
             rank += 1
             try:
                 if isinstance(values, EntryError):
@@ -163,6 +182,7 @@ def _of_tables(annotations: Path, split: str, folder: Path, tally: Tally) -> Ite
                 if split and values["split"] != split:
                     raise EntryError("left_out", f"split is {shown(values['split'])}")
                 image, box, texts = _of_row(values, columns, rank, folder, tally)
+                outline = _outline_of(values[outlines[0]]) if outlines else None
             except EntryError as problem:
                 yield entry, problem
                 continue
@@ -170,7 +190,7 @@ def _of_tables(annotations: Path, split: str, folder: Path, tally: Tally) -> Ite
                 place = Entry(f"{entry.place}, expression {number + 1}")
                 try:
                     label = _expression(text.get("sent") if isinstance(text, dict) else text)
-                    yield place, LabelledBox(image, box, label)
+                    yield place, LabelledBox(image, box, label, _mask(outline, place, tally))
                 except EntryError as problem:
                     yield place, problem
 
@@ -189,6 +209,16 @@ def _of_row(
     name = stored_image(image, folder)
     name = image_name(first_there([name, posixpath.basename(name)], folder), folder, tally)
     return BoxedImage(name, None, rank=rank), box, texts
+
+
+def _outline_of(value: object) -> object:
+    """The `segmentation` of an annotation that is a text of JSON, or of one polygon."""
+    if isinstance(value, str):
+        try:
+            value = parse_json(value, "raw_anns", "The annotation", kind=dict).get("segmentation")
+        except PaliGemmaError as error:
+            raise EntryError("mask_malformed", error.what) from None
+    return [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
 
 
 def _expression(value: object) -> str:

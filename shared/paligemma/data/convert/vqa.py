@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paligemma.artifacts.record import one_or_all
 from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.drawn import with_letters
 from paligemma.data.convert.image_templates import ImageTemplate, name_image
@@ -56,7 +57,7 @@ def vqa_rows(form: VqaForm, source: Source, folder: Path, tally: Tally, image: s
                 for choice, letter in zip(choices, string.ascii_uppercase, strict=False)
             )
             row = {
-                "image": _image(form, names, value, folder, tally),
+                "image": one_or_all(_images(form, names, value, folder, tally)),
                 "prefix": form.prefix.format(question=question, choices=listed, hint=hint),
                 "suffix": Counter(answers).most_common(1)[0][0],
                 "answers": _any_order(answers, entry, tally) if form.any_order else answers,
@@ -88,12 +89,15 @@ def _split(form: VqaForm, split: str) -> object:
     return form.splits[split]
 
 
-def _image(form: VqaForm, names: Sequence[ImageTemplate], value: Mapping[str, Any], folder: Path, tally: Tally) -> str:
+def _images(form: VqaForm, names: Sequence[ImageTemplate], value: Mapping[str, Any], folder: Path, tally: Tally) -> list[str]:
+    """The names of a question's images."""
+    if form.image_count > 1:
+        return [name_image(names, {**value, "number": number}, folder, tally) for number in range(form.image_count)]
     name = name_image(names, value, folder, tally)
     if not form.labels or not value.get("abcLabel"):
-        return name
+        return [name]
     tally.note("labels_replaced", shown(name))
-    return with_letters(folder, name, read_small(value["labels"]))
+    return [with_letters(folder, name, read_small(value["labels"]))]
 
 
 def _leave_out(form: VqaForm, value: Mapping[str, Any], wanted: object) -> None:

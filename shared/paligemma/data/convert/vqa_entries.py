@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from paligemma.data.convert.files import read_json, read_list, read_lists, read_object
 from paligemma.data.convert.names import Index, id_of
 from paligemma.data.convert.outcomes import Entry, EntryError, Tally, object_of, shown
+from paligemma.data.convert.table_files import read_table
 from paligemma.errors import InputError
 
 Question = tuple[Entry, dict[str, Any] | EntryError]
@@ -30,6 +32,8 @@ class Source:
 
 
 Read = Callable[[Source, Tally], Iterator[Question]]
+
+_IDENTIFIER = re.compile(r"(?P<pair>(?P<split>[a-z0-9]{1,20})(-[0-9]{1,20}){2})-[0-9]{1,20}")
 
 
 def _alone(source: Source) -> Path:
@@ -86,6 +90,28 @@ def _ending(address: object) -> str:
     except ValueError:
         path = ""
     return posixpath.splitext(path)[1] or ".jpg"
+
+
+def nlvr2_pairs(source: Source, tally: Tally) -> Iterator[Question]:
+    """Reads NLVR2's lines, a sentence about a pair of photos each, which its `identifier` names: `train-10171-0-1`.
+
+    The photos' name is the identifier without the sentence's number. The authors' archive has them in a folder for each split,
+    and those for training in a folder there that the entry's `directory` names.
+    """
+    for entry, value in read_table(_alone(source), (), tally):
+        if isinstance(value, EntryError):
+            yield entry, value
+            continue
+        known = value.get("identifier")
+        found = _IDENTIFIER.fullmatch(known) if isinstance(known, str) else None
+        if found is None:
+            yield entry, EntryError("image_id_missing", f"identifier is {shown(known)}, not as train-10171-0-1")
+            continue
+        directory = id_of(value.get("directory"))
+        folder = found["split"] + (f"/{directory}" if directory and directory.isdigit() else "")
+        label = value.get("label")
+        named = {"pair": found["pair"], "folder": folder, "label": str(label) if isinstance(label, bool) else label}
+        yield Entry(entry.place, known), {**value, **named}
 
 
 def ai2d_diagrams(source: Source, tally: Tally) -> Iterator[Question]:

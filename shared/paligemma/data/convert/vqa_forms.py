@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from paligemma.data.convert.vqa_entries import Read, ai2d_diagrams, by_id, ocr_vqa_books, one_list, two_files
+from paligemma.data.convert.vqa_entries import (
+    Read,
+    ai2d_diagrams,
+    by_id,
+    nlvr2_pairs,
+    ocr_vqa_books,
+    one_list,
+    two_files,
+)
 
 _CHOOSE = "answer en  {question} choose from: {choices}"  # two blanks, as "answer en " and " {question}" were joined
 _COCO_2014 = ("COCO_train2014_{image_id:012d}.jpg", "train2014/COCO_train2014_{image_id:012d}.jpg")
@@ -25,7 +33,7 @@ class VqaForm:
         read: reads the files' questions as objects.
         question: key of the question's text.
         answers: key of the answer, of a list of answers, or, with `choices`, of the right choice's number.
-        images: names of an image; the first that is there is taken.
+        images: names of an image; the first that is there is taken. `{number}` is the image's, from 0, if there are several.
         prefix: the prefix; `{question}`, `{choices}` and `{hint}` stand for texts.
         suffix: the suffix; `{answer}` and `{letter}` stand for the answer and the letter of its choice.
         choices: key of the list of choices.
@@ -35,6 +43,7 @@ class VqaForm:
         left_out: by key, values of entries that the transfer does not train on.
         splits: by name, the values of `split` that an entry of that split has.
         labels: whether labels in some pictures are replaced by letters, as the questions name them.
+        image_count: images that each question is about.
     """
 
     read: Read
@@ -51,6 +60,7 @@ class VqaForm:
     left_out: Mapping[str, frozenset] = field(default_factory=dict)
     splits: Mapping[str, object] = field(default_factory=dict)
     labels: bool = False
+    image_count: int = 1
 
 
 _VQA = two_files("questions", "question_id", "annotations", "question_id")
@@ -68,6 +78,14 @@ FORMS: dict[str, VqaForm] = {
     "aokvqa-mc": VqaForm(one_list(), _COCO_2017, answers="correct_choice_idx", choices="choices", prefix=_CHOOSE),
     # gqa/gqa.py:127-159, transfers/gqa.py:131
     "gqa": VqaForm(by_id, ("{imageId}.jpg", "images/{imageId}.jpg"), answers="answer"),
+    # lil-lab/nlvr at commit 1892484, nlvr2/README.md:13-31 and nlvr2/util/download_images.py:84-93; transfers/nlvr2.py:45-54
+    "nlvr2": VqaForm(
+        nlvr2_pairs,
+        tuple(f"{folder}{{pair}}-img{{number}}.png" for folder in ("", "{folder}/", "images/{folder}/")),
+        question="sentence",
+        answers="label",
+        image_count=2,
+    ),
     # textvqa/textvqa.py:117-142, transfers/textvqa.py:42-47
     "textvqa": VqaForm(
         one_list("data"), tuple(f"{folder}{{image_id}}.jpg" for folder in ("", "train_images/", "test_images/"))

@@ -1,6 +1,7 @@
 """Reads YOLO's boxes (v5 to v11): `data.yaml`, and a text for each image, of boxes, polygons or oriented boxes.
 
-The form: ultralytics/ultralytics at commit 02121a5, docs/en/datasets/detect/index.md:17-37. Labels of `images/a.jpg` are in
+The form: ultralytics/ultralytics at commit 02121a5, docs/en/datasets/detect/index.md:17-37; of polygons,
+docs/en/datasets/segment/index.md:13-40 at commit 0005af5. Labels of `images/a.jpg` are in
 `labels/a.txt`.
 """
 
@@ -10,8 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from paligemma.data.convert.box_shapes import MAX_LABEL_BYTES, Export, around, labelled, sized
-from paligemma.data.convert.boxes import Corners
+from paligemma.data.convert.box_shapes import MAX_LABEL_BYTES, Export, Shape, around, labelled, polygon_of, sized
 from paligemma.data.convert.detection import BoxedImage, FoundBox
 from paligemma.data.convert.files import read_bytes
 from paligemma.data.convert.names import image_name, number_of
@@ -94,11 +94,13 @@ def _yolo_pictures(export: Export, base: str, place: str) -> list[Path]:
 
 
 def _yolo_labels(picture: Path) -> Path:
-    before, images, after = str(picture.with_suffix(".txt")).rpartition(f"{os.sep}images{os.sep}")
-    return Path(f"{before}{os.sep}labels{os.sep}{after}") if images else picture.with_suffix(".txt")
+    """The file of a picture's labels: the last folder `images` of its path is `labels` there."""
+    parts = list(picture.with_suffix(".txt").parts)
+    folders = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    return Path(*parts[: folders[-1]], "labels", *parts[folders[-1] + 1 :]) if folders else picture.with_suffix(".txt")
 
 
-def _yolo_box(line: str, names: Mapping[int, str], entry: Entry, tally: Tally) -> tuple[Corners, str]:
+def _yolo_box(line: str, names: Mapping[int, str], entry: Entry, tally: Tally) -> Shape:
     cells = line.split(maxsplit=20_000)
     numbers = [number for cell in cells if (number := number_of(cell)) is not None]
     if len(numbers) != len(cells) or len(cells) < 5 or len(cells) % 2 == 0:
@@ -108,6 +110,7 @@ def _yolo_box(line: str, names: Mapping[int, str], entry: Entry, tally: Tally) -
         raise EntryError("category_unlisted", f"the class is {cells[0][:20]}, of {len(names)}")
     if len(cells) == 5:
         _, x, y, width, height = numbers
-        return sized(x - width / 2, y - height / 2, width, height), label
+        return sized(x - width / 2, y - height / 2, width, height), label, None
     tally.note("box_from_polygon", entry.place)
-    return around(list(zip(numbers[1::2], numbers[2::2], strict=True))), label
+    points = list(zip(numbers[1::2], numbers[2::2], strict=True))
+    return around(points), label, polygon_of(points, fractions=True)
