@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from paligemma.choices import DecodingWeights
 from paligemma.decoding.settings import DecodeSettings
 
 _PANEL = "Decoding"
@@ -40,6 +41,10 @@ class DecodingFlags:
     seed: Annotated[
         int, typer.Option(help="Seed of the samples, together with the row's identity.", min=0, rich_help_panel=_PANEL)
     ] = DecodeSettings.seed
+    weights: Annotated[
+        DecodingWeights,
+        typer.Option(help="Quantize weights on loading; a token reads them all. stored: as they are.", rich_help_panel=_PANEL),
+    ] = DecodeSettings.weights
 
     def settings(self) -> DecodeSettings:
         """The settings that the flags say.

@@ -121,7 +121,7 @@ def generate(
     use_compile_cache()
     unread = 0
     with compiled_quickly(len(questions) == 1 and parameter_count(opened) < _SMALL):
-        loaded = build_model(opened, tuned)
+        loaded = build_model(opened, tuned, settings.loaded_as)
         loaded.grey_range = parse_grey_range(grey_range) or loaded.grey_range
         if data is None and output is None and not (isinstance(asked[0], Path) and asked[0].is_dir()):
             (question,) = questions
@@ -184,13 +184,17 @@ def preflight(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe; repeatable.", show_default="none"),
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Examples in a step, several with commas.", show_default="the recipe's")] = "",
+    frozen_dtype: Annotated[
+        str,
+        typer.Option(help="Dtype of frozen parameters, several with commas: float16, int8, ...", show_default="the recipe's"),
+    ] = "",
     max_text_tokens: Annotated[int, typer.Option(help="Maximum tokens of a row's prefix and suffix.", min=4)] = 128,
     rows: Annotated[
         int | None, typer.Option(help="Training rows, for a recipe that has epochs.", min=1, show_default="none")
     ] = None,
     sweep: Annotated[
         bool,
-        typer.Option(help="Tabulate variants, batches and targets, several with commas; does not fail."),
+        typer.Option(help="Tabulate variants, batches, dtypes and targets, several with commas; does not fail."),
     ] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table of --sweep as Markdown.")] = False,
     output: Annotated[
@@ -217,6 +221,7 @@ def preflight(
         recipe,
         tuple(set_ or ()),
         batch_size,
+        frozen_dtype,
         max_text_tokens,
         rows,
         prices,

@@ -48,8 +48,8 @@ def evaluate(
         metrics: Metrics in place of the task's, with commas, the deciding one first.
         mask_decoder: File with the weights that turn <seg> symbols into masks, for segment.
         batch_size: Rows decoded at once; does not change the result.
-        decoding: Decoding settings, as YAML text: max_new_tokens, temperature, top_k, top_p, best_of, beams, seed; empty: the
-            defaults.
+        decoding: Decoding settings, as YAML text: max_new_tokens, temperature, top_k, top_p, best_of, beams, seed, weights;
+            empty: the defaults.
     """
     import dataclasses
     import json

@@ -137,7 +137,7 @@ def decode(
     if len(found) < rows:
         # Decoding reads all weights for every token: each device has a copy.
         mesh = make_mesh(copies=jax.device_count()) if jax.device_count() > 1 else None
-        model = build_model(base, tuned, mesh=mesh)
+        model = build_model(base, tuned, decoding.settings.loaded_as, mesh)
         with WorkProgress(f"evaluating {what}", "rows", rows - len(found)) as progress:
             started = time.monotonic()
             batches = predict.predict(model, data, decoding.batch_size, decoding.settings, frozenset(found))

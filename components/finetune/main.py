@@ -21,13 +21,17 @@ from paligemma.artifacts.compiled_programs import shared_programs
 from paligemma.artifacts.recording import recorded
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import produce
+from paligemma.checkpoints.lazy import LazyArray
 from paligemma.checkpoints.open_checkpoint import Checkpoint
 from paligemma.checkpoints.parameters import build_module, parameters_by_name
+from paligemma.checkpoints.quantize import quantize_array
 from paligemma.command_line import say_moved
 from paligemma.data.augment import Augmentation
 from paligemma.data.loader import training_batches
 from paligemma.data.records import Records, row_ids
 from paligemma.models.paligemma import PaliGemma
+from paligemma.models.quantized import Quantized
+from paligemma.models.weight_formats import WeightFormat
 from paligemma.runtime.accelerator import expect_accelerator
 from paligemma.runtime.compile_cache import use_compile_cache
 from paligemma.runtime.host_memory import trim_after_compiling
@@ -137,10 +141,10 @@ def build(job: Job, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphD
     pattern = compile_pattern(recipe.trainable)
     lora = recipe.lora if recipe.trainable == "lora" else None
 
-    def dtype_of(name: str, _) -> str:
-        return "float32" if is_trainable(pattern, name) else recipe.frozen_dtype
+    def held_in(name: str, array: LazyArray) -> str | WeightFormat:
+        return "float32" if is_trainable(pattern, name) else recipe.frozen_in(name, tuple(array.shape))
 
-    model = build_module(job.base.config, job.base.arrays, dtype_of, recipe.compute_dtype, job.mesh, lora, recipe.seed)
+    model = build_module(job.base.config, job.base.arrays, held_in, recipe.compute_dtype, job.mesh, lora, recipe.seed)
     if distributed.is_first():
         show_table(groups_table(parameter_groups(parameters_by_name(model), pattern)), error=True)
     log.info("training %d steps of %d examples on %s", job.steps, recipe.batch_size, device())
@@ -212,15 +216,27 @@ def note_divergence(data: Records, location: str, number: int, fed: FedBatch) ->
 
 
 def is_identical(frozen: nnx.State, base: Checkpoint) -> bool:
-    """Whether every frozen parameter is, bit for bit, the base's in the dtype it is held in. One array at a time."""
+    """Whether every frozen parameter is, bit for bit, the base's in the form it is held in. One array at a time."""
     for name, variable in parameters_by_name(frozen).items():
-        for shard in variable.get_value().addressable_shards:
-            found, expected = np.asarray(shard.data), np.asarray(base.arrays[name][shard.index], shard.data.dtype)
-            found, expected = (np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (found, expected))
-            # In pieces, as the outcome of comparing a whole array is as large as the array.
-            pieces = (slice(start, start + 2**26) for start in range(0, len(found), 2**26))
-            if not all(np.array_equal(found[piece], expected[piece]) for piece in pieces):
-                return False
+        value, array = variable.get_value(), base.arrays[name]
+        if isinstance(value, Quantized):
+            pairs = zip((value.codes, value.scales), quantize_array(array, value.form), strict=True)
+        else:
+            pairs = ((value, array),)
+        if not all(_is_equal(held, expected) for held, expected in pairs):
+            return False
+    return True
+
+
+def _is_equal(held: jax.Array, expected: LazyArray) -> bool:
+    """Whether what this process's devices hold of an array is, in its dtype, the expected one."""
+    for shard in held.addressable_shards:
+        found, wanted = np.asarray(shard.data), np.asarray(expected[shard.index], shard.data.dtype)
+        found, wanted = (np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (found, wanted))
+        # In pieces, as the outcome of comparing a whole array is as large as the array.
+        pieces = (slice(start, start + 2**26) for start in range(0, len(found), 2**26))
+        if not all(np.array_equal(found[piece], wanted[piece]) for piece in pieces):
+            return False
     return True
 
 

@@ -50,6 +50,7 @@ class Question:
     recipe: str
     overrides: tuple[str, ...]
     batch_size: str
+    frozen_dtype: str
     max_text_tokens: int
     rows: int | None
     prices: Path | None
@@ -82,13 +83,14 @@ class Question:
         return names
 
     def recipes(self) -> list[OpenRecipe]:
-        """One recipe for each batch size.
+        """One recipe for each batch size and dtype of frozen parameters.
 
         Raises:
             InputError: the recipe or an override is wrong.
         """
+        dtypes = [[f"frozen_dtype={dtype}"] for dtype in _listed(self.frozen_dtype)] or [[]]
         sizes = [[f"batch_size={size}"] for size in _listed(self.batch_size)] or [[]]
-        return [read_recipe(self.recipe, [*self.overrides, *size]) for size in sizes]
+        return [read_recipe(self.recipe, [*self.overrides, *dtype, *size]) for dtype in dtypes for size in sizes]
 
     def examine(self, config: PaliGemmaConfig, recipe: OpenRecipe, target: str) -> tuple[Report, Choice | None]:
         """Compiles and judges one job; if settings are open, after choosing them."""
@@ -166,7 +168,9 @@ def tabulate(question: Question, output: Path | None, markdown: bool) -> None:
     with WorkProgress("compiling", "jobs", len(jobs)) as progress:
         for target, name, config, recipe in jobs:
             report, choice = _examined(question, config, recipe, target)
-            rows.append(sweep_row((target, name, recipe.recipe.batch_size), report, choice))
+            rows.append(
+                sweep_row((target, name, recipe.recipe.batch_size, str(recipe.values()["frozen_dtype"])), report, choice)
+            )
             reports += [report] if report else []
             if markdown:
                 say(markdown_line(rows[-1]), lines=True)

@@ -8,6 +8,12 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 """What a model computes in; see `paligemma.precision`."""
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 """What parameters are kept in."""
+QuantizedDtype = Literal["int8", "nf4"]
+"""What weights are quantized to; see `paligemma.models.weight_formats`."""
+DecodingWeights = Literal["stored", "int8", "nf4"]
+"""What weights are read as for every token: as they are stored, or quantized."""
+FrozenDtype = Literal["float16", "bfloat16", "float32", "int8", "nf4"]
+"""What frozen parameters are kept in."""
 ExportDtype = Literal["stored", "float32", "float16", "bfloat16"]
 """What a model is exported in; `stored` leaves each parameter as it is."""
 ModelFormat = Literal["big_vision", "huggingface"]

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
+from paligemma.checkpoints.lazy import LazyArray
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_model
 from paligemma.checkpoints.parameters import build_decoding_module
@@ -28,6 +29,7 @@ from paligemma.decoding.settings import DecodeSettings
 from paligemma.errors import InputError
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemma
+from paligemma.models.weight_formats import QuantizeConfig, WeightFormat, weight_format
 
 ImageInput = str | Path | Image.Image | np.ndarray
 QuestionImages = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
@@ -246,7 +248,7 @@ def load(
             else inferred from an `.npz` file's shapes. If its image size differs from the weights', position embeddings are
             resampled.
         dtype: dtype of the parameters in memory; by default the file's own, and for the decoder's weights on an accelerator the
-            dtype that it multiplies in.
+            dtype that it multiplies in. `int8` and `nf4` quantize weights, also those that were tuned.
         base: a tuned model's base checkpoint, if it has moved since training.
 
     Raises:
@@ -272,13 +274,15 @@ def build_model(
     """
     arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
 
-    def dtype_of(name: str, stored: np.dtype) -> np.dtype:
-        return stored if dtype is None or arrays[name] is not checkpoint.arrays[name] else jnp.dtype(dtype)
+    def held_in(name: str, array: LazyArray) -> np.dtype | WeightFormat:
+        if dtype == "int8" or dtype == "nf4":
+            return weight_format(name, tuple(array.shape), dtype, QuantizeConfig()) or array.dtype
+        return array.dtype if dtype is None or array is not checkpoint.arrays[name] else jnp.dtype(dtype)
 
     with ThreadPoolExecutor(1) as pool:
         # Reading a member of an npz file compares it with its checksum.
         hashed = pool.submit(checkpoint.verify) if checkpoint.weights.suffix != ".npz" else None
-        module = build_decoding_module(checkpoint.config, arrays, dtype_of, mesh)
+        module = build_decoding_module(checkpoint.config, arrays, held_in, mesh)
         if hashed is not None:
             hashed.result()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None

@@ -31,6 +31,7 @@ from paligemma.checkpoints.parameters import build_module, parameters_by_name
 from paligemma.data.batch import TrainBatch, train_batch
 from paligemma.models.config import VARIANTS, PaliGemmaConfig
 from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.models.weight_formats import WeightFormat
 from paligemma.runtime.sharding import make_mesh, shard_batch
 from paligemma.storage.cache import cache_folder
 from paligemma.training.flops import step_flops
@@ -81,12 +82,12 @@ def main(
     base = open_checkpoint(checkpoint or random_checkpoint())
     print(f"recipe: {' '.join(set_ or []) or 'defaults'}; at the start {memory('VmRSS'):.2f} GiB")
 
-    def dtype_of(name: str, _) -> str:
-        return "float32" if is_trainable(pattern, name) else recipe.frozen_dtype
+    def held_in(name: str, array) -> str | WeightFormat:
+        return "float32" if is_trainable(pattern, name) else recipe.frozen_in(name, tuple(array.shape))
 
     started, mesh = time.perf_counter(), make_mesh()
     lora = recipe.lora if recipe.trainable == "lora" else None
-    model = build_module(base.config, base.arrays, dtype_of, recipe.compute_dtype, mesh, lora, recipe.seed)
+    model = build_module(base.config, base.arrays, held_in, recipe.compute_dtype, mesh, lora, recipe.seed)
     jax.block_until_ready(nnx.state(model))
     held = Counter()
     for name, variable in parameters_by_name(model).items():

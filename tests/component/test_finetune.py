@@ -161,8 +161,6 @@ def test_steps_that_are_not_finite_are_left_out_when_the_recipe_says_so(records:
 
 
 def test_adapters_are_trained_and_merged_when_loaded(records: Path, tmp_path: Path) -> None:
-    from paligemma.checkpoints.parameters import parameters_by_name
-
     settings = [*SETTINGS, "trainable=lora", "lora.rank=2", "lora.targets=[q_einsum, linear]", "optimizer=adamw"]
     run(checkpoint="embedded:tiny", records=records, output=tmp_path / "lora", set_=settings)
     arrays, base = read_tuned(tmp_path / "lora").arrays, open_checkpoint("embedded:tiny").arrays
@@ -179,6 +177,39 @@ def test_adapters_are_trained_and_merged_when_loaded(records: Path, tmp_path: Pa
         "lfr,lrd->lfd", arrays["llm/layers/mlp/lora_linear/a"], arrays["llm/layers/mlp/lora_linear/b"]
     )
     np.testing.assert_allclose(loaded["llm/layers/mlp/linear"][...], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_adapters_over_quantized_weights_are_merged_into_the_base_as_it_was(kind: str, records: Path, tmp_path: Path) -> None:
+    settings = ["steps=3", "trainable=lora", "lora.rank=2", "optimizer=adamw", "learning_rate=0.01", f"frozen_dtype={kind}"]
+    run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", set_=settings)
+    assert json.loads((tmp_path / "x/summary.json").read_text())["frozen_parameters_identical"]
+    loaded, base = load(tmp_path / "x").module, open_checkpoint("embedded:tiny").arrays
+    np.testing.assert_array_equal(loaded.llm.layers.mlp.linear[...], base["llm/layers/mlp/linear"][...])
+    assert (loaded.llm.layers.attn.q_einsum.w[...] != base["llm/layers/attn/q_einsum/w"][...]).any()
+    plain = [*settings[:-1], "frozen_dtype=float32"]
+    run(checkpoint="embedded:tiny", records=records, output=tmp_path / "plain", set_=plain)
+    ours, floats = losses_of(tmp_path / "x"), losses_of(tmp_path / "plain")
+    np.testing.assert_allclose(ours, floats, rtol=0.03 if kind == "int8" else 0.15)
+    assert ours != floats
+
+
+def test_what_is_quantized_can_be_chosen(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.finetune import main
+
+    built = []
+    monkeypatch.setattr(main, "is_identical", lambda frozen, base: built.append(frozen) or True)
+    settings = ["steps=1", "frozen_dtype=int8", "quantize.groups=[embedding, mlp]", "quantize.others=bfloat16"]
+    run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", set_=settings)
+    held = {name: str(variable.get_value().dtype) for name, variable in parameters_by_name(built[0]).items()}
+    quantized = {name for name, dtype in held.items() if dtype == "int8"}
+    assert quantized == {"llm/embedder/input_embedding", "llm/layers/mlp/gating_einsum", "llm/layers/mlp/linear"}
+    assert {dtype for name, dtype in held.items() if name not in quantized} == {"bfloat16"}
+
+
+def test_quantize_without_a_quantized_dtype_is_refused(records: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="quantize is for frozen_dtype int8 or nf4, which is float16"):
+        run(checkpoint="embedded:tiny", records=records, output=tmp_path / "x", set_=["quantize.block=32"])
 
 
 def test_the_best_of_the_validations_is_given_out_and_training_stops_when_it_gets_no_better(

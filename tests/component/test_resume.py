@@ -95,6 +95,7 @@ def test_sigterm_saves_and_exits_with_4(records: Path, tmp_path: Path) -> None:
         ["optimizer=lion", "trainable=lora", "gradient_clip=1.0", "learning_rate=0.001"],
         ["optimizer=adafactor", "trainable=llm", "weight_decay=0.01", "learning_rate=0.001", "loss_per=token"],
         ["optimizer=momentum", "vision_cache=memory", "schedule=rsqrt", "remat=none", "unroll=true"],
+        ["optimizer=adamw", "trainable=lora", "frozen_dtype=nf4", "quantize.block=32", "learning_rate=0.001"],
     ],
     ids=lambda settings: settings[0],
 )

@@ -295,7 +295,7 @@ def test_a_sweep_goes_on_past_a_compiler_that_fails(compiled: list[dict], monkey
     command = ["preflight", "--sweep", "--variant", "paligemma-3b-pt-224", "--target", "l4,v5e-1", "--markdown"]
     result = CliRunner().invoke(app, command)
     assert result.exception is None, result.output
-    assert [line.split(" | ")[3] for line in result.stdout.splitlines()[2:]] == ["the compiler failed", "7.50"]
+    assert [line.split(" | ")[4] for line in result.stdout.splitlines()[2:]] == ["the compiler failed", "7.50"]
 
 
 def test_a_choice_that_was_altered_is_refused(tmp_path: Path) -> None:

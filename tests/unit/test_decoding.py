@@ -22,6 +22,7 @@ from paligemma.models.attention import PLAIN, AttentionForm
 from paligemma.models.config import DecoderConfig
 from paligemma.models.gemma import Attention
 from paligemma.models.matrix_attention import MATRICES, MatrixAttention, as_matrix
+from paligemma.models.weight_formats import QuantizeConfig, WeightFormat, dequantize, quantize, weight_format
 from paligemma.precision import FLOAT32, Precision
 from paligemma.preflight.account import account, open_loops
 from paligemma.preflight.hlo_text import read_program
@@ -204,6 +205,34 @@ def test_every_platforms_form_gives_the_same_answers(model, images, platform: st
         check_logprobs(other, images, found, eos)
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_every_platforms_form_decodes_with_the_weights_that_its_codes_stand_for(
+    platform: str, kind, rows: int, images, model
+) -> None:
+    """Compared with a model whose float32 weights are what the codes stand for."""
+    checkpoint = open_checkpoint("embedded:tiny")
+
+    def held_in(name: str, array) -> np.dtype | WeightFormat:
+        return weight_format(name, tuple(array.shape), kind, QuantizeConfig()) or np.dtype(np.float32)
+
+    arrays = dict(checkpoint.arrays)
+    for name, array in arrays.items():
+        if isinstance(form := held_in(name, array), WeightFormat):
+            arrays[name] = dequantize(*quantize(array[...].astype(np.float32), form), form)
+    found, plain = (
+        paligemma.Model(build_decoding_module(checkpoint.config, *how, platform=platform), model.config, model.tokenizer)
+        for how in ((checkpoint.arrays, held_in), (arrays, lambda *_: np.dtype(np.float32)))
+    )
+    ours, expected, floats = (
+        search(one, images, list(range(rows)), DecodeSettings(4), model.tokenizer.eos_id) for one in (found, plain, model)
+    )
+    np.testing.assert_array_equal(ours.tokens, expected.tokens)
+    np.testing.assert_allclose(ours.logprobs, expected.logprobs, atol=2e-3)
+    assert not np.allclose(ours.logprobs, floats.logprobs, atol=2e-3)
+
+
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_hold_weights_as_they_multiply_them_unless_a_dtype_is_asked_for(
     platform: str, monkeypatch: pytest.MonkeyPatch
@@ -211,10 +240,10 @@ def test_accelerators_hold_weights_as_they_multiply_them_unless_a_dtype_is_asked
     monkeypatch.setattr("paligemma.precision._fast_dtype", lambda: "bfloat16")
     checkpoint = open_checkpoint("embedded:tiny")
     stored = checkpoint.arrays["llm/embedder/input_embedding"].dtype
-    asked_for = {"as stored": lambda name, stored: stored, "float32": lambda name, stored: np.dtype("float32")}
+    asked_for = {"as stored": lambda name, array: array.dtype, "float32": lambda name, array: np.dtype("float32")}
     held = {}
-    for what, dtype_of in asked_for.items():
-        module = build_decoding_module(checkpoint.config, checkpoint.arrays, dtype_of, platform=platform)
+    for what, held_in in asked_for.items():
+        module = build_decoding_module(checkpoint.config, checkpoint.arrays, held_in, platform=platform)
         leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module))
         held[what] = {jax.tree_util.keystr(path, simple=True, separator="/"): str(leaf.dtype) for path, leaf in leaves}
     assert set(held["float32"].values()) == {"float32"}

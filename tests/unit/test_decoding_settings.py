@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paligemma.choices import DecodingWeights
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.decoding.settings_yaml import parse_settings, settings_yaml
 from paligemma.errors import InputError
@@ -19,7 +22,7 @@ SETTINGS = st.builds(
     top_p=st.floats(0, 1, exclude_min=True),
     best_of=st.integers(1, 100),
     seed=st.integers(0, (1 << 32) - 1),
-) | st.builds(DecodeSettings, beams=st.integers(1, 100))
+) | st.builds(DecodeSettings, beams=st.integers(1, 100), weights=st.sampled_from(get_args(DecodingWeights)))
 
 
 @given(SETTINGS)
@@ -44,11 +47,13 @@ def test_a_whole_number_for_a_fraction_is_stored_as_one() -> None:
         ("max_new_token: 8", "There is no decoding setting 'max_new_token'.\n  where:    here\n"
                              "  to do:    did you mean 'max_new_tokens'?"),
         ("8: 8", "There is no decoding setting 8.\n  where:    here\n"
-                 "  to do:    one of: beams, best_of, max_new_tokens, seed, temperature, top_k, top_p"),
+                 "  to do:    one of: beams, best_of, max_new_tokens, seed, temperature, top_k, top_p, weights"),
         ("max_new_tokens: 8.0", "max_new_tokens is 8.0.\n  where:    here\n  expected: a whole number"),
         ("beams: true", "beams is True.\n  where:    here\n  expected: a whole number"),
         ("seed: null", "seed is None.\n  where:    here\n  expected: a whole number"),
         ("temperature: hot", "temperature is 'hot'.\n  where:    here\n  expected: a number"),
+        ("weights: 8", "weights is 8.\n  where:    here\n  expected: stored, int8, nf4"),
+        ("weights: int4", "'int4' is not taken.\n  where:    here\n  expected: did you mean 'int8'?"),
         ("top_p: 0", "top_p is 0.0.\n  where:    here\n  expected: more than 0 and at most 1"),
         ("seed: -1", "seed is -1.\n  where:    here\n  expected: 0 or more, and less than 2^32"),
         ("best_of: 4", "top_k, top_p and best_of need samples.\n  where:    here\n  to do:    set a temperature above 0"),

@@ -181,6 +181,28 @@ def test_an_optimizer_with_less_state_comes_before_a_smaller_batch(monkeypatch: 
     assert "optimizer=adafactor" in found[1]
 
 
+@pytest.mark.parametrize(("gib", "kind"), [(4.5, "int8"), (2.9, "nf4"), (2.0, None)])
+def test_frozen_weights_are_quantized_when_nothing_else_fits(
+    gib: float, kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"float16": 5.8, "int8": 3.0, "nf4": 2.2}
+
+    def quantizing(job: dict) -> dict:
+        found = modelled(job)
+        return found | {"arguments": found["arguments"] + int((held[job["recipe"]["frozen_dtype"]] - 5.8) * GIB)}
+
+    monkeypatch.setattr(compiler, "_run", quantizing)
+    pretend_installed(monkeypatch)
+    monkeypatch.setitem(TARGETS, "v5e-1", dataclasses.replace(TARGETS["v5e-1"], memory=int(gib * GIB)))
+    found = find_fitting(VARIANTS["paligemma-3b-pt-224"], recipe("batch_size=2", "trainable=lora"), "v5e-1", 128, {})
+    if kind is None:
+        assert found is None
+        return
+    assert found is not None
+    assert (found[0].frozen_dtype, found[0].batch_size) == (kind, 2)
+    assert f"frozen_dtype={kind}" in found[1]
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_run", worker.compile_job)
     command = ["preflight", "--checkpoint", "embedded:tiny", "--set", "steps=5", "--max-text-tokens", "16"]
@@ -233,13 +255,13 @@ def test_a_sweep_tabulates_batch_by_target(tmp_path: Path, monkeypatch: pytest.M
     header, _, *rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines()]
     assert header == list(OF_A_SWEEP)
     name = "paligemma-3b-pt-224"
-    assert [row[:6] for row in rows] == [
-        ["v5e-1", name, "8", "8.00", "15.43", "yes"],
-        ["l4", name, "8", "8.00", "20.69", "yes"],
-        ["v5e-1", name, "64", "16.40", "15.43", "no"],
-        ["l4", name, "64", "16.40", "20.69", "yes"],
+    assert [row[:7] for row in rows] == [
+        ["v5e-1", name, "8", "float16", "8.00", "15.43", "yes"],
+        ["l4", name, "8", "float16", "8.00", "20.69", "yes"],
+        ["v5e-1", name, "64", "float16", "16.40", "15.43", "no"],
+        ["l4", name, "64", "float16", "16.40", "20.69", "yes"],
     ]
-    assert rows[0][6:10] == ["1.0", "3.0", "0.0", "0.100"]
+    assert rows[0][7:11] == ["1.0", "3.0", "0.0", "0.100"]
     assert (tmp_path / "out/table.md").read_text() == result.stdout
     assert len(json.loads((tmp_path / "out/preflight.json").read_text())["reports"]) == 4
 
@@ -349,9 +371,10 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         assert how_to_install("preflight") in str(caught.value)
 
 
-def test_every_device_has_a_price_and_a_target_is_found(tmp_path: Path) -> None:
+def test_every_device_that_is_rented_has_a_price_and_a_target_is_found(tmp_path: Path) -> None:
     _, prices = read_prices()
-    assert {target.device for target in TARGETS.values()} - {"cpu"} == prices.keys()
+    bought = {device for device in (target.device for target in TARGETS.values()) if device.startswith("rtx")}
+    assert {target.device for target in TARGETS.values()} - {"cpu"} - bought == prices.keys()
     assert find_target("v5e-4").devices == 4
     (tmp_path / "x.yaml").write_text("- 1")
     with pytest.raises(InputError, match="The prices cannot be read"):

@@ -27,7 +27,7 @@ def table() -> dict[str, dict[str, str]]:
 
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-PUBLISHED = [name for name in NAMES if name not in ("auto", "default", "demo", "lora")]
+PUBLISHED = [name for name in NAMES if name not in ("auto", "default", "demo", "lora", "qlora", "qlora-8gb")]
 
 
 def test_the_table_has_every_preset_once_and_no_other() -> None:
@@ -99,7 +99,7 @@ def test_only_the_vision_towers_and_projections_weights_have_the_name_that_decay
     assert not any(name.startswith("llm/") for name in decayed)
 
 
-@pytest.mark.parametrize("name", ["demo", "lora"])
+@pytest.mark.parametrize("name", ["demo", "lora", "qlora", "qlora-8gb"])
 def test_a_preset_that_was_not_published_says_so(name: str) -> None:
     assert read_preset(name).startswith("# Ours")
     assert table()[name]["source"] == "ours"

@@ -119,7 +119,7 @@ def test_the_page_has_a_command_and_a_metric_for_every_preset_and_form() -> None
     page = (REPOSITORY / "components/prepare_data/README.md").read_text()
     rows = TABLE.findall(page[page.index("## Published data sets") : page.index("## Images")])[2:]
     assert all(cell.strip(" `") for row in rows for cell in row)
-    presets = {path.stem for path in FOLDER.glob("*.yaml")} - {"auto", "default", "demo", "lora"}
+    presets = {path.stem for path in FOLDER.glob("*.yaml")} - {"auto", "default", "demo", "lora", "qlora", "qlora-8gb"}
     listed = [source.strip("`") for source, *_ in rows if source.startswith("`")]
     assert sorted(listed) == sorted(presets)
     assert {one.preset for one in PUBLISHED if one.preset} == presets

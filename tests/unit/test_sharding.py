@@ -14,22 +14,28 @@ from paligemma.data.batch import train_batch
 from paligemma.errors import InputError
 from paligemma.models.layers import LayerPlan
 from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.models.weight_formats import WeightFormat
 from paligemma.preflight.abstract import abstract_step
 from paligemma.preflight.account import account
 from paligemma.preflight.hlo_text import read_program
 from paligemma.runtime.sharding import check_batch_size, fsdp_sharding, make_mesh, shard_batch
 from paligemma.training.recipe import parse_recipe
 from paligemma.training.step import StepSettings, init_state, make_train_step
-from paligemma.training.trainable import TRAINABLE_SETS, compile_pattern, split_trainable
+from paligemma.training.trainable import TRAINABLE_SETS, compile_pattern, is_trainable, split_trainable
 
 
 def losses(
-    devices: int, steps: int = 4, copies: int = 1, settings: StepSettings = StepSettings()
+    devices: int, steps: int = 4, copies: int = 1, settings: StepSettings = StepSettings(), frozen: str = "float32"
 ) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses and trained parameters of a few steps of the embedded checkpoint in float32."""
+    """Losses and trained parameters of a few steps of the embedded checkpoint."""
     mesh = make_mesh(jax.devices()[:devices], copies)
     checkpoint = open_checkpoint("embedded:tiny")
-    module = build_module(checkpoint.config, checkpoint.arrays, lambda *_: "float32", mesh=mesh)
+    recipe, pattern = parse_recipe("", [f"frozen_dtype={frozen}"]), compile_pattern("attention")
+
+    def held_in(name: str, array) -> str | WeightFormat:
+        return "float32" if is_trainable(pattern, name) else recipe.frozen_in(name, array.shape)
+
+    module = build_module(checkpoint.config, checkpoint.arrays, held_in, mesh=mesh)
     graph, trainable, frozen = split_trainable(module, compile_pattern("attention"))
     optimizer = optax.sgd(0.1, momentum=0.9)
     step, state = make_train_step(graph, optimizer, settings, mesh), init_state(trainable, optimizer, mesh)
@@ -81,6 +87,18 @@ def test_devices_send_each_other_parameters_and_not_activations(remat: str) -> N
     hidden_states = 112 * 32 * 128 * 4  # of the suffixes of the rows that were added: gathered twice, gradients summed once
     assert layers < received[16]
     assert received[128] - received[16] < 4.5 * hidden_states
+
+
+@pytest.mark.parametrize("frozen", ["int8", "nf4"])
+def test_eight_devices_with_quantized_weights_compute_what_one_does(frozen: str) -> None:
+    settings = StepSettings(LayerPlan("full", trained=TRAINABLE_SETS["attention"]))
+    (one, after_one), (eight, after_eight) = (losses(count, settings=settings, frozen=frozen) for count in (1, 8))
+    np.testing.assert_allclose(eight, one, atol=1e-4)
+    plain, _ = losses(1, settings=settings)
+    assert not np.allclose(one, plain, atol=1e-6)
+    np.testing.assert_allclose(one, plain, rtol=0.02 if frozen == "int8" else 0.1)
+    for name, values in after_one.items():
+        np.testing.assert_allclose(after_eight[name], values, atol=1e-3)
 
 
 def test_parameters_are_split_so_that_each_device_holds_a_part() -> None:

@@ -32,7 +32,7 @@ def test_an_example_is_what_tensorflow_would_write(prefix: str, ids: list[int], 
         if isinstance(value, list)
         else tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
         for key, value in {
-            "image": one.image,
+            "image": one.images[0],
             "image_file": b"a.png",
             "image_sha256": b"0" * 64,
             "line": [line],

@@ -136,7 +136,7 @@ def test_a_row_without_its_picture_unpacks_none(records: Path, monkeypatch: pyte
 def test_a_record_whose_picture_is_another_size_is_damaged(tmp_path: Path) -> None:
     """Its checksum is right, so nothing but the picture says so."""
     with ShardWriter(tmp_path / "a.tfrecord", "webp") as shard:
-        shard.write(Example(webp(9, 9), [2], [1], "p", "s", "a.png", "0" * 64, "1" * 64, 1))
+        shard.write(Example((webp(9, 9),), [2], [1], "p", "s", ("a.png",), ("0" * 64,), "1" * 64, 1))
     counts = {name: {} for name in ("rejected", "prefix_tokens", "suffix_tokens", "text_tokens")}
     dataset = Dataset(split="train", rows=1, truncated=0, image_size=8, max_text_tokens=9, tokenizer_sha256="0" * 64,
                       compression="webp", shards=[shard.shard], **counts)  # fmt: skip

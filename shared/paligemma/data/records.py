@@ -293,7 +293,7 @@ def read_places(records: Records) -> Places:
         ) from None
     except (ValueError, TypeError, OverflowError) as error:
         raise _damaged_index(records, f"it cannot be read: {error!r}") from None
-    if (counts < 0).any() or not len(table) == counts.sum() == records.dataset.rows:
+    if ((counts < 0) | (counts > len(table))).any() or not len(table) == counts.sum() == records.dataset.rows:
         raise _damaged_index(records, f"it lists {len(table)} rows of {records.dataset.rows}")
     if (table["bytes"] < 0).any() or (table["bytes"] > wanted.max(initial=0)).any():
         raise _damaged_index(records, "a row is longer than a shard")

@@ -10,7 +10,9 @@ the memory's speed. Small enough models hold such a matrix a second time, strip 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import jax
@@ -20,7 +22,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from paligemma.models.gemma import Block, Decoder, Embedder, FeedForward, gelu_gate
+from paligemma.models.quantized import Quantized
 from paligemma.models.scaled_matmul import product
+from paligemma.models.weight_formats import WeightFormat
 
 _EQUATIONS = {
     "q_einsum": "btd,ndh->btnh",
@@ -49,22 +53,24 @@ MOST_COPIED = 1 << 30
 def take_apart(decoder: Decoder) -> None:
     """Replaces a decoder's stacked layers by a list, and its output embedding's product, on one CPU."""
     graph, stacked = nnx.split(decoder.layers)
-    leaves = [*jax.tree.leaves(stacked), decoder.embedder.input_embedding[...]]
+    leaves = [*jax.tree.leaves(stacked), decoder.embedder.input_embedding.get_value()]
     strips = sum(leaf.nbytes for leaf in leaves) <= MOST_COPIED
 
     def layer(index: int) -> Block:
         block = nnx.merge(graph, jax.tree.map(lambda leaf: _view(np.asarray(leaf)[index]), stacked))
         for name in _EQUATIONS:
-            if hasattr(block.attn, name):
-                einsum = getattr(block.attn, name)
-                setattr(block.attn, name, _Einsum(_EQUATIONS[name], np.asarray(einsum.w[...]), einsum.dtype, strips))
-        if block.mlp.lora_gating_einsum is None and block.mlp.lora_linear is None:
+            einsum = getattr(block.attn, name, None)
+            if einsum is not None and _has_layout(einsum.w.get_value()):
+                weight = _on_host(einsum.w.get_value())
+                setattr(block.attn, name, _Einsum(_EQUATIONS[name], weight, einsum.dtype, strips))
+        adapted = block.mlp.lora_gating_einsum is not None or block.mlp.lora_linear is not None
+        if not adapted and _has_layout(block.mlp.linear.get_value()):
             block.mlp = cast(FeedForward, _Mlp(block.mlp, strips))
         return block
 
     # Modules that are called as the ones in whose place they come; `kv_cache` asks whether there is a list of layers.
     decoder.layers = cast(Block, nnx.List([layer(index) for index in range(decoder.depth)]))
-    decoder.embedder = cast(Embedder, _Embedder(decoder.embedder, strips))
+    decoder.embedder = cast(Embedder, _Embedder(decoder.embedder, decoder.precision.products, strips))
 
 
 def weight_first(x: Float[Array, "b t k"], weight: Float[Array, "n k"], dtype: jnp.dtype) -> Float[Array, "b t n"]:
@@ -99,17 +105,61 @@ class _Matrix(nnx.Module):
         return product("btd,df->btf", x, self.w[...], self.dtype)
 
 
+class _Int8Matrix(nnx.Module):
+    """An int8 matrix, by rows from outputs to inputs. For few rows its product is a sum of products that XLA fuses with the
+    conversion of the codes. A product of its own would first write them as floats, four bytes for each that it then reads.
+    """
+
+    def __init__(self, weight: Quantized, dtype: jnp.dtype) -> None:
+        """Takes a weight that has its inputs first, `[k, n]`, or a table, `[n, k]`."""
+        turned = weight if weight.form.inputs == (-1,) else jax.tree.map(lambda leaf: np.asarray(leaf).T, weight)
+        codes, scales = (_view(np.ascontiguousarray(leaf)) for leaf in (turned.codes, turned.scales))
+        self.w = nnx.Param(Quantized(codes, scales, WeightFormat("int8", (-1,))))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b t k"]) -> Float[Array, "b t n"]:
+        weight = self.w.get_value()
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > FEW[-1] or x.dtype != jnp.float32:
+            return product("btk,nk->btn", x, weight, self.dtype)
+        # Of one row, XLA would make a plain product again, so there are two.
+        several = jnp.broadcast_to(rows, (2, rows.shape[1])) if len(rows) == 1 else rows
+        sums = jnp.sum(several[:, None] * weight.codes.astype(jnp.float32), axis=2)[: len(rows)]
+        return (sums * weight.scales[:, 0]).reshape(*x.shape[:-1], -1)
+
+
+def _matrix(weight: np.ndarray | Quantized, dtype: jnp.dtype, strips: bool) -> _Matrix | _Int8Matrix:
+    """A matrix from inputs to outputs."""
+    return _Int8Matrix(weight, dtype) if isinstance(weight, Quantized) else _Matrix(weight, dtype, strips)
+
+
+def _on_host(weight: Array | Quantized) -> np.ndarray | Quantized:
+    return jax.tree.map(np.asarray, weight)
+
+
+def _has_layout(weight: Array | Quantized) -> bool:
+    """Whether there is a layout for a weight: those of nf4 stay as they are."""
+    return not isinstance(weight, Quantized) or weight.form.kind == "int8"
+
+
 class _Einsum(nnx.Module):
     """`gemma.Einsum` with a plain matrix as its weight."""
 
-    def __init__(self, equation: str, weight: np.ndarray, dtype: jnp.dtype, strips: bool) -> None:
+    def __init__(self, equation: str, weight: np.ndarray | Quantized, dtype: jnp.dtype, strips: bool) -> None:
         inputs, self.output = equation.split("->")
         x, w = inputs.split(",")
         contracted, kept = [axis for axis in w if axis in x], [axis for axis in w if axis not in x]
         sizes = dict(zip(w, weight.shape, strict=True))
         self.kept, self.kept_sizes = "".join(kept), tuple(sizes[axis] for axis in kept)
-        matrix = weight.transpose([w.index(axis) for axis in contracted + kept])
-        self.matrix = _Matrix(matrix.reshape(int(np.prod([sizes[axis] for axis in contracted])), -1), dtype, strips)
+
+        def as_matrix(part: np.ndarray) -> np.ndarray:
+            turned = part.transpose([w.index(axis) for axis in contracted + kept])
+            return turned.reshape(math.prod(turned.shape[: len(contracted)]), -1)
+
+        matrix = jax.tree.map(as_matrix, weight)
+        if isinstance(matrix, Quantized):
+            matrix = replace(matrix, form=WeightFormat("int8", (-2,)))
+        self.matrix = _matrix(matrix, dtype, strips)
 
     def __call__(self, equation: str, x: Float[Array, "b t *inputs"]) -> Array:
         b, t = x.shape[:2]
@@ -121,20 +171,28 @@ class _Mlp(nnx.Module):
     """`gemma.FeedForward` with separate gate and up-projection, and its second weight transposed."""
 
     def __init__(self, mlp: FeedForward, strips: bool) -> None:
-        self.gate, self.up = (_Matrix(part, mlp.dtype, strips) for part in np.asarray(mlp.gating_einsum[...]))
-        self.linear = nnx.Param(_view(np.ascontiguousarray(np.asarray(mlp.linear[...]).T)))
+        both = _on_host(mlp.gating_einsum.get_value())
+        self.gate, self.up = (_matrix(both[part], mlp.dtype, strips) for part in (0, 1))
+        linear = _on_host(mlp.linear.get_value())
+        is_quantized = isinstance(linear, Quantized)
+        self.linear = _Int8Matrix(linear, mlp.dtype) if is_quantized else nnx.Param(_view(np.ascontiguousarray(linear.T)))
         self.dtype = mlp.dtype
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return weight_first(gelu_gate(self.gate(x), self.up(x)), self.linear[...], self.dtype)
+        hidden = gelu_gate(self.gate(x), self.up(x))
+        if isinstance(self.linear, _Int8Matrix):
+            return self.linear(hidden)
+        return weight_first(hidden, self.linear[...], self.dtype)
 
 
 class _Embedder(nnx.Module):
     """`gemma.Embedder` with its table as the logits' first operand, or in strips."""
 
-    def __init__(self, embedder: Embedder, strips: bool) -> None:
+    def __init__(self, embedder: Embedder, dtype: jnp.dtype, strips: bool) -> None:
         self.embedder = embedder
-        self.strips = _strips(np.asarray(embedder.input_embedding[...]).T) if strips else None
+        table = _on_host(embedder.input_embedding.get_value())
+        self.codes = _Int8Matrix(table, dtype) if isinstance(table, Quantized) else None
+        self.strips = _strips(table.T) if strips and not isinstance(table, Quantized) else None
 
     def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """See `gemma.Embedder`."""
@@ -142,6 +200,8 @@ class _Embedder(nnx.Module):
 
     def decode(self, x: Float[Array, "b t d"], dtype: jnp.dtype) -> Float[Array, "b t v"]:
         """See `gemma.Embedder`."""
+        if self.codes is not None:
+            return self.codes(x).astype(jnp.float32)
         if x.dtype != jnp.float32:
             return self.embedder.decode(x, dtype)
         if self.strips is not None and x.shape[0] * x.shape[1] in FEW:

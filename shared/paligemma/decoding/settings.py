@@ -1,10 +1,12 @@
-"""Decoding settings: greedy, sampling, best of several samples, or beam search."""
+"""Decoding settings: greedy, sampling, best of several samples, or beam search; and what weights are read as."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
-from paligemma.errors import InputError
+from paligemma.choices import DecodingWeights
+from paligemma.errors import InputError, one_of
 
 NO_EOS = -1
 """An `eos_id` that matches no token, to decode the full length."""
@@ -22,6 +24,7 @@ class DecodeSettings:
         best_of: number of samples per prompt; the most likely sample is the answer.
         beams: number of sequences that a beam search keeps; 1 turns beam search off.
         seed: seed of the samples.
+        weights: `int8` and `nf4` quantize weights while the model is loaded; `stored` leaves them as they are.
     """
 
     max_new_tokens: int = 32
@@ -31,6 +34,7 @@ class DecodeSettings:
     best_of: int = 1
     beams: int = 1
     seed: int = 0
+    weights: DecodingWeights = "stored"
 
     def __post_init__(self) -> None:
         for name, value, fine, expected in (
@@ -44,7 +48,13 @@ class DecodeSettings:
         ):
             if not fine:
                 raise InputError(f"{name} is {value}.", expected=expected)
+        one_of(self.weights, get_args(DecodingWeights), "weights")
         if self.beams > 1 and (self.temperature or self.best_of > 1):
             raise InputError("A beam search draws no samples.", fix="set beams to 1, or leave temperature and best_of alone")
         if not self.temperature and (self.best_of > 1 or self.top_k or self.top_p < 1):
             raise InputError("top_k, top_p and best_of need samples.", fix="set a temperature above 0")
+
+    @property
+    def loaded_as(self) -> str | None:
+        """The `dtype` with which a model is loaded for these settings; see `paligemma.load`."""
+        return None if self.weights == "stored" else self.weights

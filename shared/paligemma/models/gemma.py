@@ -19,6 +19,7 @@ from paligemma.models.config import DecoderConfig
 from paligemma.models.layers import ATTENTION_SAVED, LayerPlan, scan_but_last, scan_layers, stack, unstack
 from paligemma.models.lora import make_adapter
 from paligemma.models.lora_factors import LoraConfig
+from paligemma.models.quantized import Quantized
 from paligemma.models.scaled_matmul import product
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import gather, split_rows
@@ -111,7 +112,7 @@ class Einsum(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, equation: str, x: Array) -> Array:
-        return product(equation, x, self.w[...], self.dtype)
+        return product(equation, x, self.w.get_value(), self.dtype)
 
 
 class Attention(nnx.Module):
@@ -186,7 +187,7 @@ class FeedForward(nnx.Module):
             more_gate, more_up = self.lora_gating_einsum(x)
             gate, up = gate + more_gate, up + more_up
         hidden = gelu_gate(gate, up)
-        return _adapted(product("btf,fd->btd", hidden, self.linear[...], self.dtype), self.lora_linear, hidden)
+        return _adapted(product("btf,fd->btd", hidden, self.linear.get_value(), self.dtype), self.lora_linear, hidden)
 
 
 def _adapted(output: Array, adapter, x: Array) -> Array:
@@ -240,12 +241,13 @@ class Embedder(nnx.Module):
 
     def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Rows times sqrt(width). As in the reference, the factor is rounded to the parameter's dtype."""
-        rows = self.input_embedding[...][tokens]
+        table = self.input_embedding.get_value()
+        rows = table.rows(tokens) if isinstance(table, Quantized) else table[tokens]
         return rows * jnp.sqrt(jnp.float32(rows.shape[-1])).astype(rows.dtype)
 
     def decode(self, x: Float[Array, "b t d"], dtype: jnp.dtype) -> Float[Array, "b t v"]:
         """Unscaled dot products with every row, in float32."""
-        return product("btd,vd->btv", x, self.input_embedding[...], dtype, result=jnp.dtype(jnp.float32))
+        return product("btd,vd->btv", x, self.input_embedding.get_value(), dtype, result=jnp.dtype(jnp.float32))
 
 
 class Decoder(nnx.Module):

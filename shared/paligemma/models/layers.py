@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from paligemma.models.attention import PLAIN, AttentionForm
+from paligemma.models.quantized import Quantized, dequantized, is_quantized
 from paligemma.runtime.sharding import GATHERED, gather
 
 Remat = Literal["none", "dots", "attention", "full"]
@@ -85,8 +86,12 @@ def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
     return build(rngs)
 
 
-def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: LayerPlan | None = None):
+def scan_layers(
+    apply: Callable, layers: nnx.Module, carry, xs=None, plan: LayerPlan | None = None, floats: jnp.dtype | None = None
+):
     """Runs `apply(layer, carry, x) -> (carry, y)` over the stacked layers in a loop; compiles the body once.
+
+    Layers whose modules know no quantized weights get them in the dtype `floats`, layer by layer.
 
     Returns the last carry and the stacked `y`.
     """
@@ -95,7 +100,8 @@ def scan_layers(apply: Callable, layers: nnx.Module, carry, xs=None, plan: Layer
 
     def body(carry, inputs):
         layer_parameters, x = inputs
-        return apply(nnx.merge(graph, gather(plan.mesh, layer_parameters)), carry, x)
+        gathered = gather(plan.mesh, layer_parameters)
+        return apply(nnx.merge(graph, gathered if floats is None else dequantized(gathered, floats)), carry, x)
 
     return jax.lax.scan(plan.checkpoint(body), carry, (parameters, xs))
 
@@ -143,9 +149,9 @@ class _Stack(Generic[M]):
 
     def __init__(self, layers: M) -> None:
         self.graph, parameters = nnx.split(layers)
-        flat = jax.tree_util.tree_leaves_with_path(parameters)
+        flat = jax.tree_util.tree_leaves_with_path(parameters, is_leaf=is_quantized)
         self.names = [jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value") for path, _ in flat]
-        self.leaves, self.tree = jax.tree.flatten(parameters)
+        self.leaves, self.tree = jax.tree.flatten(parameters, is_leaf=is_quantized)
         self.depth = self.leaves[0].shape[0]
 
     def pick(self, index: Int[Array, ""] | int, skip: Sequence[bool] = ()) -> list:
@@ -161,7 +167,13 @@ class _Stack(Generic[M]):
         return nnx.merge(self.graph, jax.tree.unflatten(self.tree, parameters))
 
 
-def _picked(stack: Array, index: Int[Array, ""] | int, name: str) -> Array | tuple[Array, ...]:
+def _picked(stack: Array | Quantized, index: Int[Array, ""] | int, name: str) -> Any:
+    if isinstance(stack, Quantized):
+        leaves, tree = jax.tree.flatten(stack)
+        picked = [_picked(leaf, index, name) for leaf in leaves]
+        if not isinstance(picked[0], tuple):
+            return jax.tree.unflatten(tree, picked)
+        return tuple(jax.tree.unflatten(tree, part) for part in zip(*picked, strict=True))
     if name.rpartition("/")[2] not in IN_PARTS:
         return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
     _, parts, *shape = stack.shape

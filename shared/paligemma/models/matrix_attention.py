@@ -7,6 +7,7 @@ token, and weights that multiply the same input are written side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,12 @@ class MatrixAttention(Attention):
         self.heads, self.head_dim, width = attention.attn_vec_einsum.w.get_value().shape
         weights = [getattr(attention, part).w.get_value() for part in MATRICES["qkv"] if hasattr(attention, part)]
         columns = sum(weight.size for weight in weights) // width
-        self.qkv = nnx.Param(jax.ShapeDtypeStruct((width, columns), weights[0].dtype))
-        self.attn_vec = nnx.Param(jax.ShapeDtypeStruct((self.heads * self.head_dim, width), weights[0].dtype))
+
+        def shape(*sizes: int) -> nnx.Param[Array]:
+            return nnx.Param(cast(Array, jax.ShapeDtypeStruct(sizes, weights[0].dtype)))
+
+        self.qkv = shape(width, columns)
+        self.attn_vec = shape(self.heads * self.head_dim, width)
         self.dtype = attention.attn_vec_einsum.dtype
         self.scale, self.softcap = attention.scale, attention.softcap
 
@@ -38,14 +43,14 @@ class MatrixAttention(Attention):
         self, x: Float[Array, "b t d"], at: Int[Array, "b q"] | None = None
     ) -> tuple[Float[Array, "b q n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
         """See `gemma.Attention`."""
-        every = product("btd,df->btf", x, self.qkv[...], self.dtype).reshape(*x.shape[:2], -1, self.head_dim)
+        every = product("btd,df->btf", x, self.qkv.get_value(), self.dtype).reshape(*x.shape[:2], -1, self.head_dim)
         query = every[:, :, : self.heads]
         key, value = jnp.split(every[:, :, self.heads :], 2, axis=2)
         return query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1), key, value
 
     def output(self, attended: Float[Array, "b q n h"]) -> Float[Array, "b q d"]:
         """See `gemma.Attention`."""
-        return product("btf,fd->btd", attended.reshape(*attended.shape[:2], -1), self.attn_vec[...], self.dtype)
+        return product("btf,fd->btd", attended.reshape(*attended.shape[:2], -1), self.attn_vec.get_value(), self.dtype)
 
 
 def as_matrix(name: str, weights: Sequence[Float[np.ndarray, ...]]) -> Float[np.ndarray, "i o"]:

@@ -1,17 +1,22 @@
-"""Products of activations and weights: in the activations' dtype, or in scaled float16 for float32 activations."""
+"""Products of activations and weights: in the activations' dtype, or in scaled float16 for float32 activations. Weights may be
+quantized."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, Float
 
 from paligemma.models.layers import PRODUCT_SAVED
+from paligemma.models.quantized import Quantized
+
+Weight: TypeAlias = Array | Quantized
 
 _LARGEST = 2.0**8
 """Largest magnitude of a scaled operand: far from both ends of float16's range (6e-8, 65504)."""
@@ -20,7 +25,7 @@ _LARGEST = 2.0**8
 def product(
     equation: str,
     x: Float[Array, ...],
-    weight: Float[Array, ...] | tuple[Float[Array, ...], ...],
+    weight: Weight | tuple[Weight, ...],
     dtype: jnp.dtype,
     part: int | None = None,
     result: jnp.dtype | None = None,
@@ -36,6 +41,10 @@ def product(
     The backward pass keeps the weight in its stored dtype, and `x` only if the weight is trained. Automatic differentiation
     would keep a converted copy: of a frozen float16 decoder, every layer once more in float32. It multiplies in the dtype of
     `x`, also when the result is wider; a weight's gradient is then as wide as the result.
+
+    A quantized weight is frozen, and both passes read its codes. Where every output has one scale, the product is of `x` and
+    the codes, which are whole numbers that every dtype represents, and is scaled afterwards. Otherwise the weight is made for
+    this product alone.
     """
     if isinstance(weight, tuple):
         weight, part = weight[part or 0], None
@@ -53,18 +62,27 @@ class _Plan(NamedTuple):
     x: jnp.dtype
     result: jnp.dtype
 
-    def pick(self, weight: Array) -> Array:
-        return weight if self.part is None else weight[self.part]
+    def times(self, equation: str, x: Array, weight: Weight, result: jnp.dtype) -> Array:
+        """The product with the weight to use."""
+        picked = weight if self.part is None else weight[self.part]
+        if isinstance(picked, Quantized):
+            return _with_codes(self.multiply, equation, x, picked, result)
+        return self.multiply(equation, x, picked, result)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(plan: _Plan, x: Array, weight: Array) -> Array:
-    return plan.multiply(plan.equation, x, plan.pick(weight), plan.result)
+def _product(plan: _Plan, x: Array, weight: Weight) -> Array:
+    return plan.times(plan.equation, x, weight, plan.result)
 
 
 def _forward(plan: _Plan, x, weight):
-    kept = (x.value if weight.perturbed else None, weight.value)
-    return _product(plan, x.value, weight.value), kept
+    is_trained = any(leaf.perturbed for leaf in jax.tree.leaves(weight, is_leaf=_is_primal))
+    value = jax.tree.map(lambda leaf: leaf.value, weight, is_leaf=_is_primal)
+    return _product(plan, x.value, value), (x.value if is_trained else None, value)
+
+
+def _is_primal(leaf: object) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)
 
 
 def _backward(plan: _Plan, kept, gradient: Array):
@@ -72,7 +90,7 @@ def _backward(plan: _Plan, kept, gradient: Array):
     inputs, output = plan.equation.split("->")
     of_x, of_weight = inputs.split(",")
     gradient = gradient.astype(plan.x)
-    x_gradient = plan.multiply(f"{output},{of_weight}->{of_x}", gradient, plan.pick(weight), plan.x)
+    x_gradient = plan.times(f"{output},{of_weight}->{of_x}", gradient, weight, plan.x)
     if x is None:
         return x_gradient, None
     weight_gradient = plan.multiply(f"{of_x},{output}->{of_weight}", x, gradient, plan.result).astype(weight.dtype)
@@ -80,6 +98,28 @@ def _backward(plan: _Plan, kept, gradient: Array):
 
 
 _product.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _with_codes(multiply: Callable, equation: str, x: Array, weight: Quantized, result: jnp.dtype) -> Array:
+    """The product with a quantized weight."""
+    if weight.form.block:
+        return multiply(equation, x, weight.values(jnp.dtype(jnp.float16 if multiply is _scaled else x.dtype)), result)
+    inputs, output = equation.split("->")
+    of_x, of_weight = inputs.split(",")
+    summed = {of_weight[axis] for axis in weight.form.inputs}
+    kept = [letter for letter in of_weight if letter not in summed]
+    scales = weight.scales.reshape([size for letter, size in zip(of_weight, weight.codes.shape, strict=True) if letter in kept])
+
+    def beside(letters: str) -> Array:
+        """The scales, to multiply an array whose axes have these letters."""
+        order = sorted(range(len(kept)), key=lambda axis: letters.index(kept[axis]))
+        sizes = dict(zip(kept, scales.shape, strict=True))
+        return scales.transpose(order).reshape([sizes.get(letter, 1) for letter in letters])
+
+    codes = weight.codes.astype(jnp.float16 if multiply is _scaled else x.dtype)
+    if set(kept) <= set(output):
+        return (multiply(equation, x, codes, result) * beside(output)).astype(result)
+    return multiply(equation, (x * beside(of_x)).astype(x.dtype), codes, result)
 
 
 def _converted(equation: str, x: Array, weight: Array, result: jnp.dtype) -> Array:

@@ -64,12 +64,17 @@ class Transformer(nnx.Module):
     """The stacked layers and the final norm."""
 
     def __init__(self, config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.dtype = dtype
         self.encoderblock = stack(lambda rngs: EncoderBlock(config, dtype, rngs), config.depth, rngs)
         self.encoder_norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"], plan: LayerPlan) -> Float[Array, "b s d"]:
         x = split_rows(plan.mesh, x)
-        x, _ = scan_layers(lambda layer, x, _: (layer(x, plan.attention), None), self.encoderblock, x, plan=plan)
+
+        def layer(block: EncoderBlock, x: Float[Array, "b s d"], _: None) -> tuple[Float[Array, "b s d"], None]:
+            return block(x, plan.attention), None
+
+        x, _ = scan_layers(layer, self.encoderblock, x, plan=plan, floats=self.dtype)
         return self.encoder_norm(x)
 
 

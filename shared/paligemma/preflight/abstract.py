@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -13,7 +13,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from paligemma.checkpoints.parameters import TOWER, abstract_decoding_model, decoding_dtype, parameters_by_name
+from paligemma.checkpoints.parameters import (
+    abstract_decoding_model,
+    decoding_dtype,
+    decoding_format,
+    parameters_by_name,
+    tower_dtype,
+)
 from paligemma.choices import ComputeDtype
 from paligemma.data.batch import TrainBatch
 from paligemma.decoding.decode import decode
@@ -22,6 +28,9 @@ from paligemma.models.attention import attention_form
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.lora_factors import LoraConfig
 from paligemma.models.paligemma import abstract_model
+from paligemma.models.parameter_shapes import parameter_shapes
+from paligemma.models.quantized import Quantized
+from paligemma.models.weight_formats import QuantizeConfig, WeightFormat
 from paligemma.precision import Precision
 from paligemma.runtime.sharding import Device, batch_sharding, check_batch_size, fsdp_sharding, make_mesh
 from paligemma.training.optimizer import make_optimizer
@@ -50,15 +59,19 @@ def abstract_step(
     pattern = compile_pattern(recipe.trainable)
     lora = recipe.lora if recipe.trainable == "lora" else None
     compute = auto if recipe.compute_dtype == "auto" else recipe.compute_dtype
-    tower = "float32" if is_trainable(pattern, TOWER) else recipe.frozen_dtype
-    graph, state = nnx.split(abstract_model(config, Precision.of(compute, tower), lora))
+
+    def held_in(name: str, array: Any) -> str | WeightFormat:
+        return "float32" if is_trainable(pattern, name) else recipe.frozen_in(name, tuple(array.shape))
+
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in parameter_shapes(config).items()}
+    precision = Precision.of(compute, tower_dtype(cast(Any, shapes), held_in))
+    graph, state = nnx.split(abstract_model(config, precision, lora))
 
     def placed(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=fsdp_sharding(mesh, tuple(shape)))
 
     for name, variable in parameters_by_name(state).items():
-        dtype = jnp.dtype("float32" if is_trainable(pattern, name) else recipe.frozen_dtype)
-        variable.set_value(placed(tuple(variable.shape), dtype))
+        variable.set_value(abstract_value(tuple(variable.shape), held_in(name, variable), placed))
     graph, trainable, frozen = split_trainable(nnx.merge(graph, state), pattern)
     optimizer = make_optimizer(recipe, recipe.steps or 1000)
     optimizer_state = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable))
@@ -74,6 +87,25 @@ def abstract_step(
     several = () if recipe.images_per_example == 1 else (recipe.images_per_example,)
     batch = TrainBatch(of_batch(np.uint8, *several, size, size, 3), *text)
     return make_train_step(graph, optimizer, StepSettings.of(recipe), mesh), (train_state, frozen, batch)
+
+
+def abstract_value(
+    shape: tuple[int, ...],
+    held_in: np.dtype | str | WeightFormat,
+    placed: Callable[[tuple[int, ...], Any], jax.ShapeDtypeStruct],
+) -> jax.ShapeDtypeStruct | Quantized:
+    """A parameter as a shape, or as the shapes of its codes and scales.
+
+    Args:
+        shape: the parameter's.
+        held_in: its dtype, or how it is quantized.
+        placed: makes a shape with its sharding, from a shape and a dtype.
+    """
+    if not isinstance(held_in, WeightFormat):
+        return placed(shape, jnp.dtype(held_in))
+    codes, scales = held_in.shapes(shape)
+    parts = (placed(codes, held_in.codes_dtype), placed(scales, jnp.dtype("float32")))
+    return Quantized(cast(Array, parts[0]), cast(Array, parts[1]), held_in)
 
 
 def lower_decoding(
@@ -93,20 +125,26 @@ def lower_decoding(
         compute: the dtype of products.
         rows: prompts; on several devices more of them, until they split evenly.
         text_tokens: tokens of every prompt's text.
-        dtype: the dtype of the parameters in the checkpoint.
+        dtype: the dtype of the parameters in the checkpoint; `int8` and `nf4` quantize weights.
         images: images of a prompt.
     """
     mesh = make_mesh(list(devices))
     platform = "gpu" if devices[0].platform in ("gpu", "cuda") else str(devices[0].platform)
-    precision = Precision.of(compute, dtype)
+    kind = dtype if dtype == "int8" or dtype == "nf4" else None
+    others = QuantizeConfig().others if kind else dtype
+    precision = Precision.of(compute, others)
     graph, state = nnx.split(abstract_decoding_model(config, precision, platform))
+
+    def placed(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=fsdp_sharding(mesh, shape))
+
     for name, variable in parameters_by_name(state).items():
-        held_in = decoding_dtype(name, jnp.dtype(dtype), precision, platform)
 
-        def placed(part: jax.ShapeDtypeStruct, dtype: np.dtype = held_in) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(part.shape, dtype, sharding=fsdp_sharding(mesh, part.shape))
+        def held(part: jax.ShapeDtypeStruct, name: str = name) -> jax.ShapeDtypeStruct | Quantized:
+            form = decoding_format(name, part.shape, kind, QuantizeConfig()) if kind else None
+            return abstract_value(part.shape, form or decoding_dtype(name, jnp.dtype(others), precision, platform), placed)
 
-        variable.set_value(jax.tree.map(placed, variable.get_value()))
+        variable.set_value(jax.tree.map(held, variable.get_value()))
     rows += -rows % len(devices)
     by_rows = batch_sharding(mesh)
 

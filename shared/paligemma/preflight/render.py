@@ -47,8 +47,8 @@ OF_DECODING = (
 )
 
 
-Job = tuple[str, str, int]
-"""Target, model and batch, as a table names them."""
+Job = tuple[str, str, int, str]
+"""Target, model, batch and dtype of frozen parameters, as a table names them."""
 
 
 def columns(reports: Sequence[Report]) -> tuple[str, ...]:
@@ -120,6 +120,7 @@ OF_A_SWEEP = (
     "target",
     "model",
     "batch",
+    "frozen",
     "GiB",
     "limit",
     "fits",
@@ -137,17 +138,16 @@ def sweep_row(job: Job, report: Report | None, choice: Choice | None = None) -> 
     """A row of the table of a sweep, by `OF_A_SWEEP`: GiB and GB of a device, TFLOP of all devices; GB of a token if asked for.
 
     Args:
-        job: target, model and batch.
+        job: see `Job`.
         report: what was found; None if the compiler failed.
         choice: what was chosen for open settings.
     """
-    target, model, batch = job
+    target, model, batch, frozen = job
+    named = (target, model, str(batch), frozen)
     if report is None:
-        return (target, model, str(batch), "the compiler failed", *("",) * (len(OF_A_SWEEP) - 4))
+        return (*named, "the compiler failed", *("",) * (len(OF_A_SWEEP) - len(named) - 1))
     return (
-        target,
-        model,
-        str(batch),
+        *named,
         "out of memory" if "out_of_memory" in report.found else in_gib(report.peak),
         in_gib(report.limit),
         "yes" if report.fits else "no",

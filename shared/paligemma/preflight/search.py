@@ -1,21 +1,24 @@
 """Finds the cheapest change of a recipe that makes its job fit a target.
 
 The search first changes only execution (rematerialization, parts of a batch, size of logit chunks, copies of the parameters),
-then takes an optimizer with less state, then smaller batches. Among recipes with equal training, `cost` estimates the seconds
-of a step, and they are compiled from fastest to slowest. So the first that fits is the cheapest by that estimate. A recipe is
-not compiled if its parameters and saved activations alone do not fit, or if it needs at least the memory of one that did not
-fit. So a search takes a few compilations, not hundreds.
+then takes an optimizer with less state, then smaller batches. If nothing fits, it quantizes the frozen weights, and begins
+again. Among recipes with equal training, `cost` estimates the seconds of a step, and they are compiled from fastest to slowest.
+So the first that fits is the cheapest by that estimate. A recipe is not compiled if its parameters and saved activations alone
+do not fit, or if it needs at least the memory of one that did not fit. So a search takes a few compilations, not hundreds.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 import numpy as np
 
+from paligemma.choices import QuantizedDtype
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.parameter_shapes import EMBEDDING, parameter_shapes
+from paligemma.models.weight_formats import WeightFormat
 from paligemma.preflight.abstract import trained_shapes
 from paligemma.preflight.analyze import Report, device_memory, examine, needed_flops
 from paligemma.preflight.targets import Target, find_target
@@ -47,7 +50,8 @@ def find_fitting(
     """The cheapest changed recipe that fits, its overrides, and its report; None if none fits."""
     place = find_target(target)
     limit = device_memory(place) * (1 - place.margin)
-    for training in _trainings(recipe, place.devices):
+    quantized = () if recipe.is_quantized else (_changed(recipe, frozen_dtype=kind) for kind in get_args(QuantizedDtype))
+    for training in itertools.chain.from_iterable(_trainings(one, place.devices) for one in (recipe, *quantized)):
         same = [changed for changed in _ways(training, place.devices) if least(config, changed, place, text_tokens) < limit]
         same.sort(key=lambda changed: cost(config, changed, place, text_tokens))
         failed: list[Recipe] = []
@@ -66,7 +70,7 @@ def find_fitting(
 def overrides(before: Recipe, after: Recipe) -> list[str]:
     """The `key=value` overrides for `--set` that turn one recipe into the other."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    return [f"{key}={value}" for key, value in new.items() if old[key] != value]
+    return [f"{key}={value}" for key, value in new.items() if key in old and old[key] != value]
 
 
 def cost(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: int) -> float:
@@ -151,7 +155,8 @@ def least(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: i
     """Minimum bytes per device: parameters, optimizer state, saved activations, one chunk's logits."""
     trained = trained_shapes(config, recipe.trainable, recipe.lora)
     frozen = {name: shape for name, shape in parameter_shapes(config).items() if name not in trained}
-    held = (4 + _STATE[recipe.optimizer]) * _size(trained) + (4 if recipe.frozen_dtype == "float32" else 2) * _size(frozen)
+    held = (4 + _STATE[recipe.optimizer]) * _size(trained)
+    held += sum(frozen_bytes(shape, recipe.frozen_in(name, shape)) for name, shape in frozen.items())
     llm = config.llm
     numbers = {
         "none": 2 * llm.mlp_dim,
@@ -163,6 +168,14 @@ def least(config: PaliGemmaConfig, recipe: Recipe, place: Target, text_tokens: i
     tokens = rows * (recipe.images_per_example * config.img.num_patches + text_tokens - 1)
     logits = 4 * min(recipe.loss_chunk / place.devices, rows * (text_tokens - 1)) * llm.vocab_size
     return held * recipe.data_parallel / place.devices + 2 * tokens * (llm.depth - 1) * numbers[recipe.remat] + logits
+
+
+def frozen_bytes(shape: tuple[int, ...], held_in: str | WeightFormat) -> float:
+    """Bytes of a frozen parameter."""
+    if not isinstance(held_in, WeightFormat):
+        return (4 if held_in == "float32" else 2) * float(np.prod(shape))
+    codes, scales = held_in.shapes(shape)
+    return float(np.prod(codes)) + 4 * float(np.prod(scales))
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,13 +16,14 @@ from pydantic import (
     model_validator,
 )
 
-from paligemma.choices import ComputeDtype, StoredDtype
+from paligemma.choices import ComputeDtype, FrozenDtype, QuantizedDtype, StoredDtype
 from paligemma.data.augment import Augmentation
 from paligemma.data.rows import MOST_IMAGES
 from paligemma.errors import InputError
 from paligemma.models.config import describe_validation_error
 from paligemma.models.layers import LayerPlan, Remat
 from paligemma.models.lora_factors import LoraConfig
+from paligemma.models.weight_formats import QuantizeConfig, WeightFormat, weight_format
 from paligemma.training.trainable import compile_pattern
 from paligemma.yaml_text import parse_yaml
 
@@ -94,7 +95,13 @@ class Recipe(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout rate on what the decoder's attention and MLP add.")
     augment: Augmentation = Field(default=Augmentation(), description="Random changes of images: keys flip, crop, colour.")
 
-    frozen_dtype: StoredDtype = Field(default="float16", description="Dtype of frozen parameters; trained ones are float32.")
+    frozen_dtype: FrozenDtype = Field(
+        default="float16",
+        description="Dtype of frozen parameters: a float, or int8 or nf4 (quantized); trained ones are float32.",
+    )
+    quantize: QuantizeConfig = Field(
+        default=QuantizeConfig(), description="For a quantized frozen_dtype. Keys groups, block (of nf4), others."
+    )
     compute_dtype: ComputeDtype = Field(
         default="auto",
         description="Dtype of matrix products; auto: bfloat16 where it is fast, float16 on older GPUs, else float32.",
@@ -143,6 +150,8 @@ class Recipe(BaseModel):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.vision_cache != "none" and self.augment != Augmentation():
             raise ValueError("vision_cache keeps one embedding of an image, augment makes new ones each time; give one")
+        if self.quantize != QuantizeConfig() and not self.is_quantized:
+            raise ValueError(f"quantize is for frozen_dtype int8 or nf4, which is {self.frozen_dtype}; leave it out")
         for key in ("patience", "select"):
             if self.validate_every is None and getattr(self, key) not in (None, "last"):
                 raise ValueError(f"{key} needs validate_every")
@@ -150,9 +159,22 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A recipe of one image is recorded as it was before there could be several: earlier runs' results stay its own."""
-        values = serialize(self)
-        return {key: value for key, value in values.items() if (key, value) != ("images_per_example", 1)}
+        """What means nothing is not recorded: results of earlier versions, which did not have it, stay a recipe's own."""
+        without_meaning = {"images_per_example"} if self.images_per_example == 1 else set()
+        if not self.is_quantized:
+            without_meaning.add("quantize")
+        return {key: value for key, value in serialize(self).items() if key not in without_meaning}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether frozen weights are quantized."""
+        return self.frozen_dtype in get_args(QuantizedDtype)
+
+    def frozen_in(self, name: str, shape: tuple[int, ...]) -> StoredDtype | WeightFormat:
+        """What a frozen parameter is held in, by its name and shape."""
+        if self.frozen_dtype == "int8" or self.frozen_dtype == "nf4":
+            return weight_format(name, shape, self.frozen_dtype, self.quantize) or self.quantize.others
+        return self.frozen_dtype
 
     @property
     def layer_plan(self) -> LayerPlan:

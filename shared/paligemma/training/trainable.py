@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
 from flax import nnx
 from rich.table import Table
 
@@ -83,7 +84,8 @@ def parameter_groups(variables: Mapping[str, nnx.Variable], pattern: re.Pattern[
         part = "/".join(parts[:3] if parts[:2] == ["llm", "layers"] else parts[: 1 if parts[0] == "img" else 2])
         key = (part + ("/lora" if is_adapter(name) else ""), is_trainable(pattern, name), str(value.dtype))
         old = groups.get(key, Group(*key, 0, 0))
-        groups[key] = Group(*key, old.parameters + value.size, old.bytes + value.size * value.dtype.itemsize)
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(value))
+        groups[key] = Group(*key, old.parameters + value.size, old.bytes + held)
     return list(groups.values())
 
 

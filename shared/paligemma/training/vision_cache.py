@@ -63,7 +63,8 @@ def make_vision_cache(
     file = None
     if recipe.vision_cache == "disk":
         tree = records.record.artifact.tree_sha256
-        key = canonical_sha256([base.weights_sha256, tree, recipe.frozen_dtype, str(one.dtype)])
+        held_in = [recipe.frozen_dtype, *([recipe.quantize.model_dump(mode="json")] if recipe.is_quantized else [])]
+        key = canonical_sha256([base.weights_sha256, tree, *held_in, str(one.dtype)])
         file = cache_folder() / "vision" / f"{key}.embeddings"
     rows = batch_sharding(mesh)
     return VisionCache(records, embed, one.shape[1:], one.dtype, file)
