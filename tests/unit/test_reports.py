@@ -32,6 +32,7 @@ from paligemma.data.balance import balance_findings
 from paligemma.data.prepare import Facts, Job, Remark, Sampled
 from paligemma.data.preview import preview_page
 from paligemma.data.records import Dataset, Shard, open_records
+from paligemma.data.row_sources import RowSource
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS
 from paligemma.errors import StoppedError
@@ -189,8 +190,10 @@ def test_any_data_set_has_a_page(tmp_path: Path, shards: int, rejects, warned, s
         frequent_suffixes=dict(facts.suffixes.most_common(20)),
         findings=balance_findings(facts.rows, facts.suffixes),
     )
-    job = Job(tmp_path / "rows.jsonl", str(tmp_path), tmp_path / "t", 8, 128, "reject", "none")
-    page = render_dataset(dataset, facts, job, "rows.jsonl")
+    job = Job(
+        [RowSource(tmp_path / "rows.jsonl", str(tmp_path), data="/data/rows.jsonl")], tmp_path / "t", 8, 128, "reject", "none"
+    )
+    page = render_dataset(dataset, facts, job)
     assert page.count('<div class="card">') == len(facts.sample)
     assert page.count('<tr data-code="') == len(facts.rejects) + len(facts.warned)
 
