@@ -346,12 +346,13 @@ def convert_table(
     ],
     output: OutputFile,
     image: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Column of the image's path, or of its bytes, which are written out; or a path in which {name} stands for a "
-            "column, as 'photos/{id}.jpg'."
+            "column, as 'photos/{id}.jpg'. Given several times, each row has all of these images, in this order.",
+            show_default="image",
         ),
-    ] = "image",
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
     suffix: Annotated[
         str,
@@ -402,22 +403,25 @@ def convert_table(
 
     tally = Tally("rows", hint=_hint(images, output))
     folder = images or output.parent
+    wanted = image or ["image"]
     if masks or mask_codes is not None:
         from paligemma.data.convert.mask_tables import mask_table_rows
 
         if not masks or mask_codes is None or suffix or answers or prefix != "{prefix}":
             what = "Masks of a table need --masks and --mask-codes, and take no --prefix, --suffix and --answers."
             raise InputError(what, expected="--masks mask --classes classes.json --mask-codes vae-oid.npz")
+        if len(wanted) > 1:
+            raise InputError("Masks are of one image.", where="--image", expected="one --image, with --masks")
         refuse_sources(output, [classes] if classes else [])
         tally.unit, codes = "masks", _read_codes(mask_codes)
         named = _class_names(classes, label)
-        outcomes = mask_table_rows(table, folder, image, masks, named, codes, tally, encoding, delimiter)
+        outcomes = mask_table_rows(table, folder, wanted[0], masks, named, codes, tally, encoding, delimiter)
     else:
         if classes is not None or label:
             raise InputError("--classes and --label name the classes of masks.", expected="--masks COLUMN")
         suffix = suffix or ("" if answers else "{suffix}")
-        outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
-    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
+        outcomes = table_rows(table, folder, wanted, prefix, suffix, tally, encoding, delimiter, answers or ())
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, wanted[0])
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
 
 

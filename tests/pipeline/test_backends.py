@@ -62,6 +62,21 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
         yield server
 
 
+def test_a_recipe_of_several_images_says_so_to_the_steps(folder: Path) -> None:
+    inputs, path = finetune_pipeline.component_spec.inputs or {}, folder / "parameters.yaml"
+
+    def checked(**more: object) -> dict[str, object]:
+        path.write_text(yaml.safe_dump(PARAMETERS | more, sort_keys=False))
+        return check_parameters(path, inputs)
+
+    assert "images_per_example" not in checked()
+    assert checked(recipe="nlvr2")["images_per_example"] == 2
+    assert checked(recipe={"images_per_example": 3}, images_per_example=3)["images_per_example"] == 3
+    for recipe, images in (("nlvr2", 1), ({"steps": 1}, 2)):
+        with pytest.raises(InputError, match="Every row of the records has"):
+            checked(recipe=recipe, images_per_example=images)
+
+
 ARGO_NODES = [
     {"display_name": name, "state": state, "start_time": f"2026-01-01T00:{minute:02d}:00Z"}
     for name, state, minute in [

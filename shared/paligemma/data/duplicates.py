@@ -133,8 +133,14 @@ def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
 
 
 def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remark]:
-    """The findings as warnings in row order, with each row's facts from `rows.jsonl`."""
-    pending = sorted(found, reverse=True)
+    """The findings as warnings in row order, with each row's facts from `rows.jsonl`.
+
+    If a code was found of several images of a row, the first counts.
+    """
+    of_row: dict[tuple[int, str], str] = {}
+    for row, code, message in found:
+        of_row.setdefault((row, code), message)
+    pending = sorted(((row, code, message) for (row, code), message in of_row.items()), reverse=True)
     with rows.open("rb") as file:
         for number, line in enumerate(file):
             while pending and pending[-1][0] == number:

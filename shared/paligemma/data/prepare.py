@@ -254,7 +254,7 @@ class Preparer:
         self._tokenizer = Tokenizer(job.tokenizer)
         self._images = open_folders(job.sources, job.web)
         self._pictures: dict[str, _Picture | RowError] = {}
-        self._most_pictures = max(_PICTURES_KEPT, 2 * job.images_per_example)
+        self._most_pictures = max(_PICTURES_KEPT, job.images_per_example)
         self._seen: dict[Seen, None] = {}  # in order
 
     def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:

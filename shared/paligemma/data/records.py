@@ -32,6 +32,8 @@ PARTS_FILE = "parts.jsonl"
 ARTIFACT_TYPE = "records"
 RECORD_MARKS = 16
 """Bytes of a TFRecord besides its payload: length and two checksums."""
+BLOCKS = 32 << 10
+"""Bytes that a few files may take of a disk beyond their sizes."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,10 @@ def stream(records: Records, disk_budget: int) -> Records:
 
 
 def bytes_for_rows(records: Records) -> int:
-    """What the budget of streamed records leaves for their rows, besides their lists."""
+    """What the budget of streamed records leaves for their rows, besides their lists and what whole blocks of files add."""
     lists = (records.record.artifact.file(name) for name in (DATASET_FILE, ROWS_FILE))
     places = 8 * records.dataset.rows
-    return (records.disk_budget or 0) - sum(one.bytes for one in lists if one is not None) - places
+    return (records.disk_budget or 0) - sum(one.bytes for one in lists if one is not None) - places - BLOCKS
 
 
 class Places(NamedTuple):

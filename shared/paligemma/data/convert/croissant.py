@@ -73,7 +73,7 @@ def croissant_rows(
     described = Description(description)
     record_set = _record_set(described, choice, description)
     choice = _settled(record_set, choice, description)
-    wanted = named_columns(description, choice.image, choice.prefix, choice.suffix, choice.answers)
+    wanted = named_columns(description, [choice.image], choice.prefix, choice.suffix, choice.answers)
     for name in wanted:
         if name not in record_set.fields:
             raise InputError(
@@ -85,7 +85,7 @@ def croissant_rows(
         distribution = Distribution(described.nodes, description.absolute().parent, named, Path(scratch))
         rows = read_records(record_set, wanted, distribution, Path(scratch), description, tally)
         yield from filled_rows(
-            _with_images(rows, folder), description, folder, choice.image, choice.prefix, choice.suffix, tally,
+            _with_images(rows, folder), description, folder, [choice.image], choice.prefix, choice.suffix, tally,
             choice.answers,
         )  # fmt: skip
 
@@ -119,7 +119,7 @@ def _settled(record_set: RecordSet, choice: Choice, where: Path) -> Choice:
     prefix = choice.prefix or next((text for name, text in PREFIXES.items() if name in record_set.fields), CAPTION)
     suffix = choice.suffix
     if not suffix and not choice.answers:
-        taken = named_columns(where, image, prefix, "", ())
+        taken = named_columns(where, [image], prefix, "", ())
         texts = [name for name, field in record_set.fields.items() if "Text" in field.types and name not in taken]
         found = [name for name in SUFFIXES if name in record_set.fields] or (texts if len(texts) == 1 else [])
         if not found:
