@@ -136,11 +136,11 @@ def images_of(settings: Mapping[str, Any]) -> int:
 
 def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_reject_fraction: float) -> dict[str, object]:
     """Everything besides the inputs that determines the records. The number of processes does not."""
-    mixture = [
-        {"name": source.name, "sha256": file_sha256(source.file), "weight": source.weight}
-        for source in inputs.sources
+    mixture = {
+        source.name: {"number": number, "sha256": file_sha256(source.file), "weight": source.weight}
+        for number, source in enumerate(inputs.sources, 1)
         if source.name
-    ]
+    }
     also: dict[str, object] = {"sources": mixture} if mixture else {}
     return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction, **also}
 

@@ -83,10 +83,10 @@ def test_records_know_the_source_of_each_row(prepare: Callable[..., Path], two: 
     inputs = [(one.role, one.uri, one.sha256) for one in read_record(made).inputs if one.role == "data"]
     named = read_record(made).producer.parameters["sources"]
     assert [(role, uri) for role, uri, _ in inputs] == [("data", str(one.jsonl)) for one in two]
-    assert [(one["name"], one["sha256"], one["weight"]) for one in named] == [
-        (name, sha256, weight)
-        for name, (_, _, sha256), weight in zip(("digits/rows.jsonl", "captions/rows.jsonl"), inputs, (1.0, 3.0), strict=True)
-    ]
+    assert named == {
+        "digits/rows.jsonl": {"number": 1, "sha256": inputs[0][2], "weight": 1.0},
+        "captions/rows.jsonl": {"number": 2, "sha256": inputs[1][2], "weight": 3.0},
+    }
     page = (made / "report.html").read_text()
     assert '<td dir="auto">captions/rows.jsonl</td><td class="number">5</td><td class="number">0</td>' in page
     assert '<td class="number">75.0 %</td><td class="number">2.1</td>' in page  # 0.75 x 14 / 5

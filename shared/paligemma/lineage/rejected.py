@@ -48,13 +48,16 @@ def data_names(record: dict, data: str, sha256: str) -> set[str]:
     """The names that a data file has among those that a record's data set was made of; an empty one if it is the only one.
 
     Args:
-        record: the record. If it names sources, they are in the order of its inputs.
+        record: the record. If it names sources, their numbers are in the order of its inputs.
         data, sha256: see `rejections`.
     """
     inputs = [one for one in record["inputs"] if one["role"] == "data"]
     named = record["producer"]["parameters"].get("sources")
-    sources = [one.get("name") for one in named if isinstance(one, dict)] if isinstance(named, list) else [""]
-    return {str(name) for one, name in zip(inputs, sources, strict=False) if one["uri"] == data or one["sha256"] == sha256}
+    numbers = {"1": ""}
+    if isinstance(named, dict):
+        numbers = {str(one.get("number")): name for name, one in named.items() if isinstance(one, dict)}
+    of_file = (str(number) for number, one in enumerate(inputs, 1) if one["uri"] == data or one["sha256"] == sha256)
+    return {numbers[number] for number in of_file if number in numbers}
 
 
 def _rejections(places: list[tuple[Location, Places]], record: dict, line: int, sources: set[str]) -> list[dict]:
