@@ -99,7 +99,8 @@ class Records:
         """A row's record. The rows differ in their picture, suffix and identity."""
         identity = hashlib.sha256(row.to_bytes(8, "big")).hexdigest()
         suffix = self._suffixes[row % len(self._suffixes)]
-        example = Example(self._pictures[row % PICTURES], self._prefix, suffix, "p", "s", "a.png", "0" * 64, identity, row + 1)
+        pictures, names = (self._pictures[row % PICTURES],), (("a.png",), ("0" * 64,))
+        example = Example(pictures, self._prefix, suffix, "p", "s", *names, identity, row + 1)
         payload = serialize(example)
         length = HEADER.pack(len(payload), 0)[:8]
         header = HEADER.pack(len(payload), mask(google_crc32c.value(length)))

@@ -23,10 +23,12 @@ PREPARE = """
 import json, re, resource, sys
 from pathlib import Path
 from paligemma.data.prepare import Facts, Job, Preparer
+from paligemma.data.row_sources import RowSource
 from paligemma.data.rows import read_rows
 data, tokenizer = map(Path, sys.argv[1:3])
 images = int(sys.argv[3])
-preparer = Preparer(Job(data, str(data.parent), tokenizer, 32, 128, "reject", "none", images_per_example=images))
+sources = [RowSource(data, str(data.parent))]
+preparer = Preparer(Job(sources, tokenizer, 32, 128, "reject", "none", images_per_example=images))
 codes = []
 for example, _, remarks in preparer.judge(read_rows(data, images=images), Facts(), lambda line, rejected: None):
     codes.append("" if example is not None else remarks[0].code)

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from paligemma import retry
+from paligemma.data.source_list import Source, parse_sources
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError, BackendUnavailableError
 from paligemma.google.vertex import ENDPOINT_VARIABLE
@@ -323,6 +324,18 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         assert f"+cron: {cron}" in result.stdout
 
 
+def test_a_mixture_is_a_list_in_a_file_of_parameters_and_a_text_in_the_pipeline(folder: Path) -> None:
+    sources = [{"data": "gs://b/{date}/a.jsonl", "weight": 3, "images": "gs://b/x"}, "gs://b/c.jsonl,weight=0.5"]
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "train_data": sources}))
+    found = check_parameters(folder / "parameters.yaml", finetune_pipeline.component_spec.inputs)
+    assert isinstance(found["train_data"], str)
+    assert parse_sources(found["train_data"], "train_data") == (
+        Source("gs://b/{date}/a.jsonl", "gs://b/x", 3.0),
+        Source("gs://b/c.jsonl", "", 0.5),
+    )
+    assert found["validation_data"] == PARAMETERS["validation_data"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -331,6 +344,9 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         ({"batch_size": "8"}, "a value of the type Integer"),
         ({"batch_size": True}, "a value of the type Integer"),
         ({"train_data": None}, "a value of the type String"),
+        ({"train_data": ["gs://b/x,weight=0", "gs://b/y,weight=1"]}, r"(?s)'0' of gs://b/x.*where:    train_data, in .*yaml"),
+        ({"train_data": [{"data": "gs://b/x", "wieght": 1}]}, "did you mean 'weight'"),
+        ({"validation_data": [{"data": "gs://b/x", "weight": 1}]}, r"(?s)looked at once.*where:    validation_data, in "),
         ({"artifact_root": "/tmp/x"}, "share no disk"),
         ({"recipe": {"stepz": 1}}, "stepz"),
         ({"decoding": {"beems": 4}}, r"(?s)'beems'.*where:    decoding, in .*parameters.yaml.*did you mean 'beams'"),

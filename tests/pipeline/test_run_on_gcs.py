@@ -231,7 +231,7 @@ def test_a_task_that_is_started_again_finds_its_state_in_the_bucket(data: GcsLoc
     recipe = OpenRecipe(recipe=Recipe(steps=3, save_every=1, remat="none"))
     trained = {}
     # The rows of the attempts after the first are fetched as they are needed, which changes no bit.
-    for attempt, disk_budget in (("undisturbed", ""), ("preempted", "60kB"), ("again", "60kB")):
+    for attempt, disk_budget in (("undisturbed", ""), ("preempted", "80kB"), ("again", "80kB")):
         monkeypatch.setattr(PreemptionGuard, "should_stop", lambda self, step, a=attempt: a == "preempted" and step == 2)
         # As KFP has it: every attempt has an output of its own.
         arguments = ("embedded:tiny", records, str(BUCKET / "resumed" / attempt), recipe)

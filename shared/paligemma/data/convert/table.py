@@ -6,7 +6,7 @@ import ast
 import hashlib
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from paligemma.artifacts.record import one_or_all
 from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import Converted, EntryError, Outcome, Tally, shown
-from paligemma.data.convert.table_files import read_table
+from paligemma.data.convert.table_files import TableRow, read_table
 from paligemma.data.convert.table_folders import read_folder
 from paligemma.data.images import MAX_BYTES
 from paligemma.data.rows import Repeated
@@ -52,12 +52,36 @@ def table_rows(
     Raises:
         InputError: the table cannot be read, lacks a column, or a text without `{name}` equals a column's name.
     """
+    columns = named_columns(table, images, prefix, suffix, answers)
+    rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
+    return filled_rows(rows, table, folder, images, prefix, suffix, tally, answers)
+
+
+def named_columns(where: Path, images: Sequence[str], prefix: str, suffix: str, answers: Sequence[str]) -> list[str]:
+    """The columns that a conversion needs; see `table_rows`.
+
+    Raises:
+        InputError: a text is not a valid template.
+    """
+    of_images = [column for image in images for column in (Template(image, where).columns if "{" in image else [image])]
+    of_texts = [column for text in (prefix, suffix) for column in Template(text, where).columns]
+    return list(dict.fromkeys([*of_images, *of_texts, *answers]))
+
+
+def filled_rows(
+    rows: Iterable[TableRow],
+    table: Path,
+    folder: Path,
+    images: Sequence[str],
+    prefix: str,
+    suffix: str,
+    tally: Tally,
+    answers: Sequence[str] = (),
+) -> Iterator[Outcome]:
+    """A row for every row of a table that is read already; see `table_rows`."""
     texts = [Template(prefix, table), Template(suffix, table)]
     named = {image: Template(image, table) for image in images if "{" in image}
-    of_images = [column for image in images for column in (named[image].columns if image in named else [image])]
-    columns = list(dict.fromkeys([*of_images, *(column for text in texts for column in text.columns), *answers]))
     constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
-    rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
     for entry, values in rows:
         try:
             if isinstance(values, EntryError):
