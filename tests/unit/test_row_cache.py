@@ -125,6 +125,15 @@ def test_processes_at_one_time_have_folders_of_their_own_and_leave_no_others(roo
     assert first.folder.is_dir()
 
 
+def test_a_file_system_without_locks_is_an_error_and_no_search_without_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(OSError, match="No locks available"):
+        Slot("one")
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

@@ -78,7 +78,7 @@ def _lock(folder: Path) -> BinaryIO | None:
     file = folder.with_name(f".{folder.name}.lock").open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
     return file
