@@ -8,7 +8,7 @@ TARGETS ?= cpu gpu tpu
 # One more than there are cores, as tests also wait: for servers, for retries, for what they kill.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
-.PHONY: help setup demo test check test-python real-data walk pages parity browser full-disk preflight accelerators signing openlineage lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
+.PHONY: help setup demo test check test-python real-data walk pages parity browser full-disk preflight accelerators signing openlineage croissant lint types pipeline lock lock-images images test-containers test-accelerator-images sbom hadolint tiny-checkpoint benchmark-step benchmark-3b clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -98,6 +98,10 @@ signing: setup ## Test signatures of releases, with the library that this instal
 openlineage: setup ## Check exported lineage against OpenLineage's published schemas (or OPENLINEAGE_SPEC=FOLDER of them)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'jsonschema[format]==4.26.0'
 	$(BIN)/pytest tests/openlineage
+
+croissant: setup ## Check descriptions of data sets against MLCommons' library, which this installs (or CROISSANT_DATASETS=FOLDER of theirs)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mlcroissant==1.1.1'
+	$(BIN)/pytest tests/croissant
 
 parity: setup ## Compare optimized code with the golden values, and with transformers on torch, both of which this installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[parity]'

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from components.publish.formats import parse_formats
-from paligemma.artifacts.record import file_sha256
+from paligemma.artifacts.record import canonical_sha256, file_sha256
 from paligemma.artifacts.store import localize
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.sources.fetch import check_sources
@@ -14,7 +15,8 @@ from paligemma.checkpoints.tokenizer_file import PUBLISHED_ROWS
 from paligemma.data.image_source import open_images, split_archive
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.rows import Row, RowError, read_all_rows
-from paligemma.data.split import split_rows
+from paligemma.data.source_list import Source, parse_sources, short_names, sources_text
+from paligemma.data.split import SplitFile, split_files
 from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError
 from paligemma.evaluation.metrics import find_metric
@@ -58,7 +60,8 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
     if given["sha256"]:
         parse_sha256(given["sha256"].lower(), "The expected hash", where="--sha256")
     for flag in ("train_data", "validation_data"):
-        _expect_file(given[flag], _flag(flag), "a JSONL file")
+        for source in _sources(given, flag):
+            _expect_file(source.data, _flag(flag), "a JSONL file")
     check_sources(given["source"], given["sha256"])
     if given["tokenizer"]:
         _expect(given["tokenizer"], "--tokenizer", "a SentencePiece model, or a folder with one")
@@ -73,7 +76,7 @@ def check_run(parameters: Mapping[str, object]) -> list[str]:
             _expect_place(given[flag], _flag(flag))
     if given["registry"]:
         read_champion(given["registry"])
-    return [*_check_rows(given), *_too_few_rows(given["train_data"], recipe)]
+    return [*_check_rows(given), *_too_few_rows(_sources(given, "train_data"), recipe)]
 
 
 def split_data(parameters: Mapping[str, object], root: Path, fraction: float) -> dict[str, str]:
@@ -85,19 +88,40 @@ def split_data(parameters: Mapping[str, object], root: Path, fraction: float) ->
         fraction: share of the images for validation.
 
     Returns:
-        The changed parameters: both files, and the folder that image names are relative to.
+        The changed parameters: both files, or the sources of both mixtures, and the folder that image names are relative to.
 
     Raises:
         InputError: there are fewer than two images.
     """
-    data = str(parameters["train_data"])
-    images = str(parameters["images"] or parse_location(data).parent)
-    rows, place = localize(data), parse_location(images)
-    folder = root.absolute() / "data" / f"{Path(data).name.split('.')[0]}-{file_sha256(rows)[:12]}-{fraction:g}"
-    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
-    several = int(str(parameters["images_per_example"]))
-    split_rows(rows, place if isinstance(place, Path) else None, fraction, train, validation, several)
-    return {"train_data": str(train), "validation_data": str(validation), "images": images}
+    sources = parse_sources(str(parameters["train_data"]), "--train-data")
+    folders = [source.images or str(parameters["images"] or parse_location(source.data).parent) for source in sources]
+    files = [localize(source.data) for source in sources]
+    hashes = [file_sha256(file) for file in files]
+    sha256 = hashes[0] if len(hashes) == 1 else canonical_sha256(hashes)
+    folder = root.absolute() / "data" / f"{Path(sources[0].data).name.split('.')[0]}-{sha256[:12]}-{fraction:g}"
+    split = [
+        SplitFile(file, place if isinstance(place := parse_location(images), Path) else None, *_split_into(folder, name))
+        for file, images, name in zip(files, folders, short_names([source.data for source in sources]), strict=True)
+    ]
+    counts = split_files(split, fraction, int(str(parameters["images_per_example"])))
+    if len(sources) == 1:
+        return {"train_data": str(split[0].train), "validation_data": str(split[0].validation), "images": folders[0]}
+    train, validation = [], []
+    for source, file, images, (_, held) in zip(sources, split, folders, counts, strict=True):
+        train.append(replace(source, data=str(file.train), images=images))
+        validation += [Source(str(file.validation), images)] * bool(held)
+    return {"train_data": sources_text(train), "validation_data": sources_text(validation)}
+
+
+def _split_into(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files that a file is split into; `name` tells it from the other files, and is empty if there are none."""
+    if not name:
+        return folder / "train.jsonl", folder / "validation.jsonl"
+    return folder / "train" / name, folder / "validation" / name
+
+
+def _sources(given: Mapping[str, str], flag: str) -> tuple[Source, ...]:
+    return parse_sources(given[flag], _flag(flag), weights=flag == "train_data")
 
 
 def _flag(name: str) -> str:
@@ -125,8 +149,8 @@ def _check_checkpoint(source: str, tokenizer: str, image_size: int) -> None:
 
 def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
     """Refuses a file whose first rows are all unusable; warns if some are."""
-    for flag in ("train_data", "validation_data"):
-        data, images = given[flag], given["images"] or str(parse_location(given[flag]).parent)
+    for flag, source in [(name, one) for name in ("train_data", "validation_data") for one in _sources(given, name)]:
+        data, images = source.data, source.images or given["images"] or str(parse_location(source.data).parent)
         folder = parse_location(images)
         if isinstance(folder, Path):
             open_images(folder)
@@ -141,7 +165,8 @@ def _check_rows(given: Mapping[str, str]) -> Iterator[str]:
                 break
         if seen and len(faults) < seen:
             if faults:
-                yield f"{_flag(flag)}: {len(faults)} of the first {seen} rows cannot be used, e.g. {faults[0]}"
+                of = f" of {data}" if len(_sources(given, flag)) > 1 else ""
+                yield f"{_flag(flag)}: {len(faults)} of the first {seen} rows{of} cannot be used, e.g. {faults[0]}"
             continue
         only_images = seen and all("image_missing" in fault for fault in faults)
         raise InputError(
@@ -166,9 +191,9 @@ def _fault(row: Row | RowError, folder: Location) -> str | None:
     return None
 
 
-def _too_few_rows(data: str, recipe: Recipe) -> Iterator[str]:
+def _too_few_rows(sources: Sequence[Source], recipe: Recipe) -> Iterator[str]:
     rows = 0
-    for rows, _ in enumerate(read_all_rows(localize(data)), 1):
+    for rows, _ in enumerate((row for source in sources for row in read_all_rows(localize(source.data))), 1):
         if rows == recipe.batch_size:
             return
     yield f"the recipe's batch_size is {recipe.batch_size}, the training data has {rows} rows: a step sees rows several times"

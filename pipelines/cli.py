@@ -237,7 +237,10 @@ def preflight(
 
 @app.command()
 def preview(
-    data: Annotated[str, typer.Option(help="Records from prepare_data, or a JSONL file; local or gs://.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Records from prepare_data, or a JSONL file; local or gs://. Repeatable, for a mixture of files."),
+    ],
     output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("preview.html"),
     model: Annotated[
         str,
@@ -273,9 +276,10 @@ def preview(
     """Show what the model is fed for each row (image, boxes, tokens, masks), and which rows would be rejected, on one page."""
     from paligemma.checkpoints.describe import named
     from paligemma.data.preview import make_preview
+    from paligemma.data.source_list import parse_flags, sources_text
 
     settings = (images, rows, grey_range, max_text_tokens, mask_decoder, images_per_example)
-    made = make_preview(data, named(model, "--model"), *settings)
+    made = make_preview(sources_text(parse_flags(data, "--data")), named(model, "--model"), *settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(made.page, encoding="utf-8")
     say(f"model: {made.model}")

@@ -60,7 +60,8 @@ def make_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = lambda s
 
         Args:
             train_data: JSONL file of {"image", "prefix", "suffix"} rows to train on; {date} is the UTC day the run began on.
-            validation_data: JSONL file of rows to evaluate on; {date} as in train_data.
+                Or a mixture, as YAML text: a list of data, weight and images.
+            validation_data: JSONL file of rows to evaluate on, or several, as in train_data but without weights.
             source: Checkpoint to start from: a kaggle://, https:// or gs:// address, a path, or embedded:tiny.
             sha256: Expected sha256 of the weight file; empty: recorded, not checked.
             tokenizer: SentencePiece model, when it is not beside the weights.

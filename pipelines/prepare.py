@@ -40,7 +40,7 @@ def make_prepare_pipeline(place_task: Callable[[str, dsl.PipelineTask], None] = 
         """Prepares a split, the same bytes as prepare_data on one machine.
 
         Args:
-            data: JSONL file of {"image", "prefix", "suffix"} rows.
+            data: JSONL file of {"image", "prefix", "suffix"} rows; or a mixture, as YAML text: a list of data, weight, images.
             source: Checkpoint to prepare for.
             images: Folder that image paths are relative to; empty: the JSONL file's folder.
             split: Name of the split; begins the shards' names.

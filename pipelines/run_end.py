@@ -12,6 +12,7 @@ from paligemma.checkpoints.describe import describe
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.data.image_source import split_archive
 from paligemma.data.rows import Row, RowImage, read_all_rows
+from paligemma.data.source_list import parse_sources
 from paligemma.foreign_json import read_json
 from paligemma.storage.location import SCHEME, parse_location
 from pipelines.run_local import RunOutputs
@@ -44,9 +45,9 @@ def end_of_run(outputs: RunOutputs, parameters: Mapping[str, object]) -> Iterato
 def ask_it(tuned: str, parameters: Mapping[str, object]) -> str:
     """The command that asks a tuned model the first question of the validation data."""
     images_asked, prompt = ["IMAGE"], "PROMPT"
-    data = str(parameters["validation_data"])
-    images = str(parameters.get("images") or parse_location(data).parent)
-    for _, row in read_all_rows(localize(data), int(str(parameters.get("images_per_example", 1)))):
+    first = parse_sources(str(parameters["validation_data"]), "validation_data")[0]
+    images = first.images or str(parameters.get("images") or parse_location(first.data).parent)
+    for _, row in read_all_rows(localize(first.data), int(str(parameters.get("images_per_example", 1)))):
         if isinstance(row, Row):
             prompt = row.prefix
             images_asked = [_file_of(image, images) or "IMAGE" for image in row.images]

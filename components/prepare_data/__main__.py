@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +15,10 @@ from paligemma.command_line import run_command
 @recorded("prepare_data")
 def run(
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help='JSONL file of {"image", "prefix", "suffix"} rows, plain or gzip, local or gs://; {date}: the run\'s UTC day.'
+            help='JSONL file of {"image", "prefix", "suffix"} rows, plain or gzip, local or gs://; {date}: the run\'s UTC day. '
+            "Repeatable, for a mixture: FILE,weight=3,images=FOLDER."
         ),
     ],
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and image size to prepare for.")],
@@ -58,7 +60,10 @@ def run(
     """Prepares one split of a data set. Bad rows are counted by reason and listed in rejected.jsonl."""
     arguments = locals()  # before anything else has a name here
     from components.prepare_data.main import prepare_data
+    from paligemma.data.source_list import parse_flags, sources_text
 
+    named = [data] if isinstance(data, str | Path) else data  # a call in Python may name one
+    arguments["data"] = sources_text(parse_flags([str(one) for one in named], "--data"))
     prepare_data(**arguments)
 
 

@@ -36,7 +36,7 @@ def prepare_data(
     """Turns JSONL rows and an image folder into validated, tokenized TFRecord shards with a report.
 
     Args:
-        data: JSONL file of {"image", "prefix", "suffix"} rows.
+        data: JSONL file of {"image", "prefix", "suffix"} rows; or a mixture, as YAML text: a list of data, weight and images.
         images: Folder that image paths are relative to; empty: the JSONL file's folder.
         split: Name of the split; begins the shards' names.
         max_text_tokens: Maximum tokens of prefix and suffix, including bos, separator and eos.

@@ -18,12 +18,12 @@ from components.prepare_data.stages import (
     job_of,
     open_inputs,
     parameters_of,
+    unpacked,
 )
 from paligemma.artifacts.recording import recorded
-from paligemma.artifacts.store import localize, produce
-from paligemma.data.jsonl_files import LineRange, is_gzip, split_lines, unpack
+from paligemma.artifacts.store import produce
 from paligemma.data.merge_shards import link
-from paligemma.data.rows import read_rows
+from paligemma.data.row_sources import open_sources, read_part, split_sources
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.errors import InputError
 from paligemma.progress import WorkProgress
@@ -34,7 +34,7 @@ from paligemma.storage.files import write_file
 def list_groups(data: str, rows_per_shard: int, pods: int) -> list[str]:
     """Groups of consecutive line ranges, about equal, one per pod: `FIRST:STOP`, in shard numbers."""
     with tempfile.TemporaryDirectory() as folder:
-        count = len(_split(data, rows_per_shard, Path(folder)))
+        count = len(split_sources(unpacked(open_sources(data, ""), Path(folder)), rows_per_shard))
     pods = max(1, min(pods, count))
     bounds = [count * pod // pods for pod in range(pods + 1)]
     return [f"{first}:{stop}" for first, stop in pairwise(bounds)]
@@ -49,10 +49,9 @@ def prepare_group(
     first, stop = map(int, group.split(":"))
     with explain_full_disk(output), tempfile.TemporaryDirectory() as folder:
         job = job_of(inputs, settings, Path(folder))
-        parts = split_lines(job.data, settings["rows_per_shard"])[first:stop]
-        job = replace(
-            job, web=fetch_web_images(line for part in parts for line in read_rows(job.data, part, job.images_per_example))
-        )
+        parts = split_sources(job.sources, settings["rows_per_shard"])[first:stop]
+        lines = (line for part in parts for line in read_part(job.sources, part, job.images_per_example))
+        job = replace(job, web=fetch_web_images(lines))
         with WorkProgress(f"preparing shards {group}", "rows", sum(part.lines for part in parts)) as progress:
             prepare_parts(job, parts, output, workers or core_count(), progress)
     write_file(output / FINGERPRINT_FILE, fingerprint(inputs, settings).encode())
@@ -93,15 +92,5 @@ def join_groups(
         for file in (file for group in groups for file in group.iterdir() if file.name != FINGERPRINT_FILE):
             link(file, parts_folder / file.name)
         job = job_of(inputs, settings, Path(folder))
-        parts = split_lines(job.data, settings["rows_per_shard"])
+        parts = split_sources(job.sources, settings["rows_per_shard"])
         finish(inputs, job, parts, parts_folder, draft, split, max_reject_fraction, output)
-
-
-def _split(data: str, rows_per_shard: int, folder: Path) -> list[LineRange]:
-    path = localize(data)
-    if not path.is_file():
-        raise InputError(f"There is no data file {data}.", expected="a JSONL file")
-    if is_gzip(path):
-        unpack(path, folder / "rows")
-        path = folder / "rows"
-    return split_lines(path, rows_per_shard)

@@ -9,7 +9,7 @@ from components.kfp_component import kfp_component
 
 @kfp_component
 def list_groups(data: str, rows_per_shard: int, pods: int) -> List[str]:  # noqa: UP006
-    """Cuts a JSONL file into groups of line ranges, one for each pod.
+    """Cuts a JSONL file, or each of a mixture, into groups of line ranges, one for each pod.
 
     Args:
         data: JSONL file of rows.

@@ -26,8 +26,7 @@ from paligemma.artifacts.run_date import with_run_date
 from paligemma.artifacts.store import produce
 from paligemma.command_line import say_moved
 from paligemma.data.balance import FINDINGS
-from paligemma.data.jsonl_files import split_lines
-from paligemma.data.rows import read_all_rows
+from paligemma.data.row_sources import read_sources, split_sources
 from paligemma.data.workers import core_count, prepare_parts
 from paligemma.progress import WorkProgress
 
@@ -65,18 +64,18 @@ def prepare_data(
         "grey_range": grey_range,
         "images_per_example": images_per_example,
     })  # fmt: skip
-    named, (data, images, against) = data, (with_run_date(place) for place in (data, images, against))
+    named, (data, images, against) = str(data), (with_run_date(place) for place in (data, images, against))
     inputs = open_inputs(data, checkpoint, images, split, against)
     parameters = parameters_of(inputs, split, settings, max_reject_fraction)
-    web = fetch_web_images(read_all_rows(inputs.rows_file, images_per_example))
+    web = fetch_web_images(read_sources(inputs.sources, images_per_example))
     marks = marks_of(inputs, web, images_per_example)
-    result, latest = result_of(inputs, parameters, marks), latest_of(inputs, split, settings, str(named))
+    result, latest = result_of(inputs, parameters, marks), latest_of(inputs, split, settings, named)
     if (made := result.find(lambda record: what_changed(record, inputs, marks, images_per_example))) is not None:
         return made
     with produce(output, "records", "prepare_data", parameters, inputs.records()) as draft:
         folder = work_folder(output, inputs, settings)
         job = job_of(inputs, settings, folder, web)
-        parts = split_lines(job.data, rows_per_shard)
+        parts = split_sources(job.sources, rows_per_shard)
         taken = take_from_earlier(latest, job, parts, marks, folder)
         if taken.lines + taken.pictures:
             draft.metrics["rows_taken_over"] = taken.lines + taken.pictures

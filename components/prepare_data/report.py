@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data.balance import FINDINGS
-from paligemma.data.image_source import ImageSource, open_images
+from paligemma.data.image_source import ImageSource
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
-from paligemma.data.prepare import SAMPLED_SIDE, Facts, Job
+from paligemma.data.prepare import SAMPLED_SIDE, Facts, Job, Remark
 from paligemma.data.preview import TRUE_COLOUR
 from paligemma.data.records import Dataset
+from paligemma.data.row_sources import open_folders
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
 from paligemma.data.run_lengths import read_runs
@@ -27,16 +28,15 @@ _WINDOW = 32  # files held at once
 
 
 def render_report(
-    dataset: Dataset, facts: Facts, job: Job, data: str, model: str = "", stored: Mapping[str, np.ndarray] | None = None
+    dataset: Dataset, facts: Facts, job: Job, model: str = "", stored: Mapping[str, np.ndarray] | None = None
 ) -> str:
     """The page as HTML.
 
     Args:
         dataset, facts, job, model: what to show.
-        data: the JSONL file.
         stored: pictures as in the records, by their names; all others are read from the source.
     """
-    source, size = open_images(job.images, job.web), min(job.image_size, THUMBNAIL_SIZE)
+    source, size = open_folders(job.sources, job.web), min(job.image_size, THUMBNAIL_SIZE)
     remarks = facts.warned + facts.rejects
     images = {name for shown in (*facts.sample, *remarks) for name in shown.images}
     small = {name: image_uri(_smaller(pixels, size)) for name, pixels in (stored or {}).items()}
@@ -45,17 +45,19 @@ def render_report(
         "dataset.html",
         model=model,
         dataset=dataset,
-        source=str(data).rsplit("/", 1)[-1],
-        sample=sorted(facts.sample, key=lambda row: row.line),
+        source=", ".join(source.name or source.data.rsplit("/", 1)[-1] for source in job.sources),
+        sources=_sources(dataset),
+        sample=sorted(facts.sample, key=lambda row: (row.source, row.line)),
         pictures=small,
         # Of several images, nobody says which one a box or a mask is in.
         boxes={
-            row.line: [box._asdict() for box in parse_boxes(row.suffix)] if len(row.images) == 1 else [] for row in facts.sample
+            row.row_id: [box._asdict() for box in parse_boxes(row.suffix)] if len(row.images) == 1 else []
+            for row in facts.sample
         },
-        masks={row.line: _mask(row.masks) for row in facts.sample if row.masks and len(row.images) == 1},
+        masks={row.row_id: _mask(row.masks) for row in facts.sample if row.masks and len(row.images) == 1},
         frequent=dataset.frequent_suffixes.items(),
-        warned=sorted(facts.warned, key=lambda remark: (remark.code, remark.line)),
-        rejects=sorted(facts.rejects, key=lambda remark: (remark.code, remark.line)),
+        warned=sorted(facts.warned, key=_order),
+        rejects=sorted(facts.rejects, key=_order),
         reasons=REASONS,
         meanings=WARNINGS,
         findings=[(code, FINDINGS[code], particulars) for code, particulars in dataset.findings.items()],
@@ -67,9 +69,23 @@ def _mask(packed: str) -> str:
     return mask_uri(read_runs({"size": [SAMPLED_SIDE, SAMPLED_SIDE], "counts": packed}), TRUE_COLOUR)
 
 
-def lines_shown(facts: Facts) -> dict[str, int]:
-    """Of every picture on the page whose row is kept: a line that has it, by its name."""
-    return {name: shown.line for shown in (*facts.sample, *facts.warned) for name in shown.images}
+def lines_shown(facts: Facts) -> dict[str, tuple[str, int]]:
+    """Of every picture on the page whose row is kept: file and line of a row that has it, by its name."""
+    return {name: (shown.source, shown.line) for shown in (*facts.sample, *facts.warned) for name in shown.images}
+
+
+def _order(remark: Remark) -> tuple[str, str, int]:
+    return remark.code, remark.source, remark.line
+
+
+def _sources(dataset: Dataset) -> list[dict]:
+    """Of each file of a mixture: what became of it, its share of the training examples, and how often an epoch sees a row."""
+    weights = [source.rows if source.weight is None else source.weight for source in dataset.sources]
+    shares = [weight / sum(weights) for weight in weights]
+    return [
+        {**source.model_dump(), "share": share, "times": share * dataset.rows / source.rows}
+        for source, share in zip(dataset.sources, shares, strict=True)
+    ]
 
 
 def _smaller(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,21 +17,23 @@ import PIL
 
 import paligemma.data
 from components.prepare_data.report import lines_shown, render_report
-from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, MadeRecord, canonical_sha256, file_sha256
+from paligemma.artifacts.record import RECORD_FILE, ROWS_FILE, Input, MadeRecord, canonical_sha256, file_sha256, list_files
 from paligemma.artifacts.recording import in_pipeline
 from paligemma.artifacts.results import Result
 from paligemma.artifacts.store import Draft, artifact_at, file_of, input_of, localize
 from paligemma.checkpoints.describe import describe_opened
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.choices import Compression, OverLong
+from paligemma.data.croissant import write_croissant
 from paligemma.data.duplicates import Listing, read_listing
 from paligemma.data.earlier_records import TakenOver, compare_rows, read_seen, take_over
-from paligemma.data.image_source import image_marks, is_of_the_image, mark_of, open_images
+from paligemma.data.image_source import is_of_the_image, mark_of, open_images
 from paligemma.data.jsonl_files import LineRange, is_gzip, unpack
 from paligemma.data.merge_shards import assemble, gather_facts, stored_pictures
 from paligemma.data.pictures.levels import parse_grey_range
 from paligemma.data.prepare import Facts, Job, part_file
-from paligemma.data.records import Dataset, open_records
+from paligemma.data.records import Dataset, SourceRows, open_records
+from paligemma.data.row_sources import RowSource, folder_marks, open_folders, open_sources, read_sources
 from paligemma.data.rows import MOST_IMAGES, Row, RowError, read_all_rows, row_id
 from paligemma.data.stored_pictures import encoder_version
 from paligemma.data.tokenizer import Tokenizer
@@ -58,15 +60,12 @@ class Inputs:
     """A split's inputs, opened and checked.
 
     Attributes:
-        data: the JSONL file as named by the user; `rows_file` is a local copy.
-        images: the folder or prefix of the images.
+        sources: the JSONL files, maybe packed, with their images.
         model: a line that describes the checkpoint, for the page.
         against: another split; empty for none. `against_images` is its image folder, if it is a JSONL file.
     """
 
-    data: str
-    rows_file: Path
-    images: str
+    sources: Sequence[RowSource]
     checkpoint: str
     model: str
     tokenizer: Path
@@ -77,7 +76,8 @@ class Inputs:
 
     def records(self) -> list[Input]:
         """The inputs for the lineage record."""
-        named = [("data", self.data), ("checkpoint", self.checkpoint), ("tokenizer", self.tokenizer)]
+        data = [("data", source.data) for source in self.sources]
+        named = [*data, ("checkpoint", self.checkpoint), ("tokenizer", self.tokenizer)]
         return [input_of(role, where) for role, where in named + [("against", self.against)] * bool(self.against)]
 
 
@@ -90,22 +90,15 @@ def open_inputs(data: str, checkpoint: str, images: str, split: str, against: st
     opened = open_checkpoint(checkpoint)
     if opened.tokenizer is None:
         raise InputError("The checkpoint has no tokenizer.", where=checkpoint, fix="run fetch_checkpoint with --tokenizer")
-    rows_file = localize(data)
-    if not rows_file.is_file():
-        if rows_file.exists():
-            raise InputError(f"{data} is not a file.", expected="a JSONL file", fix="name the file in it")
-        raise InputError(f"There is no data file {data}.", expected="a JSONL file", fix="check --data")
-    image_folder = absolute_uri(parse_location(images or parse_location(data).parent))
-    open_images(image_folder)
+    sources = open_sources(data, images)
+    open_folders(sources)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
         raise InputError(f"The split's name is {split!r}.", expected="letters, digits, - and _")
     against = str(artifact_at(against)) if against else ""  # the folder of a task may only say where its records are
     if against and not localize(against).exists():
         raise InputError(f"There is no data set {against}.", expected="records, or a JSONL file", fix="check --against")
     return Inputs(
-        data=str(data),
-        rows_file=rows_file.absolute(),
-        images=image_folder,
+        sources=sources,
         checkpoint=opened.location,
         model=describe_opened(opened),
         tokenizer=Path(opened.tokenizer).absolute(),
@@ -143,7 +136,13 @@ def images_of(settings: Mapping[str, Any]) -> int:
 
 def parameters_of(inputs: Inputs, split: str, settings: Mapping[str, Any], max_reject_fraction: float) -> dict[str, object]:
     """Everything besides the inputs that determines the records. The number of processes does not."""
-    return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction}
+    mixture = {
+        source.name: {"number": number, "sha256": file_sha256(source.file), "weight": source.weight}
+        for number, source in enumerate(inputs.sources, 1)
+        if source.name
+    }
+    also: dict[str, object] = {"sources": mixture} if mixture else {}
+    return {"split": split, "image_size": inputs.image_size, **settings, "max_reject_fraction": max_reject_fraction, **also}
 
 
 def fetch_web_images(rows: Iterable[tuple[int, Row | RowError]]) -> dict[str, WebImage]:
@@ -156,13 +155,13 @@ def marks_of(inputs: Inputs, web: Mapping[str, WebImage], images: int) -> dict[s
     if not in_pipeline():
         return {}
     names, marks = set(), {}
-    rows = (row for _, row in read_all_rows(inputs.rows_file, images) if isinstance(row, Row))
+    rows = (row for _, row in read_sources(inputs.sources, images) if isinstance(row, Row))
     for image in (image for row in rows for image in row.images):
         if image.inline is None:
             names.add(image.name)
         else:
             marks[image.name] = mark_of(image.inline)
-    marks |= image_marks(inputs.images, sorted(names), web)
+    marks |= folder_marks(inputs.sources, names, web)
     return dict(sorted(marks.items()))
 
 
@@ -202,7 +201,7 @@ def take_from_earlier(
         return TakenOver()
     try:
         files = lambda path: file_of(record, path, folder / EARLIER_FOLDER)  # noqa: E731
-        taken = take_over(files, job.data, parts, marks, folder, job.images_per_example)
+        taken = take_over(files, job.sources, parts, marks, folder, job.images_per_example)
     except PaliGemmaError as error:
         log.warning("nothing is taken over from run %s: %s", record.run, error.what)
         return TakenOver()
@@ -217,7 +216,7 @@ def take_from_earlier(
 
 def what_changed(record: MadeRecord, inputs: Inputs, marks: Mapping[str, str], images: int) -> str:
     """How the rows differ from those of earlier records, in words; empty if they are the same."""
-    rows = [row for _, row in read_all_rows(inputs.rows_file, images) if isinstance(row, Row)]
+    rows = [row for _, row in read_sources(inputs.sources, images) if isinstance(row, Row)]
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
         try:
             return compare_rows(rows, lambda path: file_of(record, path, Path(folder)), marks)
@@ -266,21 +265,16 @@ def work_folder(output: str, inputs: Inputs, settings: Mapping[str, Any]) -> Pat
 
 def fingerprint(inputs: Inputs, settings: Mapping[str, Any]) -> str:
     """A hash of all that decides what becomes of a line, except image contents. Ranges with equal hashes belong together."""
-    facts = {"images": inputs.images, "image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
+    facts = {"image_size": inputs.image_size, "tokenizer": inputs.tokenizer_sha256, **settings}
+    data = [[source.name, source.folder, source.images, file_sha256(source.file)] for source in inputs.sources]
     encoder = encoder_version(settings["compression"])
-    return canonical_sha256({**facts, "data": file_sha256(inputs.rows_file), "code": _code_sha256(), "encoder": encoder})
+    return canonical_sha256({**facts, "data": data, "code": _code_sha256(), "encoder": encoder})
 
 
 def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path, web: Mapping[str, WebImage] | None = None) -> Job:
-    """The job for each line. First unpacks a gzip file into the folder."""
-    data = inputs.rows_file
-    if is_gzip(data):
-        data = folder / "rows"
-        if not data.is_file():
-            unpack(inputs.rows_file, data)
+    """The job for each line. First unpacks gzip files into the folder."""
     return Job(
-        data=data,
-        images=inputs.images,
+        sources=unpacked(inputs.sources, folder),
         tokenizer=inputs.tokenizer,
         image_size=inputs.image_size,
         max_text_tokens=settings["max_text_tokens"],
@@ -290,6 +284,19 @@ def job_of(inputs: Inputs, settings: Mapping[str, Any], folder: Path, web: Mappi
         web=web or {},
         images_per_example=images_of(settings),
     )
+
+
+def unpacked(sources: Sequence[RowSource], folder: Path) -> list[RowSource]:
+    """The same sources, with gzip files unpacked into the folder, unless they are there already."""
+    plain = []
+    for number, source in enumerate(sources):
+        if is_gzip(source.file):
+            data = folder / f"rows{number or ''}"
+            if not data.is_file():
+                unpack(source.file, data)
+            source = replace(source, file=data)
+        plain.append(source)
+    return plain
 
 
 def check_room(folder: Path, draft: Path, job: Job, parts: Sequence[LineRange]) -> None:
@@ -326,11 +333,18 @@ def finish(
     """
     facts = gather_facts(parts, folder)
     other = _listing_of(inputs, job.images_per_example) if inputs.against else None
-    if not facts.rows or facts.reject_count > max_reject_fraction * facts.lines:
-        rejected = b"".join((folder / f"{part.number:05d}.rejected").read_bytes() for part in parts)
-        shutil.rmtree(folder)
-        raise _too_many_rejects(facts, max_reject_fraction, inputs.data, output, rejected)
-    dataset = assemble(parts, folder, draft.folder, facts, job, split, inputs.tokenizer_sha256, other)
+    mixture = []
+    for number, source in enumerate(inputs.sources):
+        # A source of a mixture may not be lost among the rows of others.
+        of_source = gather_facts([part for part in parts if part.source == number], folder) if source.name else facts
+        if not of_source.rows or of_source.reject_count > max_reject_fraction * of_source.lines:
+            rejected = b"".join((folder / f"{part.number:05d}.rejected").read_bytes() for part in parts)
+            shutil.rmtree(folder)
+            raise _too_many_rejects(of_source, max_reject_fraction, source.data, output, rejected)
+        if source.name:
+            of = {"rows": of_source.rows, "rejected": of_source.reject_count, "weight": source.weight}
+            mixture.append(SourceRows(name=source.name, **of))
+    dataset = assemble(parts, folder, draft.folder, facts, job, split, inputs.tokenizer_sha256, other, mixture)
     if dataset.truncated:
         log.warning(
             "text_truncated: %d of %d rows had their suffix cut to fit --max-text-tokens %d",
@@ -342,9 +356,12 @@ def finish(
 
     def page() -> str:
         stored = stored_pictures(parts, folder, job, lines_shown(facts))
-        return render_report(dataset, facts, job, inputs.data, inputs.model, stored)
+        return render_report(dataset, facts, job, inputs.model, stored)
 
     write_page(draft.folder / "report.html", page)
+    files = list_files(draft.folder, draft.hashes)
+    draft.hashes |= {file.path: file.sha256 for file in files}
+    write_croissant(draft.folder, dataset, files)
     return dataset
 
 
@@ -356,7 +373,7 @@ def _too_many_rejects(facts: Facts, most: float, data: str, output: str, rejecte
     kept = f"{str(output).rstrip('/')}.rejected.jsonl"
     write_file(kept, rejected)
     reasons = ", ".join(f"{count} {code}" for code, count in facts.rejected.most_common())
-    shown = sorted(facts.rejects, key=lambda remark: remark.line)[:20]
+    shown = sorted(facts.rejects, key=lambda remark: remark.line)[:20]  # of one file
     first = "".join(f"\n    line {remark.line}: {remark.code}, {remark.message}" for remark in shown)
     may_answer = facts.rejected["image_unavailable"]
     enough = facts.rows + may_answer and facts.reject_count - may_answer <= most * facts.lines

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from components.presets import read_preset
 from components.publish.serving import parse_serving
+from paligemma.data.source_list import parse_sources
 from paligemma.decoding.settings import DecodeSettings
 from paligemma.decoding.settings_yaml import parse_settings
 from paligemma.errors import InputError, did_you_mean
@@ -122,7 +123,7 @@ def make_job(name: str, parameters: Path, profile: str, place_task: PlaceTask, s
 
 def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     """Reads the pipeline's parameters from a YAML file. `recipe` may be a preset's name or a mapping; `decoding` and `serving`
-    may be mappings.
+    may be mappings, and `train_data` and `validation_data` lists.
 
     Raises:
         InputError: names the first parameter that is unknown, missing or of the wrong type.
@@ -149,6 +150,11 @@ def check_parameters(path: Path, inputs: Mapping) -> dict[str, object]:
     for name in ("decoding", "serving"):
         if isinstance(values.get(name), dict):
             values[name] = dump_yaml(values[name])
+    for name in ("train_data", "validation_data"):
+        if isinstance(values.get(name), list):
+            values[name] = dump_yaml(values[name])
+        if isinstance(values.get(name), str):
+            parse_sources(values[name], f"{name}, in {path}", weights=name == "train_data")
     if isinstance(values.get("decoding"), str):
         parse_settings(values["decoding"], f"decoding, in {path}")
     if values.get("vertex_model"):

@@ -346,12 +346,13 @@ def convert_table(
     ],
     output: OutputFile,
     image: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Column of the image's path, or of its bytes, which are written out; or a path in which {name} stands for a "
-            "column, as 'photos/{id}.jpg'."
+            "column, as 'photos/{id}.jpg'. Given several times, each row has all of these images, in this order.",
+            show_default="image",
         ),
-    ] = "image",
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Prefix; {name} stands for a column.")] = "{prefix}",
     suffix: Annotated[
         str,
@@ -402,23 +403,84 @@ def convert_table(
 
     tally = Tally("rows", hint=_hint(images, output))
     folder = images or output.parent
+    wanted = image or ["image"]
     if masks or mask_codes is not None:
         from paligemma.data.convert.mask_tables import mask_table_rows
 
         if not masks or mask_codes is None or suffix or answers or prefix != "{prefix}":
             what = "Masks of a table need --masks and --mask-codes, and take no --prefix, --suffix and --answers."
             raise InputError(what, expected="--masks mask --classes classes.json --mask-codes vae-oid.npz")
+        if len(wanted) > 1:
+            raise InputError("Masks are of one image.", where="--image", expected="one --image, with --masks")
         refuse_sources(output, [classes] if classes else [])
         tally.unit, codes = "masks", _read_codes(mask_codes)
         named = _class_names(classes, label)
-        outcomes = mask_table_rows(table, folder, image, masks, named, codes, tally, encoding, delimiter)
+        outcomes = mask_table_rows(table, folder, wanted[0], masks, named, codes, tally, encoding, delimiter)
     else:
         if classes is not None or label:
             raise InputError("--classes and --label name the classes of masks.", expected="--masks COLUMN")
         suffix = suffix or ("" if answers else "{suffix}")
-        outcomes = table_rows(table, folder, image, prefix, suffix, tally, encoding, delimiter, answers or ())
-    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, image)
+        outcomes = table_rows(table, folder, wanted, prefix, suffix, tally, encoding, delimiter, answers or ())
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, table, wanted[0])
     _write(output, outcomes, tally, table, max_reject_fraction, validation_fraction, folder)
+
+
+@convert.command("croissant")
+def convert_croissant(
+    description: Annotated[Path, typer.Option(help="The Croissant file, metadata.json or croissant.json.")],
+    output: OutputFile,
+    record_set: Annotated[
+        str, typer.Option(help="Record set whose records become rows.", show_default="the only one with images")
+    ] = "",
+    image: Annotated[
+        str,
+        typer.Option(
+            help="Field with the image, or with its path; or a path in which {name} stands for a field, as 'photos/{id}.jpg'.",
+            show_default="the only ImageObject",
+        ),
+    ] = "",
+    prefix: Annotated[
+        str,
+        typer.Option(
+            help="Prefix; {name} stands for a field.", show_default="the field prefix, question or prompt, else 'caption en'"
+        ),
+    ] = "",
+    suffix: Annotated[
+        str,
+        typer.Option(
+            help="Suffix; {name} stands for a field.", show_default="the field suffix, answer or caption, else the only Text"
+        ),
+    ] = "",
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Field of a right answer, or of a list of all right answers, to evaluate by; may be given several times.",
+            show_default="none",
+        ),
+    ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID=PATH",
+            help="Where a FileObject is on this machine, such as the clone of a repository; may be given several times.",
+            show_default="beside the description, or fetched",
+        ),
+    ] = None,
+    images: ImageFolder = None,
+    max_reject_fraction: MaxRejectFraction = 0.1,
+    validation_fraction: ValidationFraction = 0.0,
+) -> None:
+    """One row for each record of a data set that a Croissant file (MLCommons) describes."""
+    from paligemma.data.convert.croissant import Choice, croissant_rows, parse_files
+    from paligemma.data.convert.look_up import look_up_images
+    from paligemma.data.convert.outcomes import Tally
+
+    tally = Tally("records", hint=_hint(images, output))
+    folder = images or output.parent
+    choice = Choice(record_set, image, prefix, suffix, tuple(answers or ()))
+    outcomes = croissant_rows(description, choice, parse_files(files or []), folder, tally)
+    outcomes = look_up_images(outcomes, folder, tally, max_reject_fraction, description, image)
+    _write(output, outcomes, tally, description, max_reject_fraction, validation_fraction, folder)
 
 
 @convert.command("chat")

@@ -174,7 +174,7 @@ def impact(
     if json:
         return _print(found)
     for row in found.get("rows", ()):
-        say(f"row {row['row']}, line {row['line']}, image {row['image']}")
+        say(f"row {row['row']}, {_line(row)}, image {row['image']}")
     for one in found.get("rejected", ()):
         say(f"line {one['line']} was rejected in {one['run']}/{one['task']}: {one['code']}, {one['message']}")
     titles = {
@@ -224,9 +224,9 @@ def diff(
             say(f"  rows        {rows['added']} added, {rows['removed']} removed, {rows['changed']} changed")
             for kind in ("added", "removed"):
                 for row in rows["examples"][kind]:
-                    say(f"    {kind:<9} line {row['line']}, {row['image']}, row {row['row']}")
+                    say(f"    {kind:<9} {_line(row)}, {row['image']}, row {row['row']}")
             for pair in rows["examples"]["changed"]:
-                old, new = (f"line {row['line']}, row {row['row']}" for row in (pair["before"], pair["after"]))
+                old, new = (f"{_line(row)}, row {row['row']}" for row in (pair["before"], pair["after"]))
                 say(f"    changed   {pair['after']['image']}: {old} -> {new}")
 
 
@@ -400,6 +400,11 @@ def _opened_all(roots: list[str] | None) -> Iterator[Index]:
     with open_roots(roots or [os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT]) as index:
         _say_damaged(index)
         yield index
+
+
+def _line(row: dict) -> str:
+    """Where a row is in its data, in words."""
+    return f"line {row['line']}" + (f" of {row['source']}" if row.get("source") else "")
 
 
 def _say_damaged(index: Index) -> None:

@@ -164,12 +164,19 @@ def resume(name: ScheduleName, server: Server, experiment: Experiment = "paligem
 @with_flag_groups
 def run(
     train_data: Annotated[
-        str, typer.Option(help="JSONL file of rows to train on, local or gs://; {date} in a path of data is today, in UTC.")
+        list[str],
+        typer.Option(
+            help="JSONL file of rows to train on, local or gs://; {date} in a path of data is today, in UTC. Repeatable, for a "
+            "mixture: FILE,weight=3,images=FOLDER."
+        ),
     ],
     validation_data: Annotated[
-        str,
-        typer.Option(help="JSONL file of rows to evaluate on, local or gs://.", show_default="a part of --train-data"),
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            help="JSONL file of rows to evaluate on, local or gs://. Repeatable: FILE,images=FOLDER.",
+            show_default="a part of --train-data",
+        ),
+    ] = None,
     validation_fraction: Annotated[
         float,
         typer.Option(help="Share of the images of --train-data to evaluate on, without --validation-data.", min=0.01, max=0.9),
@@ -253,6 +260,7 @@ def run(
     from components.presets import read_recipe
     from paligemma.artifacts.run_date import today, with_date
     from paligemma.checkpoints.describe import describe_source, named
+    from paligemma.data.source_list import parse_sources
     from paligemma.decoding.settings_yaml import settings_yaml
     from paligemma.runtime.accelerator import idle_gpu
     from pipelines.check_run import check_run, split_data
@@ -261,12 +269,14 @@ def run(
 
     source = named(source, "--source")
     date = today()
-    train_data, validation_data, images = (with_date(place, date) for place in (train_data, validation_data, images))
+    images = with_date(images, date)
+    train = _sources([with_date(place, date) for place in train_data], "--train-data")
+    validation = _sources([with_date(place, date) for place in validation_data or []], "--validation-data", weights=False)
     asked = read_recipe(recipe, set_ or [])  # refuses a wrong recipe before anything runs
     settings = decoding.settings()
     parameters = {
-        "train_data": absolute(train_data),
-        "validation_data": absolute(validation_data or train_data),
+        "train_data": train,
+        "validation_data": validation or _without_weights(train),
         "source": ",".join(absolute(part.strip()) for part in source.split(",")),
         "sha256": sha256,
         "tokenizer": absolute(tokenizer),
@@ -292,10 +302,11 @@ def run(
         "fresh": fresh,
     }
     oddities = check_run(parameters)
-    if not validation_data:
+    if not validation:
         split = split_data(parameters, root, validation_fraction)
         parameters |= split
-        say(f"split by image: {split['train_data']}, {split['validation_data']}")
+        both = [*parse_sources(split["train_data"], "--train-data"), *parse_sources(split["validation_data"], "--train-data")]
+        say(f"split by image: {', '.join(source.data for source in both)}")
         oddities = check_run(parameters)
     for oddity in [*oddities, *filter(None, [idle_gpu()])]:
         say(f"warning: {oddity}", error=True)
@@ -306,6 +317,22 @@ def run(
     outputs = run_pipeline(parameters, root)
     for line in end_of_run(outputs, parameters):
         say(line, lines=True)
+
+
+def _sources(named: Sequence[str], flag: str, weights: bool = True) -> str:
+    """The text of the pipeline's parameter for a repeatable flag; empty if it is not given."""
+    from paligemma.data.source_list import Source, parse_flags, sources_text
+
+    if not named:
+        return ""
+    asked = parse_flags(named, flag, weights)
+    return sources_text([Source(absolute(one.data), absolute(one.images), one.weight) for one in asked])
+
+
+def _without_weights(sources: str) -> str:
+    from paligemma.data.source_list import Source, parse_sources, sources_text
+
+    return sources_text([Source(one.data, one.images) for one in parse_sources(sources, "--train-data")])
 
 
 def _say_plan(parameters: Mapping[str, object], root: str, images: Sequence[str] = ()) -> None:

@@ -32,8 +32,8 @@ from paligemma.models.paligemma import PaliGemma
 from paligemma.models.weight_formats import QuantizeConfig, WeightFormat, weight_format
 
 ImageInput = str | Path | Image.Image | np.ndarray
-QuestionImages = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
-"""The image that a question is about, or all of several."""
+QuestionImages = ImageInput | Sequence[ImageInput]
+"""The image that a question is about, or a list of several."""
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this many tokens, so that `generate` compiles once for prompts of similar length."""
 
@@ -197,7 +197,7 @@ class Model:
             raise InputError(f"There are {len(images)} images and {len(prompts)} prompts.", expected="as many of each")
         if not prompts:
             return []
-        groups = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
+        groups = [_several(image) for image in images]
         self._check_number({len(group) for group in groups})
         size = self.config.img.image_size
         read = [[preprocess(_pixels(image, self.grey_range), size) for image in group] for group in groups]
@@ -301,6 +301,13 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
         tokens[row, : len(prompt)] = prompt
         mask[row, : len(prompt)] = True
     return tokens, mask
+
+
+def _several(images: QuestionImages) -> list[ImageInput]:
+    """The images of a question: one, or those of a list."""
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return [images]
+    return list(images)
 
 
 def _pixels(image: ImageInput, grey_range: GreyRange | None) -> np.ndarray:

@@ -94,11 +94,12 @@ def ours(folder: Path, output: Path, workers: int) -> None:
     from paligemma.checkpoints.open_checkpoint import resolve_embedded
     from paligemma.data.jsonl_files import split_lines
     from paligemma.data.prepare import Job
+    from paligemma.data.row_sources import RowSource
     from paligemma.data.workers import prepare_parts
     from paligemma.progress import WorkProgress
 
     data = folder / "rows.jsonl"
-    job = Job(data, str(folder), resolve_embedded(CHECKPOINT) / "tokenizer.model", SIZE, 128, "reject", "none")
+    job = Job([RowSource(data, str(folder))], resolve_embedded(CHECKPOINT) / "tokenizer.model", SIZE, 128, "reject", "none")
     output.mkdir()
     started, before = time.perf_counter(), cpu_seconds()
     parts = split_lines(data, 200)

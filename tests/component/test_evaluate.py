@@ -104,7 +104,7 @@ def test_base_and_tuned_stand_side_by_side(records: Path, tuned: Path, base_eval
         assert text in page
     rows = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert len(rows) == 21
-    assert all(row["image"].startswith("data:image/png;base64,") and row["baseline"] is not None for row in rows)
+    assert all(row["images"][0].startswith("data:image/png;base64,") and row["baseline"] is not None for row in rows)
     assert not re.findall(r'src="([^"]*)"', page)
     pages = ["train/report.html", "tuned/training.html", "base/report.html"]
     assert ["/".join(address.split("/")[-2:]) for address in re.findall(r'href="(\.\./[^":]*)"', page)] == pages

@@ -27,6 +27,7 @@ from paligemma.checkpoints.open_checkpoint import resolve_embedded
 from paligemma.data.jsonl_files import LineRange, split_lines
 from paligemma.data.prepare import Job, Preparer
 from paligemma.data.records import open_records
+from paligemma.data.row_sources import RowSource
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.workers import WorkerDiedError, prepare_parts
@@ -199,7 +200,7 @@ def test_a_process_that_is_killed_before_the_last_range_is_handed_out_is_reporte
 
 def prepare_some(data: Path, folder: Path, workers: int, max_text_tokens: int | None) -> None:
     model = resolve_embedded("embedded:tiny") / "tokenizer.model"
-    job = Job(data, str(data.parent), model, 32, max_text_tokens, "reject", "none")
+    job = Job([RowSource(data, str(data.parent))], model, 32, max_text_tokens, "reject", "none")
     with WorkProgress("preparing", "rows") as progress:
         prepare_parts(job, split_lines(data, 2), folder, workers, progress)
 

@@ -251,10 +251,10 @@ def test_unfinished_work_does_not_take_the_place_of_the_users(tmp_path: Path, ki
     place = tmp_path / ".out.work"
     place.symlink_to(tmp_path / "home") if kind == "a link" else (tmp_path / "home").rename(place)
     with pytest.raises(InputError, match="something else"):
-        work_folder(str(tmp_path / "out"), inputs, {})
+        work_folder(str(tmp_path / "out"), inputs, {"compression": "none"})
     assert (place / "thesis.txt").is_file()
     place.unlink() if kind == "a link" else shutil.rmtree(place)
-    folder = work_folder(str(tmp_path / "out"), inputs, {})
+    folder = work_folder(str(tmp_path / "out"), inputs, {"compression": "none"})
     (folder / "00000.facts").write_text("x")
     assert work_folder(str(tmp_path / "out"), inputs, {"other": 1}) == folder
     assert [path.name for path in folder.iterdir()] == [FINGERPRINT_FILE]

@@ -5,6 +5,8 @@ Tests count the pixels that are made, not seconds.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,12 +18,13 @@ from PIL import Image
 
 from paligemma.data import seg_masks
 from paligemma.data.convert import label_pictures, outlines
+from paligemma.data.convert.photos import Frame
 from paligemma.data.run_lengths import Runs
 
 SIDE = 8000
 WHOLE = [0, 0, SIDE, 0, SIDE, SIDE, 0, SIDE]
 MOST = 1 << 24
-"""In place of `MOST_WORK`, so that the tests take a moment: 64 times as little."""
+"""In place of `MOST_WORK`, so that the tests take a moment: 128 times as little."""
 
 
 @pytest.fixture
@@ -140,9 +143,37 @@ def test_a_picture_of_masks_is_not_read_for_every_annotation(
     assert reads == {"a.png": 16, "b.png": 16}
 
 
+def test_packed_pictures_in_a_label_file_are_counted_before_they_are_unpacked(
+    tmp_path: Path, codes: Path, looked_at: Counter
+) -> None:
+    """LabelMe's masks are PNG files in base64: one of 2,000 x 2,000 pixels takes a kilobyte."""
+    packed = io.BytesIO()
+    Image.new("1", (2000, 2000), 1).save(packed, "PNG")
+    mask = base64.b64encode(packed.getvalue()).decode()
+    shape = {"label": "cat", "shape_type": "mask", "points": [[0, 0], [1999, 1999]], "mask": mask}
+    labels = {"imagePath": "a.jpg", "imageWidth": 100, "imageHeight": 100, "shapes": [shape] * 500}
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.json").write_text(json.dumps(labels))
+    flags = ("--form", "labelme", "--annotations", tmp_path / "labels", "--mask-codes", codes)
+    done = run_convert(tmp_path / "out.jsonl", "boxes", *flags)
+    assert (len(done.rows[0]["masks"]), {*done.codes}) == (4, {"mask_too_costly"})
+
+
 def test_masks_of_a_class_are_compared_with_their_codes_once(looked_at: Counter) -> None:
     """Evaluation compares an answer with a row's masks: a thousand masks of one label make the picture once."""
     mask = Runs(SIDE, SIDE, np.array([0, SIDE * SIDE]))
     masks = [seg_masks.TrueMask("cat", SIDE, SIDE, mask.text)] * 1000
     assert seg_masks.count_overlaps("", masks, lambda known: np.zeros((0, 64, 64))) == {"cat": (0, SIDE * SIDE)}
     assert looked_at["pixels"] == SIDE * SIDE
+
+
+def test_many_segments_of_a_large_picture_take_a_part_of_it_each(tmp_path: Path) -> None:
+    """A street scene of nine million pixels: of 100 segments, each is found in the picture, and only its box becomes runs."""
+    ids = np.zeros((3000, 3000), np.uint8)
+    for number in range(100):
+        ids[30 * number : 30 * number + 20, 100:200] = number + 1
+    Image.fromarray(ids).save(tmp_path / "a.png")
+    pictures, work = label_pictures.LabelPictures(tmp_path), outlines.Work(Frame(3000, 3000))
+    areas = {pictures.mask("a.png", number, Frame(3000, 3000), work).area for number in range(1, 101)}
+    assert areas == {20 * 100}
+    assert work.done == 100 * (3000 * 3000 // 4 + 20 * 100)

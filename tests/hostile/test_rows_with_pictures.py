@@ -23,11 +23,14 @@ PREPARE = """
 import json, re, resource, sys
 from pathlib import Path
 from paligemma.data.prepare import Facts, Job, Preparer
+from paligemma.data.row_sources import RowSource
 from paligemma.data.rows import read_rows
-data, tokenizer = map(Path, sys.argv[1:])
-preparer = Preparer(Job(data, str(data.parent), tokenizer, 32, 128, "reject", "none"))
+data, tokenizer = map(Path, sys.argv[1:3])
+images = int(sys.argv[3])
+sources = [RowSource(data, str(data.parent))]
+preparer = Preparer(Job(sources, tokenizer, 32, 128, "reject", "none", images_per_example=images))
 codes = []
-for example, _, remarks in preparer.judge(read_rows(data), Facts(), lambda line, rejected: None):
+for example, _, remarks in preparer.judge(read_rows(data, images=images), Facts(), lambda line, rejected: None):
     codes.append("" if example is not None else remarks[0].code)
 used = resource.getrusage(resource.RUSAGE_SELF)
 most = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]  # ru_maxrss would be the parent's too
@@ -35,12 +38,17 @@ print(json.dumps([codes, int(most) / 1024, used.ru_utime + used.ru_stime]))
 """
 
 
-def row(image: str, **more: object) -> bytes:
+def row(image: object, **more: object) -> bytes:
     return json.dumps({"image": image, "prefix": "p", "suffix": "s", **more}).encode()
 
 
-def coded(start: bytes) -> str:
-    return base64.b64encode(start + bytes(LARGE) + os.urandom(8)).decode()
+def coded(start: bytes, size: int = LARGE) -> str:
+    return base64.b64encode(start + bytes(size) + os.urandom(8)).decode()
+
+
+def pictures(count: int) -> list[str]:
+    """So many pictures as fit into a row, each of its own."""
+    return [ADDRESS + coded(PNG, LARGE // count) for _ in range(count)]
 
 
 def huge() -> bytes:
@@ -66,6 +74,13 @@ ATTACKS = {
     "spaces first": (lambda: row(" " * LARGE + "data:;base64,AAAA"), "image_unreadable"),
     "brackets": (lambda: row("a.png", note=[[]] * (LARGE // 4)), "line_too_long"),
     "a long text": (lambda: row(ADDRESS + coded(PNG), note="x" * (2 << 20)), "line_too_long"),
+    "32 pictures": (lambda: row(pictures(32)), "image_unreadable"),
+    "32 huge pictures": (lambda: row([ADDRESS + coded(huge(), 0)] * 32), ""),
+    "32 names, and one more": (lambda: row(["a.png"] * 33), "images_several"),
+    "32 were wanted, and there is one": (lambda: row(ADDRESS + coded(PNG)), "images_several"),
+    "32 that are lists of lists": (lambda: row([[["a.png"] * 9] * 9] * 32), "type_wrong"),
+    "32 were wanted, and there are thousands": (lambda: row(["a" * 100] * 9000), "images_several"),
+    "32 were wanted, and there are millions": (lambda: row(["a"] * (LARGE // 5)), "line_too_long"),
     "escapes of JSON": (lambda: row(ADDRESS + "\u0100" * (LARGE // 6)), "image_unreadable"),
 }
 
@@ -78,7 +93,8 @@ def test_a_row_takes_bounded_memory_and_time(tmp_path: Path, name: str) -> None:
         for _ in range(lines):
             file.write(make() + b"\n")
     tokenizer = resolve_embedded("embedded:tiny") / "tokenizer.model"
-    arguments = [sys.executable, "-c", PREPARE, str(tmp_path / "rows.jsonl"), str(tokenizer)]
+    images = 32 if name.startswith("32") else 1
+    arguments = [sys.executable, "-c", PREPARE, str(tmp_path / "rows.jsonl"), str(tokenizer), str(images)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     codes, mib, seconds = json.loads(done.stdout)
     assert codes == [code] * lines

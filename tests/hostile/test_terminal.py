@@ -79,6 +79,7 @@ ASKED = {
     "paligemma convert vqav2": ("--questions {}/home/vqa.json --annotations {}/home/vqa.json --output {}/out.jsonl", True),
     "paligemma convert table": ("--table {}/home/table.jsonl --output {}/out.jsonl --images {}/home/EVIL", True),
     "paligemma convert chat": ("--conversations {}/home/chat.json --output {}/out.jsonl", True),
+    "paligemma convert croissant": ("--description {}/home/croissant.json --output {}/out.jsonl", True),
     "paligemma convert folder": ("--folder {}/home/EVIL --output {}/out.jsonl", True),
     "paligemma generate": ("--model embedded:tiny --data {}/home/rows.jsonl", True),
     "paligemma export": ("--model {}/evil --output {}/out --format big_vision", True),
@@ -149,6 +150,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     turns = [{"role": "user", "content": EVIL}, {"role": "assistant", "content": [{"type": "text", "text": EVIL}]}]
     chats = [{"messages": turns, "images": [f"../{EVIL}"]}, {"messages": [{"role": EVIL}]}, {EVIL: EVIL}, {"messages": EVIL}]
     (home / "chat.json").write_text(json.dumps(chats))
+    source = {"fileObject": {"@id": EVIL}, "extract": {"column": EVIL}}
+    fields = [{"@id": f"{EVIL}/{name}", "dataType": EVIL, "source": source} for name in ("a", "b")]
+    files = [{"@id": EVIL, "@type": "cr:FileObject", "contentUrl": f"https://{EVIL}"}]
+    croissant = {"recordSet": [{"@id": EVIL, "field": fields}], "distribution": files}
+    (home / "croissant.json").write_text(json.dumps(croissant))
     (home / "recipe.yaml").write_text(f"{json.dumps(EVIL)}: 1\n")
     (home / EVIL).mkdir()
     (home / EVIL / "1.png").write_bytes(b"no picture")

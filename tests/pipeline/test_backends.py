@@ -11,13 +11,15 @@ import yaml
 from typer.testing import CliRunner
 
 from paligemma import retry
+from paligemma.data.source_list import Source, parse_sources
 from paligemma.errors import InputError
 from paligemma.google.rest import BackendError, BackendUnavailableError
 from paligemma.google.vertex import ENDPOINT_VARIABLE
-from pipelines.backends.job import canonical
+from pipelines.backends.job import canonical, check_parameters
 from pipelines.backends.kubeflow import TOKEN_VARIABLE
 from pipelines.backends.vertex import Vertex
 from pipelines.cli import app
+from pipelines.finetune import finetune_pipeline
 from servers.gcs import GcsServer
 from servers.kubeflow import KubeflowServer
 from servers.vertex import VertexServer
@@ -58,6 +60,21 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
     with VertexServer() as server:
         monkeypatch.setenv(ENDPOINT_VARIABLE, server.url)
         yield server
+
+
+def test_a_recipe_of_several_images_says_so_to_the_steps(folder: Path) -> None:
+    inputs, path = finetune_pipeline.component_spec.inputs or {}, folder / "parameters.yaml"
+
+    def checked(**more: object) -> dict[str, object]:
+        path.write_text(yaml.safe_dump(PARAMETERS | more, sort_keys=False))
+        return check_parameters(path, inputs)
+
+    assert "images_per_example" not in checked()
+    assert checked(recipe="nlvr2")["images_per_example"] == 2
+    assert checked(recipe={"images_per_example": 3}, images_per_example=3)["images_per_example"] == 3
+    for recipe, images in (("nlvr2", 1), ({"steps": 1}, 2)):
+        with pytest.raises(InputError, match="Every row of the records has"):
+            checked(recipe=recipe, images_per_example=images)
 
 
 ARGO_NODES = [
@@ -307,6 +324,18 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         assert f"+cron: {cron}" in result.stdout
 
 
+def test_a_mixture_is_a_list_in_a_file_of_parameters_and_a_text_in_the_pipeline(folder: Path) -> None:
+    sources = [{"data": "gs://b/{date}/a.jsonl", "weight": 3, "images": "gs://b/x"}, "gs://b/c.jsonl,weight=0.5"]
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({**PARAMETERS, "train_data": sources}))
+    found = check_parameters(folder / "parameters.yaml", finetune_pipeline.component_spec.inputs)
+    assert isinstance(found["train_data"], str)
+    assert parse_sources(found["train_data"], "train_data") == (
+        Source("gs://b/{date}/a.jsonl", "gs://b/x", 3.0),
+        Source("gs://b/c.jsonl", "", 0.5),
+    )
+    assert found["validation_data"] == PARAMETERS["validation_data"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -315,6 +344,9 @@ def test_a_schedules_difference_is_shown_before_it_is_made(
         ({"batch_size": "8"}, "a value of the type Integer"),
         ({"batch_size": True}, "a value of the type Integer"),
         ({"train_data": None}, "a value of the type String"),
+        ({"train_data": ["gs://b/x,weight=0", "gs://b/y,weight=1"]}, r"(?s)'0' of gs://b/x.*where:    train_data, in .*yaml"),
+        ({"train_data": [{"data": "gs://b/x", "wieght": 1}]}, "did you mean 'weight'"),
+        ({"validation_data": [{"data": "gs://b/x", "weight": 1}]}, r"(?s)looked at once.*where:    validation_data, in "),
         ({"artifact_root": "/tmp/x"}, "share no disk"),
         ({"recipe": {"stepz": 1}}, "stepz"),
         ({"decoding": {"beems": 4}}, r"(?s)'beems'.*where:    decoding, in .*parameters.yaml.*did you mean 'beams'"),

@@ -225,6 +225,33 @@ def test_a_tpus_fusion_reads_a_slice_and_its_cycles_are_told() -> None:
     assert found.costs[-1].source == "jit(f)/dot"
 
 
+LAID_OUT_ANEW = """\
+%laid_out (p: s8[6,64,64]) -> s8[6,64,64] {
+  %p = s8[6,64,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = s8[6,64,64]{2,1,0:T(8,128)(4,1)} copy(%p)
+}
+
+%slice (p: s8[6,64,64], at: s32[]) -> s8[64,64] {
+  %p = s8[6,64,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %all = s8[6,64,64]{2,1,0:T(8,128)(4,1)} fusion(%p), kind=kLoop, calls=%laid_out
+  %at = s32[]{:T(128)S(6)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %cut = s8[1,64,64]{2,1,0} dynamic-slice(%all, %at, %zero, %zero), dynamic_slice_sizes={1,64,64}
+  ROOT %flat = s8[64,64]{1,0} bitcast(%cut)
+}
+"""
+
+
+def test_a_stack_that_a_tpu_lays_out_anew_where_it_slices_it_is_read_where_it_is_sliced() -> None:
+    found = of_text(
+        "%w = s8[6,64,64]{2,1,0:T(32,128)(4,1)} parameter(0)",
+        "%at = s32[]{:T(128)S(6)} parameter(1)",
+        "ROOT %y = s8[64,64]{1,0:T(8,128)(4,1)S(1)} fusion(%w, %at), kind=kLoop, calls=%slice",
+        above=LAID_OUT_ANEW,
+    )
+    assert found.bytes == 64 * 64
+
+
 def test_a_batched_product_that_a_tpu_writes_as_a_dilated_convolution() -> None:
     found = of_text(
         "%a = bf16[4,512,128]{2,1,0} parameter(0)",

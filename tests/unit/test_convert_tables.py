@@ -431,6 +431,22 @@ def test_the_ending_that_names_lack_may_be_that_of_any_image_that_is_decoded(
     assert f"the names lack their ending: --image '{{file}}{ending}'" in done.words
 
 
+def test_a_row_has_the_images_of_all_columns_that_are_named(tmp_path: Path) -> None:
+    flags = ("--image", "right", "--image", "left", "--image", "photos/{id}.png", "--prefix", "p")
+    done = convert_table(tmp_path, "t.csv", "left,right,id,suffix\nl.png,r.png,7,x\nl.png,,7,y\n", *flags)
+    assert done.codes == ["value_missing"]
+    assert "1 rows name an image that is not in" in done.words
+    for name in ("l.png", "r.png", "photos/7.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    done = convert_table(tmp_path, "t.csv", "left,right,id,suffix\nl.png,r.png,7,x\n", *flags)
+    assert [row["image"] for row in done.rows] == [["r.png", "l.png", "photos/7.png"]]
+    assert "1 used, 0 skipped" in done.words
+    assert (
+        "no column 'below'" in convert_table(tmp_path, "t.csv", "left,suffix\nl.png,x\n", *flags[2:4], "--image", "below").words
+    )
+
+
 def test_an_image_is_a_column_or_a_template(tmp_path: Path) -> None:
     table = photos_and_table(tmp_path, "id,question,label", "{}")
     given = ("--table", table, "--image", "photos/{id}.jpg", "--prefix", "{question}", "--suffix", "{label}")

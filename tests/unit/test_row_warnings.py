@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from paligemma.data.duplicates import NEAR_BITS, Listing, duplicates, leaks, near_pairs, read_listing
+from paligemma.data.duplicates import NEAR_BITS, Listing, duplicates, leaks, near_pairs, read_listing, remarks
 from paligemma.data.row_warnings import WARNINGS, difference_hash, image_warnings, text_warnings
 from paligemma.errors import DamagedError
 
@@ -160,6 +160,11 @@ def test_of_several_images_each_is_compared(tmp_path: Path) -> None:
         (1, "image_leaked", "as line 1 there"),
         (2, "image_leaked", "as line 2 there"),
         (2, "image_near_leaked", "looks like the image of line 1 there"),
+    ]
+    twice = [*duplicates(found), (2, "image_near_duplicate", "looks like the image of line 11")]
+    assert [(one.line, one.code, one.message, one.image) for one in remarks(twice, tmp_path / "rows.jsonl")] == [
+        (11, "image_duplicate", "the same bytes as the image of line 10", ["c", "d"]),
+        (12, "image_near_duplicate", "looks like the image of line 10", ["e", "f"]),
     ]
     entries[1]["image_file"] = ["c"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as coco
 
 from paligemma.data.run_lengths import MaskError, Runs, check_runs, read_runs, write_runs
@@ -112,6 +113,16 @@ def test_parts_of_a_mask_are_those_of_its_pixels(
     assert (runs.placed(across, down, high, wide).pixels() == around[60 : 60 + high, 60 : 60 + wide]).all()
 
 
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.integers(0, 1000))
+def test_a_mask_is_sampled_as_pillow_does(height: int, width: int, side: int, seed: int) -> None:
+    """But for pixels whose middle is between two of the mask's, of which either is as near."""
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    theirs = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+    places = (2 * np.arange(side) + 1)[:, None] * (height, width) % (2 * side)
+    between = (places[:, :1] == 0) | (places[:, 1] == 0)
+    assert not ((Runs.of_pixels(mask).sampled(side) != theirs) & ~between).any()
+
+
 def test_runs_of_no_pixels_are_joined() -> None:
     runs = Runs.of_json({"size": [2, 3], "counts": [1, 0, 1, 2, 0, 1, 1]})
     assert runs.counts.tolist() == [2, 3, 1]
@@ -123,5 +134,6 @@ def test_a_small_part_of_a_large_mask_takes_little_memory() -> None:
     tracemalloc.start()
     assert runs.part(488, 0, 500, 8192).sum() == 20_000
     assert runs.placed(10, 10, 8192, 8192).area == 20_000 - 2 * 10  # two columns lose what is below
+    assert runs.sampled(64).shape == (64, 64)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()

@@ -1,7 +1,8 @@
 """The order of training: decides from lengths alone which rows make up each batch, without reading data.
 
 Every row belongs to a bucket of rows of similar text length, and a batch holds rows of one bucket, so that a jitted step
-compiles once per bucket. Every epoch is a permutation of all rows. In that order, rows join their bucket's queue; as soon as a
+compiles once per bucket. Every epoch is a permutation of all rows; of a mixture with weights, it has as many draws as there
+are rows (`mixture_order`). In that order, rows join their bucket's queue; as soon as a
 queue holds a full batch, it is the next batch. Queues carry over to the next epoch, so batches are always full and no row is
 left out. The rows of a step follow by arithmetic, so any step can be reached without replaying earlier ones.
 """
@@ -9,12 +10,14 @@ left out. The rows of a step follow by arithmetic, so any step can be reached wi
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from paligemma.data.mixture_order import Mixture
 from paligemma.errors import InputError
 
 TEXT_MULTIPLE = 16
@@ -59,6 +62,7 @@ class Plan:
         batch_size: int,
         seed: int,
         buckets: int = 4,
+        shares: Sequence[tuple[int, float]] = (),
     ) -> None:
         """Plans batches of at least one row.
 
@@ -68,9 +72,12 @@ class Plan:
             batch_size: rows in a batch, over all processes.
             seed: determines the order.
             buckets: maximum number of buckets; 1 pads every batch to one width.
+            shares: of a mixture with weights: number of rows and weight of each source, whose rows follow one another.
         """
+        self._mixture = Mixture(shares, seed) if shares else None
+        drawn = np.repeat(self._mixture.draws_per_epoch, [rows for rows, _ in shares]) if self._mixture else None
         widths = round_up(text_tokens - 1, TEXT_MULTIPLE)
-        chosen = bucket_widths(text_tokens - 1, buckets, BATCHES_PER_BUCKET * batch_size)
+        chosen = bucket_widths(text_tokens - 1, buckets, BATCHES_PER_BUCKET * batch_size, drawn)
         self.bucket_of = np.searchsorted(chosen, widths).astype(np.int8)
         self._members = np.bincount(self.bucket_of, minlength=len(chosen))
         self.buckets = []
@@ -78,13 +85,14 @@ class Plan:
             longest = suffix_tokens[self.bucket_of == number].max()
             self.buckets.append(Bucket(int(width), int(min(width, round_up(longest, LOSS_MULTIPLE)))))
         self._batch_size, self._seed = batch_size, seed
+        self._members_drawn = lru_cache(16)(self._count_members_drawn)
 
     def batches(self, start_step: int = 0) -> Iterator[PlannedBatch]:
         """The batches from a step (counted from 0) on: exactly those of a run without interruption."""
         epoch = self._epoch_of(start_step)
         step, queues = self._steps_before(epoch), self._queues_before(epoch)
         while True:
-            order = permutation(len(self.bucket_of), self._seed, epoch)
+            order = self._order(epoch)
             planned: list[tuple[int, int, np.ndarray]] = []
             for number, queue in enumerate(queues):
                 places = np.flatnonzero(self.bucket_of[order] == number)
@@ -102,23 +110,35 @@ class Plan:
                 step += 1
             epoch += 1
 
+    def _order(self, epoch: int) -> Int[np.ndarray, " rows"]:
+        """The rows of an epoch, in order."""
+        return permutation(len(self.bucket_of), self._seed, epoch) if self._mixture is None else self._mixture.order(epoch)
+
+    def _count_members_drawn(self, epoch: int) -> Int[np.ndarray, " buckets"]:
+        """Number of rows of each bucket in earlier epochs."""
+        if self._mixture is None:
+            return epoch * self._members
+        times = self._mixture.times_drawn(epoch)
+        return np.array([times[self.bucket_of == number].sum() for number in range(len(self.buckets))])
+
     def _steps_before(self, epoch: int) -> int:
         """Number of batches made up by the rows of earlier epochs."""
-        return int((epoch * self._members // self._batch_size).sum())
+        return int((self._members_drawn(epoch) // self._batch_size).sum())
 
     def _epoch_of(self, step: int) -> int:
         """The epoch in which a step's batch becomes ready."""
         # Each bucket's queue holds back less than a batch.
-        latest = ((step + 1 + len(self.buckets)) * self._batch_size) // len(self.bucket_of) + 1
-        return bisect_right(range(latest + 1), step, key=self._steps_before) - 1
+        rows = len(self.bucket_of)
+        earliest, latest = step * self._batch_size // rows, (step + 1 + len(self.buckets)) * self._batch_size // rows + 1
+        return earliest + bisect_right(range(earliest, latest + 1), step, key=self._steps_before) - 1
 
     def _queues_before(self, epoch: int) -> list[np.ndarray]:
         """The contents of each bucket's queue when an epoch begins: the last rows of earlier epochs."""
         queues = [np.empty(0, np.int64) for _ in self.buckets]
-        wanted = epoch * self._members % self._batch_size
+        wanted = self._members_drawn(epoch) % self._batch_size
         while any(len(queue) < count for queue, count in zip(queues, wanted, strict=True)):
             epoch -= 1
-            order = permutation(len(self.bucket_of), self._seed, epoch)
+            order = self._order(epoch)
             for number, queue in enumerate(queues):
                 if missing := wanted[number] - len(queue):
                     queues[number] = np.concatenate([order[self.bucket_of[order] == number][-missing:], queue])
@@ -135,15 +155,17 @@ def permutation(rows: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
     return np.argsort(keys, kind="stable")
 
 
-def bucket_widths(input_tokens: Int[np.ndarray, " rows"], buckets: int, smallest: int) -> Int[np.ndarray, " k"]:
+def bucket_widths(
+    input_tokens: Int[np.ndarray, " rows"], buckets: int, smallest: int, drawn: Float[np.ndarray, " rows"] | None = None
+) -> Int[np.ndarray, " k"]:
     """The text widths, ascending, with the least padding: at most `buckets`, each with `smallest` rows or more unless it is the
-    only one.
+    only one. `drawn` is how often each row counts; None: once.
 
     Dynamic programming over the histogram of widths. The least padding in k buckets, up to some width, is a minimum over the
     start of the last bucket: the least padding of the rows before it in k - 1 buckets, plus its own padding.
     """
     widths, which = np.unique(round_up(input_tokens, TEXT_MULTIPLE), return_inverse=True)
-    rows = np.concatenate([[0], np.bincount(which).cumsum()])
+    rows = np.concatenate([[0], np.bincount(which, drawn).cumsum()])
     size = len(widths)
     # padded[i, j]: tokens with padding if rows of widths[i] to widths[j] share a bucket; infinite for too few rows.
     together = rows[1:] - rows[:-1, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,10 @@ _BAND = 64
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of rows.jsonl as the first 8 bytes of hashes: 48 bytes an image, however long the texts.
+    """The contents of rows.jsonl as the first 8 bytes of hashes: 50 bytes an image, however long the texts.
 
-    There is one entry for each image of each row. `of_row` is the number of its row, from 0.
+    There is one entry for each image of each row. `of_row` is the number of its row, from 0. `files` is the number of each
+    row's file in `file_names`; None if all rows are of one file.
     """
 
     lines: Int[np.ndarray, " rows"]
@@ -36,15 +37,21 @@ class Listing:
     looks: UInt64[np.ndarray, "images 2"]
     names: UInt64[np.ndarray, " images"]
     of_row: Int[np.ndarray, " images"]
+    files: Int[np.ndarray, " rows"] | None = None
+    file_names: Sequence[str] = ()
 
     @property
     def image_count(self) -> int:
         """Number of different images."""
         return len(np.unique(self.images))
 
-    def line_of(self, image: int) -> int:
-        """The line of an entry's row."""
-        return int(self.lines[self.of_row[image]])
+    def place(self, row: int) -> str:
+        """Where a row is in its source, in words."""
+        return f"line {self.lines[row]}" + (f" of {self.file_names[self.files[row]]}" if self.files is not None else "")
+
+    def place_of(self, image: int) -> str:
+        """Where an entry's row is in its source, in words."""
+        return self.place(self.of_row[image])
 
 
 def read_listing(rows: Path) -> Listing:
@@ -54,15 +61,16 @@ def read_listing(rows: Path) -> Listing:
         DamagedError: a needed field is missing, e.g. because an older version wrote the file.
     """
     kind = np.dtype([("line", np.int64), ("row", np.uint64), ("image", np.uint64), ("look", np.uint64, 2), ("name", np.uint64),
-                     ("first", np.bool_)])  # fmt: skip
+                     ("first", np.bool_), ("file", np.uint16)])  # fmt: skip
+    files: dict[str, int] = {}
     try:
-        table = np.fromiter(_entries(rows), kind)
+        table = np.fromiter(_entries(rows, files), kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"The list of rows cannot be read: {error!r}.", where=rows, fix="run prepare_data again") from None
-    rows = table[table["first"]]
-    return Listing(
-        rows["line"], rows["row"], table["image"], table["look"], table["name"], np.cumsum(table["first"], dtype=np.int64) - 1
-    )
+    first = table[table["first"]]  # of the images of each row
+    of_files = (first["file"], list(files)) if files.keys() - {""} else (None, ())
+    of_row = np.cumsum(table["first"], dtype=np.int64) - 1
+    return Listing(first["line"], first["row"], table["image"], table["look"], table["name"], of_row, *of_files)
 
 
 def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
@@ -71,28 +79,28 @@ def duplicates(listing: Listing) -> Iterator[tuple[int, str, str]]:
     repeated = first_row < np.arange(len(first_row))
     other_name = ~repeated[listing.of_row] & (listing.names != listing.names[first_image])
     for row in np.flatnonzero(repeated):
-        yield int(row), "row_duplicate", f"as line {listing.lines[first_row[row]]}"
+        yield int(row), "row_duplicate", f"as {listing.place(first_row[row])}"
     for image in np.flatnonzero(other_name & _first_of(listing.names)):
-        line = listing.line_of(first_image[image])
-        yield int(listing.of_row[image]), "image_duplicate", f"the same bytes as the image of line {line}"
+        there = listing.place_of(first_image[image])
+        yield int(listing.of_row[image]), "image_duplicate", f"the same bytes as the image of {there}"
     images = np.flatnonzero(_first_of(listing.images))
     for later, earlier in near_pairs(listing.looks[images]):
-        line = listing.line_of(images[earlier])
-        yield int(listing.of_row[images[later]]), "image_near_duplicate", f"looks like the image of line {line}"
+        there = listing.place_of(images[earlier])
+        yield int(listing.of_row[images[later]]), "image_near_duplicate", f"looks like the image of {there}"
 
 
 def leaks(listing: Listing, other: Listing) -> Iterator[tuple[int, str, str]]:
     """Row number, code and message of every row that shares its contents or image with another data set; only the strongest."""
     row_at, image_at = _find(listing.rows, other.rows), _find(listing.images, other.images)
     for row in np.flatnonzero(row_at >= 0):
-        yield int(row), "row_leaked", f"as line {other.lines[row_at[row]]} there"
+        yield int(row), "row_leaked", f"as {other.place(row_at[row])} there"
     for image in np.flatnonzero((image_at >= 0) & (row_at < 0)[listing.of_row]):
-        yield int(listing.of_row[image]), "image_leaked", f"as line {other.line_of(image_at[image])} there"
+        yield int(listing.of_row[image]), "image_leaked", f"as {other.place_of(image_at[image])} there"
     images, others = np.flatnonzero(_first_of(listing.images) & (image_at < 0)), np.flatnonzero(_first_of(other.images))
     for later, earlier in near_pairs(np.concatenate([other.looks[others], listing.looks[images]])):
         if earlier < len(others) <= later:
-            line, image = other.line_of(others[earlier]), images[later - len(others)]
-            yield int(listing.of_row[image]), "image_near_leaked", f"looks like the image of line {line} there"
+            there, image = other.place_of(others[earlier]), images[later - len(others)]
+            yield int(listing.of_row[image]), "image_near_leaked", f"looks like the image of {there} there"
 
 
 def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
@@ -125,23 +133,32 @@ def near_pairs(looks: UInt64[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
 
 
 def remarks(found: Iterable[tuple[int, str, str]], rows: Path) -> Iterator[Remark]:
-    """The findings as warnings in row order, with each row's facts from `rows.jsonl`."""
-    pending = sorted(found, reverse=True)
+    """The findings as warnings in row order, with each row's facts from `rows.jsonl`.
+
+    If a code was found of several images of a row, the first counts.
+    """
+    of_row: dict[tuple[int, str], str] = {}
+    for row, code, message in found:
+        of_row.setdefault((row, code), message)
+    pending = sorted(((row, code, message) for (row, code), message in of_row.items()), reverse=True)
     with rows.open("rb") as file:
         for number, line in enumerate(file):
             while pending and pending[-1][0] == number:
                 _, code, message = pending.pop()
                 entry = json.loads(line)
-                yield Remark(line=entry["line"], row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
+                found_at = {"source": entry.get("source", ""), "line": entry["line"]}
+                yield Remark(**found_at, row_id=entry["row_id"], code=code, message=message, image=entry["image_file"])
 
 
-def _entries(rows: Path) -> Iterator[tuple[int, int, int, tuple[int, int], int, bool]]:
+def _entries(rows: Path, files: dict[str, int]) -> Iterator[tuple[int, int, int, tuple[int, int], int, bool, int]]:
+    """The fields of each row's images. Adds the names of the rows' files to `files`, with their numbers."""
     for entry in read_json_lines(rows, "The list of rows", fix="run prepare_data again"):
         line, row = entry["line"], int(entry["row_id"][:16], 16)
+        file = files.setdefault(entry.get("source", ""), len(files))
         listed = zip(*(each(entry[key]) for key in ("image_sha256", "image_dhash", "image_file")), strict=True)
         for number, (sha256, looks, name) in enumerate(listed):
             image, look = int(sha256[:16], 16), (int(looks[:16], 16), int(looks[16:], 16))
-            yield line, row, image, look, zlib.crc32(name.encode()), number == 0
+            yield line, row, image, look, zlib.crc32(name.encode()), number == 0, file
 
 
 def _find(values: UInt64[np.ndarray, " n"], among: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:

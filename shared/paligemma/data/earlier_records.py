@@ -7,6 +7,7 @@ preparation from nothing, because a range's output depends only on its lines, it
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from paligemma.data.kept_pictures import KeptPictures, Place, Seen
 from paligemma.data.merge_shards import LIST_FILES, link
 from paligemma.data.prepare import Facts, part_file, range_sha256, write_facts
 from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset
-from paligemma.data.rows import Row, read_rows, row_id
+from paligemma.data.row_sources import RowSource, read_part
+from paligemma.data.rows import Row, row_id
 from paligemma.data.shards import file_crc32c
 from paligemma.errors import DamagedError
 from paligemma.foreign_json import DOCUMENT_BYTES, parse_json, parse_model, read_model
@@ -47,15 +49,20 @@ class TakenOver:
 
 
 def take_over(
-    file_of: FileOf, data: Path, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path, images: int = 1
+    file_of: FileOf,
+    sources: Sequence[RowSource],
+    parts: Sequence[LineRange],
+    marks: Mapping[str, str],
+    folder: Path,
+    images: int = 1,
 ) -> TakenOver:
     """Puts the ranges that did not change into `folder`, and finds the pictures that did not.
 
     Args:
         file_of: gives the files of the earlier records, which were made with the same settings, and with ranges as long. All
             but the shards must be what was written; of a shard, what is taken is checked here.
-        data: the JSONL file, uncompressed.
-        parts: its ranges.
+        sources: the JSONL files, uncompressed.
+        parts: their ranges.
         marks: what each image is today, by its name; see `image_source.image_marks`.
         folder: where finished ranges are; see `prepare.part_file`.
         images: number of images in every row.
@@ -65,12 +72,12 @@ def take_over(
     """
     try:
         dataset = read_model(file_of(DATASET_FILE), Dataset, DATASET_FILE)
-        facts = list(_take_parts(file_of, dataset, data, parts, marks, folder))
-        taken = {number: lines for number, lines, _ in facts if lines is not None}
+        facts = list(_take_parts(file_of, dataset, sources, parts, marks, folder))
+        taken = {part.number: lines for part, lines, _ in facts if part is not None}
         rest = [part for part in parts if part.number not in taken]
         kept, pictures = KeptPictures(), 0
         if rest and dataset.compression != "gzip":  # a packed shard cannot be read from the middle
-            rows = [row.names for part in rest for _, row in read_rows(data, part, images) if isinstance(row, Row)]
+            rows = [row.names for part in rest for _, row in read_part(sources, part, images) if isinstance(row, Row)]
             names = {name for row in rows for name in row}
             kept = _pictures(file_of, dataset, names, marks, sum(warnings for _, _, warnings in facts))
             pictures = sum(all(kept.without_reading(name) is not None for name in row) for row in rows)
@@ -124,29 +131,41 @@ def read_seen(images: bytes) -> Iterator[Seen]:
 
 
 def _take_parts(
-    file_of: FileOf, dataset: Dataset, data: Path, parts: Sequence[LineRange], marks: Mapping[str, str], folder: Path
-) -> Iterator[tuple[int, int | None, int]]:
-    """Of every earlier range: its number, the number of its rows if it was taken (None if not), the size of its warnings."""
+    file_of: FileOf,
+    dataset: Dataset,
+    sources: Sequence[RowSource],
+    parts: Sequence[LineRange],
+    marks: Mapping[str, str],
+    folder: Path,
+) -> Iterator[tuple[LineRange | None, int, int]]:
+    """Of every earlier range: the range that takes it over (None if none), the number of its rows, the size of its warnings."""
     lists = {kind: file_of(name) for kind, name in LIST_FILES.items()}
     starts = dict.fromkeys(lists, 0)
+    first = {number: part.line for number, part in enumerate(parts)} if not sources[0].name else {}
+    at = {(sources[part.source].name, part.line): part for part in parts}
     for number, (line, shard) in enumerate(zip(_lines(file_of(PARTS_FILE)), dataset.shards, strict=True)):
         facts = parse_model(line, PARTS_FILE, Facts, "What is known of a range", most=DOCUMENT_BYTES)
-        taken = None
-        if number < len(parts) and facts.source_sha256 == range_sha256(data, parts[number]):
+        taken, part = None, at.get((facts.source, facts.first_line or first.get(number, 0)))
+        if part is not None and facts.source_sha256 == range_sha256(sources[part.source].file, part):
             found = {kind: _slice(lists[kind], starts[kind], facts.bytes[kind]) for kind in lists}
             if all(seen.mark == marks.get(seen.image_file) for seen in read_seen(found["images"])):
                 if facts.shards[0].sha256 != shard.sha256:
                     raise DamagedError(f"{PARTS_FILE} and {DATASET_FILE} are of different shards.")
-                source, target = file_of(shard.file), part_file(folder, parts[number], "tfrecord")
+                source, target = file_of(shard.file), part_file(folder, part, "tfrecord")
                 if file_crc32c(source) != facts.shard_crc32c:
                     raise DamagedError(f"The shard {shard.file} was changed.")
                 target.unlink(missing_ok=True)
                 link(source, target)
+                if part.number != number:  # files before it have more ranges now, or fewer
+                    found["rows"] = _renumbered(found["rows"], part.number)
+                    shard = facts.shards[0].model_copy(update={"file": target.name})
+                    changed = {"bytes": facts.bytes | {"rows": len(found["rows"])}, "shards": [shard]}
+                    line = facts.model_copy(update=changed).model_dump_json().encode()
                 for kind, piece in found.items():
-                    part_file(folder, parts[number], kind).write_bytes(piece)
-                write_facts(folder, parts[number], line)
-                taken = facts.lines
-        yield number, taken, facts.bytes["warnings"]
+                    part_file(folder, part, kind).write_bytes(piece)
+                write_facts(folder, part, line)
+                taken = part
+        yield taken, facts.lines, facts.bytes["warnings"]
         starts = {kind: start + facts.bytes[kind] for kind, start in starts.items()}
 
 
@@ -172,10 +191,10 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
     if not wanted:
         return KeptPictures()
     remarks = (_entry(line, WARNINGS_FILE) for line in _slice(file_of(WARNINGS_FILE), 0, warnings).splitlines())
-    odd = {remark["line"] for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
+    odd = {_line_of(remark) for remark in remarks if remark["code"].startswith("image_")}  # is decoded, which finds it again
     places: dict[str, Place] = {}
     for entry in (_entry(line, ROWS_FILE) for line in _lines(file_of(ROWS_FILE))):
-        if entry["line"] in odd:
+        if _line_of(entry) in odd:
             continue
         looks = each(entry["image_dhash"])
         for number, sha256 in enumerate(each(entry["image_sha256"])):
@@ -184,6 +203,17 @@ def _pictures(file_of: FileOf, dataset: Dataset, names: set[str], marks: Mapping
     numbers = {place.shard for place in places.values()}
     shards = {number: (file_of(dataset.shards[number].file), dataset.shards[number].rows) for number in sorted(numbers)}
     return KeptPictures(known, places, shards)
+
+
+def _renumbered(rows: bytes, number: int) -> bytes:
+    """A range's list of rows, as it is when the range has another number."""
+    entries = (_entry(line, ROWS_FILE) | {"shard": number} for line in rows.splitlines())
+    return b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def _line_of(entry: Mapping) -> tuple[str, int]:
+    """The file and the line of an entry of a list."""
+    return entry.get("source", ""), entry["line"]
 
 
 def _entry(line: bytes, name: str) -> dict:

@@ -32,6 +32,7 @@ class LineRange:
         start, stop: its byte range in the file.
         line: number of its first line, from 1.
         lines: number of lines.
+        source: number of the file among those of a mixture, from 0.
     """
 
     number: int
@@ -39,6 +40,7 @@ class LineRange:
     stop: int
     line: int
     lines: int
+    source: int = 0
 
 
 def split_lines(path: Path, lines: int) -> list[LineRange]:

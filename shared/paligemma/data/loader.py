@@ -58,7 +58,7 @@ def training_batches(
         raise InputError(f"{records.location} holds no rows.", expected="at least one")
     share = process_share(batch_size, process_index, process_count)
     prefix_tokens, suffix_tokens = read_lengths(records)
-    plan = Plan(prefix_tokens + suffix_tokens, suffix_tokens, batch_size, seed, buckets)
+    plan = Plan(prefix_tokens + suffix_tokens, suffix_tokens, batch_size, seed, buckets, records.dataset.shares)
     reader, shape = open_rows(records), records.dataset.image_shape
 
     def assemble(planned: PlannedBatch) -> tuple[np.ndarray, TrainBatch]:

@@ -18,7 +18,7 @@ from paligemma.data.duplicates import Listing, duplicates, leaks, read_listing, 
 from paligemma.data.jsonl_files import LineRange
 from paligemma.data.kept_pictures import read_pictures
 from paligemma.data.prepare import Facts, Job, part_file, read_facts
-from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard
+from paligemma.data.records import DATASET_FILE, IMAGES_FILE, PARTS_FILE, WARNINGS_FILE, Dataset, Shard, SourceRows
 from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import TFRecordFile
 from paligemma.errors import DamagedError
@@ -55,12 +55,14 @@ def assemble(
     split: str,
     tokenizer_sha256: str,
     against: Listing | None,
+    sources: Sequence[SourceRows] = (),
 ) -> Dataset:
     """Fills `output` from the ranges in `folder`, which stays unchanged.
 
     Args:
         facts: facts of the ranges; warnings that need the whole data set are added.
         against: another split, which should share no row or image with this one; None for none.
+        sources: what became of each file of a mixture.
     """
     ending = ".tfrecord.gz" if job.compression == "gzip" else ".tfrecord"
     shards = []
@@ -102,25 +104,28 @@ def assemble(
         images=listing.image_count,
         frequent_suffixes=dict(facts.suffixes.most_common(FREQUENT_SUFFIXES)),
         findings=balance_findings(facts.rows, facts.suffixes),
+        sources=list(sources),
     )
     (output / DATASET_FILE).write_text(json.dumps(dataset.as_json(), indent=2) + "\n")
     return dataset
 
 
 def stored_pictures(
-    parts: Sequence[LineRange], folder: Path, job: Job, lines: Mapping[str, int]
+    parts: Sequence[LineRange], folder: Path, job: Job, lines: Mapping[str, tuple[str, int]]
 ) -> dict[str, UInt8[np.ndarray, "size size 3"]]:
     """Pictures from the ranges in `folder`, by name. None if their shards are packed, as those are not read from the middle.
 
     Args:
         parts, folder, job: the ranges.
-        lines: a line of a kept row by the name of its picture.
+        lines: file and line of a kept row by the name of its picture.
     """
     if job.compression == "gzip":
         return {}
     names: dict[int, dict[int, list[str]]] = {}
-    for name, line in lines.items():
-        names.setdefault(bisect_right(parts, line, key=lambda part: part.line) - 1, {}).setdefault(line, []).append(name)
+    numbers = {source.name: number for number, source in enumerate(job.sources)}
+    for name, (source, line) in lines.items():
+        place = bisect_right(parts, (numbers[source], line), key=lambda part: (part.source, part.line)) - 1
+        names.setdefault(place, {}).setdefault(line, []).append(name)
     found: dict[str, np.ndarray] = {}
     for number, wanted in names.items():
         rows = [entry["line"] for entry in read_json_lines(part_file(folder, parts[number], "rows"), "The list of rows")]

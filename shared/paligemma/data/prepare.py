@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from paligemma.artifacts.record import each, one_or_all
 from paligemma.choices import Compression, OverLong
-from paligemma.data.image_source import fault_mark, open_images
+from paligemma.data.image_source import fault_mark
 from paligemma.data.images import ImageError, fit_image
 from paligemma.data.jsonl_files import LineRange, unreadable
 from paligemma.data.kept_pictures import KeptPictures, Seen
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.records import Example, Shard
+from paligemma.data.row_sources import RowSource, open_folders, read_part
 from paligemma.data.row_warnings import difference_hash, image_warnings, text_warnings
-from paligemma.data.rows import Row, RowError, RowImage, read_rows, row_id
+from paligemma.data.rows import Row, RowError, RowImage, row_id
 from paligemma.data.run_lengths import Runs
 from paligemma.data.seg_masks import parse_masks_text, union_of_masks
 from paligemma.data.shards import ShardWriter
@@ -57,16 +58,14 @@ class Job:
     """Everything that decides what becomes of a line.
 
     Attributes:
-        data: the JSONL file, uncompressed.
-        images: the folder or `gs://` prefix that image names are relative to.
+        sources: the JSONL files, uncompressed: one, or those of a mixture.
         tokenizer: the SentencePiece model.
         grey_range: samples of black and white in grey pictures; None: as stated in each file.
         web: what the web addresses in the rows gave, by the images' names.
         images_per_example: number of images in every row.
     """
 
-    data: Path
-    images: str
+    sources: Sequence[RowSource]
     tokenizer: Path
     image_size: int
     max_text_tokens: int
@@ -77,12 +76,19 @@ class Job:
     images_per_example: int = 1
 
 
-class Remark(BaseModel):
-    """A line of `rejected.jsonl` or `warnings.jsonl`. The row's identity is null if an image could not be read.
+def is_empty(value: object) -> bool:
+    """Whether a field has nothing to say: it is left out then, so that lists of one file are as they always were."""
+    return not value
 
-    `image` is the name of the row's image, or a list of those of several.
+
+class Remark(BaseModel):
+    """A line of `rejected.jsonl` or `warnings.jsonl`. The row's identity is null if its image could not be read.
+
+    Attributes:
+        source: name of the file that the line is in; left out if there is one file.
     """
 
+    source: str = Field(default="", exclude_if=is_empty)
     line: int
     row_id: str | None
     code: str
@@ -101,6 +107,7 @@ class Sampled(BaseModel):
     `masks` is what its true masks cover of a square of `SAMPLED_SIDE` pixels, as packed run lengths; empty without any.
     """
 
+    source: str = Field(default="", exclude_if=is_empty)
     row_id: str
     line: int
     image: str | list[str]
@@ -127,6 +134,8 @@ class Facts(BaseModel):
         sample: the rows with the smallest identities: as good as random, and the same for any split into ranges.
         rejects, warned: the first remarks of each code.
         shards: the shards.
+        source: name of one range's file; left out if there is one file.
+        first_line: number of one range's first line; left out if there is one file, where it follows from the range's number.
         source_sha256: hash of one range's bytes in the JSONL file.
         shard_crc32c: checksum of one range's shard.
         bytes: sizes of one range's lists.
@@ -145,6 +154,8 @@ class Facts(BaseModel):
     rejects: list[Remark] = []
     warned: list[Remark] = []
     shards: list[Shard] = []
+    source: str = Field(default="", exclude_if=is_empty)
+    first_line: int = Field(default=0, exclude_if=is_empty)
     source_sha256: str = ""
     shard_crc32c: str = ""
     bytes: dict[str, int] = {}
@@ -163,7 +174,7 @@ class Facts(BaseModel):
             getattr(self, name).update(getattr(other, name))
         for suffix, count in other.suffixes.items():
             self.count_suffix(suffix, count)
-        self.sample = heapq.nsmallest(SAMPLE_SIZE, self.sample + other.sample, key=lambda row: (row.row_id, row.line))
+        self.sample = heapq.nsmallest(SAMPLE_SIZE, self.sample + other.sample, key=_place)
         for mine, others in ((self.rejects, other.rejects), (self.warned, other.warned)):
             for remark in others:
                 self.show(mine, remark)
@@ -178,6 +189,10 @@ class Facts(BaseModel):
         """Keeps a remark for the report if it is among the first of its code."""
         if sum(other.code == remark.code for other in shown) < SHOWN_OF_A_CODE:
             shown.append(remark)
+
+
+def _place(row: Sampled) -> tuple[str, str, int]:
+    return row.row_id, row.source, row.line
 
 
 def part_file(folder: Path, part: LineRange, kind: str) -> Path:
@@ -237,14 +252,17 @@ class Preparer:
         """
         self._job, self._kept = job, kept or KeptPictures()
         self._tokenizer = Tokenizer(job.tokenizer)
-        self._images = open_images(job.images, job.web)
+        self._images = open_folders(job.sources, job.web)
         self._pictures: dict[str, _Picture | RowError] = {}
-        self._most_pictures = max(_PICTURES_KEPT, 2 * job.images_per_example)
+        self._most_pictures = max(_PICTURES_KEPT, job.images_per_example)
         self._seen: dict[Seen, None] = {}  # in order
 
     def prepare(self, part: LineRange, folder: Path, report: Report) -> Facts:
         """Writes a range's shard, its lists of rows, rejects, warnings and images, and last its facts."""
-        facts = Facts(source_sha256=range_sha256(self._job.data, part))
+        source = self._job.sources[part.source]
+        facts = Facts(
+            source=source.name, first_line=part.line if source.name else 0, source_sha256=range_sha256(source.file, part)
+        )
         self._seen.clear()
         with (
             part_file(folder, part, "rows").open("w", encoding="utf-8") as rows,
@@ -261,8 +279,8 @@ class Preparer:
                     continue
                 looks = [picture.dhash for picture in pictures]
                 size, checksum = shard.write(example)
-                entry = _index_entry(example, looks, part.number, facts.rows)
-                rows.write(json.dumps({**entry, "bytes": size, "crc32c": checksum}) + "\n")
+                entry = _index_entry(example, looks, part.number, facts.rows) | {"bytes": size, "crc32c": checksum}
+                rows.write(json.dumps(entry | ({"source": source.name} if source.name else {})) + "\n")
                 _count(facts, example)
                 for remark in remarks:
                     facts.warnings[remark.code] += 1
@@ -296,16 +314,16 @@ class Preparer:
                     yield self._example(row, *ids[number], facts)
                 except RowError as error:
                     image = one_or_all(row.names) if isinstance(row, Row) else None
-                    yield None, [], [Remark(line=number, row_id=self._identity(row), code=error.code,
+                    yield None, [], [Remark(source=facts.source, line=number, row_id=self._identity(row), code=error.code,
                                             message=error.message, image=image)]  # fmt: skip
                 except Exception as error:  # any error propagates unchanged, with a note of its line
-                    error.add_note(f"This happened at line {number} of {self._job.data}.")
+                    error.add_note(f"This happened at line {number} of {facts.source or self._job.sources[0].file}.")
                     raise
             window = following
         self._pictures.clear()
 
     def _rows(self, part: LineRange) -> Iterator[tuple[int, Row | RowError]]:
-        return read_rows(self._job.data, part, self._job.images_per_example)
+        return read_part(self._job.sources, part, self._job.images_per_example)
 
     def _tokenize(self, rows: list[Row]) -> dict[int, tuple[list[int], list[int], bool]]:
         """By line: token ids of prefix and suffix, and whether they decode to the texts."""
@@ -355,10 +373,8 @@ class Preparer:
                 f"the suffix has {len(suffix) + 1} tokens, {len(suffix_ids)} were kept: prefix and suffix have "
                 f"{len(prefix_ids) + len(suffix) + 1}, --max-text-tokens is {self._job.max_text_tokens}"
             )
-        remarks = [
-            Remark(line=row.line, row_id=example.row_id, code=code, message=message, image=one_or_all(row.names))
-            for code, message in found.items()
-        ]
+        of_row = {"source": facts.source, "line": row.line, "row_id": example.row_id, "image": one_or_all(row.names)}
+        remarks = [Remark(**of_row, code=code, message=message) for code, message in found.items()]
         return example, pictures, remarks
 
     def _misspelt(self, row: Row, prefix: list[int], suffix: list[int]) -> str:
@@ -484,9 +500,10 @@ def _count(facts: Facts, example: Example) -> None:
     facts.text_tokens[prefix + suffix] += 1
     facts.count_suffix(example.suffix)
     if len(facts.sample) < SAMPLE_SIZE or example.row_id < facts.sample[-1].row_id:
-        row = Sampled(row_id=example.row_id, line=example.line, image=one_or_all(example.image_files), prefix=example.prefix,
-                      suffix=example.suffix, tokens=prefix + suffix, masks=_covered(example.masks))  # fmt: skip
-        insort(facts.sample, row, key=lambda row: (row.row_id, row.line))
+        row = Sampled(source=facts.source, row_id=example.row_id, line=example.line, image=one_or_all(example.image_files),
+                      prefix=example.prefix, suffix=example.suffix, tokens=prefix + suffix,
+                      masks=_covered(example.masks))  # fmt: skip
+        insort(facts.sample, row, key=_place)
         del facts.sample[SAMPLE_SIZE:]
 
 

@@ -19,9 +19,11 @@ from paligemma.data.mask_codes import read_decoder
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
 from paligemma.data.prepare import Facts, Job, Preparer, Remark
 from paligemma.data.records import as_image, open_records, pictures_of
+from paligemma.data.row_sources import RowSource, open_sources, read_source
 from paligemma.data.row_warnings import WARNINGS
-from paligemma.data.rows import REASONS, Row, read_all_rows
+from paligemma.data.rows import REASONS, Row
 from paligemma.data.seg_masks import Decode, parse_masks, parse_masks_text, union_of_masks, union_of_text
+from paligemma.data.source_list import parse_sources
 from paligemma.data.stored_pictures import unpack_picture
 from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
@@ -29,7 +31,6 @@ from paligemma.data.web_images import fetch_images
 from paligemma.errors import InputError
 from paligemma.reports.page import image_uri, mask_uri, render
 from paligemma.storage.files import exists
-from paligemma.storage.location import parse_location
 
 LOOKED_AT = 1000
 """Most rows of a JSONL file that are checked; prepare_data checks all."""
@@ -71,7 +72,7 @@ def make_preview(
     """Shows what the model is fed.
 
     Args:
-        data: records, or a JSONL file (plain or gzip); local or `gs://`.
+        data: records, or a JSONL file (plain or gzip); local or `gs://`. Or the sources of a mixture; see `source_list`.
         model: the checkpoint or tuned model whose tokenizer and image size are used.
         images: folder or prefix that a JSONL file's image paths are relative to; empty: the file's folder.
         rows: number of rows to show, from the first.
@@ -88,14 +89,18 @@ def make_preview(
         raise InputError("The checkpoint has no tokenizer.", where=model, fix="run fetch_checkpoint with --tokenizer")
     tokenizer = Tokenizer(opened.tokenizer)
     decode = read_decoder(localize(mask_decoder)) if mask_decoder else None
-    source = str(data).rstrip("/").rsplit("/", 1)[-1]
-    data = str(artifact_at(data))
-    if exists(data, RECORD_FILE):
-        looked = _of_records(data, tokenizer, rows, decode)
+    sources = parse_sources(str(data), "--data")
+    if len(sources) == 1 and exists(artifact_at(sources[0].data), RECORD_FILE):
+        looked = _of_records(str(artifact_at(sources[0].data)), tokenizer, rows, decode)
     else:
+        for one in sources:
+            if not localize(one.data).is_file():
+                expected = "records, or a JSONL file"
+                raise InputError(f"There is no data {one.data}.", where="--data", expected=expected, fix="check the path")
         size = opened.config.img.image_size
         settings = (opened.tokenizer, size, max_text_tokens, parse_grey_range(grey_range), images_per_example)
-        looked = _of_rows(data, images or str(parse_location(data).parent), tokenizer, rows, decode, *settings)
+        looked = _of_rows(open_sources(str(data), images), tokenizer, rows, decode, *settings)
+    source = ", ".join(one.data.rstrip("/").rsplit("/", 1)[-1] for one in sources)
     described = describe(model, opened)
     page = render("preview.html", source=source, model=described, looked=looked, meanings={**REASONS, **WARNINGS})
     return Preview(page, described, looked.lines())
@@ -109,7 +114,7 @@ class _Looked:
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     warned: Counter[str] = field(default_factory=Counter)
-    first: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
 
     @property
@@ -142,13 +147,13 @@ def _of_records(data: str, tokenizer: Tokenizer, rows: int, decode: Decode | Non
         row = reader.read(number)
         ids = row.tokens.tolist()
         masks = _masks(row.suffix, row.masks, row.image, decode)
-        looked.rows.append(_shown(tokenizer, row.line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
+        line = _line(dataset.source_of(number), row.line)
+        looked.rows.append(_shown(tokenizer, line, row.image, row.prefix, row.suffix, ids, row.prefix_length, (), masks))
     return looked
 
 
 def _of_rows(
-    data: str,
-    images: str,
+    sources: Sequence[RowSource],
     tokenizer: Tokenizer,
     rows: int,
     decode: Decode | None,
@@ -159,33 +164,39 @@ def _of_rows(
     images_per_example: int,
 ) -> _Looked:
     """Checks rows like prepare_data."""
-    path = localize(data)
-    if not path.is_file():
-        raise InputError(f"There is no data {data}.", where="--data", expected="records, or a JSONL file", fix="check the path")
-    first = islice(read_all_rows(path, images_per_example), LOOKED_AT)
+    most = -(-LOOKED_AT // len(sources))
+    first = [line for source in sources for line in islice(read_source(source, images_per_example), most)]
     web = fetch_images(row for _, row in first if isinstance(row, Row))
-    job = Job(path, images, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web, images_per_example)
-    looked, facts = _Looked(), Facts()
-    lines = read_all_rows(path, images_per_example)
-    judged = Preparer(job).judge(islice(lines, LOOKED_AT), facts, lambda line, rejected: None)
-    for example, _, remarks in judged:
-        for remark in remarks:
-            (looked.rejected if example is None else looked.warned)[remark.code] += 1
-            looked.first.setdefault(remark.code, remark.line)
-        looked.kept += example is not None
-        if len(looked.rows) == rows:
-            continue
-        if example is None:
-            (remark,) = remarks
-            looked.rows.append({"line": remark.line, "code": remark.code, "message": remark.message})
-        else:
-            ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
-            image = as_image([unpack_picture(one, size, job.compression) for one in example.images])
-            one = (tokenizer, example.line, image, example.prefix, example.suffix, ids, cut)
-            masks = _masks(example.suffix, example.masks, image, decode)
-            looked.rows.append(_shown(*one, remarks, masks))
-    looked.whole = next(lines, None) is None
+    job = Job(sources, tokenizer_file, size, max_text_tokens, "reject", "none", grey_range, web, images_per_example)
+    looked, preparer = _Looked(), Preparer(job)
+    for number, source in enumerate(sources):
+        shown = len(looked.rows) + (rows - len(looked.rows)) // (len(sources) - number)
+        lines, facts = read_source(source, images_per_example), Facts(source=source.name)
+        for example, _, remarks in preparer.judge(islice(lines, most), facts, lambda line, rejected: None):
+            for remark in remarks:
+                (looked.rejected if example is None else looked.warned)[remark.code] += 1
+                looked.first.setdefault(remark.code, _line(remark.source, remark.line))
+            looked.kept += example is not None
+            if len(looked.rows) == shown:
+                continue
+            if example is None:
+                (remark,) = remarks
+                line = _line(remark.source, remark.line)
+                looked.rows.append({"line": line, "code": remark.code, "message": remark.message})
+            else:
+                ids, cut = example.prefix_ids + example.suffix_ids, len(example.prefix_ids)
+                line = _line(source.name, example.line)
+                image = as_image([unpack_picture(one, size, job.compression) for one in example.images])
+                one = (tokenizer, line, image, example.prefix, example.suffix, ids, cut)
+                masks = _masks(example.suffix, example.masks, image, decode)
+                looked.rows.append(_shown(*one, remarks, masks))
+        looked.whole &= next(lines, None) is None
     return looked
+
+
+def _line(source: str, line: int) -> str:
+    """A line, with its file if there are several."""
+    return f"{line} of {source}" if source else str(line)
 
 
 def _masks(suffix: str, true: str, image: np.ndarray, decode: Decode | None) -> dict[str, str]:
@@ -203,7 +214,7 @@ def _masks(suffix: str, true: str, image: np.ndarray, decode: Decode | None) -> 
 
 def _shown(
     tokenizer: Tokenizer,
-    line: int,
+    line: str,
     image: np.ndarray,
     prefix: str,
     suffix: str,

@@ -10,13 +10,14 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from paligemma.artifacts.record import ROWS_FILE, MadeRecord, each
 from paligemma.artifacts.store import artifact_at, file_of, localize_recorded, record_of, small_files
 from paligemma.choices import Compression
 from paligemma.data.row_cache import Slot
 from paligemma.data.rows import MOST_IMAGES
+from paligemma.data.source_list import LEAST_WEIGHT, MOST_WEIGHT
 from paligemma.errors import DamagedError, InputError
 from paligemma.foreign_json import read_json_lines, read_model
 from paligemma.safe_names import RelativePath, Sha256
@@ -74,6 +75,23 @@ class Shard(BaseModel):
     sha256: Sha256
 
 
+class SourceRows(BaseModel):
+    """What became of one file of a mixture. Its rows follow those of the files before it.
+
+    Attributes:
+        name: what tells it from the others, also in `rows.jsonl`, `rejected.jsonl` and `warnings.jsonl`.
+        rows, rejected: number of its rows that were kept, and that were not.
+        weight: its share of the training examples, relative to the others'; None: each row counts once.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: Annotated[int, Field(ge=0)]
+    rejected: int
+    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)] | None = None
+
+
 class Dataset(BaseModel):
     """Contents of `dataset.json`. Histograms map a number of tokens (with bos, separator, eos) to a number of rows.
 
@@ -85,6 +103,7 @@ class Dataset(BaseModel):
         grey_range: samples of black and white in grey pictures, `LOW,HIGH`; empty: as stated in each file.
         images_per_example: number of images in every row; not in the file if it is 1.
         findings: details of oddities of the whole split, by code of `balance.FINDINGS`.
+        sources: the files of a mixture, in the order of their rows; left out if there is one file.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -108,6 +127,29 @@ class Dataset(BaseModel):
     findings: dict[str, str] = {}
     grey_range: str = ""
     images_per_example: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
+    sources: list[SourceRows] = Field(default=[], exclude_if=lambda sources: not sources)
+
+    @model_validator(mode="after")
+    def _sources_have_all_rows(self) -> Dataset:
+        weighted = {source.weight is not None for source in self.sources}
+        if self.sources and (sum(source.rows for source in self.sources) != self.rows or len(weighted) > 1):
+            raise ValueError("the sources do not have all rows, or some have no weight")
+        if weighted == {True} and not all(source.rows for source in self.sources):
+            raise ValueError("a source with a weight has no rows")
+        return self
+
+    @property
+    def shares(self) -> list[tuple[int, float]]:
+        """Number of rows and weight of each source, for `batch_order.Plan`; none if each row counts once."""
+        return [(source.rows, source.weight) for source in self.sources if source.weight is not None]
+
+    def source_of(self, row: int) -> str:
+        """The name of a row's source, by the row's number; empty if there is one file."""
+        for source in self.sources:
+            if row < source.rows:
+                return source.name
+            row -= source.rows
+        return ""
 
     @property
     def image_shape(self) -> tuple[int, ...]:

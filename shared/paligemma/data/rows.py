@@ -193,7 +193,7 @@ def parse_row(line: bytes, number: int, images: int | None = 1) -> Row:
     if not isinstance(values, dict):
         many = "; the file looks like one JSON array, but each line must be an object" if number == 1 else ""
         raise RowError("not_an_object", f"the line is {_kind(values)}{many if isinstance(values, list) else ''}")
-    given = each(values.get("image"))
+    given: list[Any] = each(values.get("image"))
     _expect_number(values.get("image"), images)
     inline = _inline(given, len(line))
     _expect_image(values)
@@ -252,10 +252,11 @@ def _expect_number(image: object, wanted: int | None) -> None:
     if count > MOST_IMAGES:
         raise RowError("images_several", f"'image' is an array of {count:,}; a row has {MOST_IMAGES} images at most")
     if wanted == 1:
-        what = "write a row for each image, if it is asked about alone; if every row has so many"
-        raise RowError("images_several", f"'image' is an array of {count}; {what}, pass --images-per-example {count}")
+        alone = "write a row for each image, if it is asked about alone"
+        flags = f"--images-per-example {count}, of pipeline run --set images_per_example={count}"
+        raise RowError("images_several", f"'image' is an array of {count}; {alone}; if every row has so many, pass {flags}")
     there = f"'image' is an array of {count}" if isinstance(image, list) else "'image' is one image"
-    raise RowError("images_several", f"{there}; every row has {wanted} (--images-per-example)")
+    raise RowError("images_several", f"{there}; every row is to have {wanted}")
 
 
 def _expect_image(values: dict) -> None:

@@ -92,6 +92,13 @@ class Runs:
         change[begin + np.minimum(bottoms[inside], bottom) - top] -= 1
         return np.cumsum(change[:-1], dtype=np.int8).view(bool).reshape(right - left, high).T
 
+    def sampled(self, side: int) -> Bool[np.ndarray, "side side"]:
+        """The mask resized to a square, by the nearest pixels. Time is that of the square, however large the mask."""
+        middles = (np.arange(side) + 0.5) / side
+        rows, columns = (middles * self.height).astype(np.int64), (middles * self.width).astype(np.int64)
+        places = columns * self.height + rows[:, None]
+        return np.searchsorted(np.cumsum(self.counts), places, side="right") % 2 == 1
+
     def pixels(self) -> Bool[np.ndarray, "h w"]:
         """The whole mask."""
         return np.repeat(np.arange(len(self.counts)) % 2 == 1, self.counts).reshape(self.width, self.height).T

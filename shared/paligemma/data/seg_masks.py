@@ -171,7 +171,7 @@ def union_of_masks(masks: Sequence[TrueMask], side: int) -> Bool[np.ndarray, "si
     """What true masks cover, in a picture that is resized to a square."""
     if not masks:
         return np.zeros((side, side), bool)
-    return np.asarray(Image.fromarray(_union(masks).pixels()).resize((side, side), Image.Resampling.NEAREST))
+    return _union(masks).sampled(side)
 
 
 def count_overlaps(text: str, masks: Sequence[TrueMask], decode: Decode) -> Overlaps:

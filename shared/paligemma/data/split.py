@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.data.image_source import ImageSource, open_images
@@ -20,61 +21,97 @@ from paligemma.storage.atomic import write_file
 from paligemma.storage.location import SCHEME
 
 
+@dataclass(frozen=True)
+class SplitFile:
+    """A JSONL file to split.
+
+    Attributes:
+        data: the file, plain or gzip; may be the same path as `train`.
+        images: the folder that image names are relative to; None if it is not on this machine. An image that is unreadable,
+            in Cloud Storage or outside the folder is identified by its name. Those on the web are fetched.
+        train, validation: the files to write.
+    """
+
+    data: Path
+    images: Path | None
+    train: Path
+    validation: Path
+
+
 def split_rows(
     data: Path, images: Path | None, fraction: float, train: Path, validation: Path, images_per_example: int | None = 1
 ) -> tuple[int, int]:
-    """Writes every line of a JSONL file, in order, to one of two files. The images' bytes alone decide which.
+    """Splits one file; see `split_files`. Returns the number of rows in each of the two files."""
+    return split_files([SplitFile(data, images, train, validation)], fraction, images_per_example)[0]
+
+
+def split_files(files: Sequence[SplitFile], fraction: float, images_per_example: int | None = 1) -> list[tuple[int, int]]:
+    """Writes every line of each file, in order, to one of its two files. The images' bytes alone decide which.
 
     Lines that are not rows go to the training data, where prepare_data counts them.
 
     Args:
-        data: the file, plain or gzip; may be the same path as `train`.
-        images: the folder that image names are relative to; None if it is not on this machine. An image that is unreadable,
-            in Cloud Storage or outside the folder is identified by its name. Those on the web are fetched.
-        fraction: share of the images for validation; each side gets at least one image.
-        train, validation: the files to write.
+        files: the files. An image that is in several of them is on the same side in all.
+        fraction: share of the images for validation; the validation data get at least one image, and each file's training data.
         images_per_example: number of images in every row; None: any.
 
     Returns:
-        Number of rows in each file.
+        Number of rows in each of the two files that each file was split into.
 
     Raises:
-        InputError: there are fewer than two images; or every picture is in a row with another one, directly or over others.
+        InputError: there are too few images for that; or every picture is in a row with another one, directly or over others.
     """
     with tempfile.TemporaryDirectory(prefix="paligemma-") as folder:
-        plain = data
-        if is_gzip(data):
-            plain = Path(folder) / "rows"
-            unpack(data, plain)
-        web = fetch_images(row for _, row in read_rows(plain, images=images_per_example) if isinstance(row, Row))
-        source = None if images is None else open_images(images)
-        first: dict[int, str] = {}
-        keys: dict[str, str] = {}
         groups: dict[str, set[str]] = {}
-        for number, row in read_rows(plain, images=images_per_example):
-            if isinstance(row, Row):
-                for image in row.images:
-                    keys[image.name] = keys.get(image.name) or _key(image, web, source)
-                first[number] = keys[row.images[0].name]
-                _join(groups, [keys[name] for name in row.names])
-        held = _held(groups, fraction)
+        keyed = []
+        for number, file in enumerate(files):
+            plain = file.data
+            if is_gzip(file.data):
+                plain = Path(folder) / f"rows{number}"
+                unpack(file.data, plain)
+            keyed.append((plain, _keys_of_lines(plain, file.images, images_per_example, groups)))
+        held = set(_held(groups, fraction))
+        for _, keys in keyed:
+            if keys and set(keys.values()) <= held:
+                held -= groups[max(keys.values())]
         if not held:
             what = f"{len(groups)} different images cannot be split by image"
-            together = ": rows that share one belong together, and all rows do" if len(groups) > 1 else ""
+            together = ": rows that share one belong together, and all rows do" if len(files) == 1 < len(groups) else ""
+            apart = "rows of which some share no image with the others"
             raise InputError(
                 f"{what}{together}.",
-                where=data,
-                expected="two at least" if not together else "rows of which some share no image with the others",
+                where=", ".join(str(file.data) for file in files),
+                expected=apart if together else "two at least" if len(files) == 1 else "more images than files",
                 fix="add rows, or name a file of its own with --validation-data",
             )
-        chosen = {number for number, key in first.items() if key in held}
-        with plain.open("rb") as file:
-            lines = file.read().split(b"\n")
+        return [_write(file, plain, keys, held) for file, (plain, keys) in zip(files, keyed, strict=True)]
+
+
+def _keys_of_lines(
+    plain: Path, images: Path | None, images_per_example: int | None, groups: dict[str, set[str]]
+) -> dict[int, str]:
+    """The key of the first image of each line that is a row, by the line's number. Joins the groups of a row's images."""
+    web = fetch_images(row for _, row in read_rows(plain, images=images_per_example) if isinstance(row, Row))
+    source = None if images is None else open_images(images)
+    first: dict[int, str] = {}
+    keys: dict[str, str] = {}
+    for number, row in read_rows(plain, images=images_per_example):
+        if isinstance(row, Row):
+            for image in row.images:
+                keys[image.name] = keys.get(image.name) or _key(image, web, source)
+            first[number] = keys[row.images[0].name]
+            _join(groups, [keys[name] for name in row.names])
+    return first
+
+
+def _write(file: SplitFile, plain: Path, keys: Mapping[int, str], held: Collection[str]) -> tuple[int, int]:
+    with plain.open("rb") as opened:
+        lines = opened.read().split(b"\n")
     parts: tuple[list[bytes], list[bytes]] = ([], [])
     for number, line in enumerate(lines, 1):
         if line.strip():
-            parts[number in chosen].append(line + b"\n")
-    for path, part in zip((train, validation), parts, strict=True):
+            parts[keys.get(number) in held].append(line + b"\n")
+    for path, part in zip((file.train, file.validation), parts, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, b"".join(part))
     return len(parts[0]), len(parts[1])

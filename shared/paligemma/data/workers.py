@@ -136,10 +136,14 @@ def _prepare_in_processes(
         # One that was started while the pool broke is not ended by it, and waited for without end.
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
-        at = [str(line) for line, future in zip(board.line, futures, strict=False) if line and future.exception()]
+        at = [
+            f"line {line} of {job.sources[part.source].file}"
+            for line, part, future in zip(board.line, todo, futures, strict=False)
+            if line and future.exception()
+        ]
         raise WorkerDiedError(
             "A process that prepared rows was killed.",
-            where=f"line {' or '.join(at) or 'unknown'} of {job.data}",
+            where=" or ".join(at) or f"line unknown of {', '.join(str(source.file) for source in job.sources)}",
             fix="run the same command again, which goes on from the finished shards; if memory ran out, with fewer --workers",
         ) from None
     finally:

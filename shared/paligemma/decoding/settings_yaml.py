@@ -10,6 +10,7 @@ from paligemma.errors import InputError, did_you_mean
 from paligemma.yaml_text import dump_yaml, parse_yaml
 
 _TYPES = get_type_hints(DecodeSettings)
+_NUMBERS = {name for name, kind in _TYPES.items() if kind in (int, float)}
 
 
 def parse_settings(text: str, where: object = "the decoding settings") -> DecodeSettings:
@@ -27,7 +28,7 @@ def parse_settings(text: str, where: object = "the decoding settings") -> Decode
     for name, value in values.items():
         if name not in _TYPES:
             raise InputError(f"There is no decoding setting {name!r}.", where=where, fix=did_you_mean(str(name), _TYPES))
-        if isinstance(getattr(DecodeSettings, name), str):
+        if name not in _NUMBERS:
             if not isinstance(value, str):
                 raise InputError(f"{name} is {value!r}.", where=where, expected=", ".join(get_args(_TYPES[name])))
             continue
@@ -37,7 +38,7 @@ def parse_settings(text: str, where: object = "the decoding settings") -> Decode
             raise InputError(f"{name} is {value!r}.", where=where, expected=expected)
     try:
         # A whole number is a number to a user.
-        return DecodeSettings(**{name: float(value) if _TYPES[name] is float else value for name, value in values.items()})
+        return DecodeSettings(**{name: _TYPES[name](value) if name in _NUMBERS else value for name, value in values.items()})
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, fix=error.fix) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 
 from paligemma.artifacts.record import ROWS_FILE
 from paligemma.json_leaves import leaves
@@ -55,13 +56,20 @@ def _last_record(index: Index, run: str, task: str) -> dict:
     return unpack(found[0]["body"])
 
 
+def of_file(source: str) -> dict:
+    """The part of a row's description that names its file, if its data set has several."""
+    return {"source": source} if source else {}
+
+
 def _code(record: dict) -> dict:
     producer = record["producer"]
     return {key: producer[key] for key in ("git_sha", "git_dirty", "image", "python", "device", "packages")}
 
 
 def _sources(record: dict) -> dict:
-    return {one["role"]: one["sha256"] for one in record["inputs"] if one["record"] is None}
+    inputs = [one for one in record["inputs"] if one["record"] is None]
+    several = Counter(one["role"] for one in inputs)  # a mixture has several files of data
+    return {one["role"] + (f" {one['uri']}" if several[one["role"]] > 1 else ""): one["sha256"] for one in inputs}
 
 
 def _diff_rows(index: Index, one: dict, two: dict) -> dict:
@@ -69,7 +77,7 @@ def _diff_rows(index: Index, one: dict, two: dict) -> dict:
     if old is None or new is None or old == new:
         return {}
     query = (
-        "SELECT row, line, name FROM rows WHERE row_set = ?1"
+        "SELECT row, line, name, source FROM rows WHERE row_set = ?1"
         " AND row NOT IN (SELECT row FROM rows WHERE row_set = ?2) ORDER BY line"
     )
     removed, added = index.ask(query, old, new), index.ask(query, new, old)
@@ -103,4 +111,4 @@ def _row_set(index: Index, record: dict) -> int | None:
 
 
 def _shown(row: sqlite3.Row) -> dict:
-    return {"line": row["line"], "image": row["name"], "row": row["row"].hex()}
+    return {"line": row["line"], "image": row["name"], "row": row["row"].hex()} | of_file(row["source"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paligemma.artifacts.record import file_sha256
 from paligemma.errors import InputError, PaliGemmaError
+from paligemma.lineage.diff import of_file
 from paligemma.lineage.index import KEY_BYTES, Index
 from paligemma.lineage.queries import (
     RELEASE_COMPONENT,
@@ -20,7 +21,7 @@ from paligemma.lineage.queries import (
     users,
     users_of,
 )
-from paligemma.lineage.rejected import rejections
+from paligemma.lineage.rejected import data_names, rejections
 from paligemma.redaction import name_of_address
 from paligemma.storage.files import local_file
 from paligemma.storage.location import parse_location
@@ -100,7 +101,10 @@ def _starts(index: Index, name: str) -> tuple[dict[int, str], dict]:
     sets = sorted({row["sha256"] for row in rows})
     marks = ", ".join("?" * len(sets))
     holders = index.ask(f"SELECT id FROM records WHERE rows_sha256 IN ({marks}) AND status = 'succeeded'", *sets)
-    shown = [{"row": row["row"].hex(), "image": row["name"], "line": row["line"]} for row in rows[:_SHOWN_ROWS]]
+    shown = [
+        {"row": row["row"].hex(), "image": row["name"], "line": row["line"]} | of_file(row["source"])
+        for row in rows[:_SHOWN_ROWS]
+    ]
     return {number: "rows" for (number,) in holders}, {
         "kind": kind,
         "rows": shown,
@@ -133,12 +137,13 @@ def _find_rows(index: Index, name: str) -> tuple[str, list]:
     if at := _line_of(name):
         address, line = at
         holders = index.ask(
-            "SELECT DISTINCT rows_sha256 FROM records JOIN inputs ON inputs.record = records.id"
+            "SELECT DISTINCT records.id, rows_sha256 FROM records JOIN inputs ON inputs.record = records.id"
             " WHERE inputs.role = 'data' AND (inputs.uri = ? OR inputs.sha256 = ?) AND rows_sha256 NOT NULL",
-            address, data_hash(address),
+            address, sha256 := data_hash(address),
         )  # fmt: skip
-        at_line = select + "row_sets.sha256 = ? AND line = ?"
-        keys = {row["row"] for (sha,) in holders for row in index.ask(at_line, sha, line)}
+        places = {(sha, name) for number, sha in holders for name in data_names(index.body(number), address, sha256)}
+        at_line = select + "row_sets.sha256 = ? AND source = ? AND line = ?"
+        keys = {row["row"] for sha, name in places for row in index.ask(at_line, sha, name, line)}
         return "row", [row for key in sorted(keys) for row in index.ask(select + "row = ?", key)]
     if Path(name).is_file():
         with Path(name).open("rb") as opened:

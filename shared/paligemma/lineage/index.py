@@ -38,7 +38,7 @@ from paligemma.storage.location import GcsLocation, Location, parse_location
 
 KEY_BYTES = 16
 """Bytes of a row's or image's hash that the index stores."""
-_VERSION = 5
+_VERSION = 6
 _WORTH_SHOWING = 200
 _WAIT = 600.0  # seconds to wait while another process adds records
 _BATCH = 500  # records read ahead
@@ -67,7 +67,7 @@ CREATE TABLE pruned (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE row_sets (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE);
 CREATE TABLE rows (
     row_set INTEGER NOT NULL, row BLOB NOT NULL, line INTEGER NOT NULL, image BLOB NOT NULL, name TEXT NOT NULL,
-    PRIMARY KEY (row_set, row, line, image)) WITHOUT ROWID;
+    source TEXT NOT NULL, PRIMARY KEY (row_set, row, source, line, image)) WITHOUT ROWID;
 CREATE INDEX row_ids ON rows (row);
 CREATE INDEX row_images ON rows (image);
 """
@@ -167,7 +167,7 @@ class Index:
                     with self.database:
                         added = self.database.execute("INSERT INTO row_sets (sha256) VALUES (?)", (sha256,))
                         rows = self._rows(cast(int, added.lastrowid), sha256)  # there is one after an INSERT
-                        self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", rows)
+                        self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?)", rows)
                 except DamagedError as error:
                     log.warning("%s", error)
                 advance()
@@ -180,8 +180,9 @@ class Index:
                     raise DamagedError("A list of rows was altered.", where=place, fix="run `paligemma lineage verify`")
                 for entry in read_json_lines(path, "A list of rows"):
                     key, line = bytes.fromhex(entry["row_id"])[:KEY_BYTES], int(entry["line"])
+                    source = str(entry.get("source", ""))
                     for sha256, name in zip(each(entry["image_sha256"]), each(entry["image_file"]), strict=True):
-                        yield number, key, line, bytes.fromhex(sha256)[:KEY_BYTES], str(name)
+                        yield number, key, line, bytes.fromhex(sha256)[:KEY_BYTES], str(name), source
         except (OSError, ValueError, LookupError, TypeError, InputError) as error:
             raise DamagedError(
                 f"A list of rows cannot be read: {error}.", where=place, fix="run `paligemma lineage verify`"

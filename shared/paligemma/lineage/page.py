@@ -44,14 +44,18 @@ def page_data(index: Index, limit: int, most_rows: int, runs: list[str] | None =
     left, complete = most_rows, True
     for sha256 in wanted:
         found = index.ask(
-            "SELECT row, line, name FROM rows JOIN row_sets ON row_sets.id = row_set WHERE sha256 = ? ORDER BY line LIMIT ?",
+            "SELECT row, line, name, source FROM rows JOIN row_sets ON row_sets.id = row_set"
+            " WHERE sha256 = ? ORDER BY source, line LIMIT ?",
             sha256, left + 1,
         )  # fmt: skip
         if len(found) > left or not most_rows:
             complete = False
             continue
         left -= len(found)
-        lists[sha256] = [[row["row"].hex(), row["line"], row["name"]] for row in found]
+        lists[sha256] = [
+            [row["row"].hex(), f"{row['line']} of {row['source']}" if row["source"] else row["line"], row["name"]]
+            for row in found
+        ]
     (total,) = index.ask("SELECT COUNT(DISTINCT run) FROM records")[0]
     return {
         "root": str(index.root),

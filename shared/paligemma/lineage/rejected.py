@@ -40,11 +40,27 @@ def rejections(index: Index, data: str, sha256: str, line: int) -> list[dict]:
     for (number,) in found:
         record = index.body(number)
         if record["cached_from"] is None:
-            answer += _rejections(places, record, line)
+            answer += _rejections(places, record, line, data_names(record, data, sha256))
     return answer
 
 
-def _rejections(places: list[tuple[Location, Places]], record: dict, line: int) -> list[dict]:
+def data_names(record: dict, data: str, sha256: str) -> set[str]:
+    """The names that a data file has among those that a record's data set was made of; an empty one if it is the only one.
+
+    Args:
+        record: the record. If it names sources, their numbers are in the order of its inputs.
+        data, sha256: see `rejections`.
+    """
+    inputs = [one for one in record["inputs"] if one["role"] == "data"]
+    named = record["producer"]["parameters"].get("sources")
+    numbers = {"1": ""}
+    if isinstance(named, dict):
+        numbers = {str(one.get("number")): name for name, one in named.items() if isinstance(one, dict)}
+    of_file = (str(number) for number, one in enumerate(inputs, 1) if one["uri"] == data or one["sha256"] == sha256)
+    return {numbers[number] for number in of_file if number in numbers}
+
+
+def _rejections(places: list[tuple[Location, Places]], record: dict, line: int, sources: set[str]) -> list[dict]:
     listed = next((file for file in record["artifact"]["files"] if file["path"] == REJECTED_FILE), None)
     if listed is None or not listed["bytes"]:
         return []
@@ -53,7 +69,7 @@ def _rejections(places: list[tuple[Location, Places]], record: dict, line: int) 
         return [
             {**named, "line": line, "code": str(remark["code"]), "message": str(remark["message"])}
             for remark in _remarks(places, record, listed["sha256"])
-            if remark["line"] == line
+            if remark["line"] == line and remark.get("source", "") in sources
         ]
     except (OSError, LookupError, PaliGemmaError) as error:
         why = error.what if isinstance(error, PaliGemmaError) else f"{REJECTED_FILE} cannot be read: {error}"

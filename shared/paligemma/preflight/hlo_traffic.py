@@ -107,10 +107,23 @@ def _elements_read(program: Program, computation: Computation, value: Instructio
             wanted += _elements_read(program, computation, user, in_place)
         elif user.opcode == "fusion":
             inner = program.computations[user.called("calls")[0]]
-            wanted += _elements_read(program, inner, inner.parameters[position], set())
+            if _is_given_out(inner, inner.parameters[position]):  # e.g. another layout of a stack, of which a slice is taken
+                wanted += _elements_read(program, computation, user, in_place)
+            else:
+                wanted += _elements_read(program, inner, inner.parameters[position], set())
         else:
             wanted += value.elements
     return min(value.elements, wanted)
+
+
+def _is_given_out(computation: Computation, value: Instruction) -> bool:
+    """Whether the result of a computation is a value, element by element."""
+    while not value.is_root:
+        users = computation.users[value.name]
+        if len(users) != 1 or users[0][0].opcode not in _ELEMENTWISE:
+            return False
+        value = users[0][0]
+    return True
 
 
 def _results(instruction: Instruction) -> Iterator[ArrayShape]:

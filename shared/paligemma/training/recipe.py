@@ -159,7 +159,7 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What means nothing is not recorded, so that results of earlier versions, which did not have it, stay a recipe's own."""
+        """What means nothing is not recorded: results of earlier versions, which did not have it, stay a recipe's own."""
         without_meaning = {"images_per_example"} if self.images_per_example == 1 else set()
         if not self.is_quantized:
             without_meaning.add("quantize")

@@ -19,6 +19,8 @@ from paligemma.data.rows import RowError, image_path
 from paligemma.data.run_lengths import Runs
 
 _KEPT = ("1", "L", "P", "I", "I;16")
+_LOOKS_FOR_ONE = 4
+"""Times that a picture is searched for a value in the time in which as many pixels are made to runs."""
 _MOST_READS = 16
 """Times that a picture is read at most. Annotations that name pictures in turn would have each read for every object."""
 
@@ -68,8 +70,16 @@ class LabelPictures:
         frame_pixels(frame)
         if not proportional((width, height), (frame.width, frame.height)):
             raise EntryError("mask_size", f"{shown(name)} is {width} x {height}, the image {frame.width:g} x {frame.height:g}")
-        work.spend(values.size)
-        return Runs.of_pixels(values != value if other else values == value)
+        work.spend(values.size // _LOOKS_FOR_ONE)
+        inside = values != value if other else values == value
+        rows = np.flatnonzero(inside.any(axis=1))
+        if not len(rows):
+            return Runs(height, width, np.array([height * width]))
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        columns = np.flatnonzero(inside[top:bottom].any(axis=0))
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        work.spend((right - left) * (bottom - top))
+        return Runs.of_pixels(inside[top:bottom, left:right]).placed(left, top, height, width)
 
 
 def _read(folder: Path, name: str) -> Int[np.ndarray, "h w"]:

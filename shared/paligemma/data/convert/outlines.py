@@ -19,7 +19,7 @@ from paligemma.data.convert.photos import Frame, Size
 from paligemma.data.images import MAX_PIXELS
 from paligemma.data.run_lengths import MaskError, Runs, size_of_runs
 
-MOST_WORK = 1 << 30
+MOST_WORK = 1 << 31
 """Most pixels that are looked at for the masks of one image, if it is not larger than a 64th of this."""
 _LOOKS = 64
 """Times that all pixels of a larger image may be looked at."""

@@ -6,14 +6,15 @@ import ast
 import hashlib
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paligemma.artifacts.record import one_or_all
 from paligemma.data.convert.answers import usable_answers
 from paligemma.data.convert.names import image_name
 from paligemma.data.convert.outcomes import Converted, EntryError, Outcome, Tally, shown
-from paligemma.data.convert.table_files import read_table
+from paligemma.data.convert.table_files import TableRow, read_table
 from paligemma.data.convert.table_folders import read_folder
 from paligemma.data.images import MAX_BYTES
 from paligemma.data.rows import Repeated
@@ -28,7 +29,7 @@ MOST_LIST = 1 << 16
 def table_rows(
     table: Path,
     folder: Path,
-    image: str,
+    images: Sequence[str],
     prefix: str,
     suffix: str,
     tally: Tally,
@@ -41,8 +42,8 @@ def table_rows(
     Args:
         table: the file; or a folder of a data set saved on disk, of Parquet files, or of WebDataset's tar files.
         folder: the folder that image paths are relative to; images held as bytes are written to its `images/`, named by hash.
-        image: column with a path, or with bytes as Hugging Face stores them (`{"bytes": ..., "path": ...}`); or a path in which
-            `{name}` stands for a column.
+        images: for each image of a row: a column with a path, or with bytes as Hugging Face stores them
+            (`{"bytes": ..., "path": ...}`); or a path in which `{name}` stands for a column.
         prefix, suffix: texts in which `{name}` stands for a column. An empty suffix is the most frequent answer.
         tally: counts oddities.
         encoding, delimiter: encoding and delimiter of a CSV file; by default detected.
@@ -51,12 +52,36 @@ def table_rows(
     Raises:
         InputError: the table cannot be read, lacks a column, or a text without `{name}` equals a column's name.
     """
-    texts = [Template(prefix, table), Template(suffix, table)]
-    named = Template(image, table) if "{" in image else None
-    columns = [*(named.columns if named else [image]), *(column for text in texts for column in text.columns), *answers]
-    columns = list(dict.fromkeys(columns))
-    constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
+    columns = named_columns(table, images, prefix, suffix, answers)
     rows = read_folder(table, folder, columns) if table.is_dir() else read_table(table, columns, tally, encoding, delimiter)
+    return filled_rows(rows, table, folder, images, prefix, suffix, tally, answers)
+
+
+def named_columns(where: Path, images: Sequence[str], prefix: str, suffix: str, answers: Sequence[str]) -> list[str]:
+    """The columns that a conversion needs; see `table_rows`.
+
+    Raises:
+        InputError: a text is not a valid template.
+    """
+    of_images = [column for image in images for column in (Template(image, where).columns if "{" in image else [image])]
+    of_texts = [column for text in (prefix, suffix) for column in Template(text, where).columns]
+    return list(dict.fromkeys([*of_images, *of_texts, *answers]))
+
+
+def filled_rows(
+    rows: Iterable[TableRow],
+    table: Path,
+    folder: Path,
+    images: Sequence[str],
+    prefix: str,
+    suffix: str,
+    tally: Tally,
+    answers: Sequence[str] = (),
+) -> Iterator[Outcome]:
+    """A row for every row of a table that is read already; see `table_rows`."""
+    texts = [Template(prefix, table), Template(suffix, table)]
+    named = {image: Template(image, table) for image in images if "{" in image}
+    constant = {flag: text for flag, text in (("--prefix", prefix), ("--suffix", suffix)) if not Template(text, table).columns}
     for entry, values in rows:
         try:
             if isinstance(values, EntryError):
@@ -65,10 +90,11 @@ def table_rows(
                 _refuse_names(constant, values, table)
                 constant = {}  # all rows of a table have the same columns
             filled = [text.fill(values) for text in texts]
-            if named is None and image not in values:
-                raise EntryError("column_missing", f"there is no {image!r}: {did_you_mean(image, values)}")
-            name = image_name(named.fill(values) if named else stored_image(values[image], folder), folder, tally)
-            row: Converted = {"image": name, "prefix": filled[0], "suffix": filled[1]}
+            if lacking := [image for image in images if image not in named and image not in values]:
+                raise EntryError("column_missing", f"there is no {lacking[0]!r}: {did_you_mean(lacking[0], values)}")
+            paths = (named[one].fill(values) if one in named else stored_image(values[one], folder) for one in images)
+            names = [image_name(path, folder, tally) for path in paths]
+            row: Converted = {"image": one_or_all(names), "prefix": filled[0], "suffix": filled[1]}
             if answers:
                 row["answers"] = usable_answers(_all_answers(values, answers), entry, tally)
                 row["suffix"] = filled[1] if suffix else Counter(row["answers"]).most_common(1)[0][0]
