@@ -411,14 +411,14 @@ class Preparer:
     def _pictures_of(self, row: Row) -> list[_Picture]:
         """The images of a row. All are looked at before the first fault is raised, so that `images.jsonl` lists each."""
         found: list[_Picture] = []
-        faults: list[RowError] = []
+        faults: list[tuple[str, str]] = []  # not the errors, whose tracebacks hold this list, and the row with its image files
         for image in row.images:
             try:
                 found.append(self._picture(image))
             except RowError as error:
-                faults.append(error)
+                faults.append((error.code, error.message))
         if faults:
-            raise faults[0]
+            raise RowError(*faults[0])
         return found
 
     def _picture(self, image: RowImage) -> _Picture:
