@@ -31,8 +31,11 @@ from paligemma.data.tfrecord import RowReader
 from paligemma.errors import DamagedError, InputError
 from paligemma.lineage.impact import impact
 from paligemma.lineage.index import Index
+from paligemma.storage import gcs
+from paligemma.storage.location import GcsLocation
 from pipelines.check_run import check_run, split_data
 from pipelines.finetune import finetune_pipeline
+from servers.gcs import GcsServer
 
 
 def json_lines(path: Path) -> list[dict]:
@@ -363,3 +366,25 @@ def test_a_run_without_validation_data_splits_every_source(two: tuple[SmallData,
     assert sum(len(json_lines(Path(source.data))) for source in held) == 4
     assert sum(len(json_lines(Path(source.data))) for source in (*train, *held)) == 14
     assert check_run({**given(""), **changed}) == []
+
+
+def test_sources_in_a_bucket_give_the_bytes_that_folders_give(
+    prepare: Callable[..., Path], two: tuple[SmallData, SmallData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = prepare(",weight=1", ",weight=3")
+    with GcsServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("PALIGEMMA_CACHE", str(tmp_path / "cache"))
+        server.create_bucket("mixtures")
+        for one in two:
+            for path in one.folder.iterdir():
+                gcs.upload(path, GcsLocation("mixtures", f"{one.folder.name}/{path.name}"))
+        data = yaml.safe_dump(["gs://mixtures/digits/rows.jsonl,weight=1", "gs://mixtures/captions/rows.jsonl,weight=3"])
+        weeks = Weeks(data, "gs://mixtures/root", str(tmp_path / "fresh"))
+        first = weeks.run(max_text_tokens=128)
+        assert first.startswith("gs://mixtures/root/run-1/")
+        assert weeks.run(max_text_tokens=128) == first
+        there = files_of(first)
+    known = files_of(str(here))
+    assert {name for name in known if known[name] != there[name]} == set()
