@@ -23,7 +23,7 @@ def test_int8_is_qwixs(weight: np.ndarray) -> None:
     weight = weight.astype(np.float32)
     codes, scales = quantize(weight, WeightFormat("int8", (-2,)))
     theirs = qarray.quantize(jnp.asarray(weight), qarray.HowToQuantize(qtype=jnp.int8, channelwise_axes=(0, 2)))
-    # XLA divides by a constant as it multiplies by its inverse, which can be the last bit. That decides where a weight lies half
+    # XLA divides by a constant as it multiplies by its inverse, which can be the last bit. That decides where a weight is half
     # way between two codes, as the largest of each output does.
     np.testing.assert_allclose(scales, theirs.scale, rtol=2 * np.finfo(np.float32).eps)
     apart = np.abs(codes.astype(int) - np.asarray(theirs.qvalue, int))
