@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from paligemma.artifacts.record import Input, Record
 from paligemma.checkpoints.tuned import TunedDescription
+from paligemma.choices import QuantizedDtype
 from paligemma.yaml_text import dump_yaml
 
 LICENCE = """The terms that the base checkpoint came with apply to this model too. Those of Google's PaliGemma are the
@@ -67,6 +68,7 @@ def render_card(
         f"{summary['trained_parameters'] + summary['frozen_parameters']:,} parameters were trained "
         f"(`trainable: {_inline(recipe.get('trainable'))}`) for {description.steps} steps on {summary['device']}; images are "
         f"{description.config.img.image_size} x {description.config.img.image_size} pixels.",
+        *about_frozen(recipe.get("frozen_dtype")),
         "",
         "## How well it does",
         "",
@@ -138,6 +140,16 @@ _USE = {
 
 def _input_row(entry: Input | Source) -> str:
     return f"| {entry.role} | `{entry.uri.replace('|', '%7C')}` | `{entry.sha256}` |"
+
+
+def about_frozen(dtype: object) -> list[str]:
+    """A line about frozen weights that were quantized while the model was trained."""
+    if dtype not in get_args(QuantizedDtype):
+        return []
+    return [
+        f"While it was trained, frozen weights were held as {dtype}. Here they are the base's own, not quantized, with what "
+        "was trained merged into them."
+    ]
 
 
 def _images(count: int) -> str:

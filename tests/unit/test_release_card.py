@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lineage_runs import at_place, make_step
 
+from components.publish.card import about_frozen
 from components.publish.release import sources_of
 from paligemma.artifacts.record import Input, file_sha256
 from paligemma.artifacts.store import input_of, produce
@@ -30,3 +31,10 @@ def test_the_sources_are_data_files_and_the_address_that_a_checkpoint_came_from(
     ]
     (Path(records) / "lineage.json").unlink()  # what is gone is left out
     assert [source.role for source in sources_of(inputs)] == ["checkpoint: weights"]
+
+
+def test_a_model_that_was_tuned_over_quantized_weights_says_that_it_has_them_no_more() -> None:
+    (line,) = about_frozen("nf4")
+    assert "held as nf4" in line
+    assert "not quantized" in line
+    assert about_frozen("float16") == about_frozen(None) == []

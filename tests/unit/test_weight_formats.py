@@ -98,6 +98,24 @@ def test_a_weight_that_is_read_in_pieces_has_the_same_codes(
         np.testing.assert_array_equal(found, one)
 
 
+def test_a_weight_is_never_in_memory_as_floats_but_for_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    class Stored:
+        shape, dtype = (6, 2, 64, 32), np.dtype(np.float16)
+
+        def __getitem__(self, index) -> np.ndarray:
+            values = np.broadcast_to(np.float16(0.5), self.shape)[index]
+            read.append(values.size)
+            return values
+
+    monkeypatch.setattr(loading, "_PIECE", 512)
+    codes, _ = quantize_array(Stored(), FORMS["int8"])
+    assert codes.shape == Stored.shape
+    assert max(read) == 4 * 512
+    assert sum(read) == codes.size
+
+
 @pytest.mark.parametrize("variant", ["paligemma-3b-pt-224", "paligemma2-10b-pt-448", "paligemma2-28b-pt-224"])
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_nearly_all_of_a_published_model_is_quantized(variant: str, kind) -> None:
