@@ -143,11 +143,11 @@ def export(
     output: Annotated[str, typer.Option(help="Folder or gs:// prefix to write to.")],
     format: Annotated[
         ModelFormat,
-        typer.Option(help="big_vision: one .npz file. huggingface: a folder that transformers loads."),
+        typer.Option(help="big_vision: one .npz file, or safetensors of int8 or nf4. huggingface: for transformers."),
     ],
     dtype: Annotated[
         ExportDtype,
-        typer.Option(help="Of every parameter; stored keeps each as it is (trained ones are float32)."),
+        typer.Option(help="Of every parameter; stored keeps each as it is, int8 and nf4 quantize weights."),
     ] = "stored",
     base: Annotated[
         str,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paligemma.artifacts.recording import recorded
-from paligemma.choices import ExportDtype
+from paligemma.choices import ReleaseDtype
 from paligemma.command_line import run_command
 
 
@@ -22,7 +22,7 @@ def run(
         typer.Option(help="Formats of the whole model, with commas: big_vision, huggingface."),
     ] = "big_vision",
     dtype: Annotated[
-        ExportDtype,
+        ReleaseDtype,
         typer.Option(help="Of every parameter; stored keeps each as it is (trained ones are float32)."),
     ] = "stored",
     promote: Annotated[bool, typer.Option(help="Make it the champion; refused when its evaluation says no.")] = True,

@@ -17,7 +17,7 @@ from paligemma.artifacts.store import input_of, localize, produce, record_of
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open_checkpoint import check_base, open_checkpoint
 from paligemma.checkpoints.tuned import TunedDescription, read_tuned
-from paligemma.choices import ExportDtype, ModelFormat
+from paligemma.choices import ModelFormat, ReleaseDtype
 from paligemma.errors import InputError, PaliGemmaError, one_of
 from paligemma.foreign_json import read_json
 from paligemma.registry.releases import (
@@ -62,7 +62,7 @@ class Candidate:
     evaluation: Path
     registry: str
     formats: tuple[ModelFormat, ...]
-    dtype: ExportDtype
+    dtype: ReleaseDtype
     signer: str
     description: TunedDescription
     inputs: list[Input]
@@ -100,7 +100,7 @@ def read_candidate(checkpoint: str, tuned: str, evaluation: str, registry: str, 
     Raises:
         InputError: they do not belong together, or a format or dtype is unknown.
     """
-    wanted, held_in = parse_formats(formats), one_of(dtype, get_args(ExportDtype), "--dtype")
+    wanted, held_in = parse_formats(formats), one_of(dtype, get_args(ReleaseDtype), "--dtype")
     base, model = open_checkpoint(checkpoint), read_tuned(localize(tuned))
     check_base(model, base)
     evaluated = localize(evaluation)

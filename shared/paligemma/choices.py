@@ -14,8 +14,10 @@ DecodingWeights = Literal["stored", "int8", "nf4"]
 """What weights are read as for every token: as they are stored, or quantized."""
 FrozenDtype = Literal["float16", "bfloat16", "float32", "int8", "nf4"]
 """What frozen parameters are kept in."""
-ExportDtype = Literal["stored", "float32", "float16", "bfloat16"]
-"""What a model is exported in; `stored` leaves each parameter as it is."""
+ReleaseDtype = Literal["stored", "float32", "float16", "bfloat16"]
+"""What a model is released in; `stored` leaves each parameter as it is."""
+ExportDtype = Literal["stored", "float32", "float16", "bfloat16", "int8", "nf4"]
+"""What a model is exported in; `int8` and `nf4` quantize weights."""
 ModelFormat = Literal["big_vision", "huggingface"]
 """Layout of a model's files."""
 TaskName = Literal["", "vqa", "caption", "docvqa", "chartqa", "detect", "segment", "classify", "ocr"]

@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
-from paligemma.checkpoints.lazy import LazyArray
+from paligemma.checkpoints.lazy import LazyArray, Resolvable
 from paligemma.checkpoints.merge import merged_arrays
 from paligemma.checkpoints.open_checkpoint import Checkpoint, open_model
 from paligemma.checkpoints.parameters import build_decoding_module
+from paligemma.checkpoints.quantized_files import QuantizedArray
 from paligemma.checkpoints.tuned import TunedModel
 from paligemma.data.images import load_image, preprocess, to_rgb
 from paligemma.data.pictures.levels import GreyRange, parse_grey_range
@@ -275,6 +276,9 @@ def build_model(
     arrays = checkpoint.arrays if tuned is None else merged_arrays(checkpoint.arrays, tuned)
 
     def held_in(name: str, array: LazyArray) -> np.dtype | WeightFormat:
+        stored = array.resolve() if isinstance(array, Resolvable) else array
+        if dtype is None and isinstance(stored, QuantizedArray):
+            return stored.form
         if dtype == "int8" or dtype == "nf4":
             return weight_format(name, tuple(array.shape), dtype, QuantizeConfig()) or array.dtype
         return array.dtype if dtype is None or array is not checkpoint.arrays[name] else jnp.dtype(dtype)

@@ -45,6 +45,15 @@ class Checked(Protocol):
         """Reads all values and compares them with their checksum if the file has one."""
 
 
+@runtime_checkable
+class Resolvable(Protocol):
+    """A lazy array that stands for another one."""
+
+    def resolve(self) -> LazyArray:
+        """The other one."""
+        ...
+
+
 class Stacked:
     """Views arrays of equal shape and dtype as one with a leading axis, for files that store layers separately."""
 

@@ -17,6 +17,7 @@ from paligemma.checkpoints.huggingface.config import is_huggingface_config, pars
 from paligemma.checkpoints.huggingface.mapping import from_tensors
 from paligemma.checkpoints.identify import refuse_folder, refuse_other
 from paligemma.checkpoints.lazy import LazyArray
+from paligemma.checkpoints.quantized_files import from_quantized, read_quantization
 from paligemma.checkpoints.resample import resampled
 from paligemma.checkpoints.stored import StoredWeights, open_stored
 from paligemma.checkpoints.tokenizer_file import as_sentencepiece, find_tokenizer
@@ -228,12 +229,15 @@ def _config_beside(weights: Path) -> PaliGemmaConfig | None:
 
 def _read_huggingface(weights: Path, config: PaliGemmaConfig | None) -> tuple[dict[str, LazyArray], PaliGemmaConfig]:
     tensors = safetensors_files.read_safetensors(weights)
+    quantization = read_quantization(weights)
     if config is None:
         raise InputError(
             f"There is no {CONFIG_FILE} beside the weights.",
             where=weights.parent,
             expected="transformers' configuration: shapes do not tell how wide a head is",
         )
+    if quantization is not None:
+        return from_quantized(config, tensors, quantization, weights), config
     # The weights have the shapes of their own resolution.
     return from_tensors(config, tensors, weights), config
 

@@ -6,26 +6,41 @@ import itertools
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from paligemma.checkpoints.lazy import THREADS, LazyArray, empty, read, verify
+from paligemma.checkpoints.lazy import THREADS, LazyArray, Resolvable, empty, read, verify
 from paligemma.models.quantized import Quantized
 from paligemma.models.weight_formats import WeightFormat, quantize
 from paligemma.runtime.sharding import fsdp_sharding
+
+
+@runtime_checkable
+class HasCodes(Protocol):
+    """A parameter that is stored quantized."""
+
+    def as_quantized(self, form: WeightFormat, /) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and scales in this format."""
+        ...
+
 
 _PIECE = 1 << 23
 """Most weights that a thread quantizes at a time: its temporary arrays are four to eight times as large in bytes."""
 
 
 def quantize_array(array: LazyArray, form: WeightFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of a parameter, on this host; see `weight_formats.quantize`.
+    """Codes and scales of a parameter, on this host; see `weight_formats.quantize`. Those that are stored are not made anew.
 
     Raises:
         DamagedError: the values differ from the file's checksum, if it has one.
+        InputError: the parameter is stored in another format.
     """
+    array = array.resolve() if isinstance(array, Resolvable) else array
+    if isinstance(array, HasCodes):
+        return array.as_quantized(form)
     codes_shape, scales_shape = form.shapes(tuple(array.shape))
     codes = empty(codes_shape, form.codes_dtype)
     scales = empty(scales_shape, np.dtype(np.float32))

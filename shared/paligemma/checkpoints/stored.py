@@ -62,6 +62,10 @@ class FetchedOnUse:
         """Values at `index`."""
         return self._fetched()[index]
 
+    def resolve(self) -> LazyArray:
+        """See `lazy.Resolvable`."""
+        return self._fetched()
+
     def read_into(self, to: np.ndarray) -> None:
         """See `lazy.Checked`."""
         read_into(self._fetched(), to)
