@@ -256,7 +256,7 @@ def test_unfinished_work_does_not_take_the_place_of_the_users(tmp_path: Path, ki
     place.unlink() if kind == "a link" else shutil.rmtree(place)
     folder = work_folder(str(tmp_path / "out"), inputs, {"compression": "none"})
     (folder / "00000.facts").write_text("x")
-    assert work_folder(str(tmp_path / "out"), inputs, {"other": 1}) == folder
+    assert work_folder(str(tmp_path / "out"), inputs, {"compression": "none", "other": 1}) == folder
     assert [path.name for path in folder.iterdir()] == [FINGERPRINT_FILE]
 
 
