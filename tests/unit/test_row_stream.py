@@ -28,7 +28,7 @@ from paligemma.data import row_stream
 from paligemma.data.augment import Augmentation, check_augmentation
 from paligemma.data.batch import TrainBatch
 from paligemma.data.loader import training_batches, validation_batches
-from paligemma.data.records import Records, bytes_for_rows, open_records, row_ids, stream
+from paligemma.data.records import Records, SourceRows, bytes_for_rows, open_records, row_ids, stream
 from paligemma.data.row_stream import RANGE_BYTES, RowStream, open_rows
 from paligemma.errors import DamagedError, InputError
 from paligemma.retry import RetryPolicy
@@ -152,6 +152,17 @@ def test_batches_are_those_of_records_that_were_fetched_first(place: Place, tmp_
     assert row_ids(streamed, [5, 59]) == row_ids(records, [5, 59])
     assert on_disk(tmp_path) <= budget
     assert not list((tmp_path / "cache").rglob("*.tfrecord"))
+
+
+@pytest.mark.parametrize("share", [0, 10])
+def test_rows_of_a_mixture_that_come_again_within_an_epoch_are_the_same(place: Place, share: float) -> None:
+    sources = [SourceRows(name="few", rows=5, rejected=0, weight=9.0), SourceRows(name="rest", rows=55, rejected=0, weight=1.0)]
+    local = open_records(place.local)
+    mixed = local.dataset.model_copy(update={"sources": sources})
+    streamed = replace(place.streamed(least(place) + int(share * place.size)), dataset=mixed)
+    ours = take(streamed, 20)
+    assert any(len(set(rows.tolist())) < len(rows) for rows, _ in ours)
+    assert_equal(ours, take(replace(local, dataset=mixed), 20))
 
 
 def test_a_set_that_fits_is_fetched_once_in_many_epochs_and_by_the_next_run(place: Place) -> None:
