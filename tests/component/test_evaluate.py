@@ -81,6 +81,20 @@ def test_results_are_the_same_for_every_batch_size(records: Path, tuned: Path, t
     assert 0 < metrics["exact_match"] < 1
 
 
+@pytest.mark.parametrize("weights", ["int8", "nf4"])
+def test_a_model_can_be_judged_as_it_decodes_with_quantized_weights(
+    weights: str, records: Path, tuned: Path, tmp_path: Path
+) -> None:
+    losses = {}
+    for name in ("stored", weights):
+        arguments = {"checkpoint": "embedded:tiny", "records": records, "tuned": tuned, "max_new_tokens": 4}
+        run(**arguments, output=tmp_path / name, weights=name)
+        losses[name] = read(tmp_path / name)[0]["loss"]
+        assert read_record(tmp_path / name).producer.parameters["weights"] == name
+    assert losses[weights] != losses["stored"]
+    np.testing.assert_allclose(losses[weights], losses["stored"], rtol=0.05 if weights == "int8" else 0.3)
+
+
 def test_metrics_are_what_the_predictions_say(base_evaluation: Path, records: Path) -> None:
     metrics, predictions = read(base_evaluation)
     assert [row["exact_match"] for row in predictions] == [row["prediction"] == row["target"] for row in predictions]

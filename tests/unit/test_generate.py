@@ -112,6 +112,20 @@ def test_a_folder_is_answered_on_standard_output_in_the_tasks_words(small_data: 
     assert (line["image"], line["prompt"]) == ("a.png", "answer en which digit?")
 
 
+@pytest.mark.parametrize("weights", ["int8", "nf4"])
+def test_weights_are_quantized_for_an_answer_when_that_is_asked_for(
+    weights: str, small_data: SmallData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    original = paligemma.model.build_model
+    monkeypatch.setattr("paligemma.model.build_model", lambda *given: built.append(original(*given)) or built[-1])
+    image = str(small_data.folder / small_data.add_image("a.png"))
+    asked = ["generate", "--model", "embedded:tiny", "--image", image, "--prompt", "ocr", "--max-new-tokens", "2"]
+    done = CliRunner().invoke(app, [*asked, "--weights", weights])
+    assert done.exit_code == 0, done.output
+    assert str(built[0].module.llm.layers.mlp.linear.get_value().dtype) == weights
+
+
 def test_what_a_folder_holds_besides_images_is_counted_and_named(small_data: SmallData, caplog) -> None:
     for name in ("a.png", "B.JPG", "c.pgm", "sub/d.webp", ".ipynb_checkpoints/a.png", ".hidden.png"):
         (small_data.folder / name).parent.mkdir(exist_ok=True)
