@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from paligemma.checkpoints.lazy import LazyArray, read, verify
-from paligemma.checkpoints.quantize import place_quantized
+from paligemma.checkpoints.quantize import quantize_array
 from paligemma.choices import ComputeDtype, QuantizedDtype
 from paligemma.models.config import PaliGemmaConfig
 from paligemma.models.gemma import Block
@@ -57,6 +57,23 @@ def place(array: LazyArray, dtype: np.dtype, sharding: jax.sharding.Sharding | N
     if sharding.is_fully_addressable and not sharding.is_fully_replicated:
         verify(array)  # the devices have read it in slices, so it is in the page cache now
     return placed
+
+
+def place_quantized(array: LazyArray, form: WeightFormat, mesh: Mesh | None) -> Quantized:
+    """A parameter as codes and scales on its devices, both split as `fsdp_sharding` splits an array of their shape.
+
+    Raises:
+        DamagedError: see `quantize_array`.
+    """
+    placed = []
+    for values in quantize_array(array, form):
+        if mesh is None:
+            placed.append(jax.device_put(values))
+        else:
+            sharding = fsdp_sharding(mesh, values.shape)
+            placed.append(jax.make_array_from_callback(values.shape, sharding, values.__getitem__))
+    codes, scales = (one.block_until_ready() for one in placed)
+    return Quantized(codes, scales, form)
 
 
 def build_module(

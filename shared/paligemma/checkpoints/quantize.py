@@ -1,4 +1,4 @@
-"""Quantizes weights while they are read: a few layers or rows at a time, so that no model is in memory as floats."""
+"""Quantizes weights while they are read, a few layers or rows at a time: no model is in memory as floats. Needs no JAX."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from paligemma.checkpoints.lazy import THREADS, LazyArray, Resolvable, empty, read, verify
-from paligemma.models.quantized import Quantized
 from paligemma.models.weight_formats import WeightFormat, quantize
-from paligemma.runtime.sharding import fsdp_sharding
 
 
 @runtime_checkable
@@ -57,23 +53,6 @@ def quantize_array(array: LazyArray, form: WeightFormat) -> tuple[np.ndarray, np
                 done.result()
     verify(array)
     return codes, scales
-
-
-def place_quantized(array: LazyArray, form: WeightFormat, mesh: Mesh | None) -> Quantized:
-    """A parameter as codes and scales on its devices, both split as `fsdp_sharding` splits an array of their shape.
-
-    Raises:
-        DamagedError: see `quantize_array`.
-    """
-    placed = []
-    for values in quantize_array(array, form):
-        if mesh is None:
-            placed.append(jax.device_put(values))
-        else:
-            sharding = fsdp_sharding(mesh, values.shape)
-            placed.append(jax.make_array_from_callback(values.shape, sharding, values.__getitem__))
-    codes, scales = (one.block_until_ready() for one in placed)
-    return Quantized(codes, scales, form)
 
 
 def _read_at_once(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[slice, ...]]:

@@ -48,8 +48,10 @@ class JoinedIndex(Index):
                 with self.database:
                     added = self.database.execute("INSERT OR IGNORE INTO row_sets (sha256) VALUES (?)", (sha256,))
                     if added.rowcount:
-                        rows = part.database.execute("SELECT row, line, image, name FROM rows WHERE row_set = ?", (number,))
-                        self.database.executemany(f"INSERT INTO rows VALUES ({added.lastrowid}, ?, ?, ?, ?)", rows)
+                        rows = part.database.execute(
+                            "SELECT row, line, image, name, source FROM rows WHERE row_set = ?", (number,)
+                        )
+                        self.database.executemany(f"INSERT INTO rows VALUES ({added.lastrowid}, ?, ?, ?, ?, ?)", rows)
 
     def _take(self, database: sqlite3.Connection) -> None:
         known = {sha256 for (sha256,) in self.database.execute("SELECT sha256 FROM records")}
