@@ -13,13 +13,12 @@ from paligemma.data.images import ImageError, fit_image
 from paligemma.data.loc_boxes import parse_boxes
 from paligemma.data.pictures.levels import GreyRange
 from paligemma.data.prepare import SAMPLED_SIDE, Facts, Job, Remark
-from paligemma.data.preview import TRUE_COLOUR
 from paligemma.data.records import Dataset
 from paligemma.data.row_sources import open_folders
 from paligemma.data.row_warnings import WARNINGS
 from paligemma.data.rows import REASONS, RowError
 from paligemma.data.run_lengths import read_runs
-from paligemma.reports.page import image_uri, mask_uri, render
+from paligemma.reports.page import TRUE_COLOUR, image_uri, mask_uri, render
 
 THUMBNAIL_SIZE = SAMPLED_SIDE
 """Maximum side of the pictures in pixels."""

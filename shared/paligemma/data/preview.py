@@ -29,14 +29,11 @@ from paligemma.data.tfrecord import RowReader
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.data.web_images import fetch_images
 from paligemma.errors import InputError
-from paligemma.reports.page import image_uri, mask_uri, render
+from paligemma.reports.page import SUFFIX_COLOUR, TRUE_COLOUR, image_uri, mask_uri, render
 from paligemma.storage.files import exists
 
 LOOKED_AT = 1000
 """Most rows of a JSONL file that are checked; prepare_data checks all."""
-
-TRUE_COLOUR, SUFFIX_COLOUR = (16, 124, 16), (227, 0, 140)
-"""Colours of true masks and of those that a suffix's symbols say: red, green, blue."""
 
 
 @dataclass(frozen=True)

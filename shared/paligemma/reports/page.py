@@ -87,6 +87,10 @@ def image_uri(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+TRUE_COLOUR, SUFFIX_COLOUR = (16, 124, 16), (227, 0, 140)
+"""Colours of true masks, and of those that a suffix's symbols say: red, green, blue."""
+
+
 def mask_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
     """A boolean `[height, width]` mask as a data URI of a PNG: a colour inside, transparent outside."""
     image = Image.fromarray(mask.astype(np.uint8), "P")
