@@ -46,6 +46,10 @@ LARGE = 1 << 21
 FEW = range(2, 33)
 """Most rows for which strips are faster."""
 
+INPUTS_OF_A_ROW = 2048
+"""Inputs of a piece of an int8 matrix: XLA fuses a product with its weight's conversion if the other operand is under 16 KiB.
+"""
+
 MOST_COPIED = 1 << 30
 """Largest decoder, in bytes, that gets strips: they hold its weights a second time."""
 
@@ -106,26 +110,40 @@ class _Matrix(nnx.Module):
 
 
 class _Int8Matrix(nnx.Module):
-    """An int8 matrix, by rows from outputs to inputs. For few rows its product is a sum of products that XLA fuses with the
-    conversion of the codes. A product of its own would first write them as floats, four bytes for each that it then reads.
+    """An int8 matrix, by rows from outputs to inputs, in pieces of some inputs.
+
+    XLA can fuse the conversion of codes into the product of one row, if that row is short and nothing else is near. Of few
+    rows, a sum of products is what it fuses the conversion with. Any other product first writes the codes as floats, which many
+    rows repay. tests/benchmarks/README.md has what that makes of decoding.
     """
 
     def __init__(self, weight: Quantized, dtype: jnp.dtype) -> None:
         """Takes a weight that has its inputs first, `[k, n]`, or a table, `[n, k]`."""
         turned = weight if weight.form.inputs == (-1,) else jax.tree.map(lambda leaf: np.asarray(leaf).T, weight)
-        codes, scales = (_view(np.ascontiguousarray(leaf)) for leaf in (turned.codes, turned.scales))
-        self.w = nnx.Param(Quantized(codes, scales, WeightFormat("int8", (-1,))))
+        starts = range(0, turned.codes.shape[1], INPUTS_OF_A_ROW)
+        pieces = [np.ascontiguousarray(turned.codes[:, start : start + INPUTS_OF_A_ROW]) for start in starts]
+        self.codes = nnx.List([nnx.Param(_view(piece)) for piece in pieces])
+        self.scales = nnx.Param(_view(np.ascontiguousarray(turned.scales)))
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t k"]) -> Float[Array, "b t n"]:
-        weight = self.w.get_value()
-        rows = x.reshape(-1, x.shape[-1])
+        rows, scales = x.reshape(-1, x.shape[-1]), self.scales[...]
+        codes = [piece[...] for piece in self.codes]
+        parts = [rows[:, place * INPUTS_OF_A_ROW :][:, : piece.shape[1]] for place, piece in enumerate(codes)]
         if len(rows) > FEW[-1] or x.dtype != jnp.float32:
-            return product("btk,nk->btn", x, weight, self.dtype)
-        # Of one row, XLA would make a plain product again, so there are two.
-        several = jnp.broadcast_to(rows, (2, rows.shape[1])) if len(rows) == 1 else rows
-        sums = jnp.sum(several[:, None] * weight.codes.astype(jnp.float32), axis=2)[: len(rows)]
-        return (sums * weight.scales[:, 0]).reshape(*x.shape[:-1], -1)
+            form = WeightFormat("int8", (-1,))
+            weights = [Quantized(piece, scales, form) for piece in codes]
+            products = [product("mk,nk->mn", *operands, self.dtype) for operands in zip(parts, weights, strict=True)]
+            return sum(products[1:], products[0]).reshape(*x.shape[:-1], -1)
+        if len(rows) == 1:
+            parts = jax.lax.optimization_barrier(parts)
+            sums = [part @ piece.astype(jnp.float32).T for part, piece in zip(parts, codes, strict=True)]
+            sums = jax.lax.optimization_barrier(sums)
+        else:
+            sums = [
+                jnp.sum(part[:, None] * piece.astype(jnp.float32), axis=2) for part, piece in zip(parts, codes, strict=True)
+            ]
+        return (sum(sums[1:], sums[0]) * scales[:, 0]).reshape(*x.shape[:-1], -1)
 
 
 def _matrix(weight: np.ndarray | Quantized, dtype: jnp.dtype, strips: bool) -> _Matrix | _Int8Matrix:
