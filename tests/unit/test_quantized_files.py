@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 import paligemma
+from components.fetch_checkpoint.__main__ import run as fetch_checkpoint
 from paligemma.checkpoints.export import export
 from paligemma.checkpoints.open_checkpoint import open_checkpoint
 from paligemma.checkpoints.quantize import quantize_array
@@ -116,3 +117,15 @@ def test_a_description_that_cannot_be_read_is_refused(values: object, stored, tm
 def test_transformers_does_not_read_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="transformers does not read int8 weights"):
         export("embedded:tiny", tmp_path / "x", "huggingface", "int8")
+
+
+def test_fetch_checkpoint_takes_it_as_any_other(stored, tmp_path: Path) -> None:
+    """So that a pipeline can begin with it."""
+    fetch_checkpoint(source=str(stored[1]), output=str(tmp_path / "fetched"))
+    fetched, given = (open_checkpoint(folder) for folder in (tmp_path / "fetched", stored[1]))
+    assert fetched.weights_sha256 == given.weights_sha256
+    ours, theirs = (quantize_array(one.arrays[LINEAR], given.arrays[LINEAR].form) for one in (fetched, given))
+    for one, other in zip(
+        quantize_array(fetched.arrays[LINEAR], form), quantize_array(given.arrays[LINEAR], form), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)

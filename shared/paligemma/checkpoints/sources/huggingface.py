@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from paligemma.checkpoints.identify import refuse_folder
+from paligemma.checkpoints.quantized_files import DESCRIPTION_FILE
 from paligemma.checkpoints.safetensors_files import INDEX_FILE, SINGLE_FILE, weight_files
 from paligemma.checkpoints.sources.remote import unavailable
 from paligemma.errors import DamagedError, InputError
@@ -22,6 +23,7 @@ from paligemma.storage.disk_space import explain_full_disk
 log = logging.getLogger("paligemma.sources")
 
 _SMALL_FILES = (
+    DESCRIPTION_FILE,
     "config.json",
     "generation_config.json",
     INDEX_FILE,
