@@ -147,7 +147,7 @@ def about_frozen(dtype: object) -> list[str]:
     if dtype not in get_args(QuantizedDtype):
         return []
     return [
-        f"While it was trained, frozen weights were held as {dtype}. Here they are the base's own, not quantized, with what "
+        f"While it was trained, frozen weights were held as {dtype}. Here they are floats, as the base has them, with what "
         "was trained merged into them."
     ]
 
